@@ -1,0 +1,69 @@
+# Everything runs in .venv, which is made on first use. Ways to change what runs:
+#   make nback ARGS="--config.seeds=0,1,2"       more flags for the program
+#   make nback CONFIG=configs/nback.py:smoke     another config or variant
+#   make nback PYTHON=python3.12                 another interpreter (delete .venv first)
+#   make nback EXTRAS=cuda                       with the GPU build of JAX
+PYTHON ?= python3
+EXTRAS ?=
+CONFIG ?= configs/nback.py
+WORKDIR ?= runs/nback
+ARGS ?=
+WORKERS ?= auto
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+comma := ,
+installed := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
+tested := $(VENV)/.installed-test
+pytest = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
+
+.PHONY: help nback test test-full mutate lint format clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make nback      train the n-back benchmark and print its table (about 5 minutes on two CPU cores)"
+	@echo "make test       the tests (under 10 minutes)     make test-full  the full product of the contract suite"
+	@echo "make mutate     apply each committed fault and check that the tests notice"
+	@echo "make lint       ruff check and format check      make format     apply both"
+	@echo "make clean      remove .venv and caches, never runs/"
+
+nback: $(installed)
+	$(RUN) -m bdh_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
+
+test: $(tested)
+	$(pytest) $(ARGS)
+
+test-full: $(tested)
+	$(pytest) -m "full or not full" $(ARGS)
+
+mutate: $(tested)
+	$(RUN) tests/mutations/run.py $(ARGS)
+
+lint: $(tested)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: $(tested)
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps depend on pyproject.toml, so nothing is installed again until it changes.
+$(installed): pyproject.toml | $(RUN)
+	@echo "installing bdh_jax into $(VENV) (a minute or two, once)"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".$(if $(EXTRAS),[$(EXTRAS)])"
+	@touch $@
+
+$(tested): pyproject.toml | $(RUN)
+	@echo "installing bdh_jax and its test tools into $(VENV) (a minute or two, once)"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	@touch $@ $(VENV)/.installed
+
+$(RUN):
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; name a Python >= 3.11: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "bdh_jax needs Python >= 3.11, $(PYTHON) is $$($(PYTHON) -V 2>&1); use make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

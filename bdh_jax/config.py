@@ -1,0 +1,374 @@
+"""Configuration: frozen dataclasses inside, a locked ``ConfigDict`` at the edge.
+
+Every experiment is one :class:`ExperimentConfig`. ``configs/*.py`` build a ``ConfigDict`` from it with
+:func:`to_config_dict`, the command line overrides keys of that, and :func:`from_config_dict` turns the result back
+into frozen dataclasses. An unknown key, a value of the wrong type or a value outside its range is a
+:class:`ConfigError` that names the key, the value and what would be accepted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import jax.numpy as jnp
+import ml_collections
+
+Scope = Literal["layer", "shared"]
+Address = Literal["previous", "current"]
+AddressNorm = Literal["none", "l2", "sum"]
+WriteGradient = Literal["full", "stop"]
+Attention = Literal["rope", "shift"]
+Implementation = Literal["auto", "recurrent", "chunked", "parallel"]
+Kernel = Literal["auto", "xla", "pallas", "pallas_interpret"]
+DType = Literal["float32", "bfloat16", "float64"]
+Loss = Literal["answer", "all", "weights"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used. The message names the key, the value and the remedy."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _require_choice(name: str, value: Any, annotation: Any) -> None:
+    choices = typing.get_args(annotation)
+    _require(value in choices, f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
+
+
+@dataclasses.dataclass(frozen=True)
+class FastWeightConfig:
+    """Fast weights: the write-back S of shape [H, N, D] per layer and example (see ``bdh_jax.fast_weights.rules``)."""
+
+    enabled: bool = True
+    learning_rate: float = 1.0
+    """η ≥ 0, the size of a write."""
+    decay: float = 0.95
+    """λ in (0, 1], applied once per valid token."""
+    scope: Scope = "layer"
+    """One S per layer, or one shared by all layers (then only the recurrent form exists for n_layer > 1)."""
+    address: Address = "previous"
+    """Write under the previous token's address (associates successive tokens) or the current one."""
+    address_norm: AddressNorm = "l2"
+    write_gradient: WriteGradient = "full"
+    """"stop" cuts the gradient through written keys and values; η, λ and the initial S keep theirs."""
+    synapse: bool = False
+    """Add the slow parameter that is read beside S, and where consolidation writes by default."""
+    train_synapse: bool = False
+    """Let the optimiser train the synapse; otherwise only consolidation changes it."""
+    learn_learning_rate: bool = False
+    """Learn η per head, in log space, from ``learning_rate``."""
+    learn_decay: bool = False
+    """Learn λ per head, in logit space, from ``decay``."""
+
+    def __post_init__(self):
+        _require_choice("fast.scope", self.scope, Scope)
+        _require_choice("fast.address", self.address, Address)
+        _require_choice("fast.address_norm", self.address_norm, AddressNorm)
+        _require_choice("fast.write_gradient", self.write_gradient, WriteGradient)
+        _require(self.learning_rate >= 0, f"fast.learning_rate={self.learning_rate} must be ≥ 0")
+        _require(0 < self.decay <= 1, f"fast.decay={self.decay} must lie in (0, 1]")
+        _require(
+            not self.learn_learning_rate or self.learning_rate > 0,
+            "fast.learn_learning_rate needs fast.learning_rate > 0: it is learned in log space",
+        )
+        _require(
+            not self.learn_decay or self.decay < 1,
+            "fast.learn_decay needs fast.decay < 1: it is learned in logit space, where 1 is infinitely far",
+        )
+        _require(
+            not self.train_synapse or self.synapse, "fast.train_synapse needs fast.synapse=True: there is nothing to train"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class BDHConfig:
+    """The model. Defaults are the published 25 M parameter size with bytes as tokens (arXiv 2509.26507)."""
+
+    vocab_size: int = 256
+    n_layer: int = 6
+    d_model: int = 256
+    n_head: int = 4
+    n_neurons: int = 32768
+    """Neurons over all heads; each head has n_neurons / n_head, which must be even for the rotary pairs."""
+    dropout: float = 0.1
+    dtype: DType = "float32"
+    """Compute dtype. Parameters and fast weights are float32 (float64 when this is float64)."""
+    init_std: float = 0.02
+    rope_theta: float = 65536.0
+    attention: Attention = "rope"
+    """"rope" is BDH. "shift" replaces rotated keys by the previous token's un-rotated code, the control for λ = 1."""
+    implementation: Implementation = "auto"
+    kernel: Kernel = "auto"
+    chunk_size: int = 128
+    """Tokens per chunk of the chunked form."""
+    remat: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+    fast: FastWeightConfig = FastWeightConfig()
+
+    def __post_init__(self):
+        for name in ("vocab_size", "n_layer", "d_model", "n_head", "n_neurons", "chunk_size"):
+            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        _require(
+            self.n_neurons % self.n_head == 0,
+            f"n_neurons={self.n_neurons} is not divisible by n_head={self.n_head}; "
+            f"use n_neurons={self._round_neurons()}",
+        )
+        _require(
+            (self.n_neurons // self.n_head) % 2 == 0,
+            f"n_neurons={self.n_neurons} with n_head={self.n_head} gives an odd number of neurons per head, and the rotary "
+            f"embedding pairs them; use n_neurons={self._round_neurons()}",
+        )
+        _require(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
+        _require(self.init_std > 0, f"init_std={self.init_std} must be positive")
+        _require(self.rope_theta > 1, f"rope_theta={self.rope_theta} must be greater than 1")
+        _require_choice("dtype", self.dtype, DType)
+        _require_choice("attention", self.attention, Attention)
+        _require_choice("implementation", self.implementation, Implementation)
+        _require_choice("kernel", self.kernel, Kernel)
+        if self.shared_across_layers:
+            _require(
+                self.implementation in ("auto", "recurrent"),
+                f'implementation={self.implementation!r} cannot run fast.scope="shared" with n_layer={self.n_layer}: a layer '
+                'reads what earlier layers wrote at the same token, so only implementation="recurrent" (or "auto") exists',
+            )
+
+    def _round_neurons(self) -> int:
+        step = 2 * self.n_head
+        return max(step, round(self.n_neurons / step) * step)
+
+    @property
+    def neurons_per_head(self) -> int:
+        """N = n_neurons / n_head."""
+        return self.n_neurons // self.n_head
+
+    @property
+    def shared_across_layers(self) -> bool:
+        """Whether several layers write into one S, which makes the model sequential in time."""
+        return self.fast.enabled and self.fast.scope == "shared" and self.n_layer > 1
+
+    @property
+    def memory_slots(self) -> int:
+        """How many S there are: one a layer, or one."""
+        return 1 if self.fast.scope == "shared" else self.n_layer
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        """Dtype of activations."""
+        return jnp.dtype(self.dtype)
+
+    @property
+    def state_dtype(self) -> jnp.dtype:
+        """Dtype of parameters, fast weights, attention state and rotary phases: at least float32."""
+        return jnp.promote_types(jnp.float32, self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """Base of every task's own configuration. ``name`` selects the task in ``bdh_jax.tasks``."""
+
+    name: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay, gradient clipping, weight decay on matrices only."""
+
+    learning_rate: float = 1e-3
+    """Peak rate."""
+    warmup_steps: int = 100
+    final_fraction: float = 0.0
+    """The cosine ends at this fraction of the peak rate."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float | None = 1.0
+    """Global gradient norm limit; None does not clip."""
+
+    def __post_init__(self):
+        _require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate} must be positive")
+        _require(self.warmup_steps >= 0, f"optimizer.warmup_steps={self.warmup_steps} must be ≥ 0")
+        _require(0 <= self.final_fraction <= 1, f"optimizer.final_fraction={self.final_fraction} must lie in [0, 1]")
+        _require_choice("optimizer.schedule", self.schedule, Literal["cosine", "constant"])
+        _require(self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay} must be ≥ 0")
+        _require(0 <= self.b1 < 1 and 0 <= self.b2 < 1, f"optimizer.b1={self.b1}, b2={self.b2} must lie in [0, 1)")
+        _require(self.eps > 0, f"optimizer.eps={self.eps} must be positive")
+        _require(
+            self.clip_norm is None or self.clip_norm > 0, f"optimizer.clip_norm={self.clip_norm} must be positive or None"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The training loop."""
+
+    steps: int = 1000
+    batch_size: int = 32
+    """Sequences per optimiser step, over all devices and accumulation slices."""
+    accumulation: int = 1
+    """Slices the batch is cut into; gradients are averaged over them before the update."""
+    loss: Loss = "answer"
+    """Positions that are trained: the answer, every valid position, or the weights the task gives."""
+    evaluate_every: int = 100
+    checkpoint_every: int = 200
+    log_every: int = 10
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulation", "evaluate_every", "checkpoint_every", "log_every"):
+            _require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)} must be at least 1")
+        _require(
+            self.batch_size % self.accumulation == 0,
+            f"train.batch_size={self.batch_size} is not divisible by train.accumulation={self.accumulation}",
+        )
+        _require_choice("train.loss", self.loss, Loss)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Device mesh: batch over ``data``, neurons over ``neurons``. ``data=-1`` takes all remaining devices."""
+
+    data: int = 1
+    neurons: int = 1
+    distributed: bool = False
+    """Call ``jax.distributed.initialize()`` first: one process per host of a pod."""
+
+    def __post_init__(self):
+        _require(self.data == -1 or self.data >= 1, f"mesh.data={self.data} must be at least 1, or -1 for all devices left")
+        _require(self.neurons >= 1, f"mesh.neurons={self.neurons} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """One experiment: everything that decides its result."""
+
+    task: TaskConfig = TaskConfig()
+    model: BDHConfig = BDHConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+    seed: int = 0
+    seeds: tuple[int, ...] = ()
+    """Several seeds: each runs in its own folder ``seed<k>`` of the workdir, and the table gives mean and spread."""
+
+    def __post_init__(self):
+        _require(len(set(self.seeds)) == len(self.seeds), f"seeds={self.seeds} names a seed twice")
+        _require(
+            self.model.n_neurons // self.model.n_head % self.mesh.neurons == 0,
+            f"mesh.neurons={self.mesh.neurons} does not divide the {self.model.n_neurons // self.model.n_head} neurons of a head "
+            f"(model.n_neurons={self.model.n_neurons}, model.n_head={self.model.n_head})",
+        )
+        _require(
+            self.mesh.data == -1 or (self.train.batch_size // self.train.accumulation) % self.mesh.data == 0,
+            f"mesh.data={self.mesh.data} does not divide the {self.train.batch_size // self.train.accumulation} sequences of a "
+            f"slice (train.batch_size={self.train.batch_size}, train.accumulation={self.train.accumulation})",
+        )
+
+
+T = TypeVar("T")
+
+
+def to_config_dict(config: Any) -> ml_collections.ConfigDict:
+    """Turn a dataclass into a locked ``ConfigDict`` whose keys can be overridden from the command line.
+
+    Args:
+      config: a dataclass instance, nested as deep as needed.
+
+    Returns:
+      A locked ``ConfigDict``. Optional fields that are None become typed placeholders, so that they can be set.
+    """
+    result = ml_collections.ConfigDict()
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            result[field.name] = to_config_dict(value)
+        elif value is None:
+            (kind,) = (a for a in typing.get_args(hints[field.name]) if a is not type(None))
+            result[field.name] = ml_collections.config_dict.placeholder(kind)
+        elif _is_optional(hints[field.name]):
+            reference = ml_collections.config_dict.placeholder(type(value))
+            reference.set(value)
+            result[field.name] = reference
+        else:
+            result[field.name] = value
+    return result.lock()
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested dict of a configuration, for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_config_dict(
+    cls: type[T], values: Mapping[str, Any], path: str = "config", *, tasks: Mapping[str, type] | None = None
+) -> T:
+    """Build a frozen dataclass from a mapping, strictly.
+
+    Args:
+      cls: the dataclass to build.
+      values: a ``ConfigDict`` or dict (from JSON, say), nested like ``cls``. Missing keys keep their defaults.
+      path: how messages name the mapping.
+      tasks: task name → its configuration class; needed where ``cls`` has a field of type :class:`TaskConfig`.
+
+    Returns:
+      An instance of ``cls``.
+
+    Raises:
+      ConfigError: for an unknown key, an ill-typed value, or a value out of range.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    arguments = {}
+    for key in values.keys():
+        if key not in names:
+            close = difflib.get_close_matches(key, names, n=1)
+            hint = f" Did you mean {path}.{close[0]}?" if close else ""
+            raise ConfigError(f"{path}.{key} does not exist.{hint} Valid keys of {path}: {', '.join(names)}")
+        arguments[key] = _convert(hints[key], values[key], f"{path}.{key}", tasks)
+    try:
+        return cls(**arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _is_optional(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType) and type(None) in typing.get_args(annotation)
+
+
+def _convert(annotation: Any, value: Any, path: str, tasks: Mapping[str, type] | None) -> Any:
+    if _is_optional(annotation):
+        if value is None:
+            return None
+        (annotation,) = (a for a in typing.get_args(annotation) if a is not type(None))
+    if isinstance(annotation, type) and issubclass(annotation, TaskConfig):
+        _require(isinstance(value, Mapping | ml_collections.ConfigDict), f"{path}={value!r} should be a mapping")
+        names = dict(tasks or {})
+        name = value["name"] if "name" in value else None
+        _require(name in names, f"{path}.name={name!r} is not a task. Valid tasks: {', '.join(sorted(names))}")
+        return from_config_dict(names[name], value, path)
+    if dataclasses.is_dataclass(annotation):
+        _require(isinstance(value, Mapping | ml_collections.ConfigDict), f"{path}={value!r} should be a mapping")
+        return from_config_dict(annotation, value, path, tasks=tasks)
+    if typing.get_origin(annotation) is Literal:
+        _require_choice(path, value, annotation)
+        return value
+    if typing.get_origin(annotation) is tuple:
+        (item, *_) = typing.get_args(annotation)
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            value = (value,)
+        return tuple(_convert(item, v, f"{path}[{i}]", tasks) for i, v in enumerate(value))
+    # bool is an int in Python, and an int is a fine float: be exact about the first, lenient about the second.
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if annotation is int and isinstance(value, bool) or not isinstance(value, annotation):
+        raise ConfigError(f"{path}={value!r} is a {type(value).__name__}, expected {annotation.__name__}")
+    return value

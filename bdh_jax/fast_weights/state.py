@@ -1,0 +1,147 @@
+"""The state an episode carries: fast weights, attention state, and which rows were used.
+
+Axis letters, here and everywhere: B batch, T time, L layer, H head, N neurons per head, D model width, V vocabulary;
+K = H·N neurons in all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from bdh_jax.config import BDHConfig
+
+
+@flax.struct.dataclass
+class Activity:
+    """How much each row of the fast weights was used in this episode. It is what a consolidation function looks at.
+
+    Attributes:
+      strength: [L, B, H, N], the sum over valid tokens of the address.
+      energy: [L, B, H, N], the sum over valid tokens of the squared norm of the row that was written, ‖η k_i x‖².
+      count: [B], the number of valid tokens, in the dtype of the others.
+    """
+
+    strength: jax.Array
+    energy: jax.Array
+    count: jax.Array
+
+
+@flax.struct.dataclass
+class FastState:
+    """Everything an episode carries from one call of the model to the next. Nothing is hidden and nothing is in place.
+
+    With ``state="mean"`` the batch axis has length 1, only ``memory`` and ``activity`` are present, and the state serves
+    consolidation, not continuation.
+
+    Attributes:
+      attention: [L, B, H, N, D], linear-attention state ρ = Σ rope(code) ⊗ x, in the fixed rotary frame.
+      memory: stored form of the fast weights; read it through :meth:`effective_memory`. None without fast weights.
+      previous_address: [L, B, H, N], address of the last valid token. None unless the address is "previous".
+      previous_code: [L, B, H, N], code of the last valid token. None unless the attention is "shift".
+      position: [B] int32, valid tokens since the episode's start.
+      activity: :class:`Activity`, None without fast weights.
+    """
+
+    attention: jax.Array | None
+    memory: jax.Array | None
+    previous_address: jax.Array | None
+    previous_code: jax.Array | None
+    position: jax.Array | None
+    activity: Activity | None
+
+    def effective_memory(self) -> jax.Array:
+        """S, [L, B, H, N, D] (or [1, B, H, N, D] when shared by all layers), ready to be read by an address.
+
+        Raises:
+          ValueError: if the model has no fast weights.
+        """
+        if self.memory is None:
+            raise ValueError("this state has no fast weights: the model was configured with fast.enabled=False")
+        return self.memory
+
+    def select(self, indices: jax.Array) -> FastState:
+        """The examples ``indices`` [B'] of the batch, in that order; repeats are allowed."""
+        indices = jnp.asarray(indices)
+        return self._map(lambda leaf, axis: jnp.take(leaf, indices, axis=axis))
+
+    def detach(self) -> FastState:
+        """The same state without gradients to what produced it (truncated backpropagation through time)."""
+        return jax.lax.stop_gradient(self)
+
+    def reset(self, where: jax.Array | None = None) -> FastState:
+        """Zeros for the examples where ``where`` [B] is true: their next token starts a new episode. None resets all."""
+        if where is None:
+            return jax.tree.map(jnp.zeros_like, self)
+        where = jnp.asarray(where, bool)
+
+        def clear(leaf: jax.Array, axis: int) -> jax.Array:
+            shape = [1] * leaf.ndim
+            shape[axis] = -1
+            return jnp.where(where.reshape(shape), jnp.zeros((), leaf.dtype), leaf)
+
+        return self._map(clear)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
+
+    def _map(self, function) -> FastState:
+        """Apply ``function(leaf, batch_axis)``: arrays of one axis are [B], all others [L, B, ...]."""
+        return jax.tree.map(lambda leaf: function(leaf, 0 if leaf.ndim == 1 else 1), self)
+
+
+def zeros(config: BDHConfig, batch_size: int) -> FastState:
+    """The state at the start of an episode.
+
+    Args:
+      config: the model's configuration.
+      batch_size: B.
+
+    Returns:
+      A :class:`FastState` of zeros, floating leaves in ``config.state_dtype``, addresses in ``config.compute_dtype``.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    rows = (config.n_layer, batch_size, config.n_head, config.neurons_per_head)
+    fast = config.fast
+    code = jnp.zeros(rows, config.compute_dtype)
+    memory_shape = (config.memory_slots, *rows[1:], config.d_model)
+    return FastState(
+        attention=jnp.zeros((*rows, config.d_model), config.state_dtype),
+        memory=jnp.zeros(memory_shape, config.state_dtype) if fast.enabled else None,
+        previous_address=code if fast.enabled and fast.address == "previous" else None,
+        previous_code=code if config.attention == "shift" else None,
+        position=jnp.zeros((batch_size,), jnp.int32),
+        activity=Activity(
+            strength=jnp.zeros(rows, config.state_dtype),
+            energy=jnp.zeros(rows, config.state_dtype),
+            count=jnp.zeros((batch_size,), config.state_dtype),
+        )
+        if fast.enabled
+        else None,
+    )
+
+
+def check(fast: FastState, config: BDHConfig, batch_size: int) -> None:
+    """Refuse a state that does not belong to this model and batch.
+
+    Raises:
+      ValueError: naming the leaf, its shape and the shape expected.
+    """
+    expected = jax.eval_shape(lambda: zeros(config, batch_size))
+    for field in dataclasses.fields(FastState):
+        want, have = getattr(expected, field.name), getattr(fast, field.name)
+        if (want is None) != (have is None):
+            problem = "is missing" if have is None else "should be absent"
+            hint = ' (a state made with state="mean" cannot be continued)' if have is None else ""
+            raise ValueError(f"fast.{field.name} {problem} for this model configuration{hint}; start from model.init_fast(B)")
+        for w, h in zip(jax.tree.leaves(want), jax.tree.leaves(have), strict=True):
+            if w.shape != jnp.shape(h):
+                raise ValueError(
+                    f"fast.{field.name} has shape {jnp.shape(h)}, but this model with a batch of {batch_size} needs {w.shape}"
+                )

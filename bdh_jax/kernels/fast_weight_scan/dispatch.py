@@ -1,0 +1,147 @@
+"""The public operation, its argument checks, and the choice between its forms."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from bdh_jax.config import ConfigError
+from bdh_jax.kernels.fast_weight_scan import pallas, reference, xla
+
+Form = Literal["auto", "recurrent", "chunked", "parallel", "pallas", "pallas_interpret"]
+FORMS = ("auto", "recurrent", "chunked", "parallel", "pallas", "pallas_interpret")
+
+
+def choose_form(length: int, width: int, chunk_size: int) -> Form:
+    """The form "auto" stands for, by multiply-adds per token and neuron.
+
+    The parallel form spends T of them on scores (half of it masked away) and the chunked form 2·D + C, so the parallel
+    form is cheaper up to about T = 2·D.
+
+    Args:
+      length: T.
+      width: D.
+      chunk_size: C.
+    """
+    if length == 1:
+        return "recurrent"
+    return "parallel" if length <= max(2 * width, chunk_size) else "chunked"
+
+
+def fast_weight_scan(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    state: jax.Array | None = None,
+    *,
+    learning_rate: jax.Array | float = 1.0,
+    decay: jax.Array | float = 1.0,
+    valid: jax.Array | None = None,
+    reset: jax.Array | None = None,
+    implementation: Form = "auto",
+    chunk_size: int = 128,
+    final: xla.Final = "full",
+) -> tuple[jax.Array, jax.Array | None]:
+    """Read from and write to a matrix S at every token: r_t = q_t @ S_t, then S_{t+1} = λ S_t + η k_t ⊗ x_t.
+
+    Strictly causal: a token reads before it writes. Linear attention is this with λ = η = 1 and rotated codes as query
+    and key; Hebbian fast weights use addresses. All forms compute the same function and differ in speed.
+
+    Args:
+      query: [B, T, K], or [B, H, T, N] to keep a read per head.
+      key: shape of ``query``.
+      value: [B, T, D], shared by all heads.
+      state: S_0, [B, K, D] (or [B, H, N, D]); None starts from zeros and skips the initial read.
+      learning_rate: η ≥ 0, a scalar or one per head [H]; with [B, T, K] inputs the heads are H equal parts of K.
+      decay: λ in (0, 1], likewise.
+      valid: [B, T] bool. An invalid token neither writes nor decays. None: all valid.
+      reset: [B, T] bool. S is zero when that token reads: a new episode. None: no resets.
+      implementation: "recurrent" scans tokens (the reference), "chunked" scans chunks, "parallel" is one masked product,
+        "pallas" is the compiled kernel (GPU or TPU), "pallas_interpret" the same kernel interpreted anywhere, "auto"
+        chooses by length.
+      chunk_size: tokens per chunk of the chunked and Pallas forms.
+      final: "full" returns S_T, "mean" its mean over the batch [1, ...], "none" returns None in its place.
+
+    Returns:
+      read [B, T, D] (or [B, H, T, D]) and S_T in the shape of ``state``, both float32 or wider.
+
+    Raises:
+      ValueError: for shapes that do not fit each other.
+      ConfigError: for a form that does not exist or cannot run on this machine.
+    """
+    if implementation not in FORMS:
+        raise ConfigError(f"implementation={implementation!r} is not one of {', '.join(map(repr, FORMS))}")
+    if final not in ("full", "mean", "none"):
+        raise ValueError(f"final={final!r} is not one of 'full', 'mean', 'none'")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+    _check_shapes(query, key, value, state, valid, reset)
+
+    heads = max([1, *(jnp.size(rate) for rate in (learning_rate, decay) if jnp.ndim(rate))])
+    merged = query.ndim == 3
+    if merged:
+        query, key, state = _split_heads(query, key, state, heads)
+    for name, rate in (("learning_rate", learning_rate), ("decay", decay)):
+        if jnp.ndim(rate) > 1 or (jnp.ndim(rate) == 1 and jnp.size(rate) not in (1, query.shape[1])):
+            raise ValueError(f"{name} has shape {jnp.shape(rate)}; it must be a scalar or one rate per head [{query.shape[1]}]")
+
+    read, next_state = _run(query, key, value[:, None], state, learning_rate, decay, valid, reset, implementation, chunk_size, final)
+    if merged:
+        read = jnp.sum(read, axis=1)
+        if next_state is not None:
+            next_state = next_state.reshape(next_state.shape[0], -1, next_state.shape[-1])
+    return read, next_state
+
+
+def _run(query, key, value, state, learning_rate, decay, valid, reset, implementation, chunk_size, final):
+    if implementation == "auto":
+        implementation = choose_form(query.shape[2], value.shape[-1], chunk_size)
+    if implementation == "recurrent":
+        dtype = jnp.promote_types(jnp.float32, query.dtype)
+        if state is None:
+            state = jnp.zeros((*query.shape[:2], query.shape[-1], value.shape[-1]), dtype)
+        read, state = reference.recurrent(
+            query, key, value, state, learning_rate=learning_rate, decay=decay, valid=valid, reset=reset
+        )
+        if final == "full":
+            return read, state
+        return read, jnp.mean(state, axis=0, keepdims=True) if final == "mean" else None
+
+    if not (isinstance(learning_rate, float) and learning_rate == 1.0):
+        rate = jnp.asarray(learning_rate, jnp.promote_types(jnp.float32, key.dtype)).reshape(-1, 1, 1)
+        key = (key * rate[None]).astype(key.dtype)
+    options = dict(decay=decay, valid=valid, reset=reset, final=final)
+    if implementation == "parallel":
+        return xla.parallel(query, key, value, state, **options)
+    if implementation == "chunked":
+        return xla.chunked(query, key, value, state, chunk_size=chunk_size, **options)
+    interpret = implementation == "pallas_interpret"
+    return pallas.chunked(query, key, value, state, chunk_size=chunk_size, interpret=interpret, **options)
+
+
+def _split_heads(query: jax.Array, key: jax.Array, state: jax.Array | None, heads: int):
+    """[B, T, K] → [B, H, T, N] for query and key; [B, K, D] → [B, H, N, D] for the state."""
+    batch, length, neurons = query.shape
+    if neurons % heads:
+        raise ValueError(f"the K={neurons} rows do not divide into the {heads} heads of the rates")
+    shape = (batch, length, heads, neurons // heads)
+    query, key = (xla.swap(a.reshape(shape), 1, 2) for a in (query, key))
+    return query, key, None if state is None else state.reshape(batch, heads, neurons // heads, -1)
+
+
+def _check_shapes(query, key, value, state, valid, reset) -> None:
+    if query.ndim not in (3, 4) or query.shape != key.shape:
+        raise ValueError(f"query {query.shape} and key {key.shape} must both be [B, T, K] or both [B, H, T, N]")
+    batch, length = query.shape[0], query.shape[-2]
+    if value.ndim != 3 or value.shape[:2] != (batch, length):
+        raise ValueError(f"value has shape {value.shape}; with query {query.shape} it must be [{batch}, {length}, D]")
+    if length < 1:
+        raise ValueError("the sequence is empty: T must be at least 1")
+    rows = (*query.shape[:-2], query.shape[-1], value.shape[-1])
+    if state is not None and state.shape != rows:
+        raise ValueError(f"state has shape {state.shape}; with query {query.shape} and value {value.shape} it must be {rows}")
+    for name, mask in (("valid", valid), ("reset", reset)):
+        if mask is not None and (mask.shape != (batch, length) or mask.dtype != bool):
+            raise ValueError(f"{name} has shape {mask.shape} and dtype {mask.dtype}; it must be bool [{batch}, {length}]")

@@ -1,0 +1,612 @@
+"""BDH with fast weights. :class:`BDH` declares the slow weights; the mathematics is in the plain functions below it.
+
+One layer, applied L times with the same weights (arXiv 2509.26507 and its published code):
+
+    code = relu(x @ encoder)                                   sparse, positive
+    a    = LN(Σ_{s<t} (rope(code_t) · rope(code_s)) x_s)       linear attention, strictly past
+    gate = relu(a @ encoder_v)
+    y    = LN((code * gate) @ decoder + r)
+    x    = LN(x + y)
+
+with r the read of the fast weights S (per layer and example, [H, N, D]):
+
+    address a_t = norm(code_t)
+    read    r_t = a_t @ (synapse + S_t)                        read before write
+    write   S_{t+1} = λ S_t + η k_t ⊗ x_t                      k_t = a_{t−1}, or a_t
+
+Axis letters: B batch, T time, L layer, H head, N neurons per head, D model width, V vocabulary; K = H·N.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from bdh_jax import sharding
+from bdh_jax.config import BDHConfig, ConfigError
+from bdh_jax.fast_weights import state as fast_state
+from bdh_jax.fast_weights.state import Activity, FastState
+from bdh_jax.kernels.fast_weight_scan import dispatch, fast_weight_scan
+from bdh_jax.kernels.fast_weight_scan.xla import exclusive_count
+
+LAYER_NORM_EPSILON = 1e-5
+ADDRESS_NORM_EPSILON = 1e-12
+COLLECTABLE = ("code", "gate", "address")
+StateKind = Literal["full", "none", "mean"]
+
+
+@flax.struct.dataclass
+class BDHOutput:
+    """What one call of the model returns.
+
+    Attributes:
+      logits: [B, T, V], float32 or wider.
+      fast: :class:`FastState` after the last token; None with ``state="none"``.
+      activity: ``fast.activity``; None with ``state="none"`` or without fast weights.
+      collected: name → [L, B, H, T, N] for each name in ``collect``.
+    """
+
+    logits: jax.Array
+    fast: FastState | None
+    activity: Activity | None
+    collected: dict[str, jax.Array]
+
+
+class BDH(nn.Module):
+    """Dragon Hatchling language model with optional fast weights, as a pure function of (slow, fast, tokens).
+
+    Attributes:
+      config: :class:`BDHConfig`.
+      mesh: device mesh of ``bdh_jax.sharding.make_mesh``; None computes on one device. It never changes the function.
+    """
+
+    config: BDHConfig
+    mesh: Mesh | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        fast: FastState | None = None,
+        *,
+        valid: jax.Array | None = None,
+        reset: jax.Array | None = None,
+        state: StateKind = "full",
+        collect: tuple[str, ...] = (),
+        deterministic: bool = True,
+    ) -> BDHOutput:
+        """Process T tokens, from T = 1 (generation) to a whole prompt.
+
+        Args:
+          tokens: [B, T] integers in [0, V). Out-of-range ids raise when the values are known, that is outside ``jit``.
+          fast: state to continue from; None starts an episode.
+          valid: [B, T] bool. An invalid token does not write, decay, count, advance the position or become the previous
+            address; its logits mean nothing. None: all valid.
+          reset: [B, T] bool. A new episode starts at that token, as if from zeros. None: no resets.
+          state: "full" returns the state after the last token; "none" forms none (training); "mean" returns the batch mean
+            of the fast weights, for consolidation.
+          collect: names among "code", "gate", "address" to return for every layer and token.
+          deterministic: False applies dropout and needs ``rngs={"dropout": key}``.
+
+        Returns:
+          :class:`BDHOutput`.
+
+        Raises:
+          ValueError: for shapes, token ids, a state of another model, or names that do not fit; the message says which.
+          ConfigError: for an implementation or kernel that cannot run here.
+        """
+        config = self.config
+        _check_arguments(config, tokens, fast, valid, reset, state, collect)
+        slow = self._slow_weights()
+        if state == "mean" and not config.fast.enabled:
+            raise ValueError('state="mean" is the batch mean of the fast weights, and fast.enabled=False has none')
+
+        x = slow["embed"].astype(config.compute_dtype)[tokens]
+        x = layer_norm(x)
+        dropout_masks = None
+        if config.dropout > 0 and not deterministic:
+            # The mask has the global shape, so every mesh draws the same one.
+            rows = (config.n_layer, tokens.shape[0], config.n_head, tokens.shape[1], config.neurons_per_head)
+            dropout_masks = jax.random.bernoulli(self.make_rng("dropout"), 1 - config.dropout, rows)
+
+        weights = {name: array for name, array in slow.items() if name not in ("embed", "lm_head")}
+        x, fast, collected = _run_layers(
+            weights, x, fast, valid, reset, dropout_masks, config=config, mesh=self.mesh, state=state, collect=tuple(collect)
+        )
+        logits = jnp.einsum(
+            "btd,dv->btv", x, slow["lm_head"].astype(config.compute_dtype), preferred_element_type=config.state_dtype
+        )
+        return BDHOutput(logits=logits, fast=fast, activity=None if fast is None else fast.activity, collected=collected)
+
+    def init_fast(self, batch_size: int) -> FastState:
+        """The state at the start of an episode, for ``batch_size`` examples."""
+        return fast_state.zeros(self.config, batch_size)
+
+    def _slow_weights(self) -> dict[str, jax.Array]:
+        config = self.config
+        normal = nn.initializers.normal(config.init_std)
+        heads, neurons, width = config.n_head, config.neurons_per_head, config.d_model
+        declare = functools.partial(self.param)
+        slow = {
+            "embed": declare("embed", normal, (config.vocab_size, width), config.state_dtype),
+            "encoder": declare("encoder", normal, (width, heads, neurons), config.state_dtype),
+            "encoder_v": declare("encoder_v", normal, (heads, width, neurons), config.state_dtype),
+            "decoder": declare("decoder", normal, (heads, neurons, width), config.state_dtype),
+            "lm_head": declare("lm_head", normal, (width, config.vocab_size), config.state_dtype),
+        }
+        fast = config.fast
+        if not fast.enabled:
+            return slow
+        if fast.synapse:
+            shape = (config.memory_slots, heads, neurons, width)
+            synapse = declare("synapse", nn.initializers.zeros, shape, config.state_dtype)
+            slow["synapse"] = synapse if fast.train_synapse else jax.lax.stop_gradient(synapse)
+        if fast.learn_learning_rate:
+            start = nn.initializers.constant(math.log(fast.learning_rate))
+            slow["fast_log_learning_rate"] = declare("fast_log_learning_rate", start, (heads,), config.state_dtype)
+        if fast.learn_decay:
+            start = nn.initializers.constant(math.log(fast.decay / (1 - fast.decay)))
+            slow["fast_logit_decay"] = declare("fast_logit_decay", start, (heads,), config.state_dtype)
+        return slow
+
+
+def layer_norm(x: jax.Array) -> jax.Array:
+    """Layer normalisation over the last axis without affine parameters; statistics in float32 or wider."""
+    wide = x.astype(jnp.promote_types(jnp.float32, x.dtype))
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)).astype(x.dtype)
+
+
+def rope_angles(position: jax.Array, neurons: jax.Array, neurons_per_head: int, theta: float, dtype: Any):
+    """cos and sin of the rotary phase of each neuron at each position, with the sign of the pair's first member in sin.
+
+    Neurons 2j and 2j+1 form a pair that turns by t·θ^(−2j/N) radians (the published code counts the same angle in turns).
+
+    Args:
+      position: [B or 1, T] integers.
+      neurons: indices within a head, [N] or one shard of it.
+      neurons_per_head: N over all shards.
+      theta: θ.
+      dtype: dtype of the angles, at least float32.
+
+    Returns:
+      cos and sin, each [B or 1, 1, T, N].
+    """
+    pair = 2 * (neurons // 2)
+    turns_per_token = 1 / (theta ** (pair.astype(dtype) / neurons_per_head)) / (2 * math.pi)
+    turns = position[:, None, :, None].astype(dtype) * turns_per_token[None, None, None]
+    angle = (turns % 1) * (2 * math.pi)
+    sign = jnp.where(neurons % 2 == 0, -1, 1).astype(dtype)
+    return jnp.cos(angle), sign[None, None, None] * jnp.sin(angle)
+
+
+def rope(code: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotate neighbouring neurons: (c_0, c_1) → (c_0 cos − c_1 sin, c_1 cos + c_0 sin); code [B, H, T, N]."""
+    swapped = code.reshape(*code.shape[:-1], -1, 2)[..., ::-1].reshape(code.shape)
+    return (code * cos + swapped * sin).astype(code.dtype)
+
+
+def normalise_address(code: jax.Array, norm: str, axis: str | None) -> jax.Array:
+    """The address of a code [B, H, T, N]: itself, its direction ("l2"), or scaled to a sum of at most 1 ("sum").
+
+    The norm is over all K = H·N neurons, on every shard when ``axis`` names the mesh axis of the neurons.
+    """
+    if norm == "none":
+        return code
+    wide = code.astype(jnp.promote_types(jnp.float32, code.dtype))
+    total = jnp.sum(jnp.square(wide) if norm == "l2" else wide, axis=(1, 3), keepdims=True)
+    total = _sum_over_shards(total, axis)
+    scale = jax.lax.rsqrt(total + ADDRESS_NORM_EPSILON) if norm == "l2" else 1 / jnp.maximum(total, 1)
+    return (wide * scale).astype(code.dtype)
+
+
+def shift_to_previous(
+    current: jax.Array, carried: jax.Array | None, valid: jax.Array | None, reset: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """What each token sees as the value of the last valid token before it in its episode; zero at an episode's start.
+
+    Args:
+      current: [B, H, T, N], the value at each token.
+      carried: [B, H, N], the value before the first token; None for zeros.
+      valid: [B, T] bool or None.
+      reset: [B, T] bool or None.
+
+    Returns:
+      previous [B, H, T, N], and the value to carry on [B, H, N].
+    """
+    batch, _, length, _ = current.shape
+    first = jnp.zeros_like(current[:, :, 0]) if carried is None else carried.astype(current.dtype)
+    extended = jnp.concatenate([first[:, :, None], current], axis=2)  # entry t is the value of token t − 1
+    if valid is None and reset is None:
+        return extended[:, :, :-1], extended[:, :, -1]
+    time = jnp.arange(1, length + 1)[None]
+    # source [B, T + 1]: where in `extended` the last valid token strictly before each token lies; 0 is the carried value.
+    stored = jnp.broadcast_to(time, (batch, length)) if valid is None else jnp.where(valid, time, 0)
+    source = jnp.pad(jax.lax.cummax(stored, axis=1), ((0, 0), (1, 0)))
+    if reset is not None:
+        # Token t (1-based) that resets may only see tokens ≥ t; the end of the sequence inherits the last episode's start.
+        start = jax.lax.cummax(jnp.where(reset, time, 0), axis=1)
+        start = jnp.concatenate([start, start[:, -1:]], axis=1)
+        inside = source >= start
+    previous = jnp.take_along_axis(extended, source[:, None, :, None], axis=2)
+    if reset is not None:
+        previous = jnp.where(inside[:, None, :, None], previous, jnp.zeros((), previous.dtype))
+    return previous[:, :, :-1], previous[:, :, -1]
+
+
+class _Episode(NamedTuple):
+    """What all layers of one call share."""
+
+    cos: jax.Array | None  # [B or 1, 1, T, N]
+    sin: jax.Array | None
+    end_position: jax.Array  # [B]
+    counted: jax.Array | None  # [B, T] float: tokens that count towards the activity of the last episode
+    continues: jax.Array | None  # [B] bool: no reset in this call, so earlier activity still counts
+    valid: jax.Array | None
+    reset: jax.Array | None
+
+
+class _LayerState(NamedTuple):
+    """One layer's part of :class:`FastState`, without its leading layer axis."""
+
+    attention: jax.Array | None
+    memory: jax.Array | None
+    previous_address: jax.Array | None
+    previous_code: jax.Array | None
+    strength: jax.Array | None
+    energy: jax.Array | None
+
+
+def _run_layers(weights, x, fast, valid, reset, dropout_masks, *, config, mesh, state, collect):
+    """All layers over [B, T, D]; on a mesh inside ``jax.shard_map``, so that no collective moves an N-sized array."""
+    form = _choose_form(config, x.shape[1])
+    if form == "recurrent" and fast is None:
+        fast = fast_state.zeros(config, x.shape[0])
+    core = functools.partial(
+        _recurrent if form == "recurrent" and x.shape[1] > 1 else _layers, config=config, form=form, state=state, collect=collect
+    )
+    if mesh is None:
+        return core(weights, x, fast, valid, reset, dropout_masks, axis=None)
+
+    rows = P(None, "data", None, None, "neurons")
+    final = jax.eval_shape(lambda: fast_state.zeros(config, 1))
+    if state == "none":
+        fast_specs = None
+    elif state == "mean":
+        fast_specs = sharding.specs(_only_mean(final), batched=False)
+    else:
+        fast_specs = sharding.specs(final)
+    return jax.shard_map(
+        functools.partial(core, axis="neurons"),
+        mesh=mesh,
+        in_specs=(sharding.specs(weights), P("data"), sharding.specs(fast), P("data"), P("data"), rows),
+        out_specs=(P("data"), fast_specs, {name: rows for name in collect}),
+    )(weights, x, fast, valid, reset, dropout_masks)
+
+
+def _recurrent(weights, x, fast, valid, reset, dropout_masks, *, config, form, state, collect, axis):
+    """``jax.lax.scan`` over tokens with the fast state as its explicit carry; each token runs through all layers."""
+
+    def step(fast, token):
+        x, valid, reset, mask = token
+        x, fast, collected = _layers(
+            weights, x, fast, valid, reset, mask, config=config, form=form, state="full", collect=collect, axis=axis
+        )
+        return fast, (x[:, 0], {name: array[..., 0, :] for name, array in collected.items()})
+
+    # Each token keeps a time axis of length 1; absent masks stay None.
+    by_token = [
+        None if array is None else jnp.moveaxis(array, time, 0)[..., None] if array.ndim == 2 else _time_first(array, time)
+        for array, time in ((x, 1), (valid, 1), (reset, 1), (dropout_masks, 3))
+    ]
+    fast, (x, collected) = jax.lax.scan(step, fast, tuple(by_token))
+    x = jnp.moveaxis(x, 0, 1)
+    collected = {name: jnp.moveaxis(array, 0, 3) for name, array in collected.items()}
+    return x, _finish(fast, state, axis), collected
+
+
+def _time_first(array: jax.Array, time: int) -> jax.Array:
+    return jnp.expand_dims(jnp.moveaxis(array, time, 0), time + 1)
+
+
+def _layers(weights, x, fast, valid, reset, dropout_masks, *, config, form, state, collect, axis):
+    """Layer after layer over the tokens at hand. With one token and a shared S this is also the shared form."""
+    local_neurons = weights["encoder"].shape[-1]
+    offset = 0 if axis is None else jax.lax.axis_index(axis) * local_neurons
+    episode = _episode(config, fast, valid, reset, x.shape, offset + jnp.arange(local_neurons))
+    learning_rate, decay = _rates(weights, config)
+    function = functools.partial(_layer, config=config, form=form, state=state, axis=axis)
+    if config.remat:
+        function = jax.checkpoint(function)
+
+    shared = config.fast.enabled and config.fast.scope == "shared"
+    states, collected = [], []
+    shared_memory = fast.memory[0] if shared and fast is not None else None
+    for index in range(config.n_layer):
+        layer_state = _layer_state(fast, index)
+        if shared:
+            layer_state = layer_state._replace(memory=shared_memory)
+        synapse = weights["synapse"][0 if shared else index] if "synapse" in weights else None
+        x, layer_state, seen = function(
+            weights,
+            synapse,
+            x,
+            layer_state,
+            None if dropout_masks is None else dropout_masks[index],
+            episode,
+            learning_rate,
+            # A shared S decays once a token, before the first layer writes.
+            decay if index == 0 or not shared else 1.0,
+        )
+        shared_memory = layer_state.memory
+        states.append(layer_state)
+        collected.append({name: seen[name] for name in collect})
+    stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *collected) if collect else {}
+    if state == "none":
+        return x, None, stacked
+
+    layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[s._replace(memory=None) for s in states])
+    memory = None
+    if config.fast.enabled:
+        memory = states[-1].memory[None] if shared else jnp.stack([s.memory for s in states])
+    activity = None
+    if config.fast.enabled:
+        count = jnp.sum(episode.counted, axis=1)
+        if fast is not None:
+            count = count + _keep(fast.activity.count, episode.continues)
+        activity = Activity(strength=layers.strength, energy=layers.energy, count=count)
+    result = FastState(
+        attention=layers.attention,
+        memory=memory,
+        previous_address=layers.previous_address,
+        previous_code=layers.previous_code,
+        position=episode.end_position,
+        activity=activity,
+    )
+    return x, _only_mean(result, axis) if state == "mean" else result, stacked
+
+
+def _layer(weights, synapse, x, layer_state, dropout_mask, episode, learning_rate, decay, *, config, form, state, axis):
+    """One layer over [B, T, D]. Returns the next x, the layer's next state and the arrays that probes may ask for."""
+    fast, dtype = config.fast, config.compute_dtype
+    encoder, encoder_v, decoder = (weights[name].astype(dtype) for name in ("encoder", "encoder_v", "decoder"))
+    scan = functools.partial(
+        fast_weight_scan, valid=episode.valid, reset=episode.reset, implementation=form, chunk_size=config.chunk_size
+    )
+    code = jax.nn.relu(_to_neurons(x[:, None], encoder.swapaxes(0, 1)))
+
+    previous_code = None
+    if config.attention == "rope":
+        query = key = rope(code, episode.cos, episode.sin)
+    else:
+        query = code
+        key, previous_code = shift_to_previous(code, layer_state.previous_code, episode.valid, episode.reset)
+    attended, attention = scan(query, key, x, layer_state.attention, final="none" if state == "mean" else state)
+    attended = layer_norm(_sum_over_shards(attended, axis)).astype(dtype)
+    gate = jax.nn.relu(_to_neurons(attended, encoder_v))
+    gated = code * gate
+    if dropout_mask is not None:
+        gated = jnp.where(dropout_mask, gated / (1 - config.dropout), jnp.zeros((), dtype))
+    y = _from_neurons(gated, decoder, config.state_dtype)
+
+    next_state = _LayerState(attention, None, None, previous_code, None, None)
+    seen = {"code": code, "gate": gate}
+    if fast.enabled:
+        address = normalise_address(code, fast.address_norm, axis)
+        previous_address = None
+        key = address
+        if fast.address == "previous":
+            key, previous_address = shift_to_previous(
+                address, layer_state.previous_address, episode.valid, episode.reset
+            )
+        value = x
+        if fast.write_gradient == "stop":
+            key, value = jax.lax.stop_gradient((key, value))
+        read, memory = scan(address, key, value, layer_state.memory, learning_rate=learning_rate, decay=decay, final=state)
+        y = y + jnp.sum(read, axis=1)
+        if synapse is not None:
+            y = y + _from_neurons(address, synapse.astype(dtype), config.state_dtype)
+        strength = energy = None
+        if state != "none":
+            strength, energy = _activity(address, key, value, learning_rate, layer_state, episode)
+        next_state = next_state._replace(
+            memory=memory, previous_address=previous_address, strength=strength, energy=energy
+        )
+        seen["address"] = address
+
+    y = layer_norm(_sum_over_shards(y, axis)).astype(dtype)
+    return layer_norm(x + y), next_state, seen
+
+
+def _to_neurons(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Each head's neurons from [B, H or 1, T, D] and [H, D, N]: [B, H, T, N].
+
+    Computed heads first, so that every product is a plain batch of matrices; a layout that has to be transposed costs more
+    than the product.
+    """
+    by_head = jnp.broadcast_to(x.swapaxes(0, 1), (weight.shape[0], x.shape[0], *x.shape[2:]))
+    return _batched_matmul(by_head, weight).swapaxes(0, 1)
+
+
+def _dot(a, b, ca, cb, dtype=None):
+    n = a.ndim - 2
+    return jax.lax.dot_general(a, b, (((*ca,), (*cb,)), ((0,), (0,))), preferred_element_type=dtype)
+
+
+@jax.custom_vjp
+def _batched_matmul(x, weight):
+    return _dot(x, weight, (3,), (1,))
+
+
+def _bm_fwd(x, weight):
+    return _batched_matmul(x, weight), (x, weight)
+
+
+def _bm_bwd(res, g):
+    x, weight = res
+    return _dot(g, weight, (3,), (2,)), _dot(x, g, (1, 2), (1, 2))
+
+
+_batched_matmul.defvjp(_bm_fwd, _bm_bwd)
+
+
+def _from_neurons(rows: jax.Array, weight: jax.Array, dtype: Any) -> jax.Array:
+    """Σ over all neurons of [B, H, T, N] and [H, N, D]: [B, T, D] in ``dtype``."""
+    return jnp.sum(jnp.einsum("hbtn,hnd->hbtd", rows.swapaxes(0, 1), weight, preferred_element_type=dtype), axis=0)
+
+
+def _activity(address, key, value, learning_rate, layer_state, episode):
+    """Strength and energy of one layer's rows, [B, H, N] each, over this call and the episode's earlier ones."""
+    dtype = episode.counted.dtype
+    strength = jnp.einsum("bhtn,bt->bhn", address.astype(dtype), episode.counted)
+    size = episode.counted * jnp.sum(jnp.square(value.astype(dtype)), axis=-1)
+    rate = jnp.asarray(learning_rate, dtype).reshape(-1, 1)
+    energy = jnp.square(rate)[None] * jnp.einsum("bhtn,bt->bhn", jnp.square(key.astype(dtype)), size)
+    if layer_state.strength is not None:
+        strength = strength + _keep(layer_state.strength, episode.continues)
+        energy = energy + _keep(layer_state.energy, episode.continues)
+    return strength, energy
+
+
+def _episode(config, fast, valid, reset, shape, neurons) -> _Episode:
+    batch, length, _ = shape
+    before = jnp.arange(length, dtype=jnp.int32)[None] if valid is None else exclusive_count(valid)
+    total = before[:, -1] + (1 if valid is None else valid[:, -1].astype(jnp.int32))
+    start = jnp.zeros((batch,), jnp.int32) if fast is None else fast.position
+    counted = jnp.ones((batch, length), bool) if valid is None else valid
+    continues = None
+    if reset is None:
+        position = before if fast is None else before + start[:, None]
+        end = start + total
+    else:
+        episode = jnp.cumsum(reset, axis=1)
+        # `before` never falls, so the running maximum over resets is its value at the last one.
+        base = jax.lax.cummax(jnp.where(reset, before, 0), axis=1)
+        position = before - base + jnp.where(episode == 0, start[:, None], 0)
+        end = total - base[:, -1] + jnp.where(episode[:, -1] == 0, start, 0)
+        counted = counted & (episode == episode[:, -1:])
+        continues = episode[:, -1] == 0
+    cos = sin = None
+    if config.attention == "rope":
+        arguments = (neurons, config.neurons_per_head, config.rope_theta, config.state_dtype)
+        if fast is None and position.shape[0] > 1:
+            # Positions lie in [0, T): one table of T angles, looked up, instead of B·T angles.
+            tables = rope_angles(jnp.arange(length)[None], *arguments)
+            cos, sin = (table[0, 0][position][:, None] for table in tables)
+        else:
+            cos, sin = rope_angles(position, *arguments)
+    return _Episode(cos, sin, end, counted.astype(config.state_dtype), continues, valid, reset)
+
+
+def _rates(weights, config):
+    learning_rate: Any = float(config.fast.learning_rate)
+    decay: Any = float(config.fast.decay)
+    if "fast_log_learning_rate" in weights:
+        learning_rate = jnp.exp(weights["fast_log_learning_rate"])
+    if "fast_logit_decay" in weights:
+        decay = jax.nn.sigmoid(weights["fast_logit_decay"])
+    return learning_rate, decay
+
+
+def _layer_state(fast: FastState | None, index: int) -> _LayerState:
+    if fast is None:
+        return _LayerState(None, None, None, None, None, None)
+    activity = fast.activity
+    memory = None if fast.memory is None or index >= fast.memory.shape[0] else fast.memory[index]
+    return _LayerState(
+        attention=fast.attention[index],
+        memory=memory,
+        previous_address=None if fast.previous_address is None else fast.previous_address[index],
+        previous_code=None if fast.previous_code is None else fast.previous_code[index],
+        strength=None if activity is None else activity.strength[index],
+        energy=None if activity is None else activity.energy[index],
+    )
+
+
+def _finish(fast: FastState, state: StateKind, axis: str | None) -> FastState | None:
+    """The state a caller asked for, from the full one."""
+    if state == "none":
+        return None
+    return _only_mean(fast, axis) if state == "mean" else fast
+
+
+def _only_mean(fast: FastState, axis: str | None = None) -> FastState:
+    """Batch means of memory and activity, on every shard; nothing else."""
+
+    def mean(array: jax.Array, batch_axis: int) -> jax.Array:
+        array = jnp.mean(array, axis=batch_axis, keepdims=True)
+        return array if axis is None else jax.lax.pmean(array, "data")
+
+    activity = fast.activity
+    return FastState(
+        attention=None,
+        memory=mean(fast.memory, 1),
+        previous_address=None,
+        previous_code=None,
+        position=None,
+        activity=Activity(mean(activity.strength, 1), mean(activity.energy, 1), mean(activity.count, 0)),
+    )
+
+
+def _keep(array: jax.Array, where: jax.Array | None) -> jax.Array:
+    """``array`` [B, ...] where ``where`` [B] holds, zero elsewhere."""
+    if where is None:
+        return array
+    return jnp.where(where.reshape(-1, *[1] * (array.ndim - 1)), array, jnp.zeros((), array.dtype))
+
+
+def _sum_over_shards(array: jax.Array, axis: str | None) -> jax.Array:
+    return array if axis is None else jax.lax.psum(array, axis)
+
+
+def _choose_form(config: BDHConfig, length: int) -> str:
+    """The form of ``fast_weight_scan`` that implementation and kernel stand for at this length."""
+    implementation, kernel = config.implementation, config.kernel
+    if config.shared_across_layers:
+        implementation = "recurrent"
+    if kernel in ("pallas", "pallas_interpret"):
+        if implementation in ("recurrent", "parallel"):
+            raise ConfigError(
+                f"kernel={kernel!r} is a chunked kernel; it cannot run implementation={implementation!r}. "
+                'Use implementation="chunked" or kernel="xla"'
+            )
+        return "recurrent" if implementation == "auto" and length == 1 else kernel
+    if implementation == "auto":
+        return dispatch.choose_form(length, config.d_model, config.chunk_size)
+    return implementation
+
+
+def _check_arguments(config, tokens, fast, valid, reset, state, collect) -> None:
+    if config.dtype == "float64" and not jax.config.jax_enable_x64:
+        raise ConfigError('dtype="float64" needs jax.config.update("jax_enable_x64", True) before any array is made')
+    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"tokens has shape {tokens.shape} and dtype {tokens.dtype}; it must be integers [B, T]")
+    batch, length = tokens.shape
+    if length < 1:
+        raise ValueError("tokens is empty: T must be at least 1")
+    if not isinstance(tokens, jax.core.Tracer):
+        ids = np.asarray(tokens)
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= config.vocab_size:
+            bad = low if low < 0 else high
+            raise ValueError(f"token id {bad} is outside the vocabulary of vocab_size={config.vocab_size}: ids are 0 … V − 1")
+    for name, mask in (("valid", valid), ("reset", reset)):
+        if mask is not None and (mask.shape != (batch, length) or mask.dtype != bool):
+            raise ValueError(f"{name} has shape {mask.shape} and dtype {mask.dtype}; it must be bool [{batch}, {length}]")
+    if state not in ("full", "none", "mean"):
+        raise ValueError(f"state={state!r} is not one of 'full', 'none', 'mean'")
+    for name in collect:
+        if name not in COLLECTABLE or name == "address" and not config.fast.enabled:
+            raise ValueError(f"collect names {name!r}; this model can return {', '.join(COLLECTABLE[: 2 + config.fast.enabled])}")
+    if fast is not None:
+        fast_state.check(fast, config, batch)
