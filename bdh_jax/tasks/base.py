@@ -1,0 +1,132 @@
+"""What a task is: batches to train on, and an evaluation that knows its own ceiling.
+
+Axis letters: B batch, T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from bdh_jax.config import TaskConfig
+from bdh_jax.evaluation.scoring import Predict
+
+
+class Batch(NamedTuple):
+    """One training batch of NumPy arrays, each [B,T]. A row may hold several episodes, and padding."""
+
+    tokens: np.ndarray
+    """int32 input."""
+    targets: np.ndarray
+    """int32, what is to be predicted at each position. Every valid position has a target; elsewhere it is a padding id."""
+    answer: np.ndarray
+    """float32, 1 where an answer token is predicted, else 0."""
+    weights: np.ndarray
+    """float32 loss weights chosen by the task."""
+    valid: np.ndarray
+    """bool, False for padding."""
+    reset: np.ndarray
+    """bool, True at the first token of every episode of a row but its first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """The score of one evaluation set. All numbers but ``count`` are fractions."""
+
+    name: str
+    count: int
+    """Sequences scored."""
+    accuracy: float
+    """Share of sequences whose answer was the expected one."""
+    credit: float
+    """Accuracy with luck taken out: what the given answers earn on average over all that the sequence leaves open."""
+    ceiling: float
+    """The best credit any causal model can reach on these very sequences."""
+    extra: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Further numbers of the task, by name."""
+
+    @property
+    def ratio(self) -> float:
+        """credit ÷ ceiling, in [0, 1]."""
+        return self.credit / self.ceiling
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON, ``ratio`` included."""
+        return {**dataclasses.asdict(self), "ratio": self.ratio}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a task says of a model."""
+
+    rows: tuple[Score, ...]
+    primary: float
+    """In [0, 1], larger is better; decides which checkpoint is the best."""
+    note: str = ""
+    """Printed under the table."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON."""
+        return {"primary": self.primary, "rows": [row.to_dict() for row in self.rows]}
+
+    def table(self, title: str | None = None) -> Table:
+        """The scores as a table that fits 80 columns, one row a set, all numbers as fractions."""
+        extras = list(dict.fromkeys(key for row in self.rows for key in row.extra))
+        table = Table(title=title, caption=self.note or None, box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+        table.add_column("set")
+        for header in ("sequences", "accuracy", "credit", "ceiling", "credit ÷ ceiling"):
+            table.add_column(header, justify="right")
+        for key in extras:
+            table.add_column(key.replace("_", " "), justify="right")
+        for row in self.rows:
+            numbers = [row.accuracy, row.credit, row.ceiling, row.ratio]
+            cells = [_fraction(x) for x in numbers] + [_fraction(row.extra[k]) if k in row.extra else "" for k in extras]
+            table.add_row(row.name, str(row.count), *cells)
+        return table
+
+
+class Task(Protocol):
+    """A task, made by :func:`bdh_jax.tasks.make_task` from its configuration, a seed and a batch size."""
+
+    config: TaskConfig
+    vocab_size: int
+    sequence_length: int
+    """T of the training batches."""
+
+    def batch(self, step: int) -> Batch:
+        """The training batch of a step: a pure function of the task's seed and ``step``."""
+        ...
+
+    def evaluate(self, predict: Predict) -> Evaluation:
+        """Score ``predict``, which is called with few distinct shapes; B is a multiple of 8."""
+        ...
+
+
+def check_tokens(tokens: Any, vocab_size: int) -> None:
+    """Check that token ids lie in a vocabulary: indexing on an accelerator would clamp them in silence.
+
+    Args:
+      tokens: integers, of any shape.
+      vocab_size: ids 0 … vocab_size − 1 exist.
+
+    Raises:
+      ValueError: names the first id that does not exist, its position and the vocabulary size.
+    """
+    tokens = np.asarray(tokens)
+    bad = np.argwhere((tokens < 0) | (tokens >= vocab_size))
+    if len(bad):
+        where = tuple(int(i) for i in bad[0])
+        place = ", ".join(map(str, where))
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise ValueError(
+            f"token id {int(tokens[where])} at position [{place}]{more} is outside the vocabulary: "
+            f"vocab_size={vocab_size} has ids 0 to {vocab_size - 1}"
+        )
+
+
+def _fraction(value: float) -> str:
+    return f"{value:.4f}" if value == 0 or not abs(value) < 1e-4 else f"{value:.1e}"
