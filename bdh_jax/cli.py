@@ -1,0 +1,163 @@
+"""What every command of the package shares: the ``--config`` flag, its overrides, and exit statuses.
+
+A mistake of the user is one message on standard error and status 2, never a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+from ml_collections.config_flags import tuple_parser
+
+from bdh_jax.config import ConfigError, ExperimentConfig, from_config_dict
+from bdh_jax.tasks import CONFIGS
+from bdh_jax.training.checkpoint import CheckpointError
+from bdh_jax.training.loop import Interrupted, NonFiniteError
+
+USAGE_ERROR = 2
+
+
+class _OptionalParser(flags.ArgumentParser):
+    """Parses what ``parser`` parses, and ``None``; whether None is allowed there is decided by the dataclass."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+        self.syntactic_help = parser.syntactic_help
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument is None or argument in ("None", "none") else self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
+
+
+class _NamesParser(tuple_parser.TupleParser):
+    """Parses ``0,1,2`` and also ``n2,n4``, names without quotes."""
+
+    def parse(self, argument: Any) -> tuple:
+        if isinstance(argument, str) and re.fullmatch(r"[A-Za-z_]\w*(,[A-Za-z_]\w*)*", argument):
+            return tuple(argument.split(","))
+        return super().parse(argument)
+
+
+def define_config() -> flags.FlagHolder:
+    """Define ``--config=FILE.py[:variant]``; its keys are overridden by ``--config.key=value``."""
+    config_flags.register_flag_parser_for_type(float, _OptionalParser(flags.FloatParser()))
+    config_flags.register_flag_parser_for_type(int, _OptionalParser(flags.IntegerParser()))
+    config_flags.register_flag_parser_for_type(tuple, _NamesParser())
+    return config_flags.DEFINE_config_file("config", None, "Configuration file and variant, such as configs/nback.py:smoke.")
+
+
+def experiment(config: ml_collections.ConfigDict) -> ExperimentConfig:
+    """The typed configuration of an experiment.
+
+    Raises:
+      ConfigError: for a value that is ill-typed or out of range.
+    """
+    return from_config_dict(ExperimentConfig, config, tasks=CONFIGS)
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Run an absl ``main`` and exit: 0 finished, 1 diverged, 2 a mistake in what was asked, 130 or 143 interrupted."""
+    app.run(lambda argv: _status(main, argv), flags_parser=_parse_flags)
+
+
+def _status(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int | None:
+    _set_up_logging()
+    try:
+        return main(argv)
+    except (ConfigError, CheckpointError) as error:
+        return _fail(error, USAGE_ERROR)
+    except NonFiniteError as error:
+        return _fail(error, 1)
+    except Interrupted as error:
+        return _fail(error, 128 + error.signal_number)
+    except KeyboardInterrupt:
+        return _fail("aborted; what was not yet saved is lost", 130)
+
+
+def _set_up_logging() -> None:
+    """Our own lines at INFO; of the libraries, which share absl's logger, warnings only unless --verbosity asks for more."""
+    if not flags.FLAGS["verbosity"].present:
+        absl_logging.set_verbosity(absl_logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logger = logging.getLogger("bdh_jax")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+
+
+def _fail(error: Exception | str, status: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return status
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        check_config_flags(flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False))
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise ConfigError(f"{rest[1]!r} is not a flag; flags are written --name=value")
+    except (flags.Error, ConfigError) as error:
+        sys.exit(_fail(error, USAGE_ERROR))
+    return rest
+
+
+def check_config_flags(argv: Sequence[str]) -> None:
+    """Find a missing file, an unknown variant or a misspelt key, which ``config_flags`` would report as tracebacks.
+
+    Raises:
+      ConfigError: names the mistake and what is valid.
+    """
+    path, overrides = None, []
+    for index, argument in enumerate(argv):
+        if match := re.fullmatch(r"--?config(?:=(.*))?", argument):
+            path = match.group(1) if match.group(1) is not None else next(iter(argv[index + 1 :]), "")
+        elif match := re.match(r"--?(?:no)?config\.([^=]+)", argument):
+            overrides.append(match.group(1))
+    if path is None and overrides:
+        raise ConfigError(f"--config.{overrides[0]} needs a configuration to change: --config=configs/nback.py")
+    if path is not None:
+        config = _load_config(path)
+        for key in overrides:
+            _check_key(config, key)
+
+
+def _load_config(flag: str) -> ml_collections.ConfigDict:
+    path, *variant = flag.split(":", 1)
+    if not Path(path).is_file():
+        raise ConfigError(f"--config={flag}: there is no file {path!r} in {Path.cwd()}")
+    if not path.endswith(".py"):
+        raise ConfigError(f"--config={flag}: {path!r} is not a Python file")
+    module = runpy.run_path(path)
+    if "get_config" not in module:
+        raise ConfigError(f"--config={flag}: {path!r} has no function get_config")
+    try:
+        return module["get_config"](*variant)
+    except ConfigError as error:
+        raise ConfigError(f"--config={flag}: {error}") from None
+
+
+def _check_key(config: ml_collections.ConfigDict, key: str) -> None:
+    node, parents = config, "config"
+    for name in key.split("."):
+        if not isinstance(node, ml_collections.ConfigDict):
+            raise ConfigError(f"--config.{key}: {parents} is a single value and has no keys")
+        if name not in node:
+            close = difflib.get_close_matches(name, node.keys(), n=1)
+            hint = f" Did you mean {parents}.{close[0]}?" if close else ""
+            raise ConfigError(
+                f"--config.{key}: {parents} has no key {name!r}.{hint} Valid keys of {parents}: {', '.join(node.keys())}"
+            )
+        node, parents = node[name], f"{parents}.{name}"

@@ -1,0 +1,388 @@
+"""The training loop: steps, evaluations, checkpoints, interruptions; and runs over several seeds."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import rich.console
+from jax.experimental import multihost_utils
+
+from bdh_jax.config import ConfigError, ExperimentConfig
+from bdh_jax.model import BDH
+from bdh_jax.sharding import make_mesh
+from bdh_jax.tasks import make_task
+from bdh_jax.tasks.base import Evaluation, Task
+from bdh_jax.training.checkpoint import (
+    FOLDER,
+    CheckpointError,
+    Checkpoints,
+    Progress,
+    check_same_config,
+    config_json,
+    read_json,
+    seed_folders,
+)
+from bdh_jax.training.metrics import Reporter, describe_start, results_table, summarise
+from bdh_jax.training.optimizer import make_optimizer
+from bdh_jax.training.step import TrainState, abstract_state, init_state, make_keys, make_predict, make_train_step, put_batch
+
+RUN, RESULTS = "run.json", "results.json"
+_LOGGER = logging.getLogger("bdh_jax")
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C stopped the training; everything was saved first.
+
+    Attributes:
+      signal_number: which of the two.
+    """
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+class NonFiniteError(Exception):
+    """Loss or gradient became NaN or infinite. The message names the step and the last good checkpoint."""
+
+
+def run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
+    """Train what a configuration asks for, in one folder or one a seed, write ``results.json`` and print its table.
+
+    A folder that holds an unfinished run of the same configuration is resumed; a finished one is only printed.
+
+    Args:
+      config: the experiment.
+      workdir: the run's folder.
+
+    Returns:
+      What ``results.json`` holds.
+
+    Raises:
+      ConfigError: if the configuration cannot run here.
+      CheckpointError: if the folder cannot be resumed from.
+      NonFiniteError, Interrupted: as :func:`train`.
+    """
+    if not config.seeds:
+        if seed_folders(workdir):
+            raise CheckpointError(f"{workdir} holds a run over several seeds; give --config.seeds or another --workdir")
+        results = _train_seed(config, workdir)
+    else:
+        if (workdir / FOLDER).exists() or (workdir / RUN).exists():
+            raise CheckpointError(
+                f"{workdir} holds a run of one seed; use another --workdir for config.seeds={config.seeds}"
+            )
+        for folder in seed_folders(workdir):
+            _check_folder(folder, dataclasses.replace(config, seed=int(folder.name[4:]), seeds=()))
+        runs = {
+            str(seed): _train_seed(dataclasses.replace(config, seed=seed, seeds=()), workdir / f"seed{seed}")
+            for seed in config.seeds
+        }
+        mean, spread = summarise(list(runs.values()))
+        results = {
+            "config": config_json(config),
+            "seeds": list(config.seeds),
+            "steps": config.train.steps,
+            "seconds": sum(r["seconds"] for r in runs.values()),
+            "mean": mean,
+            "spread": spread,
+            "runs": {seed: {key: r[key] for key in r if key != "config"} for seed, r in runs.items()},
+        }
+        _write_json(workdir / RESULTS, results)
+    if jax.process_index() == 0:
+        rich.console.Console().print(results_table(results))
+    return results
+
+
+def train(config: ExperimentConfig, task: Task, workdir: Path) -> dict[str, Any]:
+    """Train one seed, or go on where its folder left off.
+
+    The final evaluation is of the last parameters; the best ones, by the evaluations during training, are kept as a
+    checkpoint (:func:`bdh_jax.training.checkpoint.load`) but not reported: they were chosen by the very scores.
+
+    Args:
+      config: the experiment; ``config.seeds`` is empty.
+      task: the task, whose seed and batch size are those of ``config``.
+      workdir: the run's folder.
+
+    Returns:
+      The results, as written to ``results.json``.
+
+    Raises:
+      ConfigError: if the configuration cannot run here; nothing has been written then.
+      CheckpointError: if ``workdir`` holds a run of another configuration, or a checkpoint that cannot be read.
+      NonFiniteError: if loss or gradient is not finite. That state is never saved.
+      Interrupted: after SIGTERM or Ctrl-C, once the state is saved. A second Ctrl-C aborts at once.
+    """
+    if (workdir / RESULTS).exists():
+        _check_folder(workdir, config)
+        return read_json(workdir / RESULTS)
+    if task.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={config.model.vocab_size} is too small: the task has token ids up to {task.vocab_size - 1}; "
+            f"set model.vocab_size={task.vocab_size} or more"
+        )
+    return _Training(config, task, workdir).run()
+
+
+class _Training:
+    """One run from its start or last checkpoint to its end. Built without writing anything."""
+
+    def __init__(self, config: ExperimentConfig, task: Task, workdir: Path):
+        self._config, self._task, self._workdir = config, task, workdir
+        self._started = time.perf_counter()
+        self._mesh = make_mesh(config.mesh)
+        self._model = BDH(config.model, self._mesh if self._mesh.size > 1 else None)
+        self._optimizer = make_optimizer(config.optimizer, config.train.steps)
+        self._init_key, self._step_key = make_keys(config.seed, self._mesh)
+        self._train_step = make_train_step(self._model, self._optimizer, config, self._mesh)
+        self._predict = make_predict(self._model, self._mesh)
+        self._checkpoints = Checkpoints(workdir, config)
+        self._target = abstract_state(self._model, self._optimizer, self._mesh)
+        # Traces the step (the trace is kept): what cannot run here says so before anything is written.
+        self._train_step.eval_shape(self._target, put_batch(task.batch(0), self._mesh), self._step_key)
+
+    def run(self) -> dict[str, Any]:
+        progress = Progress(step=0, seconds=0.0, training_seconds=0.0, tokens=0, evaluated=False)
+        if self._checkpoints.last_step is None:
+            state = init_state(self._model, self._optimizer, self._mesh, self._init_key)
+        else:
+            state, progress = self._checkpoints.restore(self._target)
+            _LOGGER.info("resuming %s at step %d", self._workdir, progress.step)
+        self._write_run_file(progress.step)
+        self._clock = _Clock(progress.training_seconds, progress.tokens)
+        self._seconds_before = progress.seconds
+        steps = self._config.train.steps
+        self._reporter = Reporter(self._workdir, steps=steps, start=progress.step, title=f"seed {self._config.seed}")
+        try:
+            with _signals() as self._signals:
+                evaluation = self._train_and_evaluate(state, progress)
+        finally:
+            self._reporter.close()
+            self._checkpoints.close()
+        best_step, best_primary = self._checkpoints.best
+        results = {
+            "config": config_json(self._config),
+            "seed": self._config.seed,
+            "steps": steps,
+            "seconds": self._progress(steps, evaluated=True).seconds,
+            "tokens_per_second": self._clock.rate(),
+            "primary": evaluation.primary,
+            "evaluation": {row.name: row.to_dict() for row in evaluation.rows},
+            "note": evaluation.note,
+            "best": {"step": best_step, "primary": best_primary},
+        }
+        _write_json(self._workdir / RESULTS, results)
+        return results
+
+    def _train_and_evaluate(self, state: TrainState, start: Progress) -> Evaluation:
+        """Train to the end. Returns the evaluation of the final state."""
+        settings = self._config.train
+        step, evaluated = start.step, start.evaluated
+        pending: collections.deque[tuple[int, Any]] = collections.deque()
+        while True:
+            final = step == settings.steps
+            evaluation = score = None
+            if final or step > 0 and step % settings.evaluate_every == 0 and not evaluated:
+                self._look_at(pending)
+                evaluation = self._evaluate(state, step, evaluated)
+                # A resumed run may evaluate its final state once more: its checkpoint has the score already.
+                score = None if evaluated else evaluation.primary
+                evaluated = True
+            best = self._checkpoints.best
+            if score is not None and (final or best is None or score >= best[1]):
+                self._save(state, step, evaluated, score)
+            elif step > start.step and step % settings.checkpoint_every == 0:
+                self._look_at(pending)
+                self._save(state, step, evaluated, score)
+            if final:
+                return evaluation
+            self._stop_if_asked(state, step, evaluated, pending)
+
+            batch = put_batch(self._task.batch(step), self._mesh)
+            with jax.transfer_guard("disallow"):
+                state, metrics = self._train_step(state, batch, self._step_key)
+            step, evaluated = step + 1, False
+            pending.append((step, metrics))
+            if step == start.step + 1:
+                # This step compiled: the clock starts at its end and leaves its tokens out.
+                jax.block_until_ready(metrics)
+                self._clock.start(leave_out=step)
+            elif (step - 1) % settings.log_every == 0:
+                # The newest step is still running: look at those before it.
+                self._look_at(pending, leave=1)
+
+    def _look_at(self, pending: collections.deque[tuple[int, Any]], leave: int = 0) -> None:
+        """Fetch the metrics of all steps but the newest ``leave``, stop if one is not finite, and report."""
+        ready = [pending.popleft() for _ in range(len(pending) - leave)]
+        fetched = jax.device_get([metrics for _, metrics in ready])
+        for (step, _), metrics in zip(ready, fetched, strict=True):
+            if not metrics["finite"]:
+                raise NonFiniteError(self._describe_divergence(step, metrics))
+            self._clock.count(step, int(metrics["tokens"]))
+            if step % self._config.train.log_every == 0 or step == self._config.train.steps:
+                row = {
+                    "loss": float(metrics["loss"]),
+                    "recall": float(metrics["answer_accuracy"]),
+                    "grad_norm": float(metrics["grad_norm"]),
+                    "learning_rate": float(metrics["learning_rate"]),
+                    "tokens_per_second": self._clock.recent_rate(),
+                }
+                self._reporter.training(step, row)
+
+    def _describe_divergence(self, step: int, metrics: Any) -> str:
+        self._checkpoints.wait()
+        last = self._checkpoints.last_step
+        good = "none was saved yet" if last is None else f"step {last}, in {self._workdir / FOLDER}"
+        return (
+            f"loss {float(metrics['loss'])} or gradient norm {float(metrics['grad_norm'])} is not finite at step {step}. "
+            f"Last good checkpoint: {good}. Try a smaller optimizer.learning_rate or clip_norm, in another --workdir"
+        )
+
+    def _evaluate(self, state: TrainState, step: int, evaluated: bool) -> Evaluation:
+        predict = self._predict(state.slow)
+
+        def interruptible(tokens, valid):
+            if self._signals.number is not None:
+                self._save_and_stop(state, step, evaluated, self._signals.number)
+            return predict(tokens, valid)
+
+        with self._clock.paused():
+            evaluation = self._task.evaluate(interruptible)
+        self._reporter.evaluation(step, evaluation)
+        return evaluation
+
+    def _save(self, state: TrainState, step: int, evaluated: bool, score: float | None) -> None:
+        with self._clock.paused():
+            self._checkpoints.save(state, self._progress(step, evaluated), score)
+
+    def _stop_if_asked(self, state: TrainState, step: int, evaluated: bool, pending: collections.deque) -> None:
+        number = self._signals.number
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            number = signal.SIGTERM
+        if number is not None:
+            self._look_at(pending)
+            self._save_and_stop(state, step, evaluated, number)
+
+    def _save_and_stop(self, state: TrainState, step: int, evaluated: bool, number: int) -> None:
+        self._save(state, step, evaluated, None)
+        self._checkpoints.wait()
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        raise Interrupted(
+            f"{name}: saved step {step} of {self._config.train.steps} in {self._workdir}; the same command goes on there",
+            number,
+        )
+
+    def _progress(self, step: int, evaluated: bool) -> Progress:
+        seconds = self._seconds_before + time.perf_counter() - self._started
+        return Progress(step, seconds, self._clock.seconds, self._clock.tokens, evaluated)
+
+    def _write_run_file(self, step: int) -> None:
+        path = self._workdir / RUN
+        starts = read_json(path)["starts"] if step > 0 and path.exists() else []
+        starts.append(describe_start(step, self._config.seed))
+        _write_json(path, {"config": config_json(self._config), "starts": starts})
+
+
+class _Clock:
+    """Counts tokens against the time of the training steps: evaluations, saves and compilation are left out."""
+
+    def __init__(self, seconds: float, tokens: int):
+        self.tokens = tokens
+        self._before = seconds
+        self._since: float | None = None
+        self._left_out: int | None = None
+        self._last = (seconds, tokens)
+
+    @property
+    def seconds(self) -> float:
+        return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
+
+    def start(self, leave_out: int) -> None:
+        self._since, self._left_out = time.perf_counter(), leave_out
+
+    def count(self, step: int, tokens: int) -> None:
+        self.tokens += 0 if step == self._left_out else tokens
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        running, self._before = self._since is not None, self.seconds
+        self._since = None
+        try:
+            yield
+        finally:
+            self._since = time.perf_counter() if running else None
+
+    def rate(self) -> float | None:
+        """Tokens a second over the whole run, all its starts together."""
+        return self.tokens / self.seconds if self.tokens else None
+
+    def recent_rate(self) -> float | None:
+        """Tokens a second since the last call."""
+        (seconds, tokens), self._last = self._last, (self.seconds, self.tokens)
+        return (self.tokens - tokens) / (self._last[0] - seconds) if self.tokens > tokens else None
+
+
+@dataclasses.dataclass
+class _Signals:
+    number: int | None = None
+
+
+@contextmanager
+def _signals() -> Iterator[_Signals]:
+    """Turn SIGTERM and the first Ctrl-C into a number to look at; a second Ctrl-C aborts.
+
+    Nothing is changed with several processes, where JAX hears SIGTERM itself and agrees on a step to stop at, nor outside the
+    main thread, where Python allows no handlers.
+    """
+    received = _Signals()
+    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def handle(number, frame):
+        received.number = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _train_seed(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
+    return train(config, make_task(config.task, seed=config.seed, batch_size=config.train.batch_size), workdir)
+
+
+def _check_folder(workdir: Path, config: ExperimentConfig) -> None:
+    """Refuse a folder whose results or checkpoints another configuration made."""
+    if (workdir / RESULTS).exists():
+        check_same_config(workdir, read_json(workdir / RESULTS)["config"], config)
+    else:
+        Checkpoints(workdir, config).close()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Write a file whole or not at all, from process 0."""
+    if jax.process_index() != 0:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}. Use another --workdir") from error

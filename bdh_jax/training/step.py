@@ -1,0 +1,261 @@
+"""One training step: (state, batch, key) → (state, metrics), jitted, sharded and with the state donated.
+
+Axis letters: B batch, T time, V vocabulary, A accumulation slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bdh_jax.config import ExperimentConfig, Loss
+from bdh_jax.model import BDH
+from bdh_jax.sharding import batch_sharding, replicated, shardings
+from bdh_jax.tasks.base import Batch, Predict
+from bdh_jax.training.optimizer import Slow, make_schedule, split_trained
+
+Metrics = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a step changes.
+
+    Attributes:
+      step: int32 scalar, updates made so far.
+      slow: parameters by name.
+      opt_state: optimiser state of the trained parameters.
+    """
+
+    step: jax.Array
+    slow: Slow
+    opt_state: Any
+
+
+def loss_weights(batch: Batch, loss: Loss) -> jax.Array:
+    """Weight [B,T] float32 of every position in the loss: the answer's, every valid one's, or those the task gives."""
+    if loss == "answer":
+        return batch.answer
+    if loss == "weights":
+        return batch.weights
+    return jnp.ones(batch.tokens.shape, jnp.float32) if batch.valid is None else batch.valid.astype(jnp.float32)
+
+
+def loss_fn(model: BDH, slow: Slow, batch: Batch, weights: jax.Array, key: jax.Array | None = None):
+    """Weighted sum of cross-entropies, and what the metrics need.
+
+    Args:
+      model: the model.
+      slow: its parameters.
+      batch: arrays [B,T]. ``valid`` and ``reset`` may be None: all valid, no resets.
+      weights: [B,T] weight of each position. A position of weight 0 has no influence on the gradient.
+      key: randomness of dropout; None switches dropout off.
+
+    Returns:
+      (Σ weight · cross-entropy in nats, number of answer tokens predicted right), both float32 scalars.
+    """
+    rngs = None if key is None else {"dropout": key}
+    output = model.apply(
+        {"params": slow},
+        batch.tokens,
+        valid=batch.valid,
+        reset=batch.reset,
+        state="none",
+        deterministic=key is None,
+        rngs=rngs,
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch.targets)
+    total = jnp.sum(losses * weights)
+    right = jnp.sum(batch.answer * (jnp.argmax(output.logits, axis=-1) == batch.targets))
+    return total, right
+
+
+def gradients(model: BDH, slow: Slow, batch: Batch, loss: Loss, accumulation: int, key: jax.Array | None):
+    """Loss and gradients of a batch, computed in ``accumulation`` slices one after the other.
+
+    The loss is normalised by the weight of the whole batch, so slices of unequal weight count as they would in one piece.
+
+    Args:
+      model: the model.
+      slow: its parameters.
+      batch: arrays [B,T]; B is a multiple of ``accumulation``.
+      loss: which positions count.
+      accumulation: number of slices A.
+      key: randomness of dropout, or None.
+
+    Returns:
+      (loss, answer accuracy, gradients of the trained parameters).
+    """
+    trained, frozen = split_trained(slow, model.config)
+    weights = loss_weights(batch, loss)
+
+    def slice_loss(trained, batch, weights, key):
+        return loss_fn(model, {**trained, **frozen}, batch, weights, key)
+
+    slice_gradient = jax.value_and_grad(slice_loss, has_aux=True)
+    if accumulation == 1:
+        (total, right), gradient = slice_gradient(trained, batch, weights, key)
+    else:
+
+        def add_slice(sums, inputs):
+            index, batch, weights = inputs
+            slice_key = None if key is None else jax.random.fold_in(key, index)
+            result = slice_gradient(trained, batch, weights, slice_key)
+            return jax.tree.map(jnp.add, sums, result), None
+
+        batch_slices, weight_slices = jax.tree.map(lambda x: _slices(x, accumulation, model.mesh), (batch, weights))
+        inputs = (jnp.arange(accumulation), batch_slices, weight_slices)
+        _, first_batch, first_weights = jax.tree.map(lambda x: x[0], inputs)
+        sums = jax.eval_shape(slice_gradient, trained, first_batch, first_weights, key)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
+        ((total, right), gradient), _ = jax.lax.scan(add_slice, zeros, inputs)
+
+    scale = 1 / _at_least_something(jnp.sum(weights))
+    accuracy = right / _at_least_something(jnp.sum(batch.answer))
+    return total * scale, accuracy, jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient)
+
+
+def make_train_step(
+    model: BDH, optimizer: optax.GradientTransformation, config: ExperimentConfig, mesh: Mesh
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """Build the jitted training step.
+
+    Args:
+      model: the model, built on ``mesh`` if that has several devices.
+      optimizer: as of :func:`bdh_jax.training.optimizer.make_optimizer`.
+      config: the experiment.
+      mesh: device mesh of ``bdh_jax.sharding.make_mesh``.
+
+    Returns:
+      ``step(state, batch, key) -> (state, metrics)``. ``state`` is donated. ``batch`` comes from :func:`put_batch`, ``key``
+      is the run's, replicated; each step folds its number into it. Metrics are scalars: loss, answer_accuracy, grad_norm
+      (before clipping), learning_rate, tokens (valid ones), finite (whether loss and gradient are).
+    """
+    schedule = make_schedule(config.optimizer, config.train.steps)
+
+    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        step_key = jax.random.fold_in(key, state.step) if config.model.dropout > 0 else None
+        loss, accuracy, gradient = gradients(
+            model, state.slow, batch, config.train.loss, config.train.accumulation, step_key
+        )
+        trained, frozen = split_trained(state.slow, config.model)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
+        slow = {**optax.apply_updates(trained, updates), **frozen}
+        norm = optax.tree.norm(gradient)
+        metrics = {
+            "loss": loss,
+            "answer_accuracy": accuracy,
+            "grad_norm": norm,
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "tokens": jnp.asarray(batch.tokens.size if batch.valid is None else jnp.sum(batch.valid), jnp.int32),
+            "finite": jnp.isfinite(loss) & jnp.isfinite(norm),
+        }
+        return TrainState(step=state.step + 1, slow=slow, opt_state=opt_state), metrics
+
+    state_shardings = shardings(mesh, abstract_state(model, optimizer, mesh))
+    return jax.jit(
+        step,
+        in_shardings=(state_shardings, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=(state_shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def make_keys(seed: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
+    """Keys of a run, on every device: one for the initial parameters, one for the steps."""
+    return jax.jit(lambda: tuple(jax.random.split(jax.random.key(seed))), out_shardings=replicated(mesh))()
+
+
+def init_state(model: BDH, optimizer: optax.GradientTransformation, mesh: Mesh, key: jax.Array) -> TrainState:
+    """A fresh training state, made on its devices: no device ever holds more than its shards.
+
+    Args:
+      model: the model.
+      optimizer: as of :func:`bdh_jax.training.optimizer.make_optimizer`.
+      mesh: device mesh.
+      key: randomness of the initial parameters. The mesh does not change what it gives.
+    """
+    out_shardings = shardings(mesh, abstract_state(model, optimizer, mesh))
+    return jax.jit(_initialiser(model, optimizer, mesh), out_shardings=out_shardings)(key)
+
+
+def abstract_state(model: BDH, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes and dtypes of :func:`init_state`'s result, with their shardings, without computing it."""
+    shapes = jax.eval_shape(_initialiser(model, optimizer, mesh), jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings(mesh, shapes),
+    )
+
+
+def make_predict(model: BDH, mesh: Mesh) -> Callable[[Slow], Predict]:
+    """Build what a task's evaluation calls.
+
+    ``make_predict(model, mesh)(slow)`` is ``predict(tokens [B,T], valid [B,T]) -> logits [B,T,V]``. Any B is taken;
+    rows are added and dropped where the mesh needs it. Logits come back as a NumPy array, on every process.
+    """
+
+    def logits(slow, tokens, valid):
+        return model.apply({"params": slow}, tokens, valid=valid, state="none").logits
+
+    jitted = jax.jit(logits, out_shardings=replicated(mesh))
+
+    def with_slow(slow: Slow) -> Predict:
+        def predict(tokens: np.ndarray, valid: np.ndarray) -> np.ndarray:
+            rows = len(tokens)
+            index = np.minimum(np.arange(-(-rows // mesh.shape["data"]) * mesh.shape["data"]), rows - 1)
+            valid = None if np.all(valid) else valid
+            tokens, valid = put((tokens[index], None if valid is None else valid[index]), mesh)
+            return jax.device_get(jitted(slow, tokens, valid))[:rows]
+
+        return predict
+
+    return with_slow
+
+
+def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """Put a batch of NumPy arrays [B,T] on the mesh.
+
+    Masks that mask nothing become None, which saves the model the work of applying them. With several processes every one
+    passes the whole batch (it is a pure function of seed and step) and feeds its own devices their rows.
+    """
+    batch = batch._replace(
+        valid=None if np.all(batch.valid) else batch.valid, reset=batch.reset if np.any(batch.reset) else None
+    )
+    return put(batch, mesh)
+
+
+def put(tree: Any, mesh: Mesh) -> Any:
+    """Put NumPy arrays [B, ...] on the mesh, B over ``data``. Every process passes the same arrays."""
+    sharding = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, global_shape=x.shape), tree)
+
+
+def _initialiser(model: BDH, optimizer: optax.GradientTransformation, mesh: Mesh) -> Callable[[jax.Array], TrainState]:
+    def init(key: jax.Array) -> TrainState:
+        slow = model.init(key, jnp.zeros((mesh.shape["data"], 1), jnp.int32))["params"]
+        trained, _ = split_trained(slow, model.config)
+        return TrainState(step=jnp.zeros((), jnp.int32), slow=slow, opt_state=optimizer.init(trained))
+
+    return init
+
+
+def _slices(array: jax.Array, count: int, mesh: Mesh | None) -> jax.Array:
+    """[B, ...] → [A, B / A, ...]. Slice a takes rows a, a + A, …: every device keeps the rows it has."""
+    array = array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1)
+    return array if mesh is None else jax.lax.with_sharding_constraint(array, NamedSharding(mesh, P(None, "data")))
+
+
+def _at_least_something(total: jax.Array) -> jax.Array:
+    return jnp.where(total > 0, total, 1.0)

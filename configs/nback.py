@@ -1,0 +1,142 @@
+"""The n-back benchmark: recall the value of a key shown up to 8 pairs ago, from 32 pairs.
+
+    python -m bdh_jax.main --config=configs/nback.py --workdir=runs/nback
+
+Variants follow a colon, several are joined by commas: ``--config=configs/nback.py:stop_gradient,all_positions``.
+
+    seed25m          the published 25 M parameter size, for an accelerator
+    baseline         no fast weights
+    shift_attention  no fast weights; attention keys are the previous token's code, un-rotated: what λ = 1 amounts to
+    stop_gradient    no gradient through what is written
+    all_positions    loss on every position instead of the answer only
+    shared           one fast weight matrix for all layers (token by token, slow)
+    clean            distinct keys and values: every query has one answer, the ceiling is 1
+    text             bytes instead of integer ids, answers of four tokens
+    smoke            a tiny model for a few steps: does it run?
+
+Any key can be overridden: ``--config.model.d_model=128 --config.optimizer.clip_norm=None --config.seeds=0,1,2``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import ml_collections
+
+from bdh_jax.config import (
+    BDHConfig,
+    ConfigError,
+    ExperimentConfig,
+    FastWeightConfig,
+    OptimizerConfig,
+    TrainConfig,
+    to_config_dict,
+)
+from bdh_jax.tasks.nback import INTEGER_VOCABULARY, TEXT_VOCABULARY, NBackConfig
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The experiment, as a locked ``ConfigDict``.
+
+    Args:
+      arg: names of ``VARIANTS`` joined by commas, applied in that order; empty for the default.
+
+    Raises:
+      ConfigError: for an unknown or repeated variant.
+    """
+    names = arg.split(",") if arg else []
+    for name in names:
+        if name not in VARIANTS:
+            raise ConfigError(f"unknown variant {name!r}. Valid variants: {', '.join(VARIANTS)}")
+        if names.count(name) > 1:
+            raise ConfigError(f"variant {name!r} is named twice")
+    config = _default()
+    for name in names:
+        config = VARIANTS[name](config)
+    return to_config_dict(config)
+
+
+def _default() -> ExperimentConfig:
+    return ExperimentConfig(
+        task=NBackConfig(),
+        model=BDHConfig(
+            vocab_size=INTEGER_VOCABULARY,
+            n_layer=2,
+            d_model=64,
+            n_head=1,
+            n_neurons=512,
+            dropout=0.0,
+            fast=FastWeightConfig(learning_rate=1.0, decay=0.95, address_norm="l2", write_gradient="full"),
+        ),
+        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=100),
+        train=TrainConfig(steps=1200, batch_size=32, loss="answer", evaluate_every=200, checkpoint_every=200),
+    )
+
+
+def _model(config: ExperimentConfig, **changes) -> ExperimentConfig:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
+
+
+def _fast(config: ExperimentConfig, **changes) -> ExperimentConfig:
+    return _model(config, fast=dataclasses.replace(config.model.fast, **changes))
+
+
+def _task(config: ExperimentConfig, **changes) -> ExperimentConfig:
+    return dataclasses.replace(config, task=dataclasses.replace(config.task, **changes))
+
+
+def _train(config: ExperimentConfig, **changes) -> ExperimentConfig:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+
+
+def _seed25m(config: ExperimentConfig) -> ExperimentConfig:
+    return _model(config, n_layer=6, d_model=256, n_head=4, n_neurons=32768)
+
+
+def _baseline(config: ExperimentConfig) -> ExperimentConfig:
+    return _fast(config, enabled=False)
+
+
+def _shift_attention(config: ExperimentConfig) -> ExperimentConfig:
+    return _model(_baseline(config), attention="shift")
+
+
+def _stop_gradient(config: ExperimentConfig) -> ExperimentConfig:
+    return _fast(config, write_gradient="stop")
+
+
+def _all_positions(config: ExperimentConfig) -> ExperimentConfig:
+    return _train(config, loss="all")
+
+
+def _shared(config: ExperimentConfig) -> ExperimentConfig:
+    return _fast(config, scope="shared")
+
+
+def _clean(config: ExperimentConfig) -> ExperimentConfig:
+    return _task(config, clean=True)
+
+
+def _text(config: ExperimentConfig) -> ExperimentConfig:
+    return _model(_task(config, encoding="text"), vocab_size=TEXT_VOCABULARY)
+
+
+def _smoke(config: ExperimentConfig) -> ExperimentConfig:
+    config = _task(config, evaluation_sequences=16)
+    config = _model(config, n_layer=min(config.model.n_layer, 2), d_model=16, n_neurons=64)
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, warmup_steps=2))
+    return _train(config, steps=20, batch_size=4, evaluate_every=10, checkpoint_every=10, log_every=5)
+
+
+VARIANTS: dict[str, Callable[[ExperimentConfig], ExperimentConfig]] = {
+    "seed25m": _seed25m,
+    "baseline": _baseline,
+    "shift_attention": _shift_attention,
+    "stop_gradient": _stop_gradient,
+    "all_positions": _all_positions,
+    "shared": _shared,
+    "clean": _clean,
+    "text": _text,
+    "smoke": _smoke,
+}

@@ -1,0 +1,206 @@
+"""Configuration is strict: what is not understood is an error that names it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import typing
+from pathlib import Path
+
+import hypothesis
+import hypothesis.strategies as st
+import ml_collections
+import pytest
+
+from bdh_jax.config import (
+    BDHConfig,
+    ConfigError,
+    ExperimentConfig,
+    FastWeightConfig,
+    MeshConfig,
+    OptimizerConfig,
+    TaskConfig,
+    TrainConfig,
+    from_config_dict,
+    to_config_dict,
+    to_dict,
+)
+from bdh_jax.tasks import CONFIGS
+
+
+@pytest.fixture(scope="module")
+def nback():
+    path = Path(__file__).parents[1] / "configs" / "nback.py"
+    spec = importlib.util.spec_from_file_location("nback_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _experiment(values) -> ExperimentConfig:
+    return from_config_dict(ExperimentConfig, values, tasks=CONFIGS)
+
+
+def _changed(nback, path, value, variant="") -> dict:
+    config = json.loads(json.dumps(to_dict(_experiment(nback.get_config(variant)))))
+    node = config
+    *parents, last = path.split(".")
+    for name in parents:
+        node = node[name]
+    node[last] = value
+    return config
+
+
+def test_every_variant_is_an_experiment(nback):
+    default = _experiment(nback.get_config())
+    variants = {name: _experiment(nback.get_config(name)) for name in nback.VARIANTS}
+    assert all(config != default for config in variants.values())
+    assert len(set(map(repr, variants.values()))) == len(variants)
+    assert variants["seed25m"].model == BDHConfig(vocab_size=130, dropout=0.0, fast=default.model.fast)
+    assert not variants["baseline"].model.fast.enabled
+    assert variants["shift_attention"].model.attention == "shift"
+    assert not variants["shift_attention"].model.fast.enabled
+    assert variants["stop_gradient"].model.fast.write_gradient == "stop"
+    assert variants["all_positions"].train.loss == "all"
+    assert variants["shared"].model.fast.scope == "shared"
+    assert variants["clean"].task.clean
+    assert variants["text"].task.encoding == "text"
+
+
+def test_the_documentation_names_every_variant(nback):
+    for name in nback.VARIANTS:
+        assert f"\n    {name} " in nback.__doc__
+
+
+def test_variants_combine(nback):
+    both = _experiment(nback.get_config("stop_gradient,all_positions"))
+    assert both.model.fast.write_gradient == "stop"
+    assert both.train.loss == "all"
+    assert _experiment(nback.get_config("text,smoke")).task.encoding == "text"
+
+
+@pytest.mark.parametrize("name", ["foo", "smoke,foo", "Smoke", "smoke,", " smoke"])
+def test_an_unknown_variant_lists_the_valid_ones(nback, name):
+    with pytest.raises(ConfigError, match="unknown variant.*seed25m, baseline.*smoke"):
+        nback.get_config(name)
+
+
+def test_a_repeated_variant_is_an_error(nback):
+    with pytest.raises(ConfigError, match="'smoke' is named twice"):
+        nback.get_config("smoke,smoke")
+
+
+def test_a_configuration_survives_config_dict_and_json(nback):
+    for name in ("", *nback.VARIANTS):
+        config = nback.get_config(name)
+        assert isinstance(config, ml_collections.ConfigDict)
+        assert config.is_locked
+        typed = _experiment(config)
+        assert to_config_dict(typed) == config
+        assert _experiment(json.loads(json.dumps(to_dict(typed)))) == typed
+
+
+def test_optional_fields_can_be_set_and_unset():
+    config = to_config_dict(OptimizerConfig(clip_norm=None))
+    config.clip_norm = 0.5
+    assert from_config_dict(OptimizerConfig, config).clip_norm == 0.5
+    config = to_config_dict(OptimizerConfig(clip_norm=0.5))
+    config.clip_norm = None
+    assert from_config_dict(OptimizerConfig, config).clip_norm is None
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("model.d_modl", 3, r"config\.model\.d_modl does not exist.*Did you mean config\.model\.d_model\?.*Valid keys"),
+        ("modle", 3, r"config\.modle does not exist.*Did you mean config\.model\?.*Valid keys of config: task, model"),
+        ("model.fast.lerning_rate", 3, r"Did you mean config\.model\.fast\.learning_rate\?"),
+        ("task.seeds", 3, r"config\.task\.seeds does not exist"),
+        ("model.d_model", 1.5, r"config\.model\.d_model=1\.5 is a float, expected int"),
+        ("model.d_model", "64", r"config\.model\.d_model='64' is a str, expected int"),
+        ("model.d_model", None, r"config\.model\.d_model=None is a NoneType, expected int"),
+        ("model.d_model", True, r"config\.model\.d_model=True is a bool, expected int"),
+        ("model.remat", 1, r"config\.model\.remat=1 is a int, expected bool"),
+        ("model.dropout", "0", r"config\.model\.dropout='0' is a str, expected float"),
+        ("model.fast", 3, r"config\.model\.fast=3 should be a mapping"),
+        ("seeds", [0, "a"], r"config\.seeds\[1\]='a' is a str, expected int"),
+        ("seeds", [1, 1], "names a seed twice"),
+        ("model.dtype", "float16", r"config\.model\.dtype='float16' is not one of 'float32', 'bfloat16', 'float64'"),
+        ("model.kernel", "palas", r"config\.model\.kernel='palas' is not one of"),
+        ("model.fast.scope", "all", r"config\.model\.fast\.scope='all' is not one of 'layer', 'shared'"),
+        ("task.encoding", "morse", r"task\.encoding='morse' is not one of"),
+        ("task.name", "nbak", r"config\.task\.name='nbak' is not a task\. Valid tasks: .*nback"),
+        ("model.dropout", 1.0, r"dropout=1\.0 must lie in \[0, 1\)"),
+        ("model.n_layer", 0, "n_layer=0 must be at least 1"),
+        ("model.n_neurons", 513, "n_neurons=513 .*odd.*use n_neurons=512"),
+        ("model.n_head", 3, "n_neurons=512 is not divisible by n_head=3; use n_neurons=510"),
+        ("model.fast.decay", 0.0, r"fast\.decay=0\.0 must lie in \(0, 1\]"),
+        ("model.fast.learning_rate", -1, r"fast\.learning_rate=-1\.0 must be ≥ 0"),
+        ("model.fast.train_synapse", True, r"fast\.train_synapse needs fast\.synapse=True"),
+        ("optimizer.clip_norm", 0.0, r"optimizer\.clip_norm=0\.0 must be positive or None"),
+        ("train.accumulation", 5, r"train\.batch_size=32 is not divisible by train\.accumulation=5"),
+        ("mesh.neurons", 3, r"mesh\.neurons=3 does not divide the 512 neurons of a head"),
+        ("mesh.data", 5, r"mesh\.data=5 does not divide the 32 sequences of a slice"),
+        ("mesh.data", 0, r"mesh\.data=0 must be at least 1, or -1"),
+    ],
+)
+def test_a_bad_value_is_named(nback, path, value, message):
+    with pytest.raises(ConfigError, match=message):
+        _experiment(_changed(nback, path, value))
+
+
+def test_shared_memory_refuses_other_forms(nback):
+    with pytest.raises(ConfigError, match="implementation='chunked' cannot run"):
+        _experiment(_changed(nback, "model.implementation", "chunked", "shared"))
+
+
+def _values(annotation):
+    if dataclasses.is_dataclass(annotation):
+        return st.builds(annotation, **{k: _values(v) for k, v in typing.get_type_hints(annotation).items()})
+    if typing.get_origin(annotation) is typing.Literal:
+        return st.sampled_from(typing.get_args(annotation))
+    if typing.get_origin(annotation) is tuple:
+        return st.lists(st.integers(0, 2**31), max_size=3, unique=True).map(tuple)
+    if annotation is bool:
+        return st.booleans()
+    if annotation is int:
+        return st.integers(1, 8)
+    if annotation is float:
+        return st.floats(0.01, 0.99)
+    if annotation == float | None:
+        return st.none() | st.floats(0.01, 10)
+    raise TypeError(annotation)
+
+
+def _valid(cls):
+    def build(values):
+        try:
+            return cls(**values)
+        except ConfigError:
+            return None
+
+    fields = {name: _values(kind) for name, kind in typing.get_type_hints(cls).items() if not dataclasses.is_dataclass(kind)}
+    return st.fixed_dictionaries(fields).map(build).filter(lambda config: config is not None)
+
+
+@hypothesis.given(st.data())
+@pytest.mark.parametrize("cls", [FastWeightConfig, OptimizerConfig, TrainConfig, MeshConfig])
+def test_any_valid_configuration_survives_a_round_trip(cls, data):
+    config = data.draw(_valid(cls))
+    assert from_config_dict(cls, to_config_dict(config)) == config
+    assert from_config_dict(cls, json.loads(json.dumps(to_dict(config)))) == config
+
+
+@hypothesis.given(st.text(min_size=1))
+def test_no_unknown_key_is_ever_accepted(key):
+    hypothesis.assume(key not in {field.name for field in dataclasses.fields(TrainConfig)})
+    with pytest.raises(ConfigError) as error:
+        from_config_dict(TrainConfig, {key: 1})
+    assert f"config.{key} does not exist" in str(error.value)
+
+
+def test_a_task_without_a_registry_is_named():
+    with pytest.raises(ConfigError, match=r"config\.task\.name=None is not a task"):
+        from_config_dict(ExperimentConfig, {"task": {}})
+    assert TaskConfig().name == ""

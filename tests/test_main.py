@@ -1,0 +1,162 @@
+"""The command: what it prints and how it exits, for good input and bad. Each start of JAX costs seconds, so few are made."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bdh_jax import cli
+from bdh_jax.config import ConfigError
+
+ROOT = Path(__file__).parents[1]
+SMOKE = "--config=configs/nback.py:smoke"
+# Many steps of a tiny model, without pauses.
+LONG = ["--config.train.steps=1000000", "--config.train.evaluate_every=1000000", "--config.train.checkpoint_every=1000000"]
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "bdh_jax.main", *arguments]
+
+
+def _start(*arguments: str) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(_command(*arguments), cwd=ROOT, env=environment, **pipes)
+
+
+def _run(*arguments: str) -> tuple[int, str, str]:
+    process = _start(*arguments)
+    output, errors = process.communicate(timeout=300)
+    return process.returncode, output, errors
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A finished smoke run with overrides of every kind: (workdir, arguments, its exit status, output, errors)."""
+    workdir = tmp_path_factory.mktemp("smoke")
+    arguments = [
+        SMOKE,
+        f"--workdir={workdir}",
+        "--config.seeds=0,1",
+        "--config.model.d_model=12",
+        "--config.model.remat",
+        "--config.optimizer.clip_norm=None",
+        "--config.task.evaluation_sets=n2,n4",
+        "--config.train.steps=8",
+        "--config.train.evaluate_every=4",
+    ]
+    return workdir, arguments, *_run(*arguments)
+
+
+def test_a_run_prints_progress_and_a_table(smoke):
+    workdir, _, status, output, errors = smoke
+    assert status == 0, errors
+    assert re.search(r"seed 1 step 5/8  loss \d+\.\d+  recall \d\.\d+  [\d,]+ tokens/s", errors)
+    for expected in ("mean ± standard deviation", "n2", "n4", "accuracy", "credit", "credit ÷ ceiling", "seed 1:"):
+        assert expected in output
+    assert "orbax" not in errors.lower()
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["config"]["model"]["d_model"] == 12
+    assert results["config"]["model"]["remat"] is True
+    assert results["config"]["optimizer"]["clip_norm"] is None
+    assert results["config"]["task"]["evaluation_sets"] == ["n2", "n4"]
+    assert results["seeds"] == [0, 1]
+    assert set(results["runs"]["1"]["evaluation"]) == {"n2", "n4"}
+
+
+def test_a_finished_run_prints_its_table_again(smoke):
+    _, arguments, _, output, _ = smoke
+    before = time.monotonic()
+    status, again, _ = _run(*arguments)
+    assert status == 0
+    assert again == output
+    assert time.monotonic() - before < 60
+
+
+def test_another_configuration_in_the_same_folder_exits_with_2(smoke):
+    workdir, arguments, *_ = smoke
+    status, _, errors = _run(*arguments, "--config.optimizer.clip_norm=0.5")
+    assert status == 2
+    assert "optimizer.clip_norm: there null, now 0.5" in errors
+    assert "Traceback" not in errors
+    assert json.loads((workdir / "results.json").read_text())["config"]["optimizer"]["clip_norm"] is None
+
+
+def test_signals_save_and_set_the_exit_status(tmp_path):
+    """SIGTERM and Ctrl-C, to two runs at once; each leaves the checkpoint it names."""
+    expected = {signal.SIGTERM: 143, signal.SIGINT: 130}
+    runs = {
+        number: (tmp_path / str(number), _start(SMOKE, f"--workdir={tmp_path / str(number)}", *LONG)) for number in expected
+    }
+    for number, (workdir, process) in runs.items():
+        metrics = workdir / "metrics.jsonl"
+        for _ in range(1200):
+            if process.poll() is not None or metrics.exists() and metrics.stat().st_size > 0:
+                break
+            time.sleep(0.1)
+        process.send_signal(number)
+    for number, (workdir, process) in runs.items():
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == expected[number], errors
+        assert "Traceback" not in errors
+        step = int(re.search(r"saved step (\d+) of 1000000", errors).group(1))
+        assert (workdir / "checkpoints" / str(step)).is_dir()
+        assert not (workdir / "results.json").exists()
+
+
+BAD = {
+    "misspelt key": ([SMOKE, "--config.model.d_modl=3"], ["config.model has no key 'd_modl'", "d_model", "n_neurons"]),
+    "ill-typed value": ([SMOKE, "--config.model.d_model=wide"], ["config.model.d_model=wide"]),
+    "indivisible width": ([SMOKE, "--config.model.n_head=3"], ["n_neurons=64", "n_head=3", "use n_neurons="]),
+    "vocabulary": ([SMOKE, "--config.model.vocab_size=100"], ["model.vocab_size=100", "set model.vocab_size=130"]),
+    "implementation": ([SMOKE, "--config.model.kernel=pallas"], ["pallas"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_exits_with_2_and_one_message(tmp_path, name):
+    arguments, expected = BAD[name]
+    workdir = tmp_path / "run"
+    status, output, errors = _run(f"--workdir={workdir}", *arguments)
+    assert status == 2, errors
+    assert output == ""
+    assert "Traceback" not in errors
+    assert errors.startswith("error: ")
+    assert errors.count("error:") == 1
+    for text in expected:
+        assert text in errors
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/nope.py"], "there is no file 'configs/nope.py'"),
+        (["--config=configs/nback.py:foo"], "unknown variant 'foo'. Valid variants: seed25m"),
+        (["--config=Makefile"], "is not a Python file"),
+        (["--config.model.d_model=3"], "needs a configuration to change"),
+        ([SMOKE, "--config.modle.d_model=3"], "config has no key 'modle'. Did you mean config.model?"),
+        ([SMOKE, "--noconfig.model.rmat"], "Did you mean config.model.remat?"),
+        ([SMOKE, "--config.model.d_model.x", "3"], "config.model.d_model is a single value"),
+        (["-config", "configs/nback.py:bar"], "unknown variant 'bar'"),
+    ],
+)
+def test_mistakes_on_the_command_line(monkeypatch, arguments, message):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError) as error:
+        cli.check_config_flags(arguments)
+    assert message in str(error.value)
+
+
+def test_a_file_without_get_config(tmp_path):
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ConfigError, match="has no function get_config"):
+        cli.check_config_flags([f"--config={tmp_path / 'empty.py'}"])

@@ -1,0 +1,267 @@
+"""Training, interrupted and resumed, is the training never interrupted; what goes wrong is said and harms nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from bdh_jax.config import BDHConfig, ConfigError
+from bdh_jax.model import BDH
+from bdh_jax.training import loop
+from bdh_jax.training.checkpoint import CheckpointError, Checkpoints, load
+from bdh_jax.training.metrics import read_rows
+
+UNTIL_END = 10**9
+
+
+def _files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _rows(workdir):
+    rows = read_rows(workdir / "metrics.jsonl", until=UNTIL_END)
+    return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in rows]
+
+
+def _assert_same_bits(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(np.asarray(a[name]).view(np.uint32), np.asarray(b[name]).view(np.uint32), err_msg=name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def donation():
+    """Looking for NaN switches donation off, and with it what a save could get wrong."""
+    with jax.debug_nans(False):
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, successor, tmp_path_factory):
+    """A run of 6 steps that nothing interrupted: (config, workdir, results)."""
+    workdir = tmp_path_factory.mktemp("finished")
+    config = tiny()
+    return config, workdir, loop.train(config, successor(config), workdir)
+
+
+def test_a_finished_run_leaves_what_it_promises(finished):
+    config, workdir, results = finished
+    assert json.loads((workdir / "results.json").read_text()) == results
+    assert results["seed"] == 0
+    assert results["steps"] == 6
+    assert results["seconds"] > 0
+    assert results["tokens_per_second"] > 0
+    assert results["evaluation"]["succ"]["ratio"] == results["primary"]
+    rows = _rows(workdir)
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "evaluation" in row] == [4, 6]
+    assert rows[-1]["evaluation"]["succ"] == results["evaluation"]["succ"]
+    assert {"loss", "recall", "grad_norm", "learning_rate"} < rows[0].keys()
+    run = json.loads((workdir / "run.json").read_text())
+    assert run["config"]["train"]["steps"] == config.train.steps
+    (start,) = run["starts"]
+    assert start["seed"] == 0
+    assert start["device"]["platform"] == "cpu"
+    assert start["versions"]["jax"] == jax.__version__
+    assert list((workdir / "tensorboard").iterdir())
+
+
+def test_a_finished_run_is_not_run_again(finished, successor):
+    config, workdir, results = finished
+
+    def never(what, number):
+        raise AssertionError(what)
+
+    before = _files(workdir)
+    assert loop.train(config, successor(config, never), workdir) == results
+    assert _files(workdir) == before
+
+
+@pytest.mark.parametrize(
+    ("number", "what", "at", "saved"),
+    [
+        (signal.SIGTERM, "batch", 1, 2),
+        (signal.SIGTERM, "batch", 2, 3),
+        (signal.SIGINT, "batch", 4, 5),
+        (signal.SIGTERM, "evaluate", 0, 4),
+        (signal.SIGTERM, "evaluate", 1, 6),
+    ],
+)
+def test_an_interrupted_run_resumes_to_the_same_bits(finished, successor, kill_at, tmp_path, number, what, at, saved):
+    config, uninterrupted, results = finished
+    with pytest.raises(loop.Interrupted, match=f"saved step {saved} of 6") as stopped:
+        loop.train(config, successor(config, kill_at(number, what, at)), tmp_path)
+    assert stopped.value.signal_number == number
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    assert not (tmp_path / "results.json").exists()
+    assert Checkpoints(tmp_path, config).last_step == saved
+
+    resumed = loop.train(config, successor(config), tmp_path)
+    assert resumed["evaluation"] == results["evaluation"]
+    assert resumed["best"] == results["best"]
+    assert _rows(tmp_path) == _rows(uninterrupted)
+    for which in ("last", "best"):
+        _assert_same_bits(load(tmp_path, which)[1], load(uninterrupted, which)[1])
+    assert [start["step"] for start in json.loads((tmp_path / "run.json").read_text())["starts"]] == [0, saved]
+
+
+def test_a_killed_run_resumes_from_its_last_checkpoint(finished, successor, tmp_path):
+    """Killed without warning at step 5: rows after the checkpoint of step 4, one of them cut short, are written anew."""
+    config, uninterrupted, _ = finished
+
+    def die(what, number):
+        if (what, number) == ("batch", 5):
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        loop.train(config, successor(config, die), tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "loss": 123.0}\n{"step": 6, "lo')
+    last = Checkpoints(tmp_path, config).last_step
+    assert last in (3, 4)
+    loop.train(config, successor(config), tmp_path)
+    assert _rows(tmp_path) == _rows(uninterrupted)
+    _assert_same_bits(load(tmp_path, "last")[1], load(uninterrupted, "last")[1])
+
+
+def test_best_and_last_are_both_kept(tiny, successor, tmp_path):
+    """Evaluations whose score falls after step 2: the best checkpoint stays, the last one is another."""
+    config = tiny(steps=8, evaluate_every=2, checkpoint_every=3)
+    task = successor(config)
+    evaluate, scores = task.evaluate, iter([0.5, 0.25, 0.375, 0.125])
+
+    def falling(predict):
+        return dataclasses.replace(evaluate(predict), primary=next(scores))
+
+    task.evaluate = falling
+    results = loop.train(config, task, tmp_path)
+    assert results["best"] == {"step": 2, "primary": 0.5}
+    assert results["primary"] == 0.125
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 8]
+    best, last = load(tmp_path)[1], load(tmp_path, "last")[1]
+    assert any(np.any(np.asarray(best[name]) != np.asarray(last[name])) for name in best)
+
+
+def test_nan_stops_and_is_never_saved(tiny, successor, tmp_path):
+    config = tiny(steps=9, evaluate_every=9, checkpoint_every=2, log_every=4)
+    task = successor(config)
+    batch = task.batch
+    task.batch = lambda step: batch(step)._replace(weights=batch(step).weights * (np.nan if step == 4 else 1))
+    with pytest.raises(loop.NonFiniteError, match="at step 5.*Last good checkpoint: step 4"):
+        loop.train(config, task, tmp_path)
+    assert Checkpoints(tmp_path, config).last_step == 4
+    assert all(np.all(np.isfinite(leaf)) for leaf in load(tmp_path, "last")[1].values())
+
+
+def test_another_configuration_is_refused(finished, tiny, successor, tmp_path, kill_at):
+    config, workdir, _ = finished
+    interrupted = tmp_path / "interrupted"
+    with pytest.raises(loop.Interrupted):
+        loop.train(config, successor(config, kill_at(signal.SIGTERM, "batch", 2)), interrupted)
+    other = tiny(steps=7, optimizer={"clip_norm": None})
+    for folder in (workdir, interrupted):
+        before = _files(folder)
+        with pytest.raises(CheckpointError, match="another configuration") as refused:
+            loop.train(other, successor(other), folder)
+        message = str(refused.value)
+        assert "train.steps: there 6, now 7" in message
+        assert "optimizer.clip_norm: there 1.0, now null" in message
+        assert "batch_size" not in message
+        assert _files(folder) == before
+
+
+def test_a_damaged_checkpoint_is_named_and_kept(tiny, successor, kill_at, tmp_path):
+    config = tiny()
+    with pytest.raises(loop.Interrupted):
+        loop.train(config, successor(config, kill_at(signal.SIGTERM, "batch", 2)), tmp_path)
+    folder = tmp_path / "checkpoints" / "3"
+    damaged = ["info/metadata", "metrics/metrics", "slow/_METADATA", "slow/d/*", "optimizer/manifest.ocdbt", "optimizer/d/*"]
+    for pattern in damaged:
+        (path,) = folder.glob(pattern)
+        content = path.read_bytes()
+        for shorter in (content[: len(content) // 2], b"", None):
+            if shorter is None and pattern != "slow/_METADATA":  # Orbax does without it
+                path.unlink()
+            elif shorter is not None:
+                path.write_bytes(shorter)
+            before = _files(tmp_path)
+            with pytest.raises(CheckpointError, match=r"checkpoints.*cannot be read"):
+                loop.train(config, successor(config), tmp_path)
+            assert _files(tmp_path) == before
+        path.write_bytes(content)
+    loop.train(config, successor(config), tmp_path)
+
+    (tmp_path / "results.json").write_text('{"config": {"ta')
+    with pytest.raises(CheckpointError, match=r"results\.json cannot be read"):
+        loop.train(config, successor(config), tmp_path)
+
+
+def test_what_cannot_run_here_writes_nothing(tiny, successor, tmp_path):
+    workdir = tmp_path / "new"
+    small = tiny(model={"vocab_size": 10})
+    with pytest.raises(ConfigError, match=r"model\.vocab_size=10 is too small.*vocab_size=12"):
+        loop.train(small, successor(small), workdir)
+    pallas = tiny(model={"kernel": "pallas"})
+    with pytest.raises(ConfigError, match="pallas"):
+        loop.train(pallas, successor(pallas), workdir)
+    short = tiny(steps=2)
+    with pytest.raises(ConfigError, match=r"optimizer\.warmup_steps=2 must be less than train\.steps=2"):
+        loop.train(short, successor(short), workdir)
+    assert not workdir.exists()
+
+
+def test_several_seeds(tiny, successor, tmp_path, monkeypatch, capsys):
+    config = dataclasses.replace(tiny(steps=4), seeds=(3, 5))
+    monkeypatch.setattr(loop, "make_task", lambda task, seed, batch_size: successor(dataclasses.replace(config, seed=seed)))
+    results = loop.run(config, tmp_path)
+    ratios = [results["runs"][seed]["evaluation"]["succ"]["ratio"] for seed in ("3", "5")]
+    assert results["seeds"] == [3, 5]
+    assert results["mean"]["succ"]["ratio"] == pytest.approx(np.mean(ratios))
+    assert results["spread"]["succ"]["ratio"] == pytest.approx(np.std(ratios, ddof=1))
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert json.loads((tmp_path / "seed5" / "results.json").read_text())["seed"] == 5
+    assert "seed 3: succ" in capsys.readouterr().out
+    first = {name: np.asarray(leaf) for name, leaf in load(tmp_path / "seed3", "last")[1].items()}
+    assert np.any(first["encoder"] != np.asarray(load(tmp_path / "seed5", "last")[1]["encoder"]))
+
+    with pytest.raises(CheckpointError, match="several seeds.*seed3.*seed5"):
+        load(tmp_path)
+    with pytest.raises(CheckpointError, match="several seeds"):
+        loop.run(dataclasses.replace(config, seeds=()), tmp_path)
+    before = _files(tmp_path)
+    with pytest.raises(CheckpointError, match=r"train\.batch_size: there 4, now 2"):
+        loop.run(dataclasses.replace(tiny(steps=4, batch_size=2), seeds=(9,)), tmp_path)
+    assert _files(tmp_path) == before
+    # One seed more: the others are not trained again.
+    trained = (tmp_path / "seed3" / "metrics.jsonl").stat().st_mtime_ns
+    assert loop.run(dataclasses.replace(config, seeds=(3, 5, 7)), tmp_path)["runs"]["3"] == results["runs"]["3"]
+    assert (tmp_path / "seed3" / "metrics.jsonl").stat().st_mtime_ns == trained
+
+
+def test_one_seed_and_several_do_not_share_a_folder(finished, tiny):
+    config, workdir, _ = finished
+    with pytest.raises(CheckpointError, match="holds a run of one seed"):
+        loop.run(dataclasses.replace(config, seeds=(0, 1)), workdir)
+
+
+def test_load_gives_what_a_model_takes(finished):
+    config, workdir, _ = finished
+    for which in ("best", "last"):
+        loaded, slow = load(workdir, which)
+        assert loaded == config.model
+        assert isinstance(loaded, BDHConfig)
+        assert set(slow) == {"embed", "encoder", "encoder_v", "decoder", "lm_head"}
+        logits = BDH(loaded).apply({"params": slow}, np.zeros((1, 3), np.int32)).logits
+        assert logits.shape == (1, 3, 12)
+
+
+def test_load_names_what_is_missing(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no checkpoints"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match="which='first' is not one of"):
+        load(tmp_path, "first")
