@@ -118,8 +118,7 @@ class BDHConfig:
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         _require(
             self.n_neurons % self.n_head == 0,
-            f"n_neurons={self.n_neurons} is not divisible by n_head={self.n_head}; "
-            f"use n_neurons={self._round_neurons()}",
+            f"n_neurons={self.n_neurons} is not divisible by n_head={self.n_head}; use n_neurons={self._round_neurons()}",
         )
         _require(
             (self.n_neurons // self.n_head) % 2 == 0,
@@ -328,7 +327,7 @@ def from_config_dict(
     hints = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]
     arguments = {}
-    for key in values.keys():
+    for key in values:
         if key not in names:
             close = difflib.get_close_matches(key, names, n=1)
             hint = f" Did you mean {path}.{close[0]}?" if close else ""
@@ -352,7 +351,7 @@ def _convert(annotation: Any, value: Any, path: str, tasks: Mapping[str, type] |
     if isinstance(annotation, type) and issubclass(annotation, TaskConfig):
         _require(isinstance(value, Mapping | ml_collections.ConfigDict), f"{path}={value!r} should be a mapping")
         names = dict(tasks or {})
-        name = value["name"] if "name" in value else None
+        name = value.get("name")
         _require(name in names, f"{path}.name={name!r} is not a task. Valid tasks: {', '.join(sorted(names))}")
         return from_config_dict(names[name], value, path)
     if dataclasses.is_dataclass(annotation):

@@ -28,7 +28,12 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError("--workdir is missing: name a folder for checkpoints and results, such as --workdir=runs/nback")
     config = cli.experiment(_CONFIG.value)
     if config.mesh.distributed:
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise ConfigError(
+                f"mesh.distributed=True: this is no cluster that JAX knows ({error}); set it to False"
+            ) from error
     run(config, Path(_WORKDIR.value))
 
 

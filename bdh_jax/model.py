@@ -196,18 +196,19 @@ def rope(code: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return (code * cos + swapped * sin).astype(code.dtype)
 
 
-def normalise_address(code: jax.Array, norm: str, axis: str | None) -> jax.Array:
-    """The address of a code [B, H, T, N]: itself, its direction ("l2"), or scaled to a sum of at most 1 ("sum").
+def address_scale(code: jax.Array, norm: str, axis: str | None) -> jax.Array:
+    """What a code [B, H, T, N] is multiplied by to become an address: [B, 1, T, 1], float32 or wider.
 
-    The norm is over all K = H·N neurons, on every shard when ``axis`` names the mesh axis of the neurons.
+    "none" leaves the code as it is, "l2" keeps its direction, "sum" limits its sum to 1. Norms are over all K = H·N neurons,
+    on every shard when ``axis`` names the mesh axis of the neurons.
     """
-    if norm == "none":
-        return code
     wide = code.astype(jnp.promote_types(jnp.float32, code.dtype))
-    total = jnp.sum(jnp.square(wide) if norm == "l2" else wide, axis=(1, 3), keepdims=True)
-    total = _sum_over_shards(total, axis)
-    scale = jax.lax.rsqrt(total + ADDRESS_NORM_EPSILON) if norm == "l2" else 1 / jnp.maximum(total, 1)
-    return (wide * scale).astype(code.dtype)
+    if norm == "none":
+        return jnp.ones_like(wide[:, :1, :, :1])
+    rows = jnp.swapaxes(wide, 1, 2).reshape(code.shape[0], code.shape[2], -1)  # [B, T, K]
+    total = jnp.sum(jnp.square(rows) if norm == "l2" else rows, axis=-1)
+    total = _sum_over_shards(total, axis)[:, None, :, None]
+    return jax.lax.rsqrt(total + ADDRESS_NORM_EPSILON) if norm == "l2" else 1 / jnp.maximum(total, 1)
 
 
 def shift_to_previous(
@@ -226,9 +227,9 @@ def shift_to_previous(
     """
     batch, _, length, _ = current.shape
     first = jnp.zeros_like(current[:, :, 0]) if carried is None else carried.astype(current.dtype)
-    extended = jnp.concatenate([first[:, :, None], current], axis=2)  # entry t is the value of token t − 1
     if valid is None and reset is None:
-        return extended[:, :, :-1], extended[:, :, -1]
+        return jnp.concatenate([first[:, :, None], current[:, :, :-1]], axis=2), current[:, :, -1]
+    extended = jnp.concatenate([first[:, :, None], current], axis=2)  # entry t is the value of token t − 1
     time = jnp.arange(1, length + 1)[None]
     # source [B, T + 1]: where in `extended` the last valid token strictly before each token lies; 0 is the carried value.
     stored = jnp.broadcast_to(time, (batch, length)) if valid is None else jnp.where(valid, time, 0)
@@ -273,7 +274,11 @@ def _run_layers(weights, x, fast, valid, reset, dropout_masks, *, config, mesh, 
     if form == "recurrent" and fast is None:
         fast = fast_state.zeros(config, x.shape[0])
     core = functools.partial(
-        _recurrent if form == "recurrent" and x.shape[1] > 1 else _layers, config=config, form=form, state=state, collect=collect
+        _recurrent if form == "recurrent" and x.shape[1] > 1 else _layers,
+        config=config,
+        form=form,
+        state=state,
+        collect=collect,
     )
     if mesh is None:
         return core(weights, x, fast, valid, reset, dropout_masks, axis=None)
@@ -290,7 +295,9 @@ def _run_layers(weights, x, fast, valid, reset, dropout_masks, *, config, mesh, 
         functools.partial(core, axis="neurons"),
         mesh=mesh,
         in_specs=(sharding.specs(weights), P("data"), sharding.specs(fast), P("data"), P("data"), rows),
-        out_specs=(P("data"), fast_specs, {name: rows for name in collect}),
+        out_specs=(P("data"), fast_specs, dict.fromkeys(collect, rows)),
+        # JAX's kernel interpreter mixes indices that differ between shards with ones that do not, which the check refuses.
+        check_vma=form != "pallas_interpret",
     )(weights, x, fast, valid, reset, dropout_masks)
 
 
@@ -383,7 +390,7 @@ def _layer(weights, synapse, x, layer_state, dropout_mask, episode, learning_rat
     scan = functools.partial(
         fast_weight_scan, valid=episode.valid, reset=episode.reset, implementation=form, chunk_size=config.chunk_size
     )
-    code = jax.nn.relu(_to_neurons(x[:, None], encoder.swapaxes(0, 1)))
+    code = jax.nn.relu(_encode(x, encoder))
 
     previous_code = None
     if config.attention == "rope":
@@ -393,82 +400,73 @@ def _layer(weights, synapse, x, layer_state, dropout_mask, episode, learning_rat
         key, previous_code = shift_to_previous(code, layer_state.previous_code, episode.valid, episode.reset)
     attended, attention = scan(query, key, x, layer_state.attention, final="none" if state == "mean" else state)
     attended = layer_norm(_sum_over_shards(attended, axis)).astype(dtype)
-    gate = jax.nn.relu(_to_neurons(attended, encoder_v))
+    gate = jax.nn.relu(_encode_by_head(attended, encoder_v))
     gated = code * gate
     if dropout_mask is not None:
         gated = jnp.where(dropout_mask, gated / (1 - config.dropout), jnp.zeros((), dtype))
-    y = _from_neurons(gated, decoder, config.state_dtype)
+    y = _decode(gated, decoder, config.state_dtype)
 
     next_state = _LayerState(attention, None, None, previous_code, None, None)
     seen = {"code": code, "gate": gate}
     if fast.enabled:
-        address = normalise_address(code, fast.address_norm, axis)
-        previous_address = None
-        key = address
+        # An address is the code times one factor per token. The factors are applied where the arrays are D wide: the key's to
+        # the written value, the query's to the read.
+        scale = address_scale(code, fast.address_norm, axis)
+        key, key_scale, previous_address = code, scale, None
         if fast.address == "previous":
-            key, previous_address = shift_to_previous(
-                address, layer_state.previous_address, episode.valid, episode.reset
-            )
-        value = x
+            carried = layer_state.previous_address
+            key, last = shift_to_previous(code, carried, episode.valid, episode.reset)
+            carried = None if carried is None else jnp.ones_like(scale[:, :, 0])
+            key_scale, last_scale = shift_to_previous(scale, carried, episode.valid, episode.reset)
+            previous_address = (last * last_scale).astype(dtype)
+        value = (x * key_scale[:, 0]).astype(dtype)
         if fast.write_gradient == "stop":
             key, value = jax.lax.stop_gradient((key, value))
-        read, memory = scan(address, key, value, layer_state.memory, learning_rate=learning_rate, decay=decay, final=state)
-        y = y + jnp.sum(read, axis=1)
+        rates = dict(learning_rate=learning_rate, decay=decay)
+        read, memory = scan(code, key, value, layer_state.memory, **rates, final=state, sum_heads=True)
         if synapse is not None:
-            y = y + _from_neurons(address, synapse.astype(dtype), config.state_dtype)
+            read = read + _decode(code, synapse.astype(dtype), config.state_dtype)
+        y = y + scale[:, 0] * read
         strength = energy = None
         if state != "none":
-            strength, energy = _activity(address, key, value, learning_rate, layer_state, episode)
-        next_state = next_state._replace(
-            memory=memory, previous_address=previous_address, strength=strength, energy=energy
-        )
-        seen["address"] = address
+            strength, energy = _activity(code, scale, key, value, learning_rate, layer_state, episode)
+        next_state = next_state._replace(memory=memory, previous_address=previous_address, strength=strength, energy=energy)
+        seen["address"] = (code * scale).astype(dtype)
 
     y = layer_norm(_sum_over_shards(y, axis)).astype(dtype)
     return layer_norm(x + y), next_state, seen
 
 
-def _to_neurons(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """Each head's neurons from [B, H or 1, T, D] and [H, D, N]: [B, H, T, N].
-
-    Computed heads first, so that every product is a plain batch of matrices; a layout that has to be transposed costs more
-    than the product.
-    """
-    by_head = jnp.broadcast_to(x.swapaxes(0, 1), (weight.shape[0], x.shape[0], *x.shape[2:]))
-    return _batched_matmul(by_head, weight).swapaxes(0, 1)
+# The K-wide products are plain 2-D ones: for batched products XLA on CPU lays out their gradients badly, which costs more than
+# the products.
 
 
-def _dot(a, b, ca, cb, dtype=None):
-    n = a.ndim - 2
-    return jax.lax.dot_general(a, b, (((*ca,), (*cb,)), ((0,), (0,))), preferred_element_type=dtype)
+def _encode(x: jax.Array, encoder: jax.Array) -> jax.Array:
+    """x [B, T, D] times encoder [D, H, N]: [B, H, T, N]."""
+    batch, length, width = x.shape
+    rows = x.reshape(batch * length, width) @ encoder.reshape(width, -1)
+    return rows.reshape(batch, length, *encoder.shape[1:]).swapaxes(1, 2)
 
 
-@jax.custom_vjp
-def _batched_matmul(x, weight):
-    return _dot(x, weight, (3,), (1,))
+def _encode_by_head(x: jax.Array, encoder: jax.Array) -> jax.Array:
+    """Each head's x [B, H, T, D] times its encoder [H, D, N]: [B, H, T, N]."""
+    batch, heads, length, width = x.shape
+    rows = jnp.stack([x[:, h].reshape(batch * length, width) @ encoder[h] for h in range(heads)])
+    return rows.reshape(heads, batch, length, -1).swapaxes(0, 1)
 
 
-def _bm_fwd(x, weight):
-    return _batched_matmul(x, weight), (x, weight)
+def _decode(rows: jax.Array, decoder: jax.Array, dtype: Any) -> jax.Array:
+    """Neurons [B, H, T, N] times decoder [H, N, D], summed over heads: [B, T, D] in ``dtype``."""
+    batch, heads, length, neurons = rows.shape
+    flat = rows.swapaxes(1, 2).reshape(batch * length, heads * neurons)
+    y = jnp.matmul(flat, decoder.reshape(heads * neurons, -1), preferred_element_type=dtype)
+    return y.reshape(batch, length, -1)
 
 
-def _bm_bwd(res, g):
-    x, weight = res
-    return _dot(g, weight, (3,), (2,)), _dot(x, g, (1, 2), (1, 2))
-
-
-_batched_matmul.defvjp(_bm_fwd, _bm_bwd)
-
-
-def _from_neurons(rows: jax.Array, weight: jax.Array, dtype: Any) -> jax.Array:
-    """Σ over all neurons of [B, H, T, N] and [H, N, D]: [B, T, D] in ``dtype``."""
-    return jnp.sum(jnp.einsum("hbtn,hnd->hbtd", rows.swapaxes(0, 1), weight, preferred_element_type=dtype), axis=0)
-
-
-def _activity(address, key, value, learning_rate, layer_state, episode):
+def _activity(code, scale, key, value, learning_rate, layer_state, episode):
     """Strength and energy of one layer's rows, [B, H, N] each, over this call and the episode's earlier ones."""
     dtype = episode.counted.dtype
-    strength = jnp.einsum("bhtn,bt->bhn", address.astype(dtype), episode.counted)
+    strength = jnp.einsum("bhtn,bt->bhn", code.astype(dtype), episode.counted * scale[:, 0, :, 0])
     size = episode.counted * jnp.sum(jnp.square(value.astype(dtype)), axis=-1)
     rate = jnp.asarray(learning_rate, dtype).reshape(-1, 1)
     energy = jnp.square(rate)[None] * jnp.einsum("bhtn,bt->bhn", jnp.square(key.astype(dtype)), size)
@@ -599,7 +597,9 @@ def _check_arguments(config, tokens, fast, valid, reset, state, collect) -> None
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= config.vocab_size:
             bad = low if low < 0 else high
-            raise ValueError(f"token id {bad} is outside the vocabulary of vocab_size={config.vocab_size}: ids are 0 … V − 1")
+            raise ValueError(
+                f"token id {bad} is outside the vocabulary of vocab_size={config.vocab_size}: ids are 0 … V − 1"
+            )
     for name, mask in (("valid", valid), ("reset", reset)):
         if mask is not None and (mask.shape != (batch, length) or mask.dtype != bool):
             raise ValueError(f"{name} has shape {mask.shape} and dtype {mask.dtype}; it must be bool [{batch}, {length}]")
@@ -607,6 +607,8 @@ def _check_arguments(config, tokens, fast, valid, reset, state, collect) -> None
         raise ValueError(f"state={state!r} is not one of 'full', 'none', 'mean'")
     for name in collect:
         if name not in COLLECTABLE or name == "address" and not config.fast.enabled:
-            raise ValueError(f"collect names {name!r}; this model can return {', '.join(COLLECTABLE[: 2 + config.fast.enabled])}")
+            raise ValueError(
+                f"collect names {name!r}; this model can return {', '.join(COLLECTABLE[: 2 + config.fast.enabled])}"
+            )
     if fast is not None:
         fast_state.check(fast, config, batch)

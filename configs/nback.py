@@ -10,7 +10,7 @@ Variants follow a colon, several are joined by commas: ``--config=configs/nback.
     stop_gradient    no gradient through what is written
     all_positions    loss on every position instead of the answer only
     shared           one fast weight matrix for all layers (token by token, slow)
-    clean            distinct keys and values: every query has one answer, the ceiling is 1
+    clean            distinct keys, no id with two meanings: every query has one answer, the ceiling is 1
     text             bytes instead of integer ids, answers of four tokens
     smoke            a tiny model for a few steps: does it run?
 
@@ -67,10 +67,13 @@ def _default() -> ExperimentConfig:
             n_head=1,
             n_neurons=512,
             dropout=0.0,
+            # Smaller initial weights lose keys: an Adam step then moves a code so far that all its neurons can fall silent at
+            # once, and a key without a code is neither written nor read, so no gradient ever brings it back.
+            init_std=0.1,
             fast=FastWeightConfig(learning_rate=1.0, decay=0.95, address_norm="l2", write_gradient="full"),
         ),
-        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=100),
-        train=TrainConfig(steps=1200, batch_size=32, loss="answer", evaluate_every=200, checkpoint_every=200),
+        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=50),
+        train=TrainConfig(steps=600, batch_size=32, loss="answer", evaluate_every=100, checkpoint_every=200),
     )
 
 
@@ -91,7 +94,11 @@ def _train(config: ExperimentConfig, **changes) -> ExperimentConfig:
 
 
 def _seed25m(config: ExperimentConfig) -> ExperimentConfig:
-    return _model(config, n_layer=6, d_model=256, n_head=4, n_neurons=32768)
+    return _rate(_model(config, n_layer=6, d_model=256, n_head=4, n_neurons=32768), 1e-3)
+
+
+def _rate(config: ExperimentConfig, learning_rate: float) -> ExperimentConfig:
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=learning_rate))
 
 
 def _baseline(config: ExperimentConfig) -> ExperimentConfig:

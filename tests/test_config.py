@@ -57,7 +57,7 @@ def test_every_variant_is_an_experiment(nback):
     variants = {name: _experiment(nback.get_config(name)) for name in nback.VARIANTS}
     assert all(config != default for config in variants.values())
     assert len(set(map(repr, variants.values()))) == len(variants)
-    assert variants["seed25m"].model == BDHConfig(vocab_size=130, dropout=0.0, fast=default.model.fast)
+    assert variants["seed25m"].model == BDHConfig(vocab_size=130, dropout=0.0, init_std=0.1, fast=default.model.fast)
     assert not variants["baseline"].model.fast.enabled
     assert variants["shift_attention"].model.attention == "shift"
     assert not variants["shift_attention"].model.fast.enabled

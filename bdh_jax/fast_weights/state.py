@@ -139,7 +139,9 @@ def check(fast: FastState, config: BDHConfig, batch_size: int) -> None:
         if (want is None) != (have is None):
             problem = "is missing" if have is None else "should be absent"
             hint = ' (a state made with state="mean" cannot be continued)' if have is None else ""
-            raise ValueError(f"fast.{field.name} {problem} for this model configuration{hint}; start from model.init_fast(B)")
+            raise ValueError(
+                f"fast.{field.name} {problem} for this model configuration{hint}; start from model.init_fast(B)"
+            )
         for w, h in zip(jax.tree.leaves(want), jax.tree.leaves(have), strict=True):
             if w.shape != jnp.shape(h):
                 raise ValueError(

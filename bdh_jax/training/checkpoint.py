@@ -66,8 +66,12 @@ class Checkpoints:
         self._manager = _open(self._folder) if self._folder.is_dir() else None
         self._best: tuple[int, float] | None = None
         if self.last_step is not None:
-            check_same_config(workdir, _read_info(self._manager, self._folder, self.last_step)["config"], config)
-            self._best = _read_best(self._manager, self._folder)
+            try:
+                check_same_config(workdir, _read_info(self._manager, self._folder, self.last_step)["config"], config)
+                self._best = _read_best(self._manager, self._folder)
+            except CheckpointError:
+                self._manager.close()
+                raise
 
     @property
     def last_step(self) -> int | None:

@@ -343,7 +343,7 @@ class _Signals:
 def _signals() -> Iterator[_Signals]:
     """Turn SIGTERM and the first Ctrl-C into a number to look at; a second Ctrl-C aborts.
 
-    Nothing is changed with several processes, where JAX hears SIGTERM itself and agrees on a step to stop at, nor outside the
+    Nothing is changed with several processes, where JAX hears SIGTERM and agrees on a step to stop at, nor outside the
     main thread, where Python allows no handlers.
     """
     received = _Signals()

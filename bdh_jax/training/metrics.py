@@ -176,20 +176,21 @@ def results_table(results: Mapping[str, Any]) -> rich.table.Table:
         title=f"seeds {', '.join(map(str, seeds))}: mean ± standard deviation", box=rich.box.SIMPLE_HEAD, pad_edge=False
     )
     table.add_column("set")
-    keys = list(dict.fromkeys(key for scores in results["mean"].values() for key in scores))
-    for key in keys:
-        table.add_column({"ratio": "credit ÷ ceiling"}.get(key, key.replace("_", " ")), justify="right")
+    for header in ("accuracy", "credit", "ceiling", "credit ÷ ceiling"):
+        table.add_column(header, justify="right")
     for name, mean in results["mean"].items():
         spread = results["spread"][name]
-        table.add_row(name, *(_mean_and_spread(mean[key], spread[key]) if key in mean else "" for key in keys))
+        table.add_row(name, *(_mean_and_spread(mean[key], spread[key]) for key in _AVERAGED))
+    lines = ["credit ÷ ceiling"]
     for seed, run in results["runs"].items():
-        ratios = "  ".join(f"{name} {score['ratio']:.4f}" for name, score in run["evaluation"].items())
-        table.caption = (f"{table.caption}\n" if table.caption else "credit ÷ ceiling\n") + f"seed {seed}: {ratios}"
+        lines.append(f"seed {seed}: " + "  ".join(f"{name} {s['ratio']:.4f}" for name, s in run["evaluation"].items()))
+    table.caption = "\n".join(lines)
     return table
 
 
 def _mean_and_spread(mean: float, spread: float | None) -> str:
-    return f"{mean:.4f}" if spread is None else f"{mean:.4f} ± {spread:.4f}"
+    # The ceiling is that of the evaluation set, which is the same for every seed.
+    return f"{mean:.4f}" if not spread else f"{mean:.4f} ± {spread:.4f}"
 
 
 def _progress_bar(console: rich.console.Console) -> rich.progress.Progress:

@@ -43,6 +43,7 @@ def fast_weight_scan(
     implementation: Form = "auto",
     chunk_size: int = 128,
     final: xla.Final = "full",
+    sum_heads: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Read from and write to a matrix S at every token: r_t = q_t @ S_t, then S_{t+1} = λ S_t + η k_t ⊗ x_t.
 
@@ -63,9 +64,10 @@ def fast_weight_scan(
         chooses by length.
       chunk_size: tokens per chunk of the chunked and Pallas forms.
       final: "full" returns S_T, "mean" its mean over the batch [1, ...], "none" returns None in its place.
+      sum_heads: sum the read over the heads, always so for [B, T, K] inputs. Cheaper than summing the result.
 
     Returns:
-      read [B, T, D] (or [B, H, T, D]) and S_T in the shape of ``state``, both float32 or wider.
+      read [B, T, D] (or [B, H, T, D] without ``sum_heads``) and S_T in the shape of ``state``, both float32 or wider.
 
     Raises:
       ValueError: for shapes that do not fit each other.
@@ -80,39 +82,47 @@ def fast_weight_scan(
     _check_shapes(query, key, value, state, valid, reset)
 
     heads = max([1, *(jnp.size(rate) for rate in (learning_rate, decay) if jnp.ndim(rate))])
-    merged = query.ndim == 3
-    if merged:
+    shape = query.shape
+    if query.ndim == 3:
+        sum_heads = True
         query, key, state = _split_heads(query, key, state, heads)
+    elif sum_heads and heads == 1:
+        # Heads that share their rates and are summed are one head of K neurons.
+        query, key, state = _merge_heads(query, key, state)
     for name, rate in (("learning_rate", learning_rate), ("decay", decay)):
         if jnp.ndim(rate) > 1 or (jnp.ndim(rate) == 1 and jnp.size(rate) not in (1, query.shape[1])):
-            raise ValueError(f"{name} has shape {jnp.shape(rate)}; it must be a scalar or one rate per head [{query.shape[1]}]")
+            raise ValueError(
+                f"{name} has shape {jnp.shape(rate)}; it must be a scalar or one rate per head [{query.shape[1]}]"
+            )
 
-    read, next_state = _run(query, key, value[:, None], state, learning_rate, decay, valid, reset, implementation, chunk_size, final)
-    if merged:
-        read = jnp.sum(read, axis=1)
-        if next_state is not None:
-            next_state = next_state.reshape(next_state.shape[0], -1, next_state.shape[-1])
-    return read, next_state
+    options = dict(decay=decay, valid=valid, reset=reset, final=final, sum_heads=sum_heads)
+    read, next_state = _run(query, key, value[:, None], state, learning_rate, implementation, chunk_size, options)
+    if next_state is not None:
+        next_state = next_state.reshape(next_state.shape[0], *shape[1:-2], shape[-1], next_state.shape[-1])
+    return read[:, 0] if sum_heads else read, next_state
 
 
-def _run(query, key, value, state, learning_rate, decay, valid, reset, implementation, chunk_size, final):
+def _run(query, key, value, state, learning_rate, implementation, chunk_size, options):
     if implementation == "auto":
         implementation = choose_form(query.shape[2], value.shape[-1], chunk_size)
     if implementation == "recurrent":
         dtype = jnp.promote_types(jnp.float32, query.dtype)
         if state is None:
             state = jnp.zeros((*query.shape[:2], query.shape[-1], value.shape[-1]), dtype)
-        read, state = reference.recurrent(
-            query, key, value, state, learning_rate=learning_rate, decay=decay, valid=valid, reset=reset
-        )
-        if final == "full":
+        masks = {name: options[name] for name in ("decay", "valid", "reset")}
+        read, state = reference.recurrent(query, key, value, state, learning_rate=learning_rate, **masks)
+        if options["sum_heads"]:
+            read = jnp.sum(read, axis=1, keepdims=True)
+        if options["final"] == "full":
             return read, state
-        return read, jnp.mean(state, axis=0, keepdims=True) if final == "mean" else None
+        return read, jnp.mean(state, axis=0, keepdims=True) if options["final"] == "mean" else None
 
     if not (isinstance(learning_rate, float) and learning_rate == 1.0):
-        rate = jnp.asarray(learning_rate, jnp.promote_types(jnp.float32, key.dtype)).reshape(-1, 1, 1)
-        key = (key * rate[None]).astype(key.dtype)
-    options = dict(decay=decay, valid=valid, reset=reset, final=final)
+        rate = jnp.asarray(learning_rate, jnp.promote_types(jnp.float32, key.dtype)).reshape(1, -1, 1, 1)
+        if rate.size == 1:
+            value = (value * rate).astype(value.dtype)
+        else:
+            key = (key * rate).astype(key.dtype)
     if implementation == "parallel":
         return xla.parallel(query, key, value, state, **options)
     if implementation == "chunked":
@@ -126,9 +136,18 @@ def _split_heads(query: jax.Array, key: jax.Array, state: jax.Array | None, head
     batch, length, neurons = query.shape
     if neurons % heads:
         raise ValueError(f"the K={neurons} rows do not divide into the {heads} heads of the rates")
+    if heads == 1:  # no transpose, which could cost a copy
+        return query[:, None], key[:, None], None if state is None else state[:, None]
     shape = (batch, length, heads, neurons // heads)
-    query, key = (xla.swap(a.reshape(shape), 1, 2) for a in (query, key))
+    query, key = (jnp.swapaxes(a.reshape(shape), 1, 2) for a in (query, key))
     return query, key, None if state is None else state.reshape(batch, heads, neurons // heads, -1)
+
+
+def _merge_heads(query: jax.Array, key: jax.Array, state: jax.Array | None):
+    """[B, H, T, N] → [B, 1, T, K] for query and key; [B, H, N, D] → [B, 1, K, D] for the state."""
+    batch, heads, length, neurons = query.shape
+    query, key = (jnp.swapaxes(a, 1, 2).reshape(batch, 1, length, heads * neurons) for a in (query, key))
+    return query, key, None if state is None else state.reshape(batch, 1, heads * neurons, -1)
 
 
 def _check_shapes(query, key, value, state, valid, reset) -> None:
@@ -141,7 +160,9 @@ def _check_shapes(query, key, value, state, valid, reset) -> None:
         raise ValueError("the sequence is empty: T must be at least 1")
     rows = (*query.shape[:-2], query.shape[-1], value.shape[-1])
     if state is not None and state.shape != rows:
-        raise ValueError(f"state has shape {state.shape}; with query {query.shape} and value {value.shape} it must be {rows}")
+        raise ValueError(
+            f"state has shape {state.shape}; with query {query.shape} and value {value.shape} it must be {rows}"
+        )
     for name, mask in (("valid", valid), ("reset", reset)):
         if mask is not None and (mask.shape != (batch, length) or mask.dtype != bool):
             raise ValueError(f"{name} has shape {mask.shape} and dtype {mask.dtype}; it must be bool [{batch}, {length}]")

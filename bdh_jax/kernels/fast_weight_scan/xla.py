@@ -7,13 +7,15 @@ Unrolling S_{t+1} = λ S_t + η k_t ⊗ x_t over a stretch of tokens that starts
 
 with n_t the number of valid tokens before t. ``parallel`` is that with the whole sequence as one stretch; ``chunked`` is
 a ``jax.lax.scan`` over stretches with S as its carry. No array of shape [T, N, D] is ever formed.
+
+Inside, S is kept as [D, N], so that the N-wide arrays enter every forward product untransposed, and a single head of a single
+example has no batch axes, because XLA on CPU simplifies products without them better. Each halves the time of a product.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
-import math
+import functools
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,17 +24,72 @@ Final = Literal["full", "mean", "none"]
 
 
 def exclusive_count(valid: jax.Array) -> jax.Array:
-    """Number of valid tokens before each token, [B, T] int32, from ``valid`` [B, T] bool."""
-    return jnp.cumsum(valid, axis=1, dtype=jnp.int32) - valid.astype(jnp.int32)
+    """Number of valid tokens before each token, [..., T] int32, from ``valid`` [..., T] bool."""
+    return jnp.cumsum(valid, axis=-1, dtype=jnp.int32) - valid.astype(jnp.int32)
 
 
-def swap(array: jax.Array, first: int, second: int) -> jax.Array:
-    """Exchange two axes. If one has length 1 this is a reshape, which XLA knows to be free; a transpose may cost a copy."""
-    if 1 not in (array.shape[first], array.shape[second]):
-        return jnp.swapaxes(array, first, second)
-    shape = list(array.shape)
-    shape[first], shape[second] = shape[second], shape[first]
-    return array.reshape(shape)
+class Weights(NamedTuple):
+    """How much every token of a stretch counts. The leading axes [B or 1, H or 1] are absent where nothing depends on them.
+
+    Attributes:
+      scores: [..., T, T], of the write at s (last axis) in the read at t.
+      initial: [..., T], of the stretch's first state in the read at t.
+      written: [..., T], of the write at s in the last state.
+      kept: [...], of the first state in the last one.
+    """
+
+    scores: jax.Array
+    initial: jax.Array
+    written: jax.Array
+    kept: jax.Array
+
+
+def weights(
+    length: int, dtype: Any, log_decay: jax.Array | None, valid: jax.Array | None, reset: jax.Array | None
+) -> Weights:
+    """Weights of a stretch of T tokens.
+
+    Args:
+      length: T.
+      dtype: dtype of the weights.
+      log_decay: ln λ, a scalar or [H]; None for λ = 1.
+      valid: [T] or [B, T] bool, or None.
+      reset: [T] or [B, T] bool, or None.
+    """
+    if any(mask is not None and mask.ndim == 2 for mask in (valid, reset)):
+        of_example = jax.vmap(lambda *masks: weights(length, dtype, log_decay, *masks))(valid, reset)
+        if log_decay is None or log_decay.ndim == 0:
+            of_example = jax.tree.map(lambda a: a[:, None], of_example)
+        return of_example
+    if log_decay is not None and log_decay.ndim == 1:
+        return jax.vmap(lambda rate: weights(length, dtype, rate, valid, reset))(log_decay)
+
+    time = jnp.arange(length, dtype=jnp.int32)
+    valid = jnp.ones((length,), bool) if valid is None else valid
+    episode = jnp.zeros((length,), jnp.int32) if reset is None else jnp.cumsum(reset, dtype=jnp.int32)
+    before = exclusive_count(valid)
+    total = before[-1] + valid[-1]
+
+    def power(steps: jax.Array, where: jax.Array) -> jax.Array:
+        """λ^steps where ``where`` holds, zero elsewhere."""
+        if log_decay is None:
+            return where.astype(dtype)
+        # Masked steps may be negative, and their powers too large to be multiplied by a zero gradient.
+        return jnp.where(where, jnp.exp(jnp.where(where, steps, 0).astype(dtype) * log_decay), jnp.zeros((), dtype))
+
+    earlier = (time[:, None] > time[None, :]) & (episode[:, None] == episode[None, :]) & valid[None, :]
+    return Weights(
+        scores=power(before[:, None] - before[None, :] - 1, earlier),
+        initial=power(before, episode == 0),
+        written=power(total - before - 1, valid & (episode == episode[-1])),
+        kept=power(total, episode[-1] == 0),
+    )
+
+
+def vary_like(array: jax.Array, like: jax.Array) -> jax.Array:
+    """``array`` typed as different on every shard where ``like`` is: inside ``jax.shard_map`` a carry must say so."""
+    missing = jax.typeof(like).manual_axis_type.varying - jax.typeof(array).manual_axis_type.varying
+    return jax.lax.pcast(array, tuple(sorted(missing)), to="varying") if missing else array
 
 
 def parallel(
@@ -45,6 +102,7 @@ def parallel(
     valid: jax.Array | None,
     reset: jax.Array | None,
     final: Final,
+    sum_heads: bool,
 ) -> tuple[jax.Array, jax.Array | None]:
     """The scan as masked matrix products over the whole sequence. Keys already carry η.
 
@@ -57,13 +115,15 @@ def parallel(
       valid: [B, T] bool or None.
       reset: [B, T] bool or None.
       final: "full" forms S_T, "mean" its mean over the batch without forming it per example, "none" nothing.
+      sum_heads: sum the read over the heads, which saves most of the products with the values.
 
     Returns:
-      read [B, H, T, D] in the accumulation dtype and S_T [B, H, N, D], [1, H, N, D] or None.
+      read [B, H, T, D], with H = 1 if summed, in the accumulation dtype; and S_T [B, H, N, D], [1, H, N, D] or None.
     """
-    query, key, value = _heads_first(query, key, value)
-    read, state = _stretch(query, key, value, _inside(state), decay=decay, valid=valid, reset=reset, final=final)
-    return swap(read, 0, 1), _outside(state)
+    batch, heads = query.shape[:2]
+    *inner, log_decay, valid, reset = _enter(query, key, value, state, decay, valid, reset)
+    read, next_state = _stretch(*inner, log_decay, valid, reset, final=final, sum_heads=sum_heads)
+    return _leave(read, batch), _leave_state(next_state, heads)
 
 
 def chunked(
@@ -76,123 +136,159 @@ def chunked(
     valid: jax.Array | None,
     reset: jax.Array | None,
     final: Final,
+    sum_heads: bool,
     chunk_size: int,
 ) -> tuple[jax.Array, jax.Array | None]:
     """The scan over chunks of ``chunk_size`` tokens; arguments and results as in :func:`parallel`."""
-    query, key, value = _heads_first(query, key, value)
-    state = _inside(state)
-    options = dict(decay=decay)
-    length = query.shape[2]
+    batch, heads, length, _ = query.shape
+    dtype = jnp.promote_types(jnp.float32, query.dtype)
+    *arrays, state, log_decay, valid, reset = _enter(query, key, value, state, decay, valid, reset)
     count = length // chunk_size
     end = count * chunk_size
-    if count < 2:
-        # TODO
-        count = end = 0
     reads = []
     if count:
+        # Every whole chunk is in the scan, also a first one without a state to read and a last one whose writes nobody needs:
+        # cutting them off would copy the N-wide arrays.
         if state is None:
-            dtype = jnp.promote_types(jnp.float32, query.dtype)
-            state = jnp.zeros((*query.shape[:2], value.shape[-1], query.shape[-1]), dtype)
-
-        def split(array: jax.Array | None) -> jax.Array | None:
-            """[..., T, N] → [chunks, ...·C, N]. Axes of length 1 are kept out of the scan's arrays: they can cost a copy."""
-            if array is None:
-                return None
-            lead, after = array.shape[:-2], array.shape[-1]
-            array = jax.lax.slice_in_dim(array, 0, end, axis=-2)
-            if math.prod(lead) > 1:
-                array = jnp.moveaxis(array.reshape(*lead, count, chunk_size, after), -3, 0)
-            return array.reshape(count, math.prod(lead) * chunk_size, after)
+            state = jnp.zeros((*arrays[0].shape[:-2], value.shape[-1], query.shape[-1]), dtype)
+        state = vary_like(state, query)
 
         def step(state, chunk):
-            q, k, v = (a.reshape(*query.shape[:2], chunk_size, -1) for a in chunk[:3])
-            masks = [None if m is None else m.reshape(query.shape[1], chunk_size) for m in chunk[3:]]
-            read, state = _stretch(q, k, v, state, decay=decay, valid=masks[0], reset=masks[1], final="full")
-            return state, read.reshape(-1, read.shape[-1])
+            read, state = _stretch(*chunk[:3], state, log_decay, *chunk[3:], final="full", sum_heads=sum_heads)
+            return state, read
 
-        masks = [None if m is None else m[..., None] for m in (valid, reset)]
-        state, read = jax.lax.scan(step, state, tuple(split(a) for a in (query, key, value, *masks)))
-        read = read.reshape(count, *query.shape[:2], chunk_size, -1)
-        reads.append(jnp.moveaxis(read, 0, 2).reshape(*query.shape[:2], end, -1))
+        chunks = (_split(array, count, chunk_size, -2) for array in arrays)
+        state, read = jax.lax.scan(step, state, (*chunks, *(_split(mask, count, chunk_size, -1) for mask in (valid, reset))))
+        read = jnp.moveaxis(read, 0, -3)
+        reads.append(read.reshape(*read.shape[:-3], end, read.shape[-1]))
     if end < length:
-        q, k, v = (a[:, :, end:] for a in (query, key, value))
-        masks = [None if mask is None else mask[:, end:] for mask in (valid, reset)]
-        read, state = _stretch(q, k, v, state, decay=decay, valid=masks[0], reset=masks[1], final=final)
+        arrays = [array[..., end:, :] for array in arrays]
+        valid, reset = (None if mask is None else mask[..., end:] for mask in (valid, reset))
+        read, state = _stretch(*arrays, state, log_decay, valid, reset, final=final, sum_heads=sum_heads)
         reads.append(read)
-    elif final == "mean":
-        state = jnp.mean(state, axis=1, keepdims=True)
-    read = reads[0] if len(reads) == 1 else jnp.concatenate(reads, axis=2)
-    return swap(read, 0, 1), None if final == "none" else _outside(state)
+    elif final == "mean" and state.ndim == 4:
+        state = jnp.mean(state, axis=0, keepdims=True)
+    read = jnp.concatenate(reads, axis=-2) if len(reads) > 1 else reads[0]
+    return _leave(read, batch), None if final == "none" else _leave_state(state, heads)
 
 
-# Inside, heads come first, as in the model's own products, and S is kept as [H, B, D, N]: then the large arrays enter every
-# forward product untransposed, which on CPU is worth a factor of two.
+def mean_state(
+    key: jax.Array,
+    value: jax.Array,
+    state: jax.Array | None,
+    *,
+    decay: jax.Array | float,
+    valid: jax.Array | None,
+    reset: jax.Array | None,
+) -> jax.Array:
+    """The mean of S_T over the batch, [1, H, N, D], alone; arguments as in :func:`parallel`."""
+    heads = key.shape[1]
+    _, key, value, state, log_decay, valid, reset = _enter(key, key, value, state, decay, valid, reset)
+    written = _write(_weights_like(key, log_decay, valid, reset), key, value, state, mean=True)
+    return _leave_state(written, heads)
 
 
-def _heads_first(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """query and key as [H, B, T, N], value as [H, B, T, D]."""
-    batch, heads, length, _ = query.shape
-    value = jnp.broadcast_to(swap(value, 0, 1), (heads, batch, length, value.shape[-1]))
-    return swap(query, 0, 1), swap(key, 0, 1), value
+def _stretch(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    state: jax.Array | None,
+    log_decay: jax.Array | None,
+    valid: jax.Array | None,
+    reset: jax.Array | None,
+    *,
+    final: Final,
+    sum_heads: bool,
+) -> tuple[jax.Array, jax.Array | None]:
+    """One stretch of tokens, with the leading axes "..." either [B, H] or, for one head of one example, absent.
 
+    Args:
+      query: [..., T, N].
+      key: [..., T, N].
+      value: [..., T, D], with H = 1.
+      state: [..., D, N], or None for zeros.
+      log_decay: ln λ, a scalar or [H]; None for λ = 1.
+      valid: [T] or [B, T] bool, or None.
+      reset: [T] or [B, T] bool, or None.
+      final: whether the last state is wanted, or its mean over the batch.
+      sum_heads: whether to sum the read over the heads.
 
-def _inside(state: jax.Array | None) -> jax.Array | None:
-    """[B, H, N, D] → [H, B, D, N]."""
-    return None if state is None else swap(swap(state, 0, 1), 2, 3)
-
-
-def _outside(state: jax.Array | None) -> jax.Array | None:
-    """[H, B, D, N] → [B, H, N, D]."""
-    return None if state is None else swap(swap(state, 0, 1), 2, 3)
-
-
-def _stretch(query, key, value, state, *, decay, valid, reset, final):
-    """One stretch of tokens. query, key [H, B, T, N]; value [H, B, T, D]; state [H, B, D, N] or None; read [H, B, T, D]."""
-    batch, length = query.shape[1:3]
+    Returns:
+      read [..., T, D] and the last state [..., D, N] or None.
+    """
     dtype = jnp.promote_types(jnp.float32, query.dtype)
-    decays = not (isinstance(decay, float) and decay == 1.0)
-    time = jnp.arange(length, dtype=jnp.int32)
+    product = functools.partial(jnp.einsum, preferred_element_type=dtype)
+    weight = _weights_like(query, log_decay, valid, reset)
+    sum_heads = sum_heads and query.ndim == 4
 
-    # before [B or 1, T]: valid tokens before each token. total [B or 1, 1]: valid tokens in all.
-    before = time[None, :] if valid is None else exclusive_count(valid)
-    total = before[:, -1:] + (1 if valid is None else valid[:, -1:].astype(jnp.int32))
-    reads = (time[:, None] > time[None, :])[None]
-    if valid is not None:
-        reads = reads & valid[:, None, :]
-    if reset is not None:
-        episode = jnp.cumsum(reset, axis=1)
-        reads = reads & (episode[:, :, None] == episode[:, None, :])
-
-    def weight(steps: jax.Array, where: jax.Array | None) -> jax.Array:
-        """λ^steps where ``where`` holds, zero elsewhere: [B or 1, ...] → [H or 1, B or 1, ...]."""
-        result = jnp.ones_like(steps[None], dtype)
-        if decays:
-            rates = jnp.log(jnp.asarray(decay, dtype)).reshape(-1, *[1] * steps.ndim)
-            result = jnp.exp((steps if where is None else jnp.where(where, steps, 0))[None].astype(dtype) * rates)
-        return result if where is None else jnp.where(where[None], result, jnp.zeros((), dtype))
-
-    scores = jnp.einsum("hbtn,hbsn->hbts", query, key, preferred_element_type=dtype)
-    if decays:
-        scores = scores * weight(before[:, :, None] - before[:, None, :] - 1, reads)
-    else:
-        scores = jnp.where(reads[None], scores, jnp.zeros((), dtype))
-    read = jnp.einsum("hbts,hbsd->hbtd", scores.astype(value.dtype), value, preferred_element_type=dtype)
+    scores = product("...tn,...sn->...ts", query, key) * weight.scores
+    if sum_heads:
+        scores = _head_sum(scores)
+    read = product("...ts,...sd->...td", scores.astype(value.dtype), _like(value, scores))
     if state is not None:
-        survives = weight(before, None if reset is None else episode == 0)
-        read = read + survives[..., None] * jnp.einsum("hbtn,hbdn->hbtd", query.astype(dtype), state)
-    if final == "none":
-        return read, None
+        initial = weight.initial[..., None] * product("...tn,...dn->...td", query.astype(dtype), state)
+        read = read + (_head_sum(initial) if sum_heads else initial)
+    return read, None if final == "none" else _write(weight, key, value, state, mean=final == "mean")
 
-    written = valid
-    if reset is not None:
-        last = episode == episode[:, -1:]
-        written = last if valid is None else valid & last
-    weighted = (weight(total - before - 1, written)[..., None] * value.astype(dtype)).astype(key.dtype)
-    output = "hdn" if final == "mean" else "hbdn"
-    next_state = jnp.einsum(f"hbsd,hbsn->{output}", weighted, key, preferred_element_type=dtype)
-    if final == "mean":
-        next_state = next_state[:, None] / batch
-    if state is not None:
-        kept = weight(total, None if reset is None else episode[:, -1:] == 0)[..., None] * state
-        next_state = next_state + (jnp.mean(kept, axis=1, keepdims=True) if final == "mean" else kept)
-    return read, next_state
+
+def _write(weight: Weights, key: jax.Array, value: jax.Array, state: jax.Array | None, *, mean: bool) -> jax.Array:
+    """The last state of a stretch, [..., D, N]; arguments as in :func:`_stretch`."""
+    mean = mean and key.ndim == 4
+    weighted = _like((weight.written[..., None] * value).astype(key.dtype), key)
+    subscripts = "bhsd,bhsn->hdn" if mean else "...sd,...sn->...dn"
+    written = jnp.einsum(subscripts, weighted, key, preferred_element_type=weight.written.dtype)
+    kept = None if state is None else weight.kept[..., None, None] * state
+    if mean:
+        written = written[None] / key.shape[0]
+        kept = None if kept is None else jnp.mean(kept, axis=0, keepdims=True)
+    return written if kept is None else written + kept
+
+
+def _weights_like(rows: jax.Array, log_decay: jax.Array | None, valid: jax.Array | None, reset: jax.Array | None) -> Weights:
+    """:func:`weights` for rows [..., T, N], with as many leading axes as they have."""
+    weight = weights(rows.shape[-2], jnp.promote_types(jnp.float32, rows.dtype), log_decay, valid, reset)
+    missing = (1,) * (rows.ndim - 2 - weight.kept.ndim)
+    return jax.tree.map(lambda a: a.reshape(missing + a.shape), weight)
+
+
+def _like(value: jax.Array, array: jax.Array) -> jax.Array:
+    """``value`` repeated over the leading axes of ``array``: XLA multiplies batches faster than shared operands."""
+    return jnp.broadcast_to(value, (*array.shape[:-2], *value.shape[-2:]))
+
+
+def _head_sum(array: jax.Array) -> jax.Array:
+    """Sum of [B, H, ...] over the heads, keeping the axis. A chain of additions, where XLA on CPU would copy to reduce."""
+    return functools.reduce(jnp.add, [array[:, head : head + 1] for head in range(array.shape[1])])
+
+
+def _enter(query, key, value, state, decay, valid, reset):
+    """The arguments of :func:`_stretch` for those of :func:`parallel`."""
+    log_decay = None
+    if not (isinstance(decay, float) and decay == 1.0):
+        log_decay = jnp.log(jnp.asarray(decay, jnp.promote_types(jnp.float32, query.dtype)))
+        log_decay = log_decay.reshape(()) if log_decay.size == 1 else log_decay
+    state = None if state is None else jnp.swapaxes(state, 2, 3)
+    if query.shape[:2] == (1, 1):
+        query, key, value, state = (None if a is None else a.reshape(a.shape[2:]) for a in (query, key, value, state))
+        valid, reset = (None if mask is None else mask.reshape(mask.shape[1:]) for mask in (valid, reset))
+    return query, key, value, state, log_decay, valid, reset
+
+
+def _leave(read: jax.Array, batch: int) -> jax.Array:
+    return read.reshape(batch, -1, *read.shape[-2:])
+
+
+def _leave_state(state: jax.Array | None, heads: int) -> jax.Array | None:
+    """[..., D, N] → [B or 1, H, N, D]."""
+    if state is None:
+        return None
+    return jnp.swapaxes(state.reshape(-1, heads, *state.shape[-2:]), 2, 3)
+
+
+def _split(array: jax.Array | None, count: int, size: int, axis: int) -> jax.Array | None:
+    """The first ``count`` chunks of ``size`` along ``axis``, on a new first axis."""
+    if array is None:
+        return None
+    axis += array.ndim
+    array = jax.lax.slice_in_dim(array, 0, count * size, axis=axis)
+    return jnp.moveaxis(array.reshape(*array.shape[:axis], count, size, *array.shape[axis + 1 :]), axis, 0)

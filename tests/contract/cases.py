@@ -1,0 +1,250 @@
+"""The configurations that the contract is checked on, with weights, tokens and a state to start from.
+
+Axis letters: B batch, T time, L layer, H head, N neurons per head, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bdh_jax import BDH, BDHConfig, FastState, FastWeightConfig
+from tests import reference_model
+from tests.contract.pairwise import pairwise
+
+FACTORS = {
+    "implementation": ("recurrent", "chunked", "parallel", "pallas_interpret"),
+    "scope": ("layer", "shared"),
+    "address": ("previous", "current"),
+    "norm": ("none", "l2", "sum"),
+    "gradient": ("full", "stop"),
+    "synapse": ("absent", "frozen", "trained"),
+    "heads": (1, 2),
+    "batch": (2, 1),  # one head of one example takes a shorter way
+    "rates": ("fixed", "unit", "learned"),  # λ = η = 1 takes shorter ways than other numbers
+    "attention": ("rope", "shift"),
+    "masks": ("none", "valid", "reset", "both"),
+}
+LENGTH, WIDTH, NEURONS, VOCAB, CHUNK = 8, 8, 16, 18, 3
+# Full float64 products and sums of up to T·K terms, a few of them on top of each other, divided by layer norms whose input is
+# of order 0.1: √(T·K) · 2⁻⁵² · 10⁴.
+EXACT = np.sqrt(LENGTH * NEURONS) * 2.0**-52 * 1e4
+
+
+def quick_rows() -> list[dict[str, Any]]:
+    """Every pair of values of two factors in float64, and every value in bfloat16."""
+    rows = [{**row, "dtype": "float64"} for row in pairwise(FACTORS)]
+    for index in range(max(len(values) for values in FACTORS.values())):
+        rows.append({name: values[index % len(values)] for name, values in FACTORS.items()} | {"dtype": "bfloat16"})
+    return rows
+
+
+def all_rows(**fixed: Any) -> Iterator[dict[str, Any]]:
+    """The full product of all factors and both dtypes, with some of them fixed."""
+    factors = {**FACTORS, "dtype": ("float64", "bfloat16"), **{name: (value,) for name, value in fixed.items()}}
+    for values in itertools.product(*factors.values()):
+        yield dict(zip(factors, values, strict=True))
+
+
+def row_id(row: dict[str, Any]) -> str:
+    """Name of a row in test reports."""
+    return "-".join(str(value) for value in row.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One configuration and the inputs it is checked with. Tokens are distinct, so that an embedding row is one token's."""
+
+    row: dict[str, Any]
+    model: BDH
+    slow: dict[str, np.ndarray]
+    fast: FastState
+    tokens: np.ndarray
+    valid: np.ndarray | None
+    reset: np.ndarray | None
+    many: bool
+
+    @property
+    def config(self) -> BDHConfig:
+        return self.model.config
+
+    @property
+    def exact(self) -> bool:
+        return self.config.dtype == "float64"
+
+    def valid_tokens(self) -> np.ndarray:
+        """[B, T] bool."""
+        return np.ones(self.tokens.shape, bool) if self.valid is None else self.valid
+
+    @property
+    def op_by_op(self) -> bool:
+        """Run without compiling whole programs: operations have few shapes between them, so among many cases most of them are
+        compiled already. The interpreted kernel is one operation and gains nothing."""
+        return self.many and self.row["implementation"] != "pallas_interpret"
+
+    def compile(self, function):
+        """``jax.jit`` with half the time to compile, or ``function`` itself where cases run op by op."""
+        if not self.op_by_op:
+            return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+        def eagerly(*arguments):
+            with jax.disable_jit():
+                return function(*arguments)
+
+        return eagerly
+
+    @functools.cached_property
+    def one_function(self):
+        """``(slow, tokens, fast, valid, reset) -> (logits, fast)``, compiled whole: what must be bit-identical is so in this."""
+        return jax.jit(self._run(), compiler_options={"xla_backend_optimization_level": 0})
+
+    @functools.cached_property
+    def _applied(self):
+        return {state: self.compile(self._run(state)) for state in ("full", "mean", "none")}
+
+    def _run(self, state="full"):
+        def run(slow, tokens, fast, valid, reset):
+            out = self.model.apply({"params": slow}, tokens, fast, valid=valid, reset=reset, state=state)
+            return out.logits, out.fast
+
+        return run
+
+    def apply(self, slow, tokens, fast=None, *, valid=None, reset=None, state="full"):
+        """(logits, fast) of ``model.apply``."""
+        if state == "full" and not self.op_by_op:
+            return self.one_function(slow, tokens, fast, valid, reset)  # it may be compiled already
+        return self._applied[state](slow, tokens, fast, valid, reset)
+
+    def call(self, tokens=None, fast=None):
+        """``one_function`` on this case's inputs, one of them changed perhaps."""
+        tokens = self.tokens if tokens is None else tokens
+        return self.one_function(self.slow, tokens, self.fast if fast is None else fast, self.valid, self.reset)
+
+
+def build(row: dict[str, Any], *, many: bool = False) -> Case:
+    """Make a case from a row of factors. Only the recurrent form exists for several layers that share one S.
+
+    Args:
+      row: name → value for each of ``FACTORS`` and "dtype".
+      many: whether so many cases will run that compiling each of them would take the most time.
+    """
+    rng = np.random.default_rng(0)
+    implementation, kernel = row["implementation"], "xla"
+    if implementation == "pallas_interpret":
+        implementation, kernel = "chunked", implementation
+    learned = row["rates"] == "learned"
+    unit = row["rates"] == "unit"
+    config = BDHConfig(
+        vocab_size=VOCAB,
+        n_layer=1 if row["scope"] == "shared" and row["implementation"] != "recurrent" else 2,
+        d_model=WIDTH,
+        n_head=row["heads"],
+        n_neurons=NEURONS,
+        dropout=0.0,
+        dtype=row["dtype"],
+        attention=row["attention"],
+        implementation=implementation,
+        kernel=kernel,
+        chunk_size=CHUNK,
+        fast=FastWeightConfig(
+            learning_rate=1.0 if unit else 0.7,
+            decay=1.0 if unit else 0.8,
+            scope=row["scope"],
+            address=row["address"],
+            address_norm=row["norm"],
+            write_gradient=row["gradient"],
+            synapse=row["synapse"] != "absent",
+            train_synapse=row["synapse"] == "trained",
+            learn_learning_rate=learned,
+            learn_decay=learned,
+        ),
+    )
+    model = BDH(config)
+    tokens = rng.permutation(VOCAB)[: 2 * LENGTH].reshape(2, LENGTH).astype(np.int32)[: row["batch"]]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+    # Codes around 0.2: their sum is above 1 for some tokens and below for others, so that both sides of "sum" occur.
+    scales = {"embed": 1.0, "encoder": 0.1, "encoder_v": 0.5, "decoder": 1.0, "lm_head": 0.5, "synapse": 0.3}
+    slow = {name: scales[name] * rng.normal(size=leaf.shape) for name, leaf in shapes.items() if name in scales}
+    if learned:
+        slow["fast_log_learning_rate"] = np.log(rng.uniform(0.4, 1.2, config.n_head))
+        slow["fast_logit_decay"] = rng.uniform(0.5, 2.0, config.n_head)
+    slow = {name: array.astype(shapes[name].dtype) for name, array in slow.items()}
+
+    masks = row["masks"]
+    valid = reset = None
+    if masks in ("valid", "both"):
+        # Invalid tokens at the start, at the end and inside; four are left in each example.
+        valid = np.array([[0, 1, 1, 0, 1, 0, 0, 1], [1, 0, 1, 1, 0, 0, 1, 0]], bool)[: row["batch"]]
+    if masks in ("reset", "both"):
+        # At the first token, inside, twice in a row; with "both" also at invalid tokens, which start an episode too.
+        reset = np.array([[0, 0, 0, 1, 1, 0, 0, 0], [1, 0, 0, 0, 1, 0, 0, 0]], bool)[: row["batch"]]
+    return Case(row, model, slow, random_state(model, rng, len(tokens)), tokens, valid, reset, many)
+
+
+def random_state(model: BDH, rng: np.random.Generator, batch: int) -> FastState:
+    """A state as after some earlier tokens: other numbers in every leaf."""
+    shapes = jax.eval_shape(lambda: model.init_fast(batch))
+
+    def fill(path, leaf):
+        name = path[-1].name
+        if name in ("position", "count"):
+            return np.array([3, 7][:batch], leaf.dtype)
+        array = 0.2 * rng.normal(size=leaf.shape)
+        return np.asarray(array if name in ("attention", "memory") else np.abs(array), leaf.dtype)
+
+    return jax.tree.map(jnp.asarray, jax.tree_util.tree_map_with_path(fill, shapes))
+
+
+def to_reference(config: BDHConfig, fast: FastState) -> list[reference_model.State]:
+    """The examples of a state, each as the reference model holds it."""
+    start = reference_model.fresh(config)
+    states = []
+    for b in range(fast.position.shape[0]):
+
+        def example(name, owner=fast, b=b):
+            array = getattr(owner, name, None)
+            return getattr(start, name) if array is None else np.asarray(array[:, b], np.float64)
+
+        states.append(
+            reference_model.State(
+                attention=example("attention"),
+                memory=example("memory"),
+                previous_address=example("previous_address"),
+                previous_code=example("previous_code"),
+                position=int(fast.position[b]),
+                strength=example("strength", fast.activity),
+                energy=example("energy", fast.activity),
+                count=float(fast.activity.count[b]) if fast.activity is not None else 0.0,
+            )
+        )
+    return states
+
+
+def from_reference(states: list[reference_model.State], like: FastState) -> FastState:
+    """The inverse of :func:`to_reference`, with the leaves that ``like`` has."""
+
+    def leaf(path, present):
+        name = path[-1].name
+        return np.stack([getattr(state, name) for state in states], axis=0 if present.ndim == 1 else 1)
+
+    return jax.tree_util.tree_map_with_path(leaf, like)
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float, what: str = "") -> None:
+    """Compare trees leaf by leaf, relative to the largest entry of the expected leaf."""
+    actual, expected = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (actual, expected))
+    assert actual.keys() == expected.keys()
+    assert actual
+    for path, leaf in expected.items():
+        have, want = np.asarray(actual[path], np.float64), np.asarray(leaf, np.float64)
+        assert have.shape == want.shape
+        error = np.max(np.abs(have - want)) / max(np.max(np.abs(want)), 1e-3)
+        # A comparison with NaN is false, so this order also refuses NaN.
+        assert error <= tolerance, f"{what}{jax.tree_util.keystr(path)}: relative error {error:.2e} above {tolerance:.2e}"

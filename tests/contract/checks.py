@@ -1,0 +1,264 @@
+"""What every configuration must satisfy. Each check takes a :class:`tests.contract.cases.Case` and raises AssertionError.
+
+Tolerances: where float64 runs on both sides, ``cases.EXACT``. In bfloat16 rounding (2⁻⁸ a step, through several layer norms
+and rectifiers that switch) dominates, so values are held to within ``ROUGH`` of the largest entry: enough to notice a missing
+term, not a rounding. What must be bit-identical is so in every dtype.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bdh_jax import FastState
+from tests import reference_model
+from tests.contract.cases import EXACT, LENGTH, VOCAB, Case, assert_close, build, from_reference, to_reference
+from tests.contract.causality import allowed, influence, moved_by_later_tokens
+
+ROUGH = 0.15
+
+
+def tolerance(case: Case) -> float:
+    """Relative to the largest entry of an array."""
+    return EXACT if case.exact else ROUGH
+
+
+def check_reference(case: Case) -> None:
+    """Logits and final state are those of the NumPy reference, from a given state (compiled) and from none (op by op)."""
+    for fast in (case.fast, None):
+        if fast is None:
+            logits, final = case.apply(case.slow, case.tokens, valid=case.valid, reset=case.reset)
+        else:
+            logits, final = case.call()
+        start = None if fast is None else to_reference(case.config, fast)
+        expected, states, _ = reference_model.run(
+            case.config, case.slow, case.tokens, start, valid=case.valid, reset=case.reset
+        )
+        seen = case.valid_tokens()[..., None]
+        assert_close(np.where(seen, logits, 0), np.where(seen, expected, 0), tolerance(case), "logits")
+        assert_close(final, from_reference(states, final), tolerance(case), "state")
+        like = jax.eval_shape(lambda: case.model.init_fast(len(case.tokens)))
+        assert jax.tree.map(lambda a: (a.shape, a.dtype), final) == jax.tree.map(lambda a: (a.shape, a.dtype), like)
+
+
+def check_causality_by_perturbation(case: Case) -> None:
+    """Later tokens leave the logits before them bit-identical."""
+    assert moved_by_later_tokens(lambda tokens: case.call(tokens)[0], case.tokens, VOCAB) == 0
+
+
+def check_influence(case: Case) -> None:
+    """No gradient from the future, another example, an earlier episode, or an invalid token: exact zeros."""
+
+    def logits(embed, slow, fast, valid, reset):
+        slow = {**slow, "embed": embed}
+        return case.model.apply({"params": slow}, case.tokens, fast, valid=valid, reset=reset, state="none").logits
+
+    seen = influence(
+        logits, case.slow["embed"], case.tokens, case.slow, case.fast, case.valid, case.reset, compile=case.compile
+    )
+    may = allowed(case.tokens, case.valid, case.reset)
+    np.testing.assert_array_equal(seen[~may], 0)
+    assert np.isfinite(seen).all()
+    # A model that sees nothing at all would pass so far. Not all is seen: the first write of an episode may have a zero key, and
+    # where the gradient stops at writes some influence has none.
+    assert np.einsum("btbt->bt", seen).all()
+    assert np.mean(seen[may] > 0) > 0.5
+
+
+def check_isolation(case: Case) -> None:
+    """Another example's tokens and state change nothing, bit for bit; permuting the batch permutes the results."""
+    if len(case.tokens) == 1:
+        return
+    logits, final = case.call()
+    other = case.fast.select(np.array([0, 0]))
+    tokens = np.stack([case.tokens[0], (case.tokens[1] + 1) % VOCAB])
+    changed_logits, changed_final = case.call(tokens, other)
+    np.testing.assert_array_equal(changed_logits[0], logits[0])
+    jax.tree.map(np.testing.assert_array_equal, changed_final.select([0]), final.select([0]))
+    assert np.any(np.asarray(changed_logits[1]) != np.asarray(logits[1]))
+
+    swap = np.array([1, 0])
+    valid, reset = (None if mask is None else mask[swap] for mask in (case.valid, case.reset))
+    swapped = case.one_function(case.slow, case.tokens[swap], case.fast.select(swap), valid, reset)
+    assert_close(swapped, (logits[swap], final.select(swap)), tolerance(case))
+
+
+def check_splits(case: Case) -> None:
+    """Any split of the sequence into calls gives the same logits and final state, down to one token a call."""
+    logits, final = case.call()
+    length = case.tokens.shape[1]
+    for cuts in ([4], list(range(1, length))):
+        fast, pieces = case.fast, []
+        for start, stop in zip([0, *cuts], [*cuts, length], strict=True):
+            masks = {
+                name: None if mask is None else mask[:, start:stop]
+                for name, mask in (("valid", case.valid), ("reset", case.reset))
+            }
+            piece, fast = case.apply(case.slow, case.tokens[:, start:stop], fast, **masks)
+            pieces.append(piece)
+        seen = case.valid_tokens()[..., None]
+        joined = np.where(seen, np.concatenate(pieces, axis=1), 0)
+        assert_close((joined, fast), (np.where(seen, logits, 0), final), tolerance(case), f"split at {cuts}: ")
+
+
+def check_padding(case: Case) -> None:
+    """Tokens marked invalid change nothing, wherever they stand: the rest gives what it gives alone."""
+    if case.valid is None or case.reset is not None:
+        return  # a reset at an invalid token has no counterpart without that token
+    logits, final = case.call()
+    dense = np.stack([row[keep] for row, keep in zip(case.tokens, case.valid, strict=True)])
+    expected, expected_final = case.apply(case.slow, dense, case.fast, valid=np.ones(dense.shape, bool))
+    assert_close(np.asarray(logits)[case.valid], np.asarray(expected).reshape(-1, VOCAB), tolerance(case), "logits")
+    assert_close(final, expected_final, tolerance(case), "state")
+    rubbish = np.where(case.valid, case.tokens, (case.tokens + 5) % VOCAB)
+    again = case.call(rubbish)
+    np.testing.assert_array_equal(np.asarray(again[0])[case.valid], np.asarray(logits)[case.valid])
+    jax.tree.map(np.testing.assert_array_equal, again[1], final)
+
+
+def check_reset(case: Case) -> None:
+    """Nothing before a reset is seen after it: a new episode starts from zeros in every leaf of the state."""
+    if case.reset is None:
+        return
+    logits, final = case.call()
+    last = LENGTH // 2
+    assert case.reset[:, last].all()
+    assert not case.reset[:, last + 1 :].any()
+    # Earlier tokens and the initial state are replaced: bit-identical from the last reset on.
+    tokens = np.concatenate([(case.tokens[:, :last] + 3) % VOCAB, case.tokens[:, last:]], axis=1)
+    other, other_final = case.call(tokens, jax.tree.map(lambda leaf: leaf + leaf, case.fast))
+    np.testing.assert_array_equal(other[:, last:], logits[:, last:])
+    jax.tree.map(np.testing.assert_array_equal, other_final, final)
+    # And it is what an episode of its own gives.
+    tail = case.tokens[:, last:]
+    alone, alone_final = case.apply(
+        case.slow,
+        tail,
+        case.model.init_fast(len(tail)),
+        valid=None if case.valid is None else case.valid[:, last:],
+        reset=np.zeros(tail.shape, bool),
+    )
+    seen = case.valid_tokens()[:, last:, None]
+    assert_close(np.where(seen, logits[:, last:], 0), np.where(seen, alone, 0), tolerance(case), "logits")
+    assert_close(final, alone_final, tolerance(case), "state")
+
+
+def check_mean_and_none(case: Case) -> None:
+    """``state="none"`` and "mean" give the same logits as "full", and "mean" the batch mean of S and the activity."""
+    logits, full = case.call()
+    masks = {"valid": case.valid, "reset": case.reset}
+    seen = case.valid_tokens()[..., None]
+    for state in ("none", "mean") if case.many else ("mean",):  # tests/test_model.py has "none" for a few cases
+        same, final = case.apply(case.slow, case.tokens, case.fast, state=state, **masks)
+        assert_close(np.where(seen, same, 0), np.where(seen, logits, 0), tolerance(case), state)
+        if state == "none":
+            assert final is None
+    expected = FastState(
+        attention=None,
+        memory=np.mean(full.memory, axis=1, keepdims=True),
+        previous_address=None,
+        previous_code=None,
+        position=None,
+        activity=jax.tree.map(lambda leaf: np.mean(leaf, axis=max(leaf.ndim - 3, 0), keepdims=True), full.activity),
+    )
+    assert_close(final, expected, tolerance(case), "mean")
+
+
+def check_gradients(case: Case) -> None:
+    """Gradients of every input are those of the reference (by finite differences), and of the parallel form where it exists."""
+    actual = gradients(case)
+    if case.exact:
+        compare_with_finite_differences(case, actual)
+    row = case.row | {"implementation": "parallel", "dtype": "float64"}
+    other = build(row, many=case.many)
+    if row == case.row or other.config.n_layer != case.config.n_layer:
+        return
+    expected = gradients(other)
+    if case.exact:
+        assert_close(actual, expected, EXACT, "gradient of ")
+    else:
+        have, want = (jax.tree_util.tree_leaves_with_path(tree) for tree in (actual, expected))
+        sizes = [np.linalg.norm(leaf) for _, leaf in want]
+        for (path, leaf), (_, other), size in zip(have, want, sizes, strict=True):
+            error = np.linalg.norm(np.asarray(leaf, np.float64) - other)
+            # Where a gradient nearly cancels, roundings of what cancelled remain.
+            assert error <= ROUGH * size + 2**-8 * max(sizes), f"gradient of {jax.tree_util.keystr(path)}"
+
+
+def mixture(case: Case):
+    """Fixed random weights of all outputs, so that one number depends on everything: logits and every leaf of the state."""
+    rng = np.random.default_rng(2)
+    logits = rng.normal(size=(*case.tokens.shape, VOCAB)) * case.valid_tokens()[..., None]
+    return logits, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), case.fast)
+
+
+def mixed(logits, final, weights):
+    """The number."""
+    total = (logits * weights[0]).sum()
+    for leaf, weight in zip(jax.tree.leaves(final), jax.tree.leaves(weights[1]), strict=True):
+        if np.issubdtype(leaf.dtype, np.floating):
+            total = total + (leaf * weight).sum()
+    return total
+
+
+def gradients(case: Case):
+    """Gradients of the mixture by slow weights and the floating leaves of the initial state."""
+
+    def number(slow, floats, fast, weights, valid, reset):
+        fast = jax.tree.map(lambda leaf, new: leaf if new is None else new, fast, floats, is_leaf=lambda x: x is None)
+        out = case.model.apply({"params": slow}, case.tokens, fast, valid=valid, reset=reset)
+        return mixed(out.logits, out.fast, weights)
+
+    floats = jax.tree.map(lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else None, case.fast)
+    gradient = case.compile(jax.grad(number, argnums=(0, 1)))
+    return gradient(case.slow, floats, case.fast, mixture(case), case.valid, case.reset)
+
+
+def compare_with_finite_differences(case: Case, gradient) -> None:
+    """Along one random direction per input. Where the gradient stops at writes, the reference keeps the writes fixed."""
+    weights, stops = mixture(case), case.config.fast.write_gradient == "stop"
+    masks = {"valid": case.valid, "reset": case.reset}
+    start = to_reference(case.config, case.fast)
+    writes = reference_model.run(case.config, case.slow, case.tokens, start, **masks)[2] if stops else None
+    rng = np.random.default_rng(3)
+    # The step is so small that no rectifier switches; 1e-16 · |number| / step is the rounding error that remains.
+    step = 1e-7
+
+    def number(slow, fast):
+        logits, states, _ = reference_model.run(
+            case.config, slow, case.tokens, to_reference(case.config, fast), writes=writes, **masks
+        )
+        return mixed(logits, from_reference(states, fast), weights)
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        direction = rng.normal(size=leaf.shape)
+        inputs = (case.slow, case.fast)
+
+        def shifted(sign, path=path, direction=direction, inputs=inputs):
+            return jax.tree_util.tree_map_with_path(
+                lambda p, a: np.asarray(a, np.float64) + sign * step * direction if p == path else a, inputs
+            )
+
+        slope = (number(*shifted(1)) - number(*shifted(-1))) / (2 * step)
+        name = jax.tree_util.keystr(path)
+        if "synapse" in name and not case.config.fast.train_synapse:
+            np.testing.assert_array_equal(leaf, 0)
+            continue
+        have = np.sum(np.asarray(leaf) * direction)
+        assert abs(have - slope) <= 1e-5 * np.linalg.norm(leaf) + 1e-6, f"gradient of {name}: {have} but {slope}"
+        unused = case.reset is not None and "activity" in name or stops and "previous_address" in name
+        assert unused or np.any(np.asarray(leaf) != 0), f"gradient of {name} is zero"
+
+
+CHECKS = {
+    "reference": check_reference,
+    "causality by perturbation": check_causality_by_perturbation,
+    "influence by gradient": check_influence,
+    "isolation": check_isolation,
+    "splits": check_splits,
+    "padding": check_padding,
+    "reset": check_reset,
+    "mean and none": check_mean_and_none,
+    "gradients": check_gradients,
+}

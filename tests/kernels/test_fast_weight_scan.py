@@ -1,0 +1,285 @@
+"""The operation by itself: every form against a loop in NumPy, gradients against finite differences of that loop.
+
+``tests/contract`` holds the model to the same; here are what the model does not use (merged heads, other widths, a chunk size
+of any length) and the messages.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bdh_jax.config import ConfigError
+from bdh_jax.kernels import fast_weight_scan
+from bdh_jax.kernels.fast_weight_scan.dispatch import choose_form
+
+FORMS = ("recurrent", "chunked", "parallel", "pallas_interpret")
+SHAPE = B, H = 2, 3
+T, N, D = 10, 4, 5
+# Sums of up to T·N = 5,000 float64 terms, twice.
+TOLERANCE = np.sqrt(5000) * 2.0**-52 * 100
+
+VARIANTS = {
+    "plain": {"state": False, "learning_rate": 1.0, "decay": 1.0},
+    "attention with a state": {"state": True, "learning_rate": 1.0, "decay": 1.0},
+    "scalars": {"state": True, "learning_rate": 0.3, "decay": 0.9},
+    "per head": {"state": True, "learning_rate": "head", "decay": "head", "valid": True, "reset": True},
+    "one rate per head": {"state": False, "learning_rate": 0.5, "decay": "head", "valid": True},
+    "resets": {"state": True, "learning_rate": "head", "decay": 0.8, "reset": True},
+    "one head of one example": {
+        "state": True,
+        "learning_rate": 0.5,
+        "decay": "head",
+        "valid": True,
+        "reset": True,
+        "shape": (1, 1),
+    },
+    "one head": {"state": True, "learning_rate": "head", "decay": 0.8, "valid": True, "shape": (2, 1)},
+    "one example": {"state": False, "learning_rate": 0.5, "decay": 0.8, "reset": True, "shape": (1, 3)},
+    # The Pallas kernel works on at least 16 tokens and 128 neurons at a time.
+    "long and wide": {"state": True, "learning_rate": 0.5, "decay": "head", "valid": True, "reset": True, "size": (37, 133)},
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def inputs(variant):
+    rng = np.random.default_rng(0)
+    batch, heads = variant.get("shape", SHAPE)
+    length, neurons = variant.get("size", (T, N))
+    rates = {}
+    for name in ("learning_rate", "decay"):
+        rates[name] = rng.uniform(0.5, 0.95, heads) if variant[name] == "head" else np.asarray(variant[name])
+    arrays = {
+        "query": rng.normal(size=(batch, heads, length, neurons)),
+        "key": rng.normal(size=(batch, heads, length, neurons)),
+        "value": rng.normal(size=(batch, length, D)),
+        "state": rng.normal(size=(batch, heads, neurons, D)) if variant["state"] else None,
+    }
+    masks = {
+        "valid": rng.random((batch, length)) < 0.7 if "valid" in variant else None,
+        "reset": rng.random((batch, length)) < 3 / length if "reset" in variant else None,
+    }
+    return arrays, rates, masks
+
+
+def loop(arrays, rates, masks):
+    """Read, then write, one example, head and token after the other."""
+    *shape, length, neurons = arrays["query"].shape
+    rate, decay = (np.broadcast_to(rates[name], shape[1]) for name in ("learning_rate", "decay"))
+    start = np.zeros((*shape, neurons, D)) if arrays["state"] is None else arrays["state"]
+    read, final = np.zeros((*shape, length, D)), np.zeros((*shape, neurons, D))
+    for b, h in np.ndindex(*shape):
+        state = start[b, h]
+        for t in range(length):
+            if masks["reset"] is not None and masks["reset"][b, t]:
+                state = np.zeros_like(state)
+            read[b, h, t] = arrays["query"][b, h, t] @ state
+            if masks["valid"] is None or masks["valid"][b, t]:
+                state = decay[h] * state + rate[h] * np.outer(arrays["key"][b, h, t], arrays["value"][b, t])
+        final[b, h] = state
+    return read, final
+
+
+def scan(arrays, rates, masks, **options):
+    """A Python number 1.0 stays one, since it takes a shorter way."""
+    rates = {name: float(rate) if isinstance(rate, np.ndarray) and rate.ndim == 0 else rate for name, rate in rates.items()}
+    return fast_weight_scan(**arrays, **rates, **masks, chunk_size=4, **options)
+
+
+def gradient_of(arrays, rates, numbers, masks, weights, form):
+    """Values, and gradients of a random mixture of them by every array."""
+
+    def mixture(arrays, rates):
+        read, final = scan(arrays, {**rates, **numbers}, masks, implementation=form)
+        return jnp.sum(read * weights[0]) + jnp.sum(final * weights[1]), (read, final)
+
+    return jax.value_and_grad(mixture, argnums=(0, 1), has_aux=True)(arrays, rates)
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("form", FORMS)
+def test_values_and_gradients(form, variant):
+    arrays, rates, masks = inputs(variant)
+    rng, (*shape, length, neurons) = np.random.default_rng(1), arrays["query"].shape
+    weights = rng.normal(size=(*shape, length, D)), rng.normal(size=(*shape, neurons, D))
+    numbers = {name: float(rate) for name, rate in rates.items() if rate.ndim == 0}
+    learned = {name: rate for name, rate in rates.items() if rate.ndim}
+    run = jax.jit(
+        lambda arrays, learned: gradient_of(arrays, learned, numbers, masks, weights, form),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    (_, (read, final)), gradient = run(arrays, learned)
+    expected = loop(arrays, rates, masks)
+    for have, want in zip((read, final), expected, strict=True):
+        np.testing.assert_allclose(have, want, rtol=0, atol=TOLERANCE * np.abs(want).max())
+
+    # Central differences of a polynomial of low degree: the rounding error, 1e-16 · |mixture| / step, is what remains.
+    step = 1e-5
+
+    def mixture(arrays, rates):
+        return sum(np.sum(out * weight) for out, weight in zip(loop(arrays, rates, masks), weights, strict=True))
+
+    for group, have in zip((arrays, learned), gradient, strict=True):
+        for name, array in group.items():
+            if array is None:
+                continue
+            direction = rng.normal(size=array.shape)
+            changes = ({name: array + step * direction}, {name: array - step * direction})
+            sides = [mixture({**arrays, **change}, {**rates, **change}) for change in changes]
+            slope = (sides[0] - sides[1]) / (2 * step)
+            assert abs(np.sum(np.asarray(have[name]) * direction) - slope) < 1e-7 * np.linalg.norm(have[name]) + 1e-8, name
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_merged_heads_sum_their_reads(form):
+    """[B, T, K] inputs are H equal parts of K when rates are per head, and one head otherwise."""
+    for variant in (VARIANTS["per head"], VARIANTS["scalars"]):
+        arrays, rates, masks = inputs(variant)
+        read, final = loop(arrays, rates, masks)
+        merged = {
+            "query": np.swapaxes(arrays["query"], 1, 2).reshape(B, T, H * N),
+            "key": np.swapaxes(arrays["key"], 1, 2).reshape(B, T, H * N),
+            "value": arrays["value"],
+            "state": arrays["state"].reshape(B, H * N, D),
+        }
+        got = scan(merged, rates, masks, implementation=form)
+        for have, want in zip(got, (read.sum(axis=1), final.reshape(B, H * N, D)), strict=True):
+            np.testing.assert_allclose(have, want, rtol=0, atol=TOLERANCE * np.abs(want).max())
+        # The same of unmerged heads.
+        got = scan(arrays, rates, masks, implementation=form, sum_heads=True)
+        for have, want in zip(got, (read.sum(axis=1), final), strict=True):
+            np.testing.assert_allclose(have, want, rtol=0, atol=TOLERANCE * np.abs(want).max())
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 5, 10, 64])
+@pytest.mark.parametrize("form", ["chunked", "pallas_interpret"])
+def test_any_chunk_size(form, chunk_size):
+    arrays, rates, masks = inputs(VARIANTS["per head"])
+    got = fast_weight_scan(**arrays, **rates, **masks, implementation=form, chunk_size=chunk_size)
+    for have, want in zip(got, loop(arrays, rates, masks), strict=True):
+        np.testing.assert_allclose(have, want, rtol=0, atol=TOLERANCE * np.abs(want).max())
+
+
+@pytest.mark.parametrize("state", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+def test_final_mean_and_none(form, state):
+    arrays, rates, masks = inputs({**VARIANTS["per head"], "state": state})
+    read, final = loop(arrays, rates, masks)
+    for kind in ("mean", "none"):
+        have, last = scan(arrays, rates, masks, implementation=form, final=kind)
+        np.testing.assert_allclose(have, read, rtol=0, atol=TOLERANCE * np.abs(read).max())
+    assert last is None
+    mean = scan(arrays, rates, masks, implementation=form, final="mean")[1]
+    np.testing.assert_allclose(mean, final.mean(axis=0, keepdims=True), rtol=0, atol=TOLERANCE * np.abs(final).max())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bfloat16_inputs_give_float32_results(form):
+    """Every product of bfloat16 numbers is exact in float32, but scores and scaled keys are rounded: 2⁻⁸ each."""
+    arrays, rates, masks = inputs(VARIANTS["scalars"])
+    half = {name: jnp.asarray(arrays[name], jnp.bfloat16) for name in ("query", "key", "value")}
+    state = jnp.asarray(arrays["state"], jnp.float32)
+    read, final = scan({**half, "state": state}, rates, masks, implementation=form)
+    assert read.dtype == final.dtype == jnp.float32
+    rounded = {name: np.asarray(array, np.float64) for name, array in half.items()} | {
+        "state": np.asarray(state, np.float64)
+    }
+    for have, want in zip((read, final), loop(rounded, rates, masks), strict=True):
+        np.testing.assert_allclose(have, want, rtol=0, atol=4 * 2.0**-8 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_bfloat16_state_is_widened(form):
+    arrays = {name: jnp.ones(shape, jnp.bfloat16) for name, shape in {"query": (1, 1, 2, 4), "key": (1, 1, 2, 4)}.items()}
+    arrays |= {"value": jnp.ones((1, 2, 3), jnp.bfloat16), "state": jnp.ones((1, 1, 4, 3), jnp.bfloat16)}
+    read, final = fast_weight_scan(**arrays, implementation=form)
+    assert read.dtype == final.dtype == jnp.float32
+
+
+def test_auto_is_the_cheapest_form():
+    assert choose_form(1, 64, 16) == "recurrent"
+    assert choose_form(128, 64, 16) == "parallel"
+    assert choose_form(129, 64, 16) == "chunked"
+    assert choose_form(129, 64, 256) == "parallel"
+    arrays, rates, masks = inputs(VARIANTS["scalars"])
+    read, final = scan(arrays, rates, masks)
+    for have, want in zip((read, final), loop(arrays, rates, masks), strict=True):
+        np.testing.assert_allclose(have, want, rtol=0, atol=TOLERANCE * np.abs(want).max())
+
+
+def sizes_of(function, *arguments) -> list[int]:
+    """Sizes of all intermediate arrays of a program, those of its loops included."""
+
+    def inside(jaxpr):
+        for equation in jaxpr.eqns:
+            yield from (variable.aval.size for variable in equation.outvars)
+            for parameter in jax.tree.leaves(equation.params, is_leaf=lambda p: hasattr(p, "jaxpr") or hasattr(p, "eqns")):
+                inner = getattr(parameter, "jaxpr", parameter)
+                if hasattr(inner, "eqns"):
+                    yield from inside(inner)
+
+    return list(inside(jax.make_jaxpr(function)(*arguments).jaxpr))
+
+
+@pytest.mark.parametrize(
+    ("form", "final", "allowed", "forbidden"),
+    [
+        ("parallel", "none", "scores", "one S"),
+        ("parallel", "mean", "one S", "S of each example"),
+        ("parallel", "full", "S of each example", "S at each token"),
+        ("chunked", "full", "S of each example", "S at each token"),
+    ],
+)
+def test_no_array_is_larger_than_it_must_be(form, final, allowed, forbidden):
+    """No S at each token, no S of each example for the mean, and none at all where none is asked for; nor in the gradient."""
+    batch, heads, length, neurons, width = 2, 3, 5, 23, 29
+    size = {"scores": batch * heads * length * width, "one S": heads * neurons * width}
+    size |= {"S of each example": batch * size["one S"], "S at each token": length * size["one S"]}
+    assert size[allowed] < size[forbidden]
+    arrays = [jnp.ones((batch, heads, length, neurons))] * 2 + [jnp.ones((batch, length, width))]
+    masks = {"valid": jnp.ones((batch, length), bool), "reset": jnp.zeros((batch, length), bool)}
+    decay = jnp.full(heads, 0.9)
+
+    def run(*arrays):
+        return fast_weight_scan(*arrays, decay=decay, **masks, implementation=form, chunk_size=2, final=final)
+
+    def number(*arrays):
+        return sum(jnp.sum(out) for out in run(*arrays) if out is not None)
+
+    for program in (run, jax.grad(number, argnums=(0, 1, 2))):
+        assert size[allowed] <= max(sizes_of(program, *arrays)) < size[forbidden]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"key": np.zeros((B, H, T, N + 1))}, r"query \(2, 3, 10, 4\) and key \(2, 3, 10, 5\)"),
+        ({"value": np.zeros((B, T + 1, D))}, r"value has shape \(2, 11, 5\).*must be \[2, 10, D\]"),
+        ({"state": np.zeros((B, H, N, D + 1))}, r"state has shape \(2, 3, 4, 6\).*must be \(2, 3, 4, 5\)"),
+        ({"valid": np.ones((B, T - 1), bool)}, r"valid has shape \(2, 9\)"),
+        ({"valid": np.ones((B, T))}, "valid has shape.*float64; it must be bool"),
+        ({"reset": np.ones((B + 1, T), bool)}, r"reset has shape \(3, 10\)"),
+        ({"decay": np.ones(H + 1)}, r"decay has shape \(4,\).*one rate per head \[3\]"),
+        ({"learning_rate": np.ones((H, 1))}, r"learning_rate has shape \(3, 1\)"),
+        ({"final": "sum"}, "final='sum' is not one of"),
+        ({"chunk_size": 0}, "chunk_size=0 must be at least 1"),
+        ({"implementation": "fastest"}, "implementation='fastest' is not one of 'auto', 'recurrent'"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, message):
+    arrays, _, _ = inputs(VARIANTS["scalars"])
+    with pytest.raises(ValueError, match=message):
+        fast_weight_scan(**{**arrays, **change})
+
+
+def test_an_explicit_form_that_cannot_run_here_is_an_error():
+    arrays, _, _ = inputs(VARIANTS["plain"])
+    with pytest.raises(ConfigError, match="pallas"):
+        fast_weight_scan(**arrays, implementation="pallas")

@@ -1,0 +1,323 @@
+"""The model beside its contract (``tests/contract``): dropout, precision, what it returns, what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import flax.errors
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bdh_jax import BDH, BDHConfig, ConfigError, FastWeightConfig
+from tests import reference_model
+from tests.contract.cases import assert_close, from_reference, random_state, to_reference
+
+IMPLEMENTATIONS = ("recurrent", "chunked", "parallel", "pallas_interpret")
+VOCAB, LENGTH = 19, 8
+TOKENS = np.random.default_rng(0).integers(0, VOCAB, (2, LENGTH)).astype(np.int32)
+# Float64: sums of T·K = 128 terms, a few of them, after layer norms.
+EXACT = 1e-11
+
+
+@pytest.fixture
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def make(implementation="auto", *, fast=(), **changes) -> BDHConfig:
+    kernel = "auto"
+    if implementation == "pallas_interpret":
+        implementation, kernel = "chunked", implementation
+    settings = {
+        "vocab_size": VOCAB,
+        "n_layer": 2,
+        "d_model": 8,
+        "n_head": 2,
+        "n_neurons": 16,
+        "dropout": 0.0,
+        "chunk_size": 3,
+    }
+    settings |= {"implementation": implementation, "kernel": kernel}
+    return BDHConfig(**settings | changes, fast=FastWeightConfig(**{"learning_rate": 0.7, "decay": 0.8} | dict(fast)))
+
+
+@functools.cache
+def weights(config: BDHConfig):
+    """Random weights large enough that every part of the model matters; those of one seed agree between configurations."""
+    shapes = jax.eval_shape(BDH(config).init, jax.random.key(0), TOKENS)["params"]
+    slow = {}
+    for number, (name, leaf) in enumerate(sorted(shapes.items())):
+        scale = 0.3 if name.startswith("encoder") else 1.0
+        slow[name] = (scale * np.random.default_rng(number).normal(size=leaf.shape)).astype(leaf.dtype)
+    return slow
+
+
+def quick(function):
+    """``jax.jit`` in half the time."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def compiled(config: BDHConfig, **options):
+    """``(slow, tokens, fast) -> output``."""
+    return quick(lambda slow, tokens, fast: BDH(config).apply({"params": slow}, tokens, fast, **options))
+
+
+def test_fresh_weights_have_the_published_scale():
+    config = make(n_neurons=1024, d_model=64, fast={"synapse": True, "learn_learning_rate": True, "learn_decay": True})
+    slow = jax.jit(BDH(config).init)(jax.random.key(0), TOKENS)["params"]
+    shapes = {name: leaf.shape for name, leaf in slow.items()}
+    assert shapes == {
+        "embed": (VOCAB, 64),
+        "encoder": (64, 2, 512),
+        "encoder_v": (2, 64, 512),
+        "decoder": (2, 512, 64),
+        "lm_head": (64, VOCAB),
+        "synapse": (2, 2, 512, 64),
+        "fast_log_learning_rate": (2,),
+        "fast_logit_decay": (2,),
+    }
+    for name in ("embed", "encoder", "encoder_v", "decoder", "lm_head"):
+        # The standard deviation of n numbers is off by 1/√(2n): 2 % for the smallest, so five of those.
+        np.testing.assert_allclose(np.std(slow[name]), 0.02, rtol=0.1)
+    assert not slow["synapse"].any()
+    np.testing.assert_allclose(np.exp(slow["fast_log_learning_rate"]), 0.7, rtol=1e-6)
+    np.testing.assert_allclose(jax.nn.sigmoid(slow["fast_logit_decay"]), 0.8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_dropout_drops_what_the_mask_says_in_every_form(implementation, monkeypatch, _float64):
+    config = make(implementation, dropout=0.25, dtype="float64")
+    kept = np.random.default_rng(5).random((2, 2, 2, LENGTH, 8)) < 0.75
+    asked = []
+
+    def bernoulli(key, p, shape):
+        asked.append((p, shape))
+        return jnp.asarray(kept)
+
+    monkeypatch.setattr(jax.random, "bernoulli", bernoulli)
+    run = compiled(config, deterministic=False, rngs={"dropout": jax.random.key(0)})
+    out = run(weights(config), TOKENS, None)
+    # One mask for the whole batch and all layers, so that neither form nor mesh changes it.
+    assert asked == [(0.75, kept.shape)]
+    expected, _, _ = reference_model.run(config, weights(config), TOKENS, kept=kept)
+    assert_close(out.logits, expected, EXACT)
+    assert np.abs(reference_model.run(config, weights(config), TOKENS)[0] - expected).max() > 0.01
+
+
+def test_dropout_needs_a_key_and_changes_with_it():
+    config = make(dropout=0.25)
+    slow = weights(config)
+    with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
+        BDH(config).apply({"params": slow}, TOKENS, deterministic=False)
+    a, b, c = (
+        compiled(config, deterministic=False, rngs={"dropout": jax.random.key(seed)})(slow, TOKENS, None).logits
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(a, b)
+    assert np.abs(a - c).max() > 1e-3
+
+
+@pytest.mark.parametrize("length", [1, LENGTH])
+@pytest.mark.parametrize(
+    ("implementation", "scope"),
+    [
+        ("recurrent", "layer"),
+        ("chunked", "layer"),
+        ("parallel", "layer"),
+        ("pallas_interpret", "layer"),
+        ("recurrent", "shared"),
+    ],
+)
+def test_state_none_and_mean_change_nothing_else(implementation, scope, length, _float64):
+    config = make(implementation, dtype="float64", fast={"scope": scope})
+    fast = random_state(BDH(config), np.random.default_rng(1), 2)
+    tokens, slow = TOKENS[:, :length], weights(config)
+    full, mean, none = (compiled(config, state=state)(slow, tokens, fast) for state in ("full", "mean", "none"))
+    for other in (mean, none):
+        assert_close(other.logits, full.logits, EXACT)
+    assert none.fast is None
+    assert none.activity is None
+    assert_close(mean.fast.memory, np.mean(full.fast.memory, axis=1, keepdims=True), EXACT)
+    assert_close(mean.activity.strength, np.mean(full.activity.strength, axis=1, keepdims=True), EXACT)
+    assert_close(mean.activity.energy, np.mean(full.activity.energy, axis=1, keepdims=True), EXACT)
+    assert_close(mean.activity.count, np.mean(full.activity.count, keepdims=True), EXACT)
+    assert mean.fast.attention is None
+    assert mean.fast.position is None
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_any_split_into_calls(implementation, _float64):
+    """Ten ways to cut eight tokens into calls of one to three."""
+    config = make(implementation, dtype="float64")
+    run, slow, rng = compiled(config), weights(config), np.random.default_rng(0)
+    start = random_state(BDH(config), rng, 2)
+    expected, states, _ = reference_model.run(config, slow, TOKENS, to_reference(config, start))
+    for _ in range(10):
+        fast, logits, at = start, [], 0
+        while at < LENGTH:
+            size = min(int(rng.integers(1, 4)), LENGTH - at)
+            out = run(slow, TOKENS[:, at : at + size], fast)
+            fast, at = out.fast, at + size
+            logits.append(out.logits)
+        assert_close(np.concatenate(logits, axis=1), expected, EXACT)
+        assert_close(fast, from_reference(states, fast), EXACT)
+
+
+def test_without_fast_weights_the_state_is_that_of_attention():
+    config = make(fast={"enabled": False})
+    out = compiled(config)(weights(config), TOKENS, None)
+    assert set(weights(config)) == {"embed", "encoder", "encoder_v", "decoder", "lm_head"}
+    assert out.activity is None
+    assert out.fast.memory is None
+    assert out.fast.attention.shape == (2, 2, 2, 8, 8)
+    with pytest.raises(ValueError, match="fast.enabled=False"):
+        out.fast.effective_memory()
+    with pytest.raises(ValueError, match="fast.enabled=False"):
+        BDH(config).apply({"params": weights(config)}, TOKENS, state="mean")
+
+
+def test_collect_returns_what_it_names_for_every_layer_and_token(_float64):
+    for implementation in ("parallel", "recurrent"):
+        config = make(implementation, dtype="float64")
+        slow = weights(config)
+        out = compiled(config, collect=("code", "address", "gate"))(slow, TOKENS, None)
+        code, address, gate = (np.asarray(out.collected[name]) for name in ("code", "address", "gate"))
+        assert code.shape == address.shape == gate.shape == (2, 2, 2, LENGTH, 8)
+        x = slow["embed"][TOKENS]
+        x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5)
+        assert_close(code[0], np.maximum(np.einsum("btd,dhn->bhtn", x, slow["encoder"]), 0), EXACT)
+        assert_close(address, code / np.sqrt(np.sum(code**2, axis=(2, 4), keepdims=True) + 1e-12), EXACT)
+        assert (gate >= 0).all()
+        assert 0.2 < np.mean(gate[:, :, :, 1:] > 0) < 0.8
+        assert not gate[:, :, :, 0].any()  # the first token has nothing to attend to
+        assert_close(np.asarray(out.activity.strength), address.sum(axis=3), EXACT)
+    assert jax.eval_shape(compiled(config), slow, TOKENS, None).collected == {}
+
+
+def test_remat_changes_neither_values_nor_gradients(_float64):
+    plain = make(dtype="float64", fast={"learn_decay": True})
+    slow = weights(plain)
+
+    def number(slow, config):
+        out = BDH(config).apply({"params": slow}, TOKENS)
+        return jnp.sum(jnp.sin(out.logits)) + jnp.sum(out.fast.memory)
+
+    configs = [dataclasses.replace(plain, remat=remat) for remat in (False, True)]
+    values = [quick(lambda slow, config=config: jax.value_and_grad(number)(slow, config))(slow) for config in configs]
+    assert_close(values[1], values[0], EXACT)
+    program = jax.make_jaxpr(number, static_argnums=1)(slow, dataclasses.replace(plain, remat=True))
+    assert "remat" in str(program) or "checkpoint" in str(program)
+
+
+def test_bfloat16_keeps_weights_state_and_logits_wide():
+    config = make(dtype="bfloat16", fast={"synapse": True})
+    slow = jax.eval_shape(BDH(config).init, jax.random.key(0), TOKENS)["params"]
+    assert {leaf.dtype for leaf in slow.values()} == {jnp.dtype("float32")}
+    out = jax.eval_shape(compiled(config), slow, TOKENS, None)
+    assert out.logits.dtype == out.fast.memory.dtype == out.fast.attention.dtype == jnp.float32
+    assert out.activity.strength.dtype == out.activity.energy.dtype == jnp.float32
+    assert out.fast.previous_address.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("norm", ["none", "l2", "sum"])
+def test_a_token_without_active_neurons(norm):
+    """Its address is zero: nothing is read, nothing is written under it, and no gradient is NaN."""
+    config = make(fast={"address_norm": norm})
+    slow = {**weights(config), "encoder": -np.abs(weights(config)["encoder"])}
+    width = config.d_model
+    slow["embed"] = np.tile(np.linspace(0, 1, VOCAB)[:, None], (1, width)).astype(np.float32)
+    slow["embed"][:, 0] += 1  # after the layer norm one entry is positive, all others negative
+    slow["encoder"][1:] = 0
+
+    def number(slow):
+        out = BDH(config).apply({"params": slow}, TOKENS, collect=("address",))
+        return jnp.sum(jnp.square(out.logits)), out
+
+    (_, out), gradient = quick(jax.value_and_grad(number, has_aux=True))(slow)
+    assert not np.any(out.collected["address"][0])
+    assert np.isfinite(out.logits).all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_a_learned_decay_that_underflows_gives_numbers():
+    """sigmoid(−120) is zero in float32; zero to the power of zero steps is still one."""
+    for implementation in ("recurrent", "parallel", "chunked"):
+        config = make(implementation, fast={"learn_decay": True})
+        slow = weights(config) | {"fast_logit_decay": np.full(2, -120, np.float32)}
+
+        def number(slow, config=config):
+            return jnp.sum(BDH(config).apply({"params": slow}, TOKENS).logits ** 2)
+
+        gradient = quick(jax.grad(number))(slow)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_numpy_weights_may_be_constants_of_a_compiled_function():
+    config = make()
+    slow = weights(config)
+    logits = quick(lambda tokens: BDH(config).apply({"params": slow}, tokens).logits)(TOKENS)
+    # Float32 sums of T·K = 128 terms, of which the compiler may do some beforehand.
+    assert_close(logits, compiled(config)(slow, TOKENS, None).logits, 1e-5)
+
+
+def test_auto_takes_the_form_that_exists():
+    for fast in ({"scope": "shared"}, {"scope": "layer"}):
+        config = make("auto", fast=fast)
+        out = compiled(config)(weights(config), TOKENS, None)
+        recurrent = compiled(dataclasses.replace(config, implementation="recurrent"))(weights(config), TOKENS, None)
+        # Float32 sums of T·K = 128 terms in another order.
+        assert_close((out.logits, out.fast), (recurrent.logits, recurrent.fast), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tokens": np.full((2, 3), VOCAB)}, "token id 19 is outside the vocabulary of vocab_size=19"),
+        ({"tokens": np.full((2, 3), -1)}, "token id -1 is outside"),
+        ({"tokens": np.zeros((2, 3))}, r"tokens has shape \(2, 3\) and dtype float64; it must be integers"),
+        ({"tokens": np.zeros(3, np.int32)}, r"tokens has shape \(3,\)"),
+        ({"tokens": np.zeros((2, 0), np.int32)}, "T must be at least 1"),
+        ({"valid": np.ones((2, LENGTH - 1), bool)}, r"valid has shape \(2, 7\).*bool \[2, 8\]"),
+        ({"valid": np.ones((2, LENGTH))}, "valid has shape.*float64; it must be bool"),
+        ({"reset": np.ones((1, LENGTH), bool)}, r"reset has shape \(1, 8\)"),
+        ({"state": "last"}, "state='last' is not one of 'full', 'none', 'mean'"),
+        ({"collect": ("codes",)}, "collect names 'codes'; this model can return code, gate, address"),
+    ],
+)
+def test_what_does_not_fit_is_named(arguments, message):
+    config = make()
+    arguments = {"tokens": TOKENS} | arguments
+    with pytest.raises(ValueError, match=message):
+        BDH(config).apply({"params": weights(config)}, arguments.pop("tokens"), **arguments)
+
+
+def test_a_state_of_another_model_is_refused():
+    config = make()
+    model, slow = BDH(config), {"params": weights(config)}
+    with pytest.raises(ValueError, match=r"fast.attention has shape \(2, 3, 2, 8, 8\).*batch of 2 needs \(2, 2, 2, 8, 8\)"):
+        model.apply(slow, TOKENS, model.init_fast(3))
+    mean = jax.eval_shape(compiled(config, state="mean"), slow["params"], TOKENS, None).fast
+    with pytest.raises(ValueError, match="fast.attention is missing.*cannot be continued"):
+        jax.eval_shape(compiled(config), slow["params"], TOKENS, mean)
+    with pytest.raises(ValueError, match="fast.previous_address should be absent"):
+        BDH(make(fast={"address": "current"})).apply(slow, TOKENS, model.init_fast(2))
+    with pytest.raises(ValueError, match="collect names 'address'; this model can return code, gate(?!,)"):
+        BDH(make(fast={"enabled": False})).apply(slow, TOKENS, collect=("address",))
+
+
+def test_what_cannot_run_here_is_an_error_and_not_something_else():
+    with pytest.raises(ConfigError, match="jax_enable_x64"):
+        BDH(make(dtype="float64")).init(jax.random.key(0), TOKENS)
+    with pytest.raises(ConfigError, match='cannot run fast.scope="shared" with n_layer=2'):
+        make("parallel", fast={"scope": "shared"})
+    for implementation in ("recurrent", "parallel"):
+        config = dataclasses.replace(make(implementation), kernel="pallas_interpret")
+        with pytest.raises(ConfigError, match="kernel='pallas_interpret' is a chunked kernel"):
+            BDH(config).apply({"params": weights(config)}, TOKENS)
+    config = dataclasses.replace(make(), kernel="pallas")
+    with pytest.raises(ConfigError, match="pallas"):
+        BDH(config).apply({"params": weights(make())}, TOKENS)
