@@ -1,0 +1,104 @@
+"""What every benchmark here shares: interleaved timing, ratios of pairs, one table, one JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+console = Console() if sys.stdout.isatty() else Console(width=132)
+
+
+class Summary(NamedTuple):
+    """Median and extremes of repeated measurements."""
+
+    median: float
+    low: float
+    high: float
+
+    def format(self, scale: float = 1.0, digits: int = 1) -> str:
+        """``median (low–high)``, each multiplied by ``scale``."""
+        return f"{self.median * scale:.{digits}f} ({self.low * scale:.{digits}f}–{self.high * scale:.{digits}f})"
+
+
+def summary(values: list[float]) -> Summary:
+    """Median, smallest and largest of ``values``."""
+    return Summary(statistics.median(values), min(values), max(values))
+
+
+def ratios(numerator: list[float], denominator: list[float]) -> Summary:
+    """Summary of the ratios of measurements taken in the same round."""
+    return summary([a / b for a, b in zip(numerator, denominator, strict=True)])
+
+
+def interleave(calls: dict[str, Callable[[], Any]], rounds: int, title: str) -> dict[str, list[float]]:
+    """Time several calls in turn, so that whatever else the machine does falls on all of them alike.
+
+    Args:
+      calls: name → function without arguments that returns arrays. Each runs once before anything is timed.
+      rounds: how often each is timed; the order is reversed every other round.
+      title: what the progress bar says.
+
+    Returns:
+      name → seconds of each round.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    with Progress(console=console, transient=True) as progress:  # shown on terminals only
+        task = progress.add_task(f"{title}: compiling", total=(rounds + 1) * len(calls))
+        for call in calls.values():
+            jax.block_until_ready(call())
+            progress.advance(task)
+        progress.update(task, description=title)
+        for number in range(rounds):
+            for name in list(calls) if number % 2 == 0 else list(reversed(calls)):
+                start = time.perf_counter()
+                jax.block_until_ready(calls[name]())
+                seconds[name].append(time.perf_counter() - start)
+                progress.advance(task)
+    return seconds
+
+
+def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
+    """Parser with the options all benchmarks have: ``--rounds`` and ``--json``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds, help="timed rounds; medians are taken over them")
+    parser.add_argument("--json", type=pathlib.Path, metavar="PATH", help="also write the results to this file")
+    return parser
+
+
+def report(title: str, columns: list[str], rows: list[list[str]], note: str) -> None:
+    """Print one table and a line under it."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print(note)
+
+
+def write_json(path: pathlib.Path | None, results: dict[str, Any]) -> None:
+    """Write results, with what they were measured on, if a path was given."""
+    if path is None:
+        return
+    machine = {
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": machine, **results}, indent=2) + "\n")
+    console.print(f"written to {path}")
