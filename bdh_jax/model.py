@@ -36,7 +36,7 @@ from bdh_jax.config import BDHConfig, ConfigError
 from bdh_jax.fast_weights import state as fast_state
 from bdh_jax.fast_weights.state import Activity, FastState
 from bdh_jax.kernels.fast_weight_scan import dispatch, fast_weight_scan
-from bdh_jax.kernels.fast_weight_scan.xla import exclusive_count
+from bdh_jax.kernels.fast_weight_scan.xla import exclusive_count, vary_like
 
 LAYER_NORM_EPSILON = 1e-5
 ADDRESS_NORM_EPSILON = 1e-12
@@ -110,7 +110,7 @@ class BDH(nn.Module):
         if state == "mean" and not config.fast.enabled:
             raise ValueError('state="mean" is the batch mean of the fast weights, and fast.enabled=False has none')
 
-        x = slow["embed"].astype(config.compute_dtype)[tokens]
+        x = jnp.asarray(slow["embed"], config.compute_dtype)[tokens]
         x = layer_norm(x)
         dropout_masks = None
         if config.dropout > 0 and not deterministic:
@@ -288,11 +288,17 @@ def _run_layers(weights, x, fast, valid, reset, dropout_masks, *, config, mesh, 
     if state == "none":
         fast_specs = None
     elif state == "mean":
-        fast_specs = sharding.specs(_only_mean(final), batched=False)
+        fast_specs = sharding.specs(jax.eval_shape(lambda: _only_mean(fast_state.zeros(config, 1))), batched=False)
     else:
         fast_specs = sharding.specs(final)
+
+    def on_shard(weights, x, *rest):
+        # Here once, and not at every use of a weight, so that gradients cross the mesh once, summed over layers and tokens.
+        weights = jax.tree.map(lambda weight: vary_like(weight, x), weights)
+        return core(weights, x, *rest, axis="neurons")
+
     return jax.shard_map(
-        functools.partial(core, axis="neurons"),
+        on_shard,
         mesh=mesh,
         in_specs=(sharding.specs(weights), P("data"), sharding.specs(fast), P("data"), P("data"), rows),
         out_specs=(P("data"), fast_specs, dict.fromkeys(collect, rows)),
@@ -332,11 +338,13 @@ def _layers(weights, x, fast, valid, reset, dropout_masks, *, config, form, stat
     offset = 0 if axis is None else jax.lax.axis_index(axis) * local_neurons
     episode = _episode(config, fast, valid, reset, x.shape, offset + jnp.arange(local_neurons))
     learning_rate, decay = _rates(weights, config)
-    function = functools.partial(_layer, config=config, form=form, state=state, axis=axis)
+    shared = config.fast.enabled and config.fast.scope == "shared"
+    # What one layer writes to a shared S the next one reads, whatever the caller wants in the end.
+    kept = "full" if config.shared_across_layers else state
+    function = functools.partial(_layer, config=config, form=form, state=kept, axis=axis)
     if config.remat:
         function = jax.checkpoint(function)
 
-    shared = config.fast.enabled and config.fast.scope == "shared"
     states, collected = [], []
     shared_memory = fast.memory[0] if shared and fast is not None else None
     for index in range(config.n_layer):

@@ -149,6 +149,27 @@ def test_state_none_and_mean_change_nothing_else(implementation, scope, length, 
     assert mean.fast.position is None
 
 
+def test_every_form_has_the_same_gradients(_float64):
+    """By every input, the initial state included, down to rounding; the contract has more settings and finite differences."""
+    rng = np.random.default_rng(3)
+    mix = rng.normal(size=(*TOKENS.shape, VOCAB))
+
+    def number(slow, memory, attention, config, fast):
+        fast = fast.replace(memory=memory, attention=attention)
+        out = BDH(config).apply({"params": slow}, TOKENS, fast)
+        return jnp.sum(out.logits * mix) + sum(jnp.sum(leaf**2) for leaf in (out.fast.memory, out.fast.attention))
+
+    gradients = {}
+    for implementation in IMPLEMENTATIONS:
+        learned = {"synapse": True, "train_synapse": True, "learn_learning_rate": True, "learn_decay": True}
+        config = make(implementation, dtype="float64", fast=learned)
+        fast = random_state(BDH(config), np.random.default_rng(1), 2)
+        run = quick(functools.partial(jax.grad(number, argnums=(0, 1, 2)), config=config, fast=fast))
+        gradients[implementation] = run(weights(config), fast.memory, fast.attention)
+    for implementation in IMPLEMENTATIONS[1:]:
+        assert_close(gradients[implementation], gradients["recurrent"], EXACT, implementation)
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_any_split_into_calls(implementation, _float64):
     """Ten ways to cut eight tokens into calls of one to three."""

@@ -20,8 +20,9 @@ from tests import reference_model
 from tests.contract.pairwise import pairwise
 
 FACTORS = {
-    "implementation": ("recurrent", "chunked", "parallel", "pallas_interpret"),
-    "scope": ("layer", "shared"),
+    # "shared" is the recurrent form with one S for two layers, which no other form has.
+    "implementation": ("recurrent", "chunked", "parallel", "pallas_interpret", "shared"),
+    "scope": ("layer", "shared"),  # shared by the only layer
     "address": ("previous", "current"),
     "norm": ("none", "l2", "sum"),
     "gradient": ("full", "stop"),
@@ -129,21 +130,25 @@ class Case:
 
 
 def build(row: dict[str, Any], *, many: bool = False) -> Case:
-    """Make a case from a row of factors. Only the recurrent form exists for several layers that share one S.
+    """Make a case from a row of factors.
 
     Args:
       row: name → value for each of ``FACTORS`` and "dtype".
       many: whether so many cases will run that compiling each of them would take the most time.
     """
     rng = np.random.default_rng(0)
-    implementation, kernel = row["implementation"], "xla"
+    implementation, kernel, scope, layers = row["implementation"], "xla", row["scope"], 2
     if implementation == "pallas_interpret":
         implementation, kernel = "chunked", implementation
+    if implementation == "shared":
+        implementation, scope = "recurrent", "shared"
+    elif scope == "shared":
+        layers = 1
     learned = row["rates"] == "learned"
     unit = row["rates"] == "unit"
     config = BDHConfig(
         vocab_size=VOCAB,
-        n_layer=1 if row["scope"] == "shared" and row["implementation"] != "recurrent" else 2,
+        n_layer=layers,
         d_model=WIDTH,
         n_head=row["heads"],
         n_neurons=NEURONS,
@@ -156,7 +161,7 @@ def build(row: dict[str, Any], *, many: bool = False) -> Case:
         fast=FastWeightConfig(
             learning_rate=1.0 if unit else 0.7,
             decay=1.0 if unit else 0.8,
-            scope=row["scope"],
+            scope=scope,
             address=row["address"],
             address_norm=row["norm"],
             write_gradient=row["gradient"],

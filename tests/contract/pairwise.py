@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,37 +13,34 @@ def pairs_of(row: Mapping[str, Any]) -> set[tuple[tuple[str, Any], tuple[str, An
     return set(itertools.combinations(row.items(), 2))
 
 
-def pairwise(factors: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+def pairwise(factors: Mapping[str, Sequence[Any]], tries: int = 30) -> list[dict[str, Any]]:
     """A covering array of strength 2, by greed: each row starts from a pair still missing and takes, factor by factor, the
-    value that adds most missing pairs. Deterministic; a few rows more than the least possible.
+    value that adds most missing pairs. Of several tries with ties broken at random the shortest; always the same one.
 
     Args:
       factors: name → values, at least two factors.
+      tries: how many arrays to make.
 
     Returns:
       Rows, name → value, in which every pair of values of two different factors occurs.
     """
+    return min((_greedy(factors, random.Random(seed)) for seed in range(tries)), key=len)
+
+
+def _greedy(factors: Mapping[str, Sequence[Any]], rng: random.Random) -> list[dict[str, Any]]:
     names = list(factors)
     missing = dict.fromkeys(  # a dict keeps the order, so that the result is the same in every process
-        ((a, x), (b, y)) for a, b in itertools.combinations(names, 2) for x in factors[a] for y in factors[b]
+        frozenset({(a, x), (b, y)}) for a, b in itertools.combinations(names, 2) for x in factors[a] for y in factors[b]
     )
     rows = []
     while missing:
-        row = dict(next(iter(missing)))
-        for name in names:
-            if name not in row:
-
-                def gain(value, name=name, row=row):
-                    new = {**row, name: value}
-                    ordered = {n: new[n] for n in names if n in new}
-                    return len(pairs_of(ordered) & missing.keys())
-
-                # Ties go round the values, so that none is favoured.
-                values = list(factors[name])
-                turn = len(rows) % len(values)
-                row[name] = max(values[turn:] + values[:turn], key=gain)
-        row = {name: row[name] for name in names}
-        rows.append(row)
+        row = dict(sorted(next(iter(missing)), key=repr))
+        for name in rng.sample([name for name in names if name not in row], len(names) - 2):
+            gains = {
+                value: sum(frozenset({item, (name, value)}) in missing for item in row.items()) for value in factors[name]
+            }
+            row[name] = rng.choice([value for value, gain in gains.items() if gain == max(gains.values())])
+        rows.append({name: row[name] for name in names})
         for pair in pairs_of(row):
-            missing.pop(pair, None)
+            missing.pop(frozenset(pair), None)
     return rows

@@ -13,7 +13,7 @@ cannot be run or do not pass without it.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
+import functools
 import os
 import re
 import shlex
@@ -22,10 +22,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 FOLDER = Path(__file__).resolve().parent
@@ -76,11 +79,11 @@ def apply(patch: Path, tree: Path, *, check_only: bool = False) -> str:
     return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False).stderr.strip()
 
 
-def run_tests(tests: tuple[str, ...], patch: Path | None) -> tuple[int, str]:
-    """Run tests in a copy of the working tree, with a patch or as it is. Returns pytest's exit status and output."""
+def run_tests(source: Path, tests: tuple[str, ...], patch: Path | None) -> tuple[int, str]:
+    """Run tests in a copy of ``source``, with a patch or as it is. Returns pytest's exit status and output."""
     with tempfile.TemporaryDirectory(prefix="bdh_jax-mutation-") as folder:
         tree = Path(folder) / "tree"
-        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*NOT_COPIED))
+        shutil.copytree(source, tree)
         if patch is not None:
             problem = apply(patch, tree)
             if problem:
@@ -101,10 +104,10 @@ def run_tests(tests: tuple[str, ...], patch: Path | None) -> tuple[int, str]:
         return done.returncode, done.stdout + done.stderr
 
 
-def try_fault(fault: Fault, whole: bool) -> Outcome:
+def try_fault(source: Path, fault: Fault, whole: bool) -> Outcome:
     """Apply one fault and run its tests, or all of them."""
     start = time.monotonic()
-    status, output = run_tests(() if whole else fault.tests, fault.path)
+    status, output = run_tests(source, () if whole else fault.tests, fault.path)
     failed = re.search(r"^FAILED (\S.*?)(?: - .*)?$", output, flags=re.MULTILINE)
     if status == TESTS_FAILED and failed:
         by, noticed = failed[1], True
@@ -115,9 +118,9 @@ def try_fault(fault: Fault, whole: bool) -> Outcome:
     return Outcome(noticed, by, time.monotonic() - start)
 
 
-def passes_unchanged(tests: tuple[str, ...]) -> str:
+def passes_unchanged(source: Path, tests: tuple[str, ...]) -> str:
     """Whether tests pass without a fault. Returns what went wrong, or nothing."""
-    status, output = run_tests(tests, None)
+    status, output = run_tests(source, tests, None)
     if status == 0:
         return ""
     failed = re.search(r"^(?:FAILED|ERROR) (.*)$", output, flags=re.MULTILINE)
@@ -137,31 +140,38 @@ def main() -> int:
     faults = [fault for fault in faults if not arguments.names or fault.path.stem in arguments.names]
 
     console, start = Console(), time.monotonic()
+    say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
     selections = [()] if arguments.whole else list(dict.fromkeys(fault.tests for fault in faults))
     red, outcomes = {}, {}
-    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        console.print(f"{len(faults)} faults; first their tests without them, {len(selections)} selections", highlight=False)
-        for tests, problem in zip(selections, pool.map(passes_unchanged, selections), strict=True):
+    with tempfile.TemporaryDirectory(prefix="bdh_jax-mutation-") as folder, ThreadPoolExecutor(arguments.jobs) as pool:
+        source = Path(folder) / "source"  # what is edited meanwhile stays out
+        shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*NOT_COPIED))
+        say(f"{len(faults)} faults; first their tests without them, {len(selections)} selections")
+        running = {pool.submit(passes_unchanged, source, tests): tests for tests in selections}
+        for number, future in enumerate(as_completed(running), start=1):
+            tests, problem = running[future], future.result()
             if problem:
                 red[tests] = problem
-            console.print(f"  {'RED ' if problem else 'green'} {shlex.join(tests)} {problem}", highlight=False, markup=False)
-        running = {pool.submit(try_fault, fault, arguments.whole): fault for fault in faults}
-        for number, future in enumerate(concurrent.futures.as_completed(running), start=1):
+            say(f"  {number}/{len(selections)} {'RED' if problem else 'green'}: {shlex.join(tests)} {problem}")
+        running = {pool.submit(try_fault, source, fault, arguments.whole): fault for fault in faults}
+        for number, future in enumerate(as_completed(running), start=1):
             fault, outcome = running[future], future.result()
             outcomes[fault] = outcome
-            line = f"  {number}/{len(faults)} {fault.path.stem}: {outcome.by} ({outcome.seconds:.0f} s)"
-            console.print(line, highlight=False, markup=False)
+            say(f"  {number}/{len(faults)} {fault.path.stem}: {outcome.by} ({outcome.seconds:.0f} s)")
 
-    table = Table("fault", "noticed by", "seconds", title=f"{time.monotonic() - start:.0f} s in all")
+    table = Table(box=box.SIMPLE_HEAD, title=f"{time.monotonic() - start:.0f} s in all")
+    table.add_column("fault", overflow="fold", ratio=2)
+    table.add_column("noticed by", overflow="fold", ratio=3)
+    table.add_column("seconds", justify="right")
     for fault in faults:
         outcome = outcomes[fault]
-        table.add_row(fault.description, outcome.by.replace("[", r"\["), f"{outcome.seconds:.0f}")
+        table.add_row(fault.description, escape(outcome.by), f"{outcome.seconds:.0f}")
     console.print(table)
     missed = [fault.path.stem for fault in faults if not outcomes[fault].noticed]
     for tests, problem in red.items():
-        console.print(f"red without any fault: {shlex.join(tests)}: {problem}", highlight=False, markup=False)
+        say(f"red without any fault: {shlex.join(tests)}: {problem}")
     if missed:
-        console.print(f"not noticed: {', '.join(missed)}", highlight=False, markup=False)
+        say(f"not noticed: {', '.join(missed)}")
     return 1 if missed or red else 0
 
 

@@ -107,8 +107,8 @@ def _run(query, key, value, state, learning_rate, implementation, chunk_size, op
         implementation = choose_form(query.shape[2], value.shape[-1], chunk_size)
     if implementation == "recurrent":
         dtype = jnp.promote_types(jnp.float32, query.dtype)
-        if state is None:
-            state = jnp.zeros((*query.shape[:2], query.shape[-1], value.shape[-1]), dtype)
+        shape = (*query.shape[:2], query.shape[-1], value.shape[-1])
+        state = jnp.zeros(shape, dtype) if state is None else state.astype(dtype)
         masks = {name: options[name] for name in ("decay", "valid", "reset")}
         read, state = reference.recurrent(query, key, value, state, learning_rate=learning_rate, **masks)
         if options["sum_heads"]:

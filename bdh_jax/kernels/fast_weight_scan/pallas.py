@@ -195,7 +195,7 @@ def _chunk_weights(shape: _Shape, length: int, dtype: Any, decay, valid, reset) 
 
     Primed axes have length 1 where nothing depends on them. Padded tokens are invalid.
     """
-    log_decay = jnp.zeros((1,), dtype) if decay is None else jnp.log(decay.astype(dtype)).reshape(-1)
+    log_decay = jnp.zeros((1,), dtype) if decay is None else xla.safe_log(decay.astype(dtype)).reshape(-1)
     if valid is None and reset is None and shape.length == length:
         valid = jnp.ones((1, 1, shape.chunk), bool)
     else:
@@ -292,7 +292,7 @@ def _gpu_call(shape: _Shape, heads: int, arrays, outputs, *, has_state: bool, in
             *[tile] * (len(outputs) - 1),
         ],
         out_shape=outputs,
-        compiler_params=pltriton.CompilerParams(num_warps=4, num_stages=1),
+        compiler_params=pltriton.CompilerParams(num_warps=8, num_stages=1),
         interpret=interpret,
         name="fast_weight_scan",
     )

@@ -86,6 +86,11 @@ def weights(
     )
 
 
+def safe_log(decay: jax.Array) -> jax.Array:
+    """ln λ, finite also for a learned λ that underflows to zero: zero to the power of zero steps is still one."""
+    return jnp.log(jnp.maximum(decay, jnp.finfo(decay.dtype).tiny))
+
+
 def vary_like(array: jax.Array, like: jax.Array) -> jax.Array:
     """``array`` typed as different on every shard where ``like`` is: inside ``jax.shard_map`` a carry must say so."""
     missing = jax.typeof(like).manual_axis_type.varying - jax.typeof(array).manual_axis_type.varying
@@ -265,7 +270,7 @@ def _enter(query, key, value, state, decay, valid, reset):
     """The arguments of :func:`_stretch` for those of :func:`parallel`."""
     log_decay = None
     if not (isinstance(decay, float) and decay == 1.0):
-        log_decay = jnp.log(jnp.asarray(decay, jnp.promote_types(jnp.float32, query.dtype)))
+        log_decay = safe_log(jnp.asarray(decay, jnp.promote_types(jnp.float32, query.dtype)))
         log_decay = log_decay.reshape(()) if log_decay.size == 1 else log_decay
     state = None if state is None else jnp.swapaxes(state, 2, 3)
     if query.shape[:2] == (1, 1):
