@@ -55,7 +55,9 @@ def interleave(calls: dict[str, Callable[[], Any]], rounds: int, title: str) -> 
       name → seconds of each round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    with Progress(console=console, transient=True) as progress:  # shown on terminals only
+    if not console.is_terminal:
+        console.print(f"{title}: {rounds} rounds of {', '.join(calls)}")
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"{title}: compiling", total=(rounds + 1) * len(calls))
         for call in calls.values():
             jax.block_until_ready(call())

@@ -10,7 +10,7 @@ layer and token the forward pass multiplies
 
 and the backward pass twice that, so the ratio is (3·D + 2·T) / (3·D + T): 1.20 at D 256, 1.08 at D 768. Products of scores
 with x are H·T·D and T·D, a few per cent of this at large K, and are left out on both sides. The published loop over tokens
-took 6.1 times as long with write-back as without. About two minutes on two CPU cores.
+took 6.1 times as long with write-back as without. About a minute on two CPU cores.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def train_step(config: BDHConfig, batch_size: int, length: int):
 
 
 def main() -> None:
-    parser = measure.arguments(__doc__.splitlines()[0], rounds=15)
+    parser = measure.arguments(__doc__.splitlines()[0], rounds=25)
     parser.add_argument("--widths", type=int, nargs="+", default=[256, 768], help="D")
     parser.add_argument("--length", type=int, default=192, help="T")
     parser.add_argument("--neurons", type=int, default=8192, help="K, over all heads")
