@@ -360,8 +360,9 @@ def _layers(weights, x, fast, valid, reset, dropout_masks, *, config, form, stat
             None if dropout_masks is None else dropout_masks[index],
             episode,
             learning_rate,
-            # A shared S decays once a token, before the first layer writes.
+            # A shared S decays, or is cleared, once a token, before the first layer writes.
             decay if index == 0 or not shared else 1.0,
+            reset if index == 0 or not shared else None,
         )
         shared_memory = layer_state.memory
         states.append(layer_state)
@@ -391,13 +392,13 @@ def _layers(weights, x, fast, valid, reset, dropout_masks, *, config, form, stat
     return x, _only_mean(result, axis) if state == "mean" else result, stacked
 
 
-def _layer(weights, synapse, x, layer_state, dropout_mask, episode, learning_rate, decay, *, config, form, state, axis):
+def _layer(
+    weights, synapse, x, layer_state, dropout_mask, episode, learning_rate, decay, memory_reset, *, config, form, state, axis
+):
     """One layer over [B, T, D]. Returns the next x, the layer's next state and the arrays that probes may ask for."""
     fast, dtype = config.fast, config.compute_dtype
     encoder, encoder_v, decoder = (weights[name].astype(dtype) for name in ("encoder", "encoder_v", "decoder"))
-    scan = functools.partial(
-        fast_weight_scan, valid=episode.valid, reset=episode.reset, implementation=form, chunk_size=config.chunk_size
-    )
+    scan = functools.partial(fast_weight_scan, valid=episode.valid, implementation=form, chunk_size=config.chunk_size)
     code = jax.nn.relu(_encode(x, encoder))
 
     previous_code = None
@@ -406,7 +407,9 @@ def _layer(weights, synapse, x, layer_state, dropout_mask, episode, learning_rat
     else:
         query = code
         key, previous_code = shift_to_previous(code, layer_state.previous_code, episode.valid, episode.reset)
-    attended, attention = scan(query, key, x, layer_state.attention, final="none" if state == "mean" else state)
+    attended, attention = scan(
+        query, key, x, layer_state.attention, reset=episode.reset, final="none" if state == "mean" else state
+    )
     attended = layer_norm(_sum_over_shards(attended, axis)).astype(dtype)
     gate = jax.nn.relu(_encode_by_head(attended, encoder_v))
     gated = code * gate
@@ -430,7 +433,7 @@ def _layer(weights, synapse, x, layer_state, dropout_mask, episode, learning_rat
         value = (x * key_scale[:, 0]).astype(dtype)
         if fast.write_gradient == "stop":
             key, value = jax.lax.stop_gradient((key, value))
-        rates = dict(learning_rate=learning_rate, decay=decay)
+        rates = dict(learning_rate=learning_rate, decay=decay, reset=memory_reset)
         read, memory = scan(code, key, value, layer_state.memory, **rates, final=state, sum_heads=True)
         if synapse is not None:
             read = read + _decode(code, synapse.astype(dtype), config.state_dtype)
