@@ -34,12 +34,14 @@ from jax.sharding import PartitionSpec as P
 from bdh_jax import sharding
 from bdh_jax.config import BDHConfig, ConfigError
 from bdh_jax.fast_weights import state as fast_state
+from bdh_jax.fast_weights.addresses import address_scale, shift_to_previous
 from bdh_jax.fast_weights.state import Activity, FastState
 from bdh_jax.kernels.fast_weight_scan import dispatch, fast_weight_scan
 from bdh_jax.kernels.fast_weight_scan.xla import exclusive_count, vary_like
+from bdh_jax.rotary import rope, rope_angles
+from bdh_jax.sharding import sum_over_shards
 
 LAYER_NORM_EPSILON = 1e-5
-ADDRESS_NORM_EPSILON = 1e-12
 COLLECTABLE = ("code", "gate", "address")
 StateKind = Literal["full", "none", "mean"]
 
@@ -165,84 +167,6 @@ def layer_norm(x: jax.Array) -> jax.Array:
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     return (centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)).astype(x.dtype)
-
-
-def rope_angles(position: jax.Array, neurons: jax.Array, neurons_per_head: int, theta: float, dtype: Any):
-    """cos and sin of the rotary phase of each neuron at each position, with the sign of the pair's first member in sin.
-
-    Neurons 2j and 2j+1 form a pair that turns by t·θ^(−2j/N) radians (the published code counts the same angle in turns).
-
-    Args:
-      position: [B or 1, T] integers.
-      neurons: indices within a head, [N] or one shard of it.
-      neurons_per_head: N over all shards.
-      theta: θ.
-      dtype: dtype of the angles, at least float32.
-
-    Returns:
-      cos and sin, each [B or 1, 1, T, N].
-    """
-    pair = 2 * (neurons // 2)
-    turns_per_token = 1 / (theta ** (pair.astype(dtype) / neurons_per_head)) / (2 * math.pi)
-    turns = position[:, None, :, None].astype(dtype) * turns_per_token[None, None, None]
-    angle = (turns % 1) * (2 * math.pi)
-    sign = jnp.where(neurons % 2 == 0, -1, 1).astype(dtype)
-    return jnp.cos(angle), sign[None, None, None] * jnp.sin(angle)
-
-
-def rope(code: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate neighbouring neurons: (c_0, c_1) → (c_0 cos − c_1 sin, c_1 cos + c_0 sin); code [B, H, T, N]."""
-    swapped = code.reshape(*code.shape[:-1], -1, 2)[..., ::-1].reshape(code.shape)
-    return (code * cos + swapped * sin).astype(code.dtype)
-
-
-def address_scale(code: jax.Array, norm: str, axis: str | None) -> jax.Array:
-    """What a code [B, H, T, N] is multiplied by to become an address: [B, 1, T, 1], float32 or wider.
-
-    "none" leaves the code as it is, "l2" keeps its direction, "sum" limits its sum to 1. Norms are over all K = H·N neurons,
-    on every shard when ``axis`` names the mesh axis of the neurons.
-    """
-    wide = code.astype(jnp.promote_types(jnp.float32, code.dtype))
-    if norm == "none":
-        return jnp.ones_like(wide[:, :1, :, :1])
-    rows = jnp.swapaxes(wide, 1, 2).reshape(code.shape[0], code.shape[2], -1)  # [B, T, K]
-    total = jnp.sum(jnp.square(rows) if norm == "l2" else rows, axis=-1)
-    total = _sum_over_shards(total, axis)[:, None, :, None]
-    return jax.lax.rsqrt(total + ADDRESS_NORM_EPSILON) if norm == "l2" else 1 / jnp.maximum(total, 1)
-
-
-def shift_to_previous(
-    current: jax.Array, carried: jax.Array | None, valid: jax.Array | None, reset: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    """What each token sees as the value of the last valid token before it in its episode; zero at an episode's start.
-
-    Args:
-      current: [B, H, T, N], the value at each token.
-      carried: [B, H, N], the value before the first token; None for zeros.
-      valid: [B, T] bool or None.
-      reset: [B, T] bool or None.
-
-    Returns:
-      previous [B, H, T, N], and the value to carry on [B, H, N].
-    """
-    batch, _, length, _ = current.shape
-    first = jnp.zeros_like(current[:, :, 0]) if carried is None else carried.astype(current.dtype)
-    if valid is None and reset is None:
-        return jnp.concatenate([first[:, :, None], current[:, :, :-1]], axis=2), current[:, :, -1]
-    extended = jnp.concatenate([first[:, :, None], current], axis=2)  # entry t is the value of token t − 1
-    time = jnp.arange(1, length + 1)[None]
-    # source [B, T + 1]: where in `extended` the last valid token strictly before each token lies; 0 is the carried value.
-    stored = jnp.broadcast_to(time, (batch, length)) if valid is None else jnp.where(valid, time, 0)
-    source = jnp.pad(jax.lax.cummax(stored, axis=1), ((0, 0), (1, 0)))
-    if reset is not None:
-        # Token t (1-based) that resets may only see tokens ≥ t; the end of the sequence inherits the last episode's start.
-        start = jax.lax.cummax(jnp.where(reset, time, 0), axis=1)
-        start = jnp.concatenate([start, start[:, -1:]], axis=1)
-        inside = source >= start
-    previous = jnp.take_along_axis(extended, source[:, None, :, None], axis=2)
-    if reset is not None:
-        previous = jnp.where(inside[:, None, :, None], previous, jnp.zeros((), previous.dtype))
-    return previous[:, :, :-1], previous[:, :, -1]
 
 
 class _Episode(NamedTuple):
@@ -410,7 +334,7 @@ def _layer(
     attended, attention = scan(
         query, key, x, layer_state.attention, reset=episode.reset, final="none" if state == "mean" else state
     )
-    attended = layer_norm(_sum_over_shards(attended, axis)).astype(dtype)
+    attended = layer_norm(sum_over_shards(attended, axis)).astype(dtype)
     gate = jax.nn.relu(_encode_by_head(attended, encoder_v))
     gated = code * gate
     if dropout_mask is not None:
@@ -444,7 +368,7 @@ def _layer(
         next_state = next_state._replace(memory=memory, previous_address=previous_address, strength=strength, energy=energy)
         seen["address"] = (code * scale).astype(dtype)
 
-    y = layer_norm(_sum_over_shards(y, axis)).astype(dtype)
+    y = layer_norm(sum_over_shards(y, axis)).astype(dtype)
     return layer_norm(x + y), next_state, seen
 
 
@@ -574,10 +498,6 @@ def _keep(array: jax.Array, where: jax.Array | None) -> jax.Array:
     return jnp.where(where.reshape(-1, *[1] * (array.ndim - 1)), array, jnp.zeros((), array.dtype))
 
 
-def _sum_over_shards(array: jax.Array, axis: str | None) -> jax.Array:
-    return array if axis is None else jax.lax.psum(array, axis)
-
-
 def _choose_form(config: BDHConfig, length: int) -> str:
     """The form of ``fast_weight_scan`` that implementation and kernel stand for at this length."""
     implementation, kernel = config.implementation, config.kernel
@@ -597,7 +517,10 @@ def _choose_form(config: BDHConfig, length: int) -> str:
 
 def _check_arguments(config, tokens, fast, valid, reset, state, collect) -> None:
     if config.dtype == "float64" and not jax.config.jax_enable_x64:
-        raise ConfigError('dtype="float64" needs jax.config.update("jax_enable_x64", True) before any array is made')
+        raise ConfigError(
+            'dtype="float64" needs JAX\'s 64-bit mode: set JAX_ENABLE_X64=1 in the environment, or call '
+            'jax.config.update("jax_enable_x64", True) before any array is made'
+        )
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"tokens has shape {tokens.shape} and dtype {tokens.dtype}; it must be integers [B, T]")
     batch, length = tokens.shape

@@ -123,3 +123,8 @@ def _last_name(path: tuple[Any, ...]) -> str:
         if isinstance(name, str):
             return name
     return ""
+
+
+def sum_over_shards(array: jax.Array, axis: str | None) -> jax.Array:
+    """Inside ``jax.shard_map``: the sum over the mesh axis ``axis``; the array itself without a mesh (``axis`` None)."""
+    return array if axis is None else jax.lax.psum(array, axis)

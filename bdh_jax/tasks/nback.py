@@ -76,6 +76,9 @@ class NBackConfig(TaskConfig):
     """Endless fresh sequences, or draws from the published 8,000 of each set."""
     mixture: tuple[SetName, ...] = ("n2", "n4", "n8")
     """Sets to train on, one for each row of a batch in turn; a name given twice gets twice the rows."""
+    curriculum: tuple[int, ...] = ()
+    """Step from which each further set of the mixture is trained on, beside those before it; empty: all from the start. With
+    mixture ("n2", "n4", "n8") and curriculum (500, 1000) the first 500 steps see n2 alone, and n8 joins at step 1000."""
     train_pairs: int | None = None
     """Train on sequences of this many pairs instead of the mixture. 32 pairs teach all three sets."""
     train_window: int = 8
@@ -99,6 +102,7 @@ class NBackConfig(TaskConfig):
                 raise ConfigError(f"task.{name}={value!r}: {problem}; valid sets: {', '.join(typing.get_args(SetName))}")
         if len(set(self.evaluation_sets)) < len(self.evaluation_sets):
             raise ConfigError(f"task.evaluation_sets={self.evaluation_sets!r} names a set twice")
+        self._check_curriculum()
         if self.train_pairs is not None:
             if self.train_pairs < 1:
                 raise ConfigError(f"task.train_pairs={self.train_pairs} must be at least 1")
@@ -122,6 +126,22 @@ class NBackConfig(TaskConfig):
                 f"task.evaluation_sequences={self.evaluation_sequences} must lie in 1 … {EVALUATION_SEQUENCES}, the size of "
                 "the published sets"
             )
+
+    def _check_curriculum(self) -> None:
+        steps = self.curriculum
+        if not steps:
+            return
+        if self.train_pairs is not None:
+            raise ConfigError(
+                f"task.curriculum={steps} orders task.mixture, which task.train_pairs={self.train_pairs} replaces"
+            )
+        if len(steps) != len(self.mixture) - 1:
+            raise ConfigError(
+                f"task.curriculum={steps} must name {len(self.mixture) - 1} steps: one for each set of "
+                f"task.mixture={self.mixture} after the first"
+            )
+        if steps[0] < 0 or list(steps) != sorted(steps):
+            raise ConfigError(f"task.curriculum={steps} must be steps ≥ 0 that do not fall")
 
     @property
     def training_shapes(self) -> tuple[Shape, ...]:
@@ -496,17 +516,22 @@ class NBack:
         self._queries = {shape: min(config.queries, shape.window) for shape in shapes}
         lengths = {shape: self.encoding.length(shape.pairs, self._queries[shape]) for shape in shapes}
         self.sequence_length = max(lengths.values())
-        # Rows take turns over the shapes, on from batch to batch, so a batch may be smaller than the mixture.
-        self._layouts = [
-            _layout([shapes[(turn + row) % len(shapes)] for row in range(batch_size)], shapes, lengths)
-            for turn in range(len(shapes))
-        ]
+        # Rows take turns over the shapes, on from batch to batch, so a batch may be smaller than the mixture. One list of
+        # layouts for each stage of the curriculum, by its number of shapes; all stages have rows of the same length.
+        self._layouts = {
+            known: [
+                _layout([shapes[(turn + row) % known] for row in range(batch_size)], shapes[:known], lengths)
+                for turn in range(known)
+            ]
+            for known in ({len(shapes)} if not config.curriculum else range(1, len(shapes) + 1))
+        }
 
     def batch(self, step: int) -> Batch:
         """The training batch of a step, each array [batch_size, sequence_length]: a pure function of (seed, step)."""
         # Philox turns any two different keys into independent streams.
         rng = np.random.Generator(np.random.Philox(key=np.array([self.seed % 2**64, step], np.uint64)))
-        layout = self._layouts[step * self.batch_size % len(self._layouts)]
+        layouts = self._layouts[self._shapes_known_at(step)]
+        layout = layouts[step * self.batch_size % len(layouts)]
         size = (self.batch_size, self.sequence_length)
         batch = Batch(
             tokens=np.full(size, self.encoding.padding, np.int32),
@@ -524,6 +549,10 @@ class NBack:
             batch.weights.ravel()[places] = encoded.answer * np.float32(layout.weights[shape])
             batch.valid.ravel()[places] = encoded.valid
         return batch
+
+    def _shapes_known_at(self, step: int) -> int:
+        starts = self.config.curriculum
+        return 1 + sum(start <= step for start in starts) if starts else len(self.config.training_shapes)
 
     def evaluate(self, predict: Predict) -> Evaluation:
         """Score a model on the published evaluation sequences.

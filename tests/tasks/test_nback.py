@@ -357,6 +357,19 @@ def test_weights_give_every_set_its_share():
     assert ((batch.weights > 0) == (batch.answer == 1)).all()
 
 
+@pytest.mark.parametrize(("encoding", "lengths"), [("integer", (18, 34, 66)), ("text", (90, 170, 330))])
+def test_curriculum_adds_one_set_after_another(encoding, lengths):
+    train = task(encoding=encoding, curriculum=(2, 5))
+    for step in range(9):
+        batch = train.batch(step)
+        assert batch.tokens.shape == (8, max(lengths))
+        known = lengths[: 1 + (step >= 2) + (step >= 5)]
+        assert {b - a for _, a, b in episodes_of(batch)} == set(known)
+    # Once all sets have joined, batches are those without a curriculum.
+    for here, there in zip(train.batch(8), task(encoding=encoding).batch(8), strict=True):
+        np.testing.assert_array_equal(here, there)
+
+
 def test_training_on_long_sequences_only():
     train = task(train_pairs=12, train_window=3, batch_size=50)
     batch = train.batch(0)
@@ -628,6 +641,10 @@ def test_what_is_no_value_earns_nothing(spelt):
         ({"queries": 0}, "queries=0"),
         ({"queries": 3, "mixture": ("n2",)}, "queries=3.*1 … 2"),
         ({"queries": 2, "train_set": "published"}, "queries=2.*fresh"),
+        ({"curriculum": (5,)}, r"curriculum=\(5,\) must name 2 steps"),
+        ({"curriculum": (5, 2)}, r"curriculum=\(5, 2\).*fall"),
+        ({"curriculum": (-1, 2)}, r"curriculum=\(-1, 2\)"),
+        ({"curriculum": (1, 2), "train_pairs": 16}, "curriculum=.*train_pairs=16"),
         ({"train_pairs": 0}, "train_pairs=0"),
         ({"train_pairs": 65, "clean": True}, "train_pairs=65.*64"),
         ({"train_pairs": 6}, "train_window=8.*1 … 6"),
