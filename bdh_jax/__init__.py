@@ -1,6 +1,6 @@
 """bdh_jax: BDH language models with fast weights, as pure functions in JAX."""
 
-from bdh_jax import interop
+from bdh_jax import consolidation, interop
 from bdh_jax.config import BDHConfig, ConfigError, FastWeightConfig
 from bdh_jax.fast_weights import Activity, FastState
 from bdh_jax.model import BDH, BDHOutput
@@ -15,6 +15,7 @@ __all__ = [
     "ConfigError",
     "FastState",
     "FastWeightConfig",
+    "consolidation",
     "interop",
     "load",
 ]

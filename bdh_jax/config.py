@@ -232,6 +232,34 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ConsolidationConfig:
+    """What moves fast weights into slow ones during training. Options that are None keep the function's own default."""
+
+    function: str = "none"
+    """A name in ``bdh_jax.consolidation.FUNCTIONS``, or ``module:function`` for your own (slow, fast, activity) -> slow."""
+    every: int = 1
+    """Training steps from one consolidation to the next. A step's episodes are the last ones of its rows."""
+    rate: float | None = None
+    fraction: float | None = None
+    score: str | None = None
+    level: float | None = None
+    levels: int | None = None
+    ratio: float | None = None
+    protection: float | None = None
+    seed: int | None = None
+    target: str | None = None
+
+    def __post_init__(self):
+        _require(self.every >= 1, f"consolidation.every={self.every} must be at least 1")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that were given."""
+        names = [f.name for f in dataclasses.fields(self) if f.name not in ("function", "every")]
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Device mesh: batch over ``data``, neurons over ``neurons``. ``data=-1`` takes all remaining devices."""
 

@@ -1,0 +1,208 @@
+"""What a consolidation function is, and how one is checked and run.
+
+Two forms are accepted everywhere:
+
+* a plain function ``(slow, fast, activity) -> slow``;
+* a pair with memory of its own, in the shape of an optax transformation: :class:`Consolidation` with ``init(slow) -> memory``
+  and ``update(slow, fast, activity, memory) -> (slow, memory)``.
+
+Both are pure and jittable. ``slow`` is a dict of arrays, ``fast`` a :class:`FastState`, ``activity`` an :class:`Activity`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from bdh_jax.fast_weights.state import Activity, FastState
+
+Slow = dict[str, Any]
+Memory = Any
+Plain = Callable[[Slow, FastState, Activity], Slow]
+
+
+class ConsolidationError(ValueError):
+    """A consolidation function that cannot be used. The message names the leaf, what is wrong with it and the remedy."""
+
+
+class Consolidation(NamedTuple):
+    """A consolidation function that remembers something between episodes."""
+
+    init: Callable[[Slow], Memory]
+    """slow → memory, a pytree of arrays."""
+    update: Callable[[Slow, FastState, Activity, Memory], tuple[Slow, Memory]]
+    """(slow, fast, activity, memory) → (slow, memory)."""
+
+
+@runtime_checkable
+class _HasInitAndUpdate(Protocol):
+    init: Callable
+    update: Callable
+
+
+Function = Plain | Consolidation
+
+
+def as_consolidation(function: Function) -> Consolidation:
+    """Bring either form into the form with memory; a plain function remembers ``()``.
+
+    Args:
+      function: a plain function, or anything with ``init`` and ``update``.
+
+    Raises:
+      ConsolidationError: if it is neither.
+    """
+    if isinstance(function, _HasInitAndUpdate):
+        return Consolidation(function.init, function.update)
+    if not callable(function):
+        raise ConsolidationError(
+            f"{function!r} is no consolidation function: give a callable (slow, fast, activity) -> slow, or an object with "
+            "init(slow) and update(slow, fast, activity, memory)"
+        )
+
+    def update(slow, fast, activity, memory):
+        return function(slow, fast, activity), memory
+
+    return Consolidation(lambda slow: (), update)
+
+
+def memory_nbytes(memory: Memory) -> int:
+    """Bytes of what a consolidation function remembers."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(memory))
+
+
+@dataclasses.dataclass(frozen=True)
+class Consolidator:
+    """A consolidation function that was checked against the trees it will see, and jitted.
+
+    Built by :func:`make_consolidator`. Calling it returns new trees; nothing is changed in place.
+    """
+
+    consolidation: Consolidation
+    _jitted: Callable
+
+    def init(self, slow: Slow) -> Memory:
+        """The memory before the first episode."""
+        return self.consolidation.init(slow)
+
+    def __call__(self, slow: Slow, fast: FastState, activity: Activity, memory: Memory) -> tuple[Slow, Memory]:
+        """Consolidate one episode (or the mean of a batch of them).
+
+        Args:
+          slow: parameters by name.
+          fast: the state at the episode's end.
+          activity: its activity.
+          memory: from :meth:`init` or from the last call.
+
+        Returns:
+          The next slow weights and memory.
+
+        Raises:
+          ConsolidationError: if a number that came out is not finite though all that went in were; names the leaf.
+        """
+        new_slow, new_memory, finite = self._jitted(slow, fast, activity, memory)
+        bad = [name for name, is_finite in jax.device_get(finite).items() if not is_finite]
+        if bad:
+            given = [name for name, ok in _finite({"slow": slow, "fast": fast}).items() if not ok]
+            cause = f"already so before: {given[0]}" if given else "what it was given is finite; try a smaller rate"
+            raise ConsolidationError(f"consolidation made {bad[0]} NaN or infinite ({cause})")
+        return new_slow, new_memory
+
+
+def make_consolidator(function: Function, slow: Slow, fast: FastState) -> Consolidator:
+    """Check a consolidation function on the shapes it will see, and jit it.
+
+    Args:
+      function: either form.
+      slow: parameters by name, as arrays or ``jax.ShapeDtypeStruct``.
+      fast: a state of the shapes that will come, likewise.
+
+    Raises:
+      ConsolidationError: as :func:`check`.
+    """
+    consolidation = as_consolidation(function)
+    check(consolidation, slow, fast)
+
+    @jax.jit
+    def run(slow, fast, activity, memory):
+        new_slow, new_memory = consolidation.update(slow, fast, activity, memory)
+        return new_slow, new_memory, _finite({"slow": new_slow, "memory": new_memory})
+
+    return Consolidator(consolidation, run)
+
+
+def check(function: Function, slow: Slow, fast: FastState) -> None:
+    """Refuse a function that does not return trees like those it was given, or that cannot be traced.
+
+    Nothing is computed.
+
+    Args:
+      function: either form.
+      slow: parameters by name, as arrays or ``jax.ShapeDtypeStruct``.
+      fast: the state it will see, likewise, with its activity.
+
+    Raises:
+      ConsolidationError: names the leaf whose presence, shape or dtype is wrong, or says that the function is not jittable.
+    """
+    consolidation = as_consolidation(function)
+    if fast.activity is None or fast.memory is None:
+        raise ConsolidationError("there is nothing to consolidate: the model has no fast weights (fast.enabled=False)")
+    try:
+        memory = jax.eval_shape(consolidation.init, slow)
+        result = jax.eval_shape(consolidation.update, slow, fast, fast.activity, memory)
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.UnexpectedTracerError,
+    ) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConsolidationError(
+            "the consolidation function is not jittable: it uses the value of a traced array in Python (if, int, float, "
+            f"numpy). Use jnp.where, jax.lax.cond or jax.lax.top_k instead. JAX says: {reason}"
+        ) from error
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise ConsolidationError(f"update returned a {type(result).__name__}; it must return the pair (slow, memory)")
+    for name, given, returned in (("slow", slow, result[0]), ("memory", memory, result[1])):
+        _check_same_tree(name, given, returned)
+
+
+def _check_same_tree(name: str, given: Any, returned: Any) -> None:
+    before, after = (
+        {name + jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (given, returned)
+    )
+    for leaf in before:
+        if leaf not in after:
+            raise ConsolidationError(f"the consolidation function returned no {leaf}; return every leaf it was given")
+    for leaf in after:
+        if leaf not in before:
+            raise ConsolidationError(f"the consolidation function returned {leaf}, which it was not given")
+        if jnp.shape(after[leaf]) != jnp.shape(before[leaf]):
+            raise ConsolidationError(
+                f"the consolidation function returned {leaf} with shape {jnp.shape(after[leaf])}; it was given "
+                f"{jnp.shape(before[leaf])}"
+            )
+        if after[leaf].dtype != before[leaf].dtype:
+            raise ConsolidationError(
+                f"the consolidation function returned {leaf} as {after[leaf].dtype}; it was given {before[leaf].dtype}. "
+                f"Add .astype({leaf.split('[')[0]}[...].dtype)"
+            )
+    if jax.tree.structure(given) != jax.tree.structure(returned):
+        raise ConsolidationError(
+            f"the consolidation function returned {name} as {jax.tree.structure(returned)}; it was given "
+            f"{jax.tree.structure(given)}"
+        )
+
+
+def _finite(trees: dict[str, Any]) -> dict[str, jax.Array]:
+    """Leaf path → whether all its numbers are finite."""
+    return {
+        name + jax.tree_util.keystr(path): jnp.all(jnp.isfinite(leaf))
+        for name, tree in trees.items()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    }
