@@ -281,6 +281,7 @@ class ExperimentConfig:
     model: BDHConfig = BDHConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    consolidation: ConsolidationConfig = ConsolidationConfig()
     mesh: MeshConfig = MeshConfig()
     seed: int = 0
     seeds: tuple[int, ...] = ()

@@ -25,6 +25,7 @@ RULES: dict[str, str | None] = {
     "head": None,
     "model": None,
     "vocab": None,
+    "level": None,
 }
 """Logical axis → mesh axis."""
 
@@ -47,6 +48,10 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "energy": ("layer", "batch", "head", "neuron"),
     "position": ("batch",),
     "count": ("batch",),
+    # memory of consolidation functions
+    "row_use": ("layer", "head", "neuron"),
+    "row_importance": ("layer", "head", "neuron"),
+    "levels": ("level", "layer", "head", "neuron", "model"),
 }
 """Last name of a leaf's path → its logical axes. A leaf that is not listed is replicated."""
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from bdh_jax.config import ConfigError
 from bdh_jax.fast_weights.state import Activity, FastState
 
 Slow = dict[str, Any]
@@ -25,7 +26,7 @@ Memory = Any
 Plain = Callable[[Slow, FastState, Activity], Slow]
 
 
-class ConsolidationError(ValueError):
+class ConsolidationError(ConfigError):
     """A consolidation function that cannot be used. The message names the leaf, what is wrong with it and the remedy."""
 
 

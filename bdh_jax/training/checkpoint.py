@@ -5,7 +5,7 @@ A run's folder holds::
     run.json                 configuration and every start: versions, commit, device, command
     metrics.jsonl            one object a line
     tensorboard/             the same as event files
-    checkpoints/<step>/      slow weights, optimiser state, progress with the configuration that made them
+    checkpoints/<step>/      slow weights, optimiser state, memory of the consolidation, progress with the configuration that made them
     results.json             at the end
 
 A run over several seeds holds one such folder ``seed<k>`` each, and its own ``results.json``.
@@ -93,14 +93,15 @@ class Checkpoints:
           CheckpointError: if it cannot be read.
         """
         step = self.last_step
-        optimizer = {"step": target.step, "state": target.opt_state}
+        optimizer = _besides_slow(target)
         items = ocp.args.Composite(slow=ocp.args.StandardRestore(target.slow), optimizer=ocp.args.StandardRestore(optimizer))
         try:
             restored = self._manager.restore(step, args=items)
         except Exception as error:
             raise _unreadable(self._folder / str(step), error) from error
+        rest = restored["optimizer"]
         state = TrainState(
-            step=restored["optimizer"]["step"], slow=restored["slow"], opt_state=restored["optimizer"]["state"]
+            step=rest["step"], slow=restored["slow"], opt_state=rest["state"], memory=rest.get("memory", target.memory)
         )
         return state, Progress(**_read_info(self._manager, self._folder, step)["progress"])
 
@@ -126,7 +127,7 @@ class Checkpoints:
             progress.step,
             args=ocp.args.Composite(
                 slow=ocp.args.StandardSave(state.slow),
-                optimizer=ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
+                optimizer=ocp.args.StandardSave(_besides_slow(state)),
                 info=ocp.args.JsonSave(info),
             ),
             metrics={"primary": _NOT_EVALUATED if primary is None else primary},
@@ -232,6 +233,12 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
+
+
+def _besides_slow(state: TrainState) -> dict[str, Any]:
+    """What is saved beside the slow weights. A memory without arrays is left out: Orbax has nothing to write for it."""
+    tree = {"step": state.step, "state": state.opt_state}
+    return {**tree, "memory": state.memory} if jax.tree.leaves(state.memory) else tree
 
 
 def _open(folder: Path) -> ocp.CheckpointManager:

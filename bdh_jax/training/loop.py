@@ -35,7 +35,16 @@ from bdh_jax.training.checkpoint import (
 )
 from bdh_jax.training.metrics import Reporter, describe_start, results_table, summarise
 from bdh_jax.training.optimizer import make_optimizer
-from bdh_jax.training.step import TrainState, abstract_state, init_state, make_keys, make_predict, make_train_step, put_batch
+from bdh_jax.training.step import (
+    TrainState,
+    abstract_state,
+    init_state,
+    make_consolidation,
+    make_keys,
+    make_predict,
+    make_train_step,
+    put_batch,
+)
 
 RUN, RESULTS = "run.json", "results.json"
 _LOGGER = logging.getLogger("bdh_jax")
@@ -149,14 +158,15 @@ class _Training:
         self._train_step = make_train_step(self._model, self._optimizer, config, self._mesh)
         self._predict = make_predict(self._model, self._mesh)
         self._checkpoints = Checkpoints(workdir, config)
-        self._target = abstract_state(self._model, self._optimizer, self._mesh)
+        self._consolidation = make_consolidation(config)
+        self._target = abstract_state(self._model, self._optimizer, self._mesh, self._consolidation)
         # Traces the step (the trace is kept): what cannot run here says so before anything is written.
         self._train_step.eval_shape(self._target, put_batch(task.batch(0), self._mesh), self._step_key)
 
     def run(self) -> dict[str, Any]:
         progress = Progress(step=0, seconds=0.0, training_seconds=0.0, tokens=0, evaluated=False)
         if self._checkpoints.last_step is None:
-            state = init_state(self._model, self._optimizer, self._mesh, self._init_key)
+            state = init_state(self._model, self._optimizer, self._mesh, self._init_key, self._consolidation)
         else:
             state, progress = self._checkpoints.restore(self._target)
             _LOGGER.info("resuming %s at step %d", self._workdir, progress.step)

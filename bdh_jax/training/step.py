@@ -17,6 +17,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bdh_jax.config import ExperimentConfig, Loss
+from bdh_jax.consolidation import Consolidation, as_consolidation, check, from_config
+from bdh_jax.fast_weights.state import FastState
 from bdh_jax.model import BDH
 from bdh_jax.sharding import batch_sharding, replicated, shardings
 from bdh_jax.tasks.base import Batch, Predict
@@ -33,11 +35,13 @@ class TrainState:
       step: int32 scalar, updates made so far.
       slow: parameters by name.
       opt_state: optimiser state of the trained parameters.
+      memory: what the consolidation function remembers; () for none.
     """
 
     step: jax.Array
     slow: Slow
     opt_state: Any
+    memory: Any = ()
 
 
 def loss_weights(batch: Batch, loss: Loss) -> jax.Array:
@@ -49,7 +53,17 @@ def loss_weights(batch: Batch, loss: Loss) -> jax.Array:
     return jnp.ones(batch.tokens.shape, jnp.float32) if batch.valid is None else batch.valid.astype(jnp.float32)
 
 
-def loss_fn(model: BDH, slow: Slow, batch: Batch, weights: jax.Array, key: jax.Array | None = None):
+def make_consolidation(config: ExperimentConfig) -> Consolidation | None:
+    """The consolidation function that a training step runs; None without one.
+
+    Raises:
+      ConfigError: for a name or option that does not exist.
+    """
+    function = from_config(config.consolidation)
+    return None if config.consolidation.function == "none" else as_consolidation(function)
+
+
+def loss_fn(model: BDH, slow: Slow, batch: Batch, weights: jax.Array, key: jax.Array | None = None, *, state: str = "none"):
     """Weighted sum of cross-entropies, and what the metrics need.
 
     Args:
@@ -58,9 +72,11 @@ def loss_fn(model: BDH, slow: Slow, batch: Batch, weights: jax.Array, key: jax.A
       batch: arrays [B,T]. ``valid`` and ``reset`` may be None: all valid, no resets.
       weights: [B,T] weight of each position. A position of weight 0 has no influence on the gradient.
       key: randomness of dropout; None switches dropout off.
+      state: "mean" to get what the batch's last episodes wrote, for consolidation.
 
     Returns:
-      (Σ weight · cross-entropy in nats, number of answer tokens predicted right), both float32 scalars.
+      Σ weight · cross-entropy in nats, and (number of answer tokens predicted right, the state asked for). Both numbers are
+      float32 scalars.
     """
     rngs = None if key is None else {"dropout": key}
     output = model.apply(
@@ -68,17 +84,19 @@ def loss_fn(model: BDH, slow: Slow, batch: Batch, weights: jax.Array, key: jax.A
         batch.tokens,
         valid=batch.valid,
         reset=batch.reset,
-        state="none",
+        state=state,
         deterministic=key is None,
         rngs=rngs,
     )
     losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch.targets)
     total = jnp.sum(losses * weights)
     right = jnp.sum(batch.answer * (jnp.argmax(output.logits, axis=-1) == batch.targets))
-    return total, right
+    return total, (right, jax.lax.stop_gradient(output.fast))
 
 
-def gradients(model: BDH, slow: Slow, batch: Batch, loss: Loss, accumulation: int, key: jax.Array | None):
+def gradients(
+    model: BDH, slow: Slow, batch: Batch, loss: Loss, accumulation: int, key: jax.Array | None, *, state: str = "none"
+) -> tuple[jax.Array, jax.Array, Slow, FastState | None]:
     """Loss and gradients of a batch, computed in ``accumulation`` slices one after the other.
 
     The loss is normalised by the weight of the whole batch, so slices of unequal weight count as they would in one piece.
@@ -90,19 +108,20 @@ def gradients(model: BDH, slow: Slow, batch: Batch, loss: Loss, accumulation: in
       loss: which positions count.
       accumulation: number of slices A.
       key: randomness of dropout, or None.
+      state: as in :func:`loss_fn`; "mean" gives the mean over the whole batch.
 
     Returns:
-      (loss, answer accuracy, gradients of the trained parameters).
+      (loss, answer accuracy, gradients of the trained parameters, state or None).
     """
     trained, frozen = split_trained(slow, model.config)
     weights = loss_weights(batch, loss)
 
     def slice_loss(trained, batch, weights, key):
-        return loss_fn(model, {**trained, **frozen}, batch, weights, key)
+        return loss_fn(model, {**trained, **frozen}, batch, weights, key, state=state)
 
     slice_gradient = jax.value_and_grad(slice_loss, has_aux=True)
     if accumulation == 1:
-        (total, right), gradient = slice_gradient(trained, batch, weights, key)
+        (total, (right, fast)), gradient = slice_gradient(trained, batch, weights, key)
     else:
 
         def add_slice(sums, inputs):
@@ -116,11 +135,12 @@ def gradients(model: BDH, slow: Slow, batch: Batch, loss: Loss, accumulation: in
         _, first_batch, first_weights = jax.tree.map(lambda x: x[0], inputs)
         sums = jax.eval_shape(slice_gradient, trained, first_batch, first_weights, key)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
-        ((total, right), gradient), _ = jax.lax.scan(add_slice, zeros, inputs)
+        ((total, (right, fast)), gradient), _ = jax.lax.scan(add_slice, zeros, inputs)
+        fast = jax.tree.map(lambda leaf: leaf / accumulation, fast)
 
     scale = 1 / _at_least_something(jnp.sum(weights))
     accuracy = right / _at_least_something(jnp.sum(batch.answer))
-    return total * scale, accuracy, jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient)
+    return total * scale, accuracy, jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient), fast
 
 
 def make_train_step(
@@ -137,30 +157,53 @@ def make_train_step(
     Returns:
       ``step(state, batch, key) -> (state, metrics)``. ``state`` is donated. ``batch`` comes from :func:`put_batch`, ``key``
       is the run's, replicated; each step folds its number into it. Metrics are scalars: loss, answer_accuracy, grad_norm
-      (before clipping), learning_rate, tokens (valid ones), finite (whether loss and gradient are).
+      (before clipping), learning_rate, tokens (valid ones), finite (whether loss, gradient and what consolidation made are).
+
+    Raises:
+      ConfigError: for a consolidation function that does not exist, cannot be traced or returns other trees than it was given.
     """
     schedule = make_schedule(config.optimizer, config.train.steps)
+    consolidation = make_consolidation(config)
+    if consolidation is not None:
+        _check_consolidation(consolidation, model)
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step) if config.model.dropout > 0 else None
-        loss, accuracy, gradient = gradients(
-            model, state.slow, batch, config.train.loss, config.train.accumulation, step_key
+        loss, accuracy, gradient, fast = gradients(
+            model,
+            state.slow,
+            batch,
+            config.train.loss,
+            config.train.accumulation,
+            step_key,
+            state="none" if consolidation is None else "mean",
         )
         trained, frozen = split_trained(state.slow, config.model)
         updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
         slow = {**optax.apply_updates(trained, updates), **frozen}
         norm = optax.tree.norm(gradient)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        memory = state.memory
+        if consolidation is not None:
+            slow, memory = jax.lax.cond(
+                (state.step + 1) % config.consolidation.every == 0,
+                lambda slow, memory: consolidation.update(slow, fast, fast.activity, memory),
+                lambda slow, memory: (slow, memory),
+                slow,
+                memory,
+            )
+            finite &= jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((slow, memory))]))
         metrics = {
             "loss": loss,
             "answer_accuracy": accuracy,
             "grad_norm": norm,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "tokens": jnp.asarray(batch.tokens.size if batch.valid is None else jnp.sum(batch.valid), jnp.int32),
-            "finite": jnp.isfinite(loss) & jnp.isfinite(norm),
+            "finite": finite,
         }
-        return TrainState(step=state.step + 1, slow=slow, opt_state=opt_state), metrics
+        return TrainState(step=state.step + 1, slow=slow, opt_state=opt_state, memory=memory), metrics
 
-    state_shardings = shardings(mesh, abstract_state(model, optimizer, mesh))
+    state_shardings = shardings(mesh, abstract_state(model, optimizer, mesh, consolidation))
     return jax.jit(
         step,
         in_shardings=(state_shardings, batch_sharding(mesh), replicated(mesh)),
@@ -174,7 +217,13 @@ def make_keys(seed: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
     return jax.jit(lambda: tuple(jax.random.split(jax.random.key(seed))), out_shardings=replicated(mesh))()
 
 
-def init_state(model: BDH, optimizer: optax.GradientTransformation, mesh: Mesh, key: jax.Array) -> TrainState:
+def init_state(
+    model: BDH,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    key: jax.Array,
+    consolidation: Consolidation | None = None,
+) -> TrainState:
     """A fresh training state, made on its devices: no device ever holds more than its shards.
 
     Args:
@@ -182,14 +231,17 @@ def init_state(model: BDH, optimizer: optax.GradientTransformation, mesh: Mesh, 
       optimizer: as of :func:`bdh_jax.training.optimizer.make_optimizer`.
       mesh: device mesh.
       key: randomness of the initial parameters. The mesh does not change what it gives.
+      consolidation: what :func:`make_consolidation` gives for the experiment.
     """
-    out_shardings = shardings(mesh, abstract_state(model, optimizer, mesh))
-    return jax.jit(_initialiser(model, optimizer, mesh), out_shardings=out_shardings)(key)
+    out_shardings = shardings(mesh, abstract_state(model, optimizer, mesh, consolidation))
+    return jax.jit(_initialiser(model, optimizer, mesh, consolidation), out_shardings=out_shardings)(key)
 
 
-def abstract_state(model: BDH, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(
+    model: BDH, optimizer: optax.GradientTransformation, mesh: Mesh, consolidation: Consolidation | None = None
+) -> TrainState:
     """Shapes and dtypes of :func:`init_state`'s result, with their shardings, without computing it."""
-    shapes = jax.eval_shape(_initialiser(model, optimizer, mesh), jax.random.key(0))
+    shapes = jax.eval_shape(_initialiser(model, optimizer, mesh, consolidation), jax.random.key(0))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -242,13 +294,26 @@ def put(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, global_shape=x.shape), tree)
 
 
-def _initialiser(model: BDH, optimizer: optax.GradientTransformation, mesh: Mesh) -> Callable[[jax.Array], TrainState]:
+def _initialiser(
+    model: BDH, optimizer: optax.GradientTransformation, mesh: Mesh, consolidation: Consolidation | None
+) -> Callable[[jax.Array], TrainState]:
     def init(key: jax.Array) -> TrainState:
-        slow = model.init(key, jnp.zeros((mesh.shape["data"], 1), jnp.int32))["params"]
+        slow = _init_slow(model, mesh.shape["data"], key)
         trained, _ = split_trained(slow, model.config)
-        return TrainState(step=jnp.zeros((), jnp.int32), slow=slow, opt_state=optimizer.init(trained))
+        memory = () if consolidation is None else consolidation.init(slow)
+        return TrainState(step=jnp.zeros((), jnp.int32), slow=slow, opt_state=optimizer.init(trained), memory=memory)
 
     return init
+
+
+def _init_slow(model: BDH, rows: int, key: jax.Array) -> Slow:
+    return model.init(key, jnp.zeros((rows, 1), jnp.int32))["params"]
+
+
+def _check_consolidation(consolidation: Consolidation, model: BDH) -> None:
+    rows = 1 if model.mesh is None else model.mesh.shape["data"]
+    slow = jax.eval_shape(lambda: _init_slow(model, rows, jax.random.key(0)))
+    check(consolidation, slow, jax.eval_shape(lambda: model.init_fast(1)))
 
 
 def _slices(array: jax.Array, count: int, mesh: Mesh | None) -> jax.Array:

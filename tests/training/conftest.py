@@ -53,9 +53,9 @@ def successor():
 
 @pytest.fixture(scope="session")
 def tiny():
-    """``tiny(**changes of TrainConfig)`` makes an experiment; ``model`` and ``optimizer`` change those parts."""
+    """``tiny(**changes of TrainConfig)`` makes an experiment; ``model`` and ``optimizer`` change those parts, ``consolidation`` adds it."""
 
-    def make(*, model=(), optimizer=(), seed=0, mesh=None, **train) -> ExperimentConfig:
+    def make(*, model=(), optimizer=(), consolidation=None, seed=0, mesh=None, **train) -> ExperimentConfig:
         settings = {
             "steps": 6,
             "batch_size": 4,
@@ -84,6 +84,10 @@ def tiny():
             model=dataclasses.replace(config.model, **dict(model)),
             optimizer=dataclasses.replace(config.optimizer, **dict(optimizer)),
         )
+        if consolidation is not None:
+            fast = dataclasses.replace(config.model.fast, synapse=True)
+            model_config = dataclasses.replace(config.model, fast=fast)
+            config = dataclasses.replace(config, model=model_config, consolidation=consolidation)
         return config if mesh is None else dataclasses.replace(config, mesh=mesh)
 
     return make

@@ -52,7 +52,7 @@ def test_loss_is_the_weighted_mean_cross_entropy(tiny, ragged):
     picked = -np.take_along_axis(logp, ragged.targets[..., None], axis=-1)[..., 0]
     for name in ("answer", "all", "weights"):
         weights = np.asarray(loss_weights(ragged, name))
-        loss, accuracy, _ = _gradients(model, state.slow, ragged._replace(reset=None), name, 1, None)
+        loss, accuracy, _, _ = _gradients(model, state.slow, ragged._replace(reset=None), name, 1, None)
         np.testing.assert_allclose(loss, (picked * weights).sum() / weights.sum(), rtol=1e-5)
         right = (logits.argmax(-1) == ragged.targets) * ragged.answer
         np.testing.assert_allclose(accuracy, right.sum() / ragged.answer.sum(), rtol=1e-6)
@@ -63,7 +63,7 @@ def test_positions_without_weight_do_not_train(tiny, ragged):
     other = ragged._replace(targets=np.where(ragged.answer > 0, ragged.targets, (ragged.targets + 3) % 12))
     for batch in (ragged, other):
         batch = batch._replace(reset=None)
-        loss, _, gradient = _gradients(model, state.slow, batch, "answer", 1, None)
+        loss, _, gradient, _ = _gradients(model, state.slow, batch, "answer", 1, None)
         if batch.targets is ragged.targets:
             first = loss, gradient
     jax.tree.map(np.testing.assert_array_equal, first, (loss, gradient))
@@ -72,7 +72,7 @@ def test_positions_without_weight_do_not_train(tiny, ragged):
 def test_a_batch_without_any_weight_has_a_finite_loss(tiny, ragged):
     _, model, _, state = _setup(tiny(model={"dropout": 0.0}))
     nothing = ragged._replace(answer=np.zeros_like(ragged.answer), reset=None)
-    loss, accuracy, gradient = _gradients(model, state.slow, nothing, "answer", 2, None)
+    loss, accuracy, gradient, _ = _gradients(model, state.slow, nothing, "answer", 2, None)
     assert loss == accuracy == 0
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(gradient))
 
@@ -96,7 +96,7 @@ def test_every_slice_draws_its_own_dropout(tiny, successor):
     half = successor(config).batch(0)
     twice = Batch(*(np.repeat(x, 2, axis=0) for x in half))._replace(valid=None, reset=None)
     key = jax.random.key(1)
-    sliced, _, _ = _gradients(model, state.slow, twice, "all", 2, key)
+    sliced, _, _, _ = _gradients(model, state.slow, twice, "all", 2, key)
     first = half._replace(valid=None, reset=None)
     total, _ = loss_fn(model, state.slow, first, loss_weights(first, "all"), jax.random.fold_in(key, 0))
     assert abs(float(sliced) - float(total) / first.tokens.size) > 1e-6

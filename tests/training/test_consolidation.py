@@ -1,0 +1,132 @@
+"""Consolidation inside the training step: when, of what, and what survives a restart or a mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from bdh_jax import consolidation
+from bdh_jax.config import ConfigError, ConsolidationConfig, MeshConfig
+from bdh_jax.model import BDH
+from bdh_jax.sharding import make_mesh, replicated
+from bdh_jax.training import optimizer as optimizers
+from bdh_jax.training.checkpoint import load
+from bdh_jax.training.loop import Interrupted, NonFiniteError, train
+from bdh_jax.training.step import init_state, make_consolidation, make_train_step, put_batch
+
+DENSE = ConsolidationConfig(function="dense", rate=0.5)
+
+
+def steps(config, task, count):
+    """States before the first and after every step, as NumPy, and the metrics."""
+    mesh = make_mesh(config.mesh)
+    model = BDH(config.model, mesh if mesh.size > 1 else None)
+    optimizer = optimizers.make_optimizer(config.optimizer, config.train.steps)
+    step = make_train_step(model, optimizer, config, mesh)
+    state = init_state(model, optimizer, mesh, jax.random.key(0), make_consolidation(config))
+    key = jax.device_put(jax.random.key(1), replicated(mesh))
+    states, metrics = [jax.tree.map(np.array, state)], []
+    for number in range(count):
+        with jax.transfer_guard("disallow"):
+            state, seen = step(state, put_batch(task.batch(number), mesh), key)
+        states.append(jax.tree.map(np.array, state))
+        metrics.append(jax.device_get(seen))
+    return states, metrics, state
+
+
+def test_the_step_writes_what_its_episodes_left(tiny, successor):
+    """The mean over the batch of the fast weights, formed with the weights that the step started from."""
+    config = tiny(model={"dropout": 0.0}, consolidation=DENSE)
+    task = successor(config)
+    states, _, _ = steps(config, task, 2)
+    for number in range(2):
+        before, after = states[number].slow, states[number + 1].slow
+        fast = BDH(config.model).apply({"params": before}, task.batch(number).tokens).fast
+        expected = before["synapse"] + 0.5 * np.asarray(fast.memory).mean(axis=1)
+        np.testing.assert_allclose(after["synapse"], expected, rtol=1e-5, atol=1e-6)
+        assert np.abs(after["synapse"] - before["synapse"]).max() > 0.01
+
+
+def test_every_k_steps(tiny, successor):
+    config = tiny(consolidation=dataclasses.replace(DENSE, every=3))
+    states, _, _ = steps(config, successor(config), 6)
+    changed = [bool(np.any(a.slow["synapse"] != b.slow["synapse"])) for a, b in itertools.pairwise(states)]
+    assert changed == [False, False, True, False, False, True]
+
+
+def test_accumulation_consolidates_the_whole_batch(tiny, successor):
+    whole, sliced = (
+        tiny(model={"dropout": 0.0}, optimizer={"eps": 1e-3}, consolidation=DENSE, accumulation=count) for count in (1, 4)
+    )
+    (a, _, _), (b, _, _) = (steps(config, successor(config), 2) for config in (whole, sliced))
+    np.testing.assert_allclose(a[2].slow["synapse"], b[2].slow["synapse"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("function", ["row_topk", "tfidf_rows", "cascade"])
+def test_a_mesh_changes_nothing(tiny, successor, function):
+    single = tiny(batch_size=8, optimizer={"eps": 1e-3}, consolidation=ConsolidationConfig(function=function, rate=0.5))
+    spread = dataclasses.replace(single, mesh=MeshConfig(data=2, neurons=4))
+    (a, _, _), (b, _, state) = (steps(config, successor(config), 3) for config in (single, spread))
+    for one, other in zip(a, b, strict=True):
+        np.testing.assert_array_equal(one.slow["synapse"] != 0, other.slow["synapse"] != 0)
+        np.testing.assert_allclose(one.slow["synapse"], other.slow["synapse"], rtol=1e-4, atol=1e-5)
+    assert state.slow["synapse"].addressable_shards[0].data.shape == (1, 1, 4, 8)
+    for leaf in jax.tree.leaves(state.memory):
+        if leaf.ndim:
+            assert leaf.addressable_shards[0].data.size == leaf.size // 4
+
+
+def test_a_killed_run_resumes_with_its_memory(tiny, successor, kill_at, tmp_path):
+    """To the same bits; the memory decides which rows the later steps write."""
+    config = tiny(steps=12, consolidation=ConsolidationConfig(function="tfidf_rows", fraction=0.2))
+    whole = train(config, successor(config), tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(config, successor(config, kill_at(signal.SIGTERM, "batch", 7)), tmp_path / "cut")
+    resumed = train(config, successor(config), tmp_path / "cut")
+    assert resumed["evaluation"] == whole["evaluation"]
+    (_, a), (_, b) = (load(tmp_path / name, "last") for name in ("whole", "cut"))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert np.any(np.asarray(a["synapse"]) != 0)
+
+
+def explode(slow, fast, activity):
+    return {**slow, "synapse": slow["synapse"] + 1e38 * fast.memory.mean(axis=1) * 1e38}
+
+
+def test_a_write_that_is_not_finite_stops_the_run(tiny, successor, tmp_path):
+    config = tiny(consolidation=ConsolidationConfig(function=f"{__name__}:explode"))
+    with jax.debug_nans(False), pytest.raises(NonFiniteError):
+        train(config, successor(config), tmp_path / "run")
+    assert not list((tmp_path / "run").glob("checkpoints/[0-9]*"))
+
+
+def forget_a_leaf(slow, fast, activity):
+    return {name: leaf for name, leaf in slow.items() if name != "embed"}
+
+
+@pytest.mark.parametrize(
+    ("function", "synapse", "message"),
+    [
+        ("row_top", True, "'row_top' does not exist"),
+        (f"{__name__}:forget_a_leaf", True, r"no slow\['embed'\]"),
+        ("dense", False, "no 'synapse'.*synapse=True"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(tiny, successor, tmp_path, function, synapse, message):
+    config = tiny(consolidation=ConsolidationConfig(function=function))
+    fast = dataclasses.replace(config.model.fast, synapse=synapse)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, fast=fast))
+    with pytest.raises(ConfigError, match=message):
+        train(config, successor(config), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_none_costs_nothing(tiny):
+    config = tiny()
+    assert make_consolidation(config) is None
+    assert consolidation.memory_nbytes(()) == 0
