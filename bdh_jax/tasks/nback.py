@@ -76,13 +76,13 @@ class NBackConfig(TaskConfig):
     """Endless fresh sequences, or draws from the published 8,000 of each set."""
     mixture: tuple[SetName, ...] = ("n2", "n4", "n8")
     """Sets to train on, one for each row of a batch in turn; a name given twice gets twice the rows."""
-    curriculum: tuple[int, ...] = ()
-    """Step from which each further set of the mixture is trained on, beside those before it; empty: all from the start. With
-    mixture ("n2", "n4", "n8") and curriculum (500, 1000) the first 500 steps see n2 alone, and n8 joins at step 1000."""
-    train_pairs: int | None = None
-    """Train on sequences of this many pairs instead of the mixture. 32 pairs teach all three sets."""
+    train_pairs: tuple[int, ...] = ()
+    """Train on sequences of these many pairs instead of the mixture, one for each row of a batch in turn."""
     train_window: int = 8
-    """With ``train_pairs``: the query is one of this many last keys."""
+    """With ``train_pairs``: the query is one of this many last keys (of all, in a shorter sequence)."""
+    curriculum: tuple[int, ...] = ()
+    """Step from which each further entry of the mixture (or of ``train_pairs``) is trained on, beside those before it; empty:
+    all from the start. With mixture ("n2", "n4", "n8") and curriculum (500, 1000) n8 joins at step 1000."""
     queries: int = 1
     """Queries per training sequence (at most as many as its window; evaluation has one). All ask for different keys."""
     evaluation_sets: tuple[SetName, ...] = ("n2", "n4", "n8")
@@ -103,17 +103,15 @@ class NBackConfig(TaskConfig):
         if len(set(self.evaluation_sets)) < len(self.evaluation_sets):
             raise ConfigError(f"task.evaluation_sets={self.evaluation_sets!r} names a set twice")
         self._check_curriculum()
-        if self.train_pairs is not None:
-            if self.train_pairs < 1:
-                raise ConfigError(f"task.train_pairs={self.train_pairs} must be at least 1")
-            if self.clean and self.train_pairs > 64:
+        for pairs in self.train_pairs:
+            if pairs < 1:
+                raise ConfigError(f"task.train_pairs={self.train_pairs} must be at least 1 each")
+            if self.clean and pairs > 64:
                 raise ConfigError(
                     f"task.train_pairs={self.train_pairs} must be at most 64: with task.clean there are 64 keys"
                 )
-            if not 1 <= self.train_window <= self.train_pairs:
-                raise ConfigError(
-                    f"task.train_window={self.train_window} must lie in 1 … {self.train_pairs} (task.train_pairs)"
-                )
+        if self.train_window < 1:
+            raise ConfigError(f"task.train_window={self.train_window} must be at least 1")
         widest = max(shape.window for shape in self.training_shapes)
         if not 1 <= self.queries <= widest:
             raise ConfigError(f"task.queries={self.queries} must lie in 1 … {widest}, the widest window that is trained on")
@@ -131,14 +129,12 @@ class NBackConfig(TaskConfig):
         steps = self.curriculum
         if not steps:
             return
-        if self.train_pairs is not None:
+        stages = len(self.training_shapes)
+        if len(steps) != stages - 1:
+            name = "train_pairs" if self.train_pairs else "mixture"
             raise ConfigError(
-                f"task.curriculum={steps} orders task.mixture, which task.train_pairs={self.train_pairs} replaces"
-            )
-        if len(steps) != len(self.mixture) - 1:
-            raise ConfigError(
-                f"task.curriculum={steps} must name {len(self.mixture) - 1} steps: one for each set of "
-                f"task.mixture={self.mixture} after the first"
+                f"task.curriculum={steps} must name {stages - 1} steps: one for each entry of "
+                f"task.{name}={getattr(self, name)} after the first"
             )
         if steps[0] < 0 or list(steps) != sorted(steps):
             raise ConfigError(f"task.curriculum={steps} must be steps ≥ 0 that do not fall")
@@ -146,8 +142,8 @@ class NBackConfig(TaskConfig):
     @property
     def training_shapes(self) -> tuple[Shape, ...]:
         """The shapes to train on, one for each row of a batch in turn."""
-        if self.train_pairs is not None:
-            return (Shape(self.train_pairs, self.train_window),)
+        if self.train_pairs:
+            return tuple(Shape(pairs, min(pairs, self.train_window)) for pairs in self.train_pairs)
         return tuple(SETS[name] for name in self.mixture)
 
 

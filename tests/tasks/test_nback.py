@@ -370,15 +370,25 @@ def test_curriculum_adds_one_set_after_another(encoding, lengths):
         np.testing.assert_array_equal(here, there)
 
 
+def test_curriculum_of_lengths():
+    train = task(train_pairs=(4, 16), curriculum=(3,), queries=8, batch_size=2)
+    assert train.config.training_shapes == ((4, 4), (16, 8))
+    assert train.sequence_length == 2 * (16 + 8)
+    lengths = [{b - a for _, a, b in episodes_of(train.batch(step))} for step in range(6)]
+    # Four keys give at most four different queries; a sequence that lacks some is shorter by that many.
+    assert all(max(found) <= 16 for found in lengths[:3])
+    assert all(max(found) > 32 for found in lengths[3:])
+
+
 def test_training_on_long_sequences_only():
-    train = task(train_pairs=12, train_window=3, batch_size=50)
+    train = task(train_pairs=(12,), train_window=3, batch_size=50)
     batch = train.batch(0)
     assert batch.tokens.shape == (50, 26)
     assert batch.valid.all()
     assert not batch.reset.any()
     for row, target in zip(batch.tokens, batch.targets[:, -1], strict=True):
         assert target in [row[i + 1] for i in range(18, 24, 2) if row[i] == row[-1]]
-    assert task(train_pairs=12).evaluation_sets.keys() == PAIRS.keys()
+    assert task(train_pairs=(12,)).evaluation_sets.keys() == PAIRS.keys()
 
 
 @pytest.mark.parametrize("config", [{}, {"encoding": "text", "queries": 2}, {"train_set": "published"}, {"clean": True}])
@@ -644,11 +654,10 @@ def test_what_is_no_value_earns_nothing(spelt):
         ({"curriculum": (5,)}, r"curriculum=\(5,\) must name 2 steps"),
         ({"curriculum": (5, 2)}, r"curriculum=\(5, 2\).*fall"),
         ({"curriculum": (-1, 2)}, r"curriculum=\(-1, 2\)"),
-        ({"curriculum": (1, 2), "train_pairs": 16}, "curriculum=.*train_pairs=16"),
-        ({"train_pairs": 0}, "train_pairs=0"),
-        ({"train_pairs": 65, "clean": True}, "train_pairs=65.*64"),
-        ({"train_pairs": 6}, "train_window=8.*1 … 6"),
-        ({"train_pairs": 6, "train_window": 0}, "train_window=0"),
+        ({"curriculum": (1, 2), "train_pairs": (16,)}, r"curriculum=.*must name 0 steps.*train_pairs=\(16,\)"),
+        ({"train_pairs": (8, 0)}, r"train_pairs=\(8, 0\)"),
+        ({"train_pairs": (65,), "clean": True}, r"train_pairs=\(65,\).*64"),
+        ({"train_window": 0}, "train_window=0"),
     ],
 )
 def test_bad_configuration_is_named(keys, message):
@@ -665,10 +674,10 @@ class TaskHolder:
 
 
 def test_configuration_survives_the_config_dict():
-    config = NBackConfig(encoding="text", mixture=("n8", "n2"), train_pairs=16, queries=2)
+    config = NBackConfig(encoding="text", mixture=("n8", "n2"), train_pairs=(16,), queries=2)
     values = to_config_dict(TaskHolder(config))
     assert from_config_dict(TaskHolder, values, tasks=CONFIGS).task == config
-    values.task.train_pairs = None
+    values.task.train_pairs = ()
     assert from_config_dict(TaskHolder, values, tasks=CONFIGS).task.training_shapes == (nback.SETS["n8"], nback.SETS["n2"])
 
 
