@@ -103,11 +103,11 @@ def _rate(config: ExperimentConfig, learning_rate: float) -> ExperimentConfig:
 
 
 def _baseline(config: ExperimentConfig) -> ExperimentConfig:
-    return _rate(_train(_fast(config, enabled=False), steps=1500), 8e-3)
+    return _rate(_train(_fast(config, enabled=False), steps=6000, evaluate_every=1000, checkpoint_every=1000), 8e-3)
 
 
 def _shift_attention(config: ExperimentConfig) -> ExperimentConfig:
-    return _rate(_model(_baseline(config), attention="shift"), 4e-3)
+    return _rate(_train(_model(_fast(config, enabled=False), attention="shift"), steps=1500), 4e-3)
 
 
 def _stop_gradient(config: ExperimentConfig) -> ExperimentConfig:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from bdh_jax.config import TaskConfig
 from bdh_jax.evaluation.scoring import Predict
 from bdh_jax.tasks.base import Batch, Evaluation, Score, Task, check_tokens
+from bdh_jax.tasks.counter import Counter, CounterConfig
 from bdh_jax.tasks.nback import NBack, NBackConfig
 
-CONFIGS: dict[str, type[TaskConfig]] = {"nback": NBackConfig}
+CONFIGS: dict[str, type[TaskConfig]] = {"nback": NBackConfig, "counter": CounterConfig}
 """Task name → its configuration class, for :func:`bdh_jax.config.from_config_dict`."""
 
-_TASKS: dict[type[TaskConfig], type] = {NBackConfig: NBack}
+_TASKS: dict[type[TaskConfig], type] = {NBackConfig: NBack, CounterConfig: Counter}
 
 
 def make_task(config: TaskConfig, *, seed: int, batch_size: int) -> Task:
@@ -32,6 +33,8 @@ def make_task(config: TaskConfig, *, seed: int, batch_size: int) -> Task:
 __all__ = [
     "CONFIGS",
     "Batch",
+    "Counter",
+    "CounterConfig",
     "Evaluation",
     "NBack",
     "NBackConfig",

@@ -34,6 +34,7 @@ import numpy as np
 from bdh_jax.config import ConfigError, TaskConfig
 from bdh_jax.evaluation.scoring import Predict, answer_logits, answer_swap, autoregressive, ceiling, credit
 from bdh_jax.tasks.base import Batch, Evaluation, Score
+from bdh_jax.tasks.packing import Encoded, assemble, pack
 
 SetName = Literal["n2", "n4", "n8"]
 
@@ -243,19 +244,6 @@ def _distinct_queries(rng: np.random.Generator, keys: np.ndarray, queries: int) 
     return np.where(np.take_along_axis(repeated, chosen, axis=1), -1, query)
 
 
-class Encoded(NamedTuple):
-    """Episodes as tokens, each [E,T]."""
-
-    tokens: np.ndarray
-    """int32."""
-    targets: np.ndarray
-    """int32."""
-    answer: np.ndarray
-    """bool, where an answer token is predicted."""
-    valid: np.ndarray
-    """bool; False only for queries that an episode lacks, at its end."""
-
-
 class Encoding(NamedTuple):
     """How episodes become tokens. ``encode`` gives T = ``length(P, Q)``."""
 
@@ -378,37 +366,6 @@ def ids_to_text(ids: np.ndarray) -> str:
     return encoded.decode(errors="replace")
 
 
-class _Layout(NamedTuple):
-    """Where the episodes of a batch lie."""
-
-    places: dict[Shape, np.ndarray]
-    """For each shape [E,T] int64: index into the flattened batch."""
-    weights: dict[Shape, float]
-    """Loss weight of an answer token, for each shape."""
-    reset: np.ndarray
-    """[B,T] bool."""
-
-
-def _layout(rows: list[Shape], shapes: tuple[Shape, ...], lengths: dict[Shape, int]) -> _Layout:
-    """Give each row an episode of its own shape, then the longest that still fits, until none does."""
-    width = max(lengths.values())
-    starts: dict[Shape, list[int]] = {}
-    reset = np.zeros((len(rows), width), bool)
-    by_length = sorted(set(shapes), key=lambda shape: -lengths[shape])
-    for row, shape in enumerate(rows):
-        column = 0
-        fits: Shape | None = shape
-        while fits is not None:
-            starts.setdefault(fits, []).append(row * width + column)
-            reset[row, column] = column > 0
-            column += lengths[fits]
-            fits = next((s for s in by_length if column + lengths[s] <= width), None)
-    places = {shape: np.array(s)[:, None] + np.arange(lengths[shape]) for shape, s in starts.items()}
-    episodes = sum(len(s) for s in starts.values())
-    weights = {shape: episodes / (len(starts) * len(s)) for shape, s in starts.items()}
-    return _Layout(places, weights, reset)
-
-
 class EvaluationSet(NamedTuple):
     """What it takes to score one set, whatever generated it."""
 
@@ -516,7 +473,7 @@ class NBack:
         # layouts for each stage of the curriculum, by its number of shapes; all stages have rows of the same length.
         self._layouts = {
             known: [
-                _layout([shapes[(turn + row) % known] for row in range(batch_size)], shapes[:known], lengths)
+                pack([shapes[(turn + row) % known] for row in range(batch_size)], shapes[:known], lengths)
                 for turn in range(known)
             ]
             for known in ({len(shapes)} if not config.curriculum else range(1, len(shapes) + 1))
@@ -528,23 +485,11 @@ class NBack:
         rng = np.random.Generator(np.random.Philox(key=np.array([self.seed % 2**64, step], np.uint64)))
         layouts = self._layouts[self._shapes_known_at(step)]
         layout = layouts[step * self.batch_size % len(layouts)]
-        size = (self.batch_size, self.sequence_length)
-        batch = Batch(
-            tokens=np.full(size, self.encoding.padding, np.int32),
-            targets=np.full(size, self.encoding.padding, np.int32),
-            answer=np.zeros(size, np.float32),
-            weights=np.zeros(size, np.float32),
-            valid=np.zeros(size, bool),
-            reset=layout.reset.copy(),
-        )
-        for shape, places in layout.places.items():
-            encoded = self.encoding.encode(self._training_episodes(rng, shape, len(places)))
-            batch.tokens.ravel()[places] = encoded.tokens
-            batch.targets.ravel()[places] = encoded.targets
-            batch.answer.ravel()[places] = encoded.answer
-            batch.weights.ravel()[places] = encoded.answer * np.float32(layout.weights[shape])
-            batch.valid.ravel()[places] = encoded.valid
-        return batch
+        encoded = {
+            shape: self.encoding.encode(self._training_episodes(rng, shape, len(places)))
+            for shape, places in layout.places.items()
+        }
+        return assemble(layout, encoded, padding=self.encoding.padding)
 
     def _shapes_known_at(self, step: int) -> int:
         starts = self.config.curriculum

@@ -1,0 +1,63 @@
+"""The counter-benchmarks: one model trained on all four.
+
+    python -m bdh_jax.main --config=configs/counter.py --workdir=runs/counter
+
+Variants follow a colon: ``--config=configs/counter.py:smoke`` runs a tiny model for a few steps. Any key can be overridden, as in
+``configs/nback.py``. A model trained on n-back is scored on these sets, without training, by
+
+    python -m bdh_jax.evaluate --workdir=runs/nback --config=configs/counter.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ml_collections
+
+from bdh_jax.config import (
+    BDHConfig,
+    ConfigError,
+    ExperimentConfig,
+    FastWeightConfig,
+    OptimizerConfig,
+    TrainConfig,
+    to_config_dict,
+)
+from bdh_jax.tasks.counter import CounterConfig
+from bdh_jax.tasks.nback import INTEGER_VOCABULARY
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The experiment, as a locked ``ConfigDict``; ``arg`` is "" or "smoke".
+
+    Raises:
+      ConfigError: for an unknown variant.
+    """
+    config = ExperimentConfig(
+        task=CounterConfig(),
+        model=BDHConfig(
+            vocab_size=INTEGER_VOCABULARY,
+            n_layer=3,
+            d_model=64,
+            n_head=1,
+            n_neurons=512,
+            dropout=0.0,
+            init_std=0.1,
+            fast=FastWeightConfig(learning_rate=1.0, decay=0.95, address_norm="l2"),
+        ),
+        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=50),
+        train=TrainConfig(steps=2000, batch_size=32, loss="weights", evaluate_every=250, checkpoint_every=250),
+    )
+    if arg == "smoke":
+        config = dataclasses.replace(
+            config,
+            task=dataclasses.replace(config.task, evaluation_sequences=16),
+            model=dataclasses.replace(config.model, n_layer=2, d_model=16, n_neurons=64),
+            optimizer=dataclasses.replace(config.optimizer, warmup_steps=2),
+            train=dataclasses.replace(
+                config.train, steps=20, batch_size=4, evaluate_every=10, checkpoint_every=10, log_every=5
+            ),
+        )
+    elif arg:
+        raise ConfigError(f"unknown variant {arg!r}. Valid variants: smoke")
+    return to_config_dict(config)
