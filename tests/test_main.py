@@ -22,18 +22,14 @@ SMOKE = "--config=configs/nback.py:smoke"
 LONG = ["--config.train.steps=1000000", "--config.train.evaluate_every=1000000", "--config.train.checkpoint_every=1000000"]
 
 
-def _command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "bdh_jax.main", *arguments]
-
-
-def _start(*arguments: str) -> subprocess.Popen:
+def _start(*arguments: str, module: str = "bdh_jax.main") -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(_command(*arguments), cwd=ROOT, env=environment, **pipes)
+    return subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=ROOT, env=environment, **pipes)
 
 
-def _run(*arguments: str) -> tuple[int, str, str]:
-    process = _start(*arguments)
+def _run(*arguments: str, module: str = "bdh_jax.main") -> tuple[int, str, str]:
+    process = _start(*arguments, module=module)
     output, errors = process.communicate(timeout=300)
     return process.returncode, output, errors
 
@@ -79,6 +75,24 @@ def test_a_finished_run_prints_its_table_again(smoke):
     assert status == 0
     assert again == output
     assert time.monotonic() - before < 60
+
+
+def test_a_trained_model_is_scored_on_another_task(smoke):
+    workdir, *_ = smoke
+    arguments = (f"--workdir={workdir / 'seed1'}", "--config=configs/counter.py:smoke")
+    status, output, errors = _run(*arguments, module="bdh_jax.evaluate")
+    assert status == 0, errors
+    for name in ("vargap1", "vargap2", "repeated8", "n16", "ceiling"):
+        assert name in output
+
+
+def test_a_folder_that_holds_no_model_exits_with_2(smoke):
+    workdir, *_ = smoke
+    status, output, errors = _run(f"--workdir={workdir}", "--config=configs/counter.py", module="bdh_jax.evaluate")
+    assert (status, output) == (2, "")
+    assert errors.startswith("error: ")
+    assert "is a run over several seeds; load one of" in errors
+    assert "Traceback" not in errors
 
 
 def test_another_configuration_in_the_same_folder_exits_with_2(smoke):
