@@ -74,7 +74,7 @@ def _default() -> ExperimentConfig:
             fast=FastWeightConfig(learning_rate=1.0, decay=0.95, address_norm="l2", write_gradient="full"),
         ),
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=50),
-        train=TrainConfig(steps=600, batch_size=32, loss="answer", evaluate_every=100, checkpoint_every=200),
+        train=TrainConfig(steps=600, batch_size=32, loss="answer", evaluate_every=100, checkpoint_every=100),
     )
 
 
@@ -115,7 +115,7 @@ def _stop_gradient(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def _all_positions(config: ExperimentConfig) -> ExperimentConfig:
-    return _train(config, loss="all", steps=1500)
+    return _rate(_train(config, loss="all", steps=3000, evaluate_every=500, checkpoint_every=500), 2e-3)
 
 
 def _shared(config: ExperimentConfig) -> ExperimentConfig:
