@@ -21,6 +21,7 @@ import ml_collections
 Scope = Literal["layer", "shared"]
 Address = Literal["previous", "current"]
 AddressNorm = Literal["none", "l2", "sum"]
+AddressSource = Literal["code", "gated", "gate"]
 WriteGradient = Literal["full", "stop"]
 Attention = Literal["rope", "shift"]
 Implementation = Literal["auto", "recurrent", "chunked", "parallel"]
@@ -56,6 +57,9 @@ class FastWeightConfig:
     """One S per layer, or one shared by all layers (then only the recurrent form exists for n_layer > 1)."""
     address: Address = "previous"
     """Write under the previous token's address (associates successive tokens) or the current one."""
+    address_source: AddressSource = "code"
+    """What becomes an address: the code (a function of the layer's input), the gated code (of its input and what attention
+    found), or the gate alone. Only the last two tell equal tokens in different contexts apart in the first layer."""
     address_norm: AddressNorm = "l2"
     write_gradient: WriteGradient = "full"
     """"stop" cuts the gradient through written keys and values; η, λ and the initial S keep theirs."""
@@ -71,6 +75,7 @@ class FastWeightConfig:
     def __post_init__(self):
         _require_choice("fast.scope", self.scope, Scope)
         _require_choice("fast.address", self.address, Address)
+        _require_choice("fast.address_source", self.address_source, AddressSource)
         _require_choice("fast.address_norm", self.address_norm, AddressNorm)
         _require_choice("fast.write_gradient", self.write_gradient, WriteGradient)
         _require(self.learning_rate >= 0, f"fast.learning_rate={self.learning_rate} must be ≥ 0")

@@ -10,7 +10,7 @@ One layer, applied L times with the same weights (arXiv 2509.26507 and its publi
 
 with r the read of the fast weights S (per layer and example, [H, N, D]):
 
-    address a_t = norm(code_t)
+    address a_t = norm(code_t)                                 or of code * gate, or of gate
     read    r_t = a_t @ (synapse + S_t)                        read before write
     write   S_{t+1} = λ S_t + η k_t ⊗ x_t                      k_t = a_{t−1}, or a_t
 
@@ -337,6 +337,7 @@ def _layer(
     attended = layer_norm(sum_over_shards(attended, axis)).astype(dtype)
     gate = jax.nn.relu(_encode_by_head(attended, encoder_v))
     gated = code * gate
+    source = {"code": code, "gated": gated, "gate": gate}[fast.address_source]
     if dropout_mask is not None:
         gated = jnp.where(dropout_mask, gated / (1 - config.dropout), jnp.zeros((), dtype))
     y = _decode(gated, decoder, config.state_dtype)
@@ -344,13 +345,13 @@ def _layer(
     next_state = _LayerState(attention, None, None, previous_code, None, None)
     seen = {"code": code, "gate": gate}
     if fast.enabled:
-        # An address is the code times one factor per token. The factors are applied where the arrays are D wide: the key's to
+        # An address is its source times one factor per token. The factors are applied where the arrays are D wide: the key's to
         # the written value, the query's to the read.
-        scale = address_scale(code, fast.address_norm, axis)
-        key, key_scale, previous_address = code, scale, None
+        scale = address_scale(source, fast.address_norm, axis)
+        key, key_scale, previous_address = source, scale, None
         if fast.address == "previous":
             carried = layer_state.previous_address
-            key, last = shift_to_previous(code, carried, episode.valid, episode.reset)
+            key, last = shift_to_previous(source, carried, episode.valid, episode.reset)
             carried = None if carried is None else jnp.ones_like(scale[:, :, 0])
             key_scale, last_scale = shift_to_previous(scale, carried, episode.valid, episode.reset)
             previous_address = (last * last_scale).astype(dtype)
@@ -358,15 +359,15 @@ def _layer(
         if fast.write_gradient == "stop":
             key, value = jax.lax.stop_gradient((key, value))
         rates = dict(learning_rate=learning_rate, decay=decay, reset=memory_reset)
-        read, memory = scan(code, key, value, layer_state.memory, **rates, final=state, sum_heads=True)
+        read, memory = scan(source, key, value, layer_state.memory, **rates, final=state, sum_heads=True)
         if synapse is not None:
-            read = read + _decode(code, synapse.astype(dtype), config.state_dtype)
+            read = read + _decode(source, synapse.astype(dtype), config.state_dtype)
         y = y + scale[:, 0] * read
         strength = energy = None
         if state != "none":
-            strength, energy = _activity(code, scale, key, value, learning_rate, layer_state, episode)
+            strength, energy = _activity(source, scale, key, value, learning_rate, layer_state, episode)
         next_state = next_state._replace(memory=memory, previous_address=previous_address, strength=strength, energy=energy)
-        seen["address"] = (code * scale).astype(dtype)
+        seen["address"] = (source * scale).astype(dtype)
 
     y = layer_norm(sum_over_shards(y, axis)).astype(dtype)
     return layer_norm(x + y), next_state, seen
@@ -398,10 +399,10 @@ def _decode(rows: jax.Array, decoder: jax.Array, dtype: Any) -> jax.Array:
     return y.reshape(batch, length, -1)
 
 
-def _activity(code, scale, key, value, learning_rate, layer_state, episode):
+def _activity(source, scale, key, value, learning_rate, layer_state, episode):
     """Strength and energy of one layer's rows, [B, H, N] each, over this call and the episode's earlier ones."""
     dtype = episode.counted.dtype
-    strength = jnp.einsum("bhtn,bt->bhn", code.astype(dtype), episode.counted * scale[:, 0, :, 0])
+    strength = jnp.einsum("bhtn,bt->bhn", source.astype(dtype), episode.counted * scale[:, 0, :, 0])
     size = episode.counted * jnp.sum(jnp.square(value.astype(dtype)), axis=-1)
     rate = jnp.asarray(learning_rate, dtype).reshape(-1, 1)
     energy = jnp.square(rate)[None] * jnp.einsum("bhtn,bt->bhn", jnp.square(key.astype(dtype)), size)

@@ -113,7 +113,8 @@ def _token(config, slow, token, state, place, writes, made, scale):
 
         if fast.enabled:
             slot = 0 if fast.scope == "shared" else layer
-            address = _address(code, fast.address_norm)
+            source = {"code": code, "gated": code * gate, "gate": gate}[fast.address_source]
+            address = _address(source, fast.address_norm)
             read = memory[slot] + (slow["synapse"][slot] if "synapse" in slow else 0)
             y = y + np.einsum("hn,hnd->d", address, read)
             if slot == layer:  # once a token for every S: a shared one decays before the first layer writes

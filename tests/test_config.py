@@ -129,6 +129,7 @@ def test_optional_fields_can_be_set_and_unset():
         ("model.dtype", "float16", r"config\.model\.dtype='float16' is not one of 'float32', 'bfloat16', 'float64'"),
         ("model.kernel", "palas", r"config\.model\.kernel='palas' is not one of"),
         ("model.fast.scope", "all", r"config\.model\.fast\.scope='all' is not one of 'layer', 'shared'"),
+        ("model.fast.address_source", "x", r"config\.model\.fast\.address_source='x' is not one of 'code', 'gated', 'gate'"),
         ("task.encoding", "morse", r"task\.encoding='morse' is not one of"),
         ("task.name", "nbak", r"config\.task\.name='nbak' is not a task\. Valid tasks: .*nback"),
         ("model.dropout", 1.0, r"dropout=1\.0 must lie in \[0, 1\)"),

@@ -25,6 +25,7 @@ FACTORS = {
     "scope": ("layer", "shared"),  # shared by the only layer
     "address": ("previous", "current"),
     "norm": ("none", "l2", "sum"),
+    "source": ("code", "gated", "gate"),
     "gradient": ("full", "stop"),
     "synapse": ("absent", "frozen", "trained"),
     "heads": (1, 2),
@@ -164,6 +165,7 @@ def build(row: dict[str, Any], *, many: bool = False) -> Case:
             scope=scope,
             address=row["address"],
             address_norm=row["norm"],
+            address_source=row["source"],
             write_gradient=row["gradient"],
             synapse=row["synapse"] != "absent",
             train_synapse=row["synapse"] == "trained",
