@@ -244,6 +244,8 @@ class ConsolidationConfig:
     """A name in ``bdh_jax.consolidation.FUNCTIONS``, or ``module:function`` for your own (slow, fast, activity) -> slow."""
     every: int = 1
     """Training steps from one consolidation to the next. A step's episodes are the last ones of its rows."""
+    norm: float | None = None
+    """Scale every change to this many times the norm of the batch mean of S (``consolidation.at_norm``)."""
     rate: float | None = None
     fraction: float | None = None
     score: str | None = None
@@ -260,7 +262,7 @@ class ConsolidationConfig:
     @property
     def options(self) -> dict[str, Any]:
         """The options that were given."""
-        names = [f.name for f in dataclasses.fields(self) if f.name not in ("function", "every")]
+        names = [f.name for f in dataclasses.fields(self) if f.name not in ("function", "every", "norm")]
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 

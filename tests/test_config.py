@@ -13,6 +13,7 @@ import hypothesis.strategies as st
 import ml_collections
 import pytest
 
+from bdh_jax import consolidation
 from bdh_jax.config import (
     BDHConfig,
     ConfigError,
@@ -29,13 +30,17 @@ from bdh_jax.config import (
 from bdh_jax.tasks import CONFIGS
 
 
-@pytest.fixture(scope="module")
-def nback():
-    path = Path(__file__).parents[1] / "configs" / "nback.py"
-    spec = importlib.util.spec_from_file_location("nback_config", path)
+def _config_file(name: str):
+    path = Path(__file__).parents[1] / "configs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_config", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def nback():
+    return _config_file("nback")
 
 
 def _experiment(values) -> ExperimentConfig:
@@ -99,6 +104,38 @@ def test_a_configuration_survives_config_dict_and_json(nback):
         typed = _experiment(config)
         assert to_config_dict(typed) == config
         assert _experiment(json.loads(json.dumps(to_dict(typed)))) == typed
+
+
+def test_the_consolidation_experiments(nback):
+    module = _config_file("consolidation")
+    plain = _experiment(nback.get_config())
+    for name, settings in module.FUNCTIONS.items():
+        assert f"\n    {name} " in module.__doc__
+        config = _experiment(module.get_config(name))
+        assert config.consolidation == settings
+        # The model is n-back's but for the synapse.
+        fast = dataclasses.replace(config.model.fast, synapse=False)
+        assert dataclasses.replace(config.model, fast=fast) == plain.model
+        assert config.model.fast.synapse
+        assert dataclasses.replace(config, model=plain.model, consolidation=plain.consolidation) == plain
+        assert settings.function == "none" or consolidation.from_config(settings)
+    assert _experiment(module.get_config("dense,equal_norm")).consolidation.norm == module.EQUAL_NORM
+    assert _experiment(module.get_config("smoke,dense")).train == _experiment(nback.get_config("smoke")).train
+    for bad, message in (
+        ("foo", "unknown variant 'foo'.*control, dense"),
+        ("dense,row_topk", "exclude each other"),
+        ("dense,dense", "twice"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            module.get_config(bad)
+
+
+def test_the_counter_experiments():
+    module = _config_file("counter")
+    assert _experiment(module.get_config()).task.name == "counter"
+    assert _experiment(module.get_config("smoke")).train.steps < 100
+    with pytest.raises(ConfigError, match="unknown variant 'big'. Valid variants: smoke"):
+        module.get_config("big")
 
 
 def test_optional_fields_can_be_set_and_unset():

@@ -89,7 +89,8 @@ def from_config(config: ConsolidationConfig) -> Function:
     Raises:
       ConfigError: as :func:`make_function`.
     """
-    return make_function(config.function, **config.options)
+    function = make_function(config.function, **config.options)
+    return function if config.norm is None else at_norm(function, config.norm)
 
 
 def _import(name: str, options: dict[str, Any]) -> Function:

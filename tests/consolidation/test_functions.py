@@ -311,6 +311,10 @@ def test_configuration_builds_what_it_names(episode):
     b, _ = run(consolidation.row_topk(0.2, 0.5), slow, fast)
     np.testing.assert_array_equal(a["synapse"], b["synapse"])
     assert from_config_dict(ConsolidationConfig, to_config_dict(settings)) == settings
+    c, _ = run(consolidation.from_config(dataclasses.replace(settings, norm=0.3)), slow, fast)
+    d, _ = run(consolidation.at_norm(consolidation.row_topk(0.2, 0.5), 0.3), slow, fast)
+    np.testing.assert_array_equal(c["synapse"], d["synapse"])
+    assert not np.array_equal(c["synapse"], a["synapse"])
 
 
 def halve(slow, fast, activity):

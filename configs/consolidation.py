@@ -1,0 +1,75 @@
+"""The published consolidation experiment, causally: n-back with consolidation after every training step.
+
+    python -m bdh_jax.main --config=configs/consolidation.py:row_topk --workdir=runs/row_topk --config.seeds=1337,2026,2027
+
+The model is that of ``configs/nback.py`` with a synapse, read beside the fast weights and written by consolidation alone. The
+question is whether writing back harms n-back. Variants, of which one is named, and ``smoke`` and ``seed25m`` beside it:
+
+    control      the synapse stays zero (default)
+    dense        all rows
+    row_topk     the tenth of the rows with the largest norm
+    row_random   a random tenth, drawn anew every step
+    row_bottom   the tenth with the smallest norm above zero
+    equal_norm   with one of them: every change scaled to the same norm, so that functions are compared at equal size
+    seed25m      the published 25 M parameter size, for an accelerator
+    smoke        a tiny model for a few steps
+
+``--config.consolidation.rate=1e-3`` changes the rate, and ``--config.consolidation.function=module:function`` runs your own. The
+counter-benchmarks are scored with ``python -m bdh_jax.evaluate --config=configs/counter.py --workdir=...``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+from pathlib import Path
+
+import ml_collections
+
+from bdh_jax.config import ConfigError, ConsolidationConfig, ExperimentConfig, from_config_dict, to_config_dict
+from bdh_jax.tasks import CONFIGS
+
+FUNCTIONS = {
+    "control": ConsolidationConfig(function="none"),
+    "dense": ConsolidationConfig(function="dense", rate=1e-4),
+    "row_topk": ConsolidationConfig(function="row_topk", fraction=0.1, rate=1e-4),
+    "row_random": ConsolidationConfig(function="row_random", fraction=0.1, rate=1e-4),
+    "row_bottom": ConsolidationConfig(function="row_bottom", fraction=0.1, rate=1e-4),
+}
+"""The published rate is 1e-4 for all of them."""
+
+EQUAL_NORM = 1e-4
+"""Of every change with ``equal_norm``, as a multiple of the norm of the batch mean of S."""
+
+SHARED = ("seed25m", "smoke")
+"""Variants of ``configs/nback.py`` that are taken over."""
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The experiment, as a locked ``ConfigDict``.
+
+    Args:
+      arg: at most one of ``FUNCTIONS`` and any of "equal_norm" and ``SHARED``, joined by commas.
+
+    Raises:
+      ConfigError: for an unknown or repeated variant, or two functions.
+    """
+    names = arg.split(",") if arg else []
+    valid = [*FUNCTIONS, "equal_norm", *SHARED]
+    for name in names:
+        if name not in valid:
+            raise ConfigError(f"unknown variant {name!r}. Valid variants: {', '.join(valid)}")
+        if names.count(name) > 1:
+            raise ConfigError(f"variant {name!r} is named twice")
+    functions = [name for name in names if name in FUNCTIONS] or ["control"]
+    if len(functions) > 1:
+        raise ConfigError(f"variants {' and '.join(functions)} exclude each other: name one function")
+    nback = runpy.run_path(str(Path(__file__).with_name("nback.py")))["get_config"]
+    config = from_config_dict(ExperimentConfig, nback(",".join(n for n in SHARED if n in names)), tasks=CONFIGS)
+    consolidation = FUNCTIONS[functions[0]]
+    if "equal_norm" in names and consolidation.function != "none":
+        consolidation = dataclasses.replace(consolidation, norm=EQUAL_NORM)
+    fast = dataclasses.replace(config.model.fast, synapse=True)
+    return to_config_dict(
+        dataclasses.replace(config, model=dataclasses.replace(config.model, fast=fast), consolidation=consolidation)
+    )
