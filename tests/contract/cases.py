@@ -43,6 +43,11 @@ EXACT = np.sqrt(LENGTH * NEURONS) * 2.0**-52 * 1e4
 def quick_rows() -> list[dict[str, Any]]:
     """Every pair of values of two factors in float64, and every value in bfloat16."""
     rows = [{**row, "dtype": "float64"} for row in pairwise(FACTORS)]
+    # A shared S that is reset and written at the same token: only codes write there, as an episode's first gate is zero.
+    first = {name: values[0] for name, values in FACTORS.items()}
+    rows.append(
+        first | {"implementation": "shared", "address": "current", "norm": "l2", "masks": "reset", "dtype": "float64"}
+    )
     for index in range(max(len(values) for values in FACTORS.values())):
         rows.append({name: values[index % len(values)] for name, values in FACTORS.items()} | {"dtype": "bfloat16"})
     return rows
