@@ -64,7 +64,8 @@ def row_topk(
       target: "synapse" or "decoder".
       example_weights: see :data:`ExampleWeights`.
     """
-    return _of_rows(lambda scores: top_rows(scores, fraction), fraction, rate, score, target, example_weights)
+    _check_fraction(fraction)
+    return _of_rows(lambda scores: top_rows(scores, fraction), rate, score, target, example_weights)
 
 
 def row_bottom(
@@ -77,11 +78,13 @@ def row_bottom(
 ) -> Plain:
     """As :func:`row_topk` with the smallest scores above zero: rows that were never written have nothing to give. A control."""
 
+    _check_fraction(fraction)
+
     def choose(scores: jax.Array) -> jax.Array:
         used = scores > 0
         return top_rows(jnp.where(used, -scores, -jnp.inf), fraction) & used
 
-    return _of_rows(choose, fraction, rate, score, target, example_weights)
+    return _of_rows(choose, rate, score, target, example_weights)
 
 
 def row_random(
@@ -107,7 +110,7 @@ def row_random(
         change = mean_state(fast, activity, example_weights)
         key = jax.random.fold_in(jax.random.key(seed), memory["episodes"])
         chosen = top_rows(jax.random.uniform(key, change.shape[:-1]), fraction)
-        slow = _add(slow, jnp.where(chosen[..., None], rate * change, jnp.zeros((), change.dtype)), target)
+        slow = _add_rows(slow, chosen, rate * change, target)
         return slow, {"episodes": memory["episodes"] + 1}
 
     return Consolidation(lambda slow: {"episodes": jnp.zeros((), jnp.int32)}, update)
@@ -135,7 +138,7 @@ def threshold(
     def choose(scores: jax.Array) -> jax.Array:
         return (scores > 0) & (scores >= level * jnp.max(scores, axis=(1, 2), keepdims=True))
 
-    return _of_rows(choose, 1.0, rate, score, target, example_weights)
+    return _of_rows(choose, rate, score, target, example_weights)
 
 
 def running_average(rate: float = 0.1, *, target: Target = "synapse", example_weights: ExampleWeights = None) -> Plain:
@@ -179,14 +182,13 @@ def tfidf_rows(
     def update(slow, fast, activity, memory):
         change = mean_state(fast, activity, example_weights)
         strength = row_scores("strength", fast, activity, example_weights)
-        if target == "decoder":
-            strength, change = (jnp.sum(x, axis=0, keepdims=True) for x in (strength, change))
+        strength, change = _by_target_row(target, strength, change)
         frequency = strength / _at_least_tiny(jnp.sum(strength, axis=(1, 2), keepdims=True))
         rarity = jnp.log((memory["episodes"] + 1) / (memory["row_use"] + 1))
         # In the first episode every row is equally rare: its use alone decides.
         scores = frequency * jnp.where(memory["episodes"] == 0, 1.0, rarity)
         chosen = top_rows(scores, fraction)
-        slow = _add(slow, jnp.where(chosen[..., None], rate * change, jnp.zeros((), change.dtype)), target)
+        slow = _add_rows(slow, chosen, rate * change, target)
         share = strength / _at_least_tiny(jnp.max(strength, axis=(1, 2), keepdims=True))
         use = memory["row_use"] + share.astype(jnp.float32)
         return slow, {"row_use": use, "episodes": memory["episodes"] + 1}
@@ -214,8 +216,7 @@ def importance_weighted(
     def update(slow, fast, activity, memory):
         change = mean_state(fast, activity, example_weights)
         energy = row_scores("energy", fast, activity, example_weights)
-        if target == "decoder":
-            energy, change = (jnp.sum(x, axis=0, keepdims=True) for x in (energy, change))
+        energy, change = _by_target_row(target, energy, change)
         importance = memory["row_importance"]
         openness = (rate / (1 + protection * importance)).astype(change.dtype)
         share = energy / _at_least_tiny(jnp.mean(energy, axis=(1, 2), keepdims=True))
@@ -286,7 +287,8 @@ def at_norm(function: Function, norm: float) -> Consolidation:
         change = jax.tree.map(jnp.subtract, changed, slow)
         size = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(change)))
         wanted = norm * jnp.sqrt(jnp.sum(jnp.square(mean_state(fast, activity, None))))
-        scale = wanted / _at_least_tiny(size)
+        # A change of nothing has no direction: it stays nothing.
+        scale = jnp.where(size > 0, wanted / jnp.where(size > 0, size, 1), 0)
         return jax.tree.map(lambda old, d: (old + scale * d).astype(old.dtype), slow, change), memory
 
     return Consolidation(inner.init, update)
@@ -329,8 +331,7 @@ def top_rows(scores: jax.Array, fraction: float) -> jax.Array:
     return chosen.reshape(scores.shape)
 
 
-def _of_rows(choose, fraction, rate, score, target, example_weights) -> Plain:
-    _check_fraction(fraction)
+def _of_rows(choose, rate, score, target, example_weights) -> Plain:
     _check_target(target)
     if score not in typing.get_args(Score):
         raise ConfigError(f"score={score!r} is not one of {', '.join(map(repr, typing.get_args(Score)))}")
@@ -338,7 +339,7 @@ def _of_rows(choose, fraction, rate, score, target, example_weights) -> Plain:
     def consolidate(slow: Slow, fast: FastState, activity: Activity) -> Slow:
         chosen = choose(row_scores(score, fast, activity, example_weights))
         change = mean_state(fast, activity, example_weights)
-        return _add(slow, jnp.where(chosen[..., None], rate * change, jnp.zeros((), change.dtype)), target)
+        return _add_rows(slow, chosen, rate * change, target)
 
     return consolidate
 
@@ -374,6 +375,16 @@ def _add(slow: Slow, change: jax.Array, target: Target) -> Slow:
     if target == "decoder":
         change = jnp.sum(change, axis=0)
     return {**slow, target: old + change.astype(old.dtype)}
+
+
+def _add_rows(slow: Slow, chosen: jax.Array, change: jax.Array, target: Target) -> Slow:
+    """Add ``change`` where ``chosen`` [L, H, N] holds."""
+    return _add(slow, jnp.where(chosen[..., None], change, jnp.zeros((), change.dtype)), target)
+
+
+def _by_target_row(target: Target, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Arrays [L, H, N, ...] as one entry for each row of the target: all layers write into the same rows of the decoder."""
+    return tuple(jnp.sum(a, axis=0, keepdims=True) for a in arrays) if target == "decoder" else arrays
 
 
 def _check_fraction(fraction: float) -> None:

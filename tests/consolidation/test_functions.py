@@ -226,6 +226,33 @@ def test_at_norm_keeps_the_direction(episode, name):
     assert np.sum(direction * result) / np.linalg.norm(direction) / np.linalg.norm(result) > 1 - 1e-5
 
 
+def test_at_norm_of_no_change_is_no_change(episode):
+    slow, fast = episode
+    after, _ = run(consolidation.at_norm(consolidation.none(), 0.3), slow, fast)
+    np.testing.assert_array_equal(after["synapse"], slow["synapse"])
+    after, _ = run(consolidation.at_norm(consolidation.dense(), 0.3), slow, fast.reset())
+    np.testing.assert_array_equal(after["synapse"], slow["synapse"])
+
+
+@pytest.mark.parametrize("name", sorted(consolidation.FUNCTIONS.keys() - {"none"}))
+def test_every_function_can_write_the_decoder(episode, name):
+    """And nothing else. Two episodes, so that what is remembered is used."""
+    slow, fast = episode
+    after, _ = run(consolidation.FUNCTIONS[name](target="decoder"), slow, fast, episodes=2)
+    assert [key for key in slow if not np.array_equal(after[key], slow[key])] == ["decoder"]
+
+
+def test_functions_that_remember_rows_see_the_decoder_s_rows(episode):
+    """All layers share them: importance is that of the layers together."""
+    slow, fast = episode
+    after, memory = run(consolidation.importance_weighted(0.5, 2.0, target="decoder"), slow, fast, episodes=2)
+    energy = np.asarray(fast.activity.energy, np.float64).mean(axis=1).sum(axis=0)
+    importance = energy / energy.mean()
+    close(np.asarray(memory["row_importance"]), 2 * importance[None])
+    expected = 0.5 * mean_of(fast).sum(axis=0) * (1 + 1 / (1 + 2 * importance))[..., None]
+    close(change(slow, after, "decoder"), expected)
+
+
 # Batches
 
 
