@@ -21,7 +21,7 @@ pytest = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make nback      train the n-back benchmark and print its table (about 5 minutes on two CPU cores)"
+	@echo "make nback      train the n-back benchmark and print its table (1 to 2 minutes on two CPU cores)"
 	@echo "make test       the tests (under 10 minutes)     make test-full  the full product of the contract suite"
 	@echo "make mutate     apply each committed fault and check that the tests notice"
 	@echo "make lint       ruff check and format check      make format     apply both"

@@ -25,6 +25,11 @@ _WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint 
 
 
 def main(argv: Sequence[str]) -> None:
+    """Print the table of the model and the task that the flags name.
+
+    Raises:
+      ConfigError: a flag is missing, or the model does not know the task's tokens.
+    """
     del argv
     if _CONFIG.value is None:
         raise ConfigError("--config is missing: name the configuration of a task, such as --config=configs/counter.py")

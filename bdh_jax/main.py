@@ -21,6 +21,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics
 
 
 def main(argv: Sequence[str]) -> None:
+    """Train what the flags ask for.
+
+    Raises:
+      ConfigError: a flag is missing, or the experiment cannot be run as configured.
+    """
     del argv
     if _CONFIG.value is None:
         raise ConfigError("--config is missing: name a configuration, such as --config=configs/nback.py")

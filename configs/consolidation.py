@@ -67,7 +67,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     nback = runpy.run_path(str(Path(__file__).with_name("nback.py")))["get_config"]
     config = from_config_dict(ExperimentConfig, nback(",".join(n for n in SHARED if n in names)), tasks=CONFIGS)
     consolidation = FUNCTIONS[functions[0]]
-    if "equal_norm" in names and consolidation.function != "none":
+    if "equal_norm" in names:
+        if consolidation.function == "none":
+            raise ConfigError("variant 'equal_norm' scales a change, and the control makes none: name a function beside it")
         consolidation = dataclasses.replace(consolidation, norm=EQUAL_NORM)
     fast = dataclasses.replace(config.model.fast, synapse=True)
     return to_config_dict(

@@ -125,6 +125,8 @@ def test_the_consolidation_experiments(nback):
         ("foo", "unknown variant 'foo'.*control, dense"),
         ("dense,row_topk", "exclude each other"),
         ("dense,dense", "twice"),
+        ("equal_norm", "the control makes none"),
+        ("control,equal_norm", "the control makes none"),
     ):
         with pytest.raises(ConfigError, match=message):
             module.get_config(bad)

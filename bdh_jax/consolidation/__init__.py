@@ -87,9 +87,14 @@ def from_config(config: ConsolidationConfig) -> Function:
     """The function that a configuration names.
 
     Raises:
-      ConfigError: as :func:`make_function`.
+      ConfigError: as :func:`make_function`; or if there is a ``norm`` for a change that "none" does not make.
     """
     function = make_function(config.function, **config.options)
+    if config.norm is not None and config.function == "none":
+        raise ConfigError(
+            f'consolidation.norm={config.norm} scales a change, and consolidation.function="none" makes none; name a '
+            "function, or set norm to None"
+        )
     return function if config.norm is None else at_norm(function, config.norm)
 
 

@@ -15,16 +15,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
-import typing
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from bdh_jax.config import ConfigError, TaskConfig
+from bdh_jax.config import TaskConfig
 from bdh_jax.evaluation.scoring import Predict
 from bdh_jax.tasks.base import Batch, Evaluation
-from bdh_jax.tasks.nback import ENCODINGS, FIRST_VALUE, INTEGER_PADDING, SEPARATOR, EvaluationSet, score_set
+from bdh_jax.tasks.nback import ENCODINGS, FIRST_VALUE, INTEGER_PADDING, INTEGER_VOCABULARY, SEPARATOR
 from bdh_jax.tasks.packing import Encoded, assemble, pack
+from bdh_jax.tasks.recall import EvaluationSet, batch_rng, check_evaluation_sequences, check_sets, score_set
 
 SetName = Literal["vargap1", "vargap2", "repeated8", "n16"]
 EVALUATION_SEQUENCES = 500
@@ -66,19 +66,9 @@ class CounterConfig(TaskConfig):
     """Take the first so many of each evaluation set; 500 is the published benchmark."""
 
     def __post_init__(self):
-        for name in ("mixture", "evaluation_sets"):
-            value = getattr(self, name)
-            unknown = [v for v in value if v not in typing.get_args(SetName)]
-            if unknown or not value:
-                problem = f"{unknown[0]!r} is not a set" if unknown else "no set is named"
-                raise ConfigError(f"task.{name}={value!r}: {problem}; valid sets: {', '.join(typing.get_args(SetName))}")
-        if len(set(self.evaluation_sets)) < len(self.evaluation_sets):
-            raise ConfigError(f"task.evaluation_sets={self.evaluation_sets!r} names a set twice")
-        if not 1 <= self.evaluation_sequences <= EVALUATION_SEQUENCES:
-            raise ConfigError(
-                f"task.evaluation_sequences={self.evaluation_sequences} must lie in 1 … {EVALUATION_SEQUENCES}, the size of "
-                "the published sets"
-            )
+        check_sets("mixture", self.mixture, SetName, distinct=False)
+        check_sets("evaluation_sets", self.evaluation_sets, SetName, distinct=True)
+        check_evaluation_sequences(self.evaluation_sequences, EVALUATION_SEQUENCES)
 
 
 class Episodes(NamedTuple):
@@ -197,7 +187,7 @@ class Counter:
         self.config = config
         self.seed = seed
         self.batch_size = batch_size
-        self.vocab_size = ENCODINGS["integer"].vocab_size
+        self.vocab_size = INTEGER_VOCABULARY
         kinds = tuple(SETS[name] for name in config.mixture)
         lengths = {kind: length(kind) for kind in kinds}
         self.sequence_length = max(lengths.values())
@@ -208,14 +198,18 @@ class Counter:
 
     def batch(self, step: int) -> Batch:
         """The training batch of a step, each array [batch_size, sequence_length]: a pure function of (seed, step)."""
-        rng = np.random.Generator(np.random.Philox(key=np.array([self.seed % 2**64, step], np.uint64)))
+        rng = batch_rng(self.seed, step)
         layout = self._layouts[step * self.batch_size % len(self._layouts)]
         encoded = {kind: encode(sample_episodes(rng, kind, len(places))) for kind, places in layout.places.items()}
         return assemble(layout, encoded, padding=INTEGER_PADDING)
 
     def evaluate(self, predict: Predict) -> Evaluation:
         """Score a model on the published evaluation sequences; see :meth:`bdh_jax.tasks.nback.NBack.evaluate`."""
-        rows = tuple(score_set(name, data, predict, ENCODINGS["integer"]) for name, data in self.evaluation_sets.items())
+        decode = ENCODINGS["integer"].values
+        rows = tuple(
+            score_set(name, data, predict, decode=decode, padding=INTEGER_PADDING)
+            for name, data in self.evaluation_sets.items()
+        )
         return Evaluation(rows=rows, primary=min(row.ratio for row in rows))
 
     @functools.cached_property

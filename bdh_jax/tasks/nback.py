@@ -25,16 +25,16 @@ import dataclasses
 import functools
 import random
 import re
-import typing
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from bdh_jax.config import ConfigError, TaskConfig
-from bdh_jax.evaluation.scoring import Predict, answer_logits, answer_swap, autoregressive, ceiling, credit
-from bdh_jax.tasks.base import Batch, Evaluation, Score
+from bdh_jax.evaluation.scoring import Predict
+from bdh_jax.tasks.base import Batch, Evaluation
 from bdh_jax.tasks.packing import Encoded, assemble, pack
+from bdh_jax.tasks.recall import EvaluationSet, batch_rng, check_evaluation_sequences, check_sets, score_set
 
 SetName = Literal["n2", "n4", "n8"]
 
@@ -95,14 +95,8 @@ class NBackConfig(TaskConfig):
             value = getattr(self, name)
             if value not in choices:
                 raise ConfigError(f"task.{name}={value!r} is not one of {', '.join(map(repr, choices))}")
-        for name in ("mixture", "evaluation_sets"):
-            value = getattr(self, name)
-            unknown = [v for v in value if v not in typing.get_args(SetName)]
-            if unknown or not value:
-                problem = f"{unknown[0]!r} is not a set" if unknown else "no set is named"
-                raise ConfigError(f"task.{name}={value!r}: {problem}; valid sets: {', '.join(typing.get_args(SetName))}")
-        if len(set(self.evaluation_sets)) < len(self.evaluation_sets):
-            raise ConfigError(f"task.evaluation_sets={self.evaluation_sets!r} names a set twice")
+        check_sets("mixture", self.mixture, SetName, distinct=False)
+        check_sets("evaluation_sets", self.evaluation_sets, SetName, distinct=True)
         self._check_curriculum()
         for pairs in self.train_pairs:
             if pairs < 1:
@@ -120,11 +114,7 @@ class NBackConfig(TaskConfig):
             raise ConfigError(
                 f'task.queries={self.queries} needs task.train_set="fresh": the published sequences have one query each'
             )
-        if not 1 <= self.evaluation_sequences <= EVALUATION_SEQUENCES:
-            raise ConfigError(
-                f"task.evaluation_sequences={self.evaluation_sequences} must lie in 1 … {EVALUATION_SEQUENCES}, the size of "
-                "the published sets"
-            )
+        check_evaluation_sequences(self.evaluation_sequences, EVALUATION_SEQUENCES)
 
     def _check_curriculum(self) -> None:
         steps = self.curriculum
@@ -366,24 +356,8 @@ def ids_to_text(ids: np.ndarray) -> str:
     return encoded.decode(errors="replace")
 
 
-class EvaluationSet(NamedTuple):
-    """What it takes to score one set, whatever generated it."""
-
-    answers: np.ndarray
-    """[E] int32, the expected values."""
-    values: np.ndarray
-    """[E,P] int32, the values that a sequence holds."""
-    candidates: np.ndarray
-    """[E,P] bool, which of them the query may mean."""
-    encoded: Encoded
-    positions: np.ndarray
-    """[E,A] int, where the answer's tokens are predicted."""
-    swapped: np.ndarray | None
-    """[E,T] int32, the input with another answer in place of the true one; None if the input holds no answer."""
-
-
 def evaluation_set(episodes: Episodes, window: int, encoding: Encoding) -> EvaluationSet:
-    """Prepare episodes of one query each for :func:`score_set`.
+    """Prepare episodes of one query each for :func:`bdh_jax.tasks.recall.score_set`.
 
     Args:
       episodes: with Q = 1.
@@ -401,40 +375,6 @@ def evaluation_set(episodes: Episodes, window: int, encoding: Encoding) -> Evalu
         swapped = encoded.tokens.copy()
         np.put_along_axis(swapped, positions + 1, _VALUE_WORDS[_other_values(answers)], axis=1)
     return EvaluationSet(answers, episodes.values, candidates(episodes, window), encoded, positions, swapped)
-
-
-def score_set(name: str, data: EvaluationSet, predict: Predict, encoding: Encoding) -> Score:
-    """Score a model on one set; see :meth:`NBack.evaluate` for what is scored.
-
-    Args:
-      name: of the set.
-      data: the set.
-      predict: tokens [B,T] int32, valid [B,T] bool → logits [B,T,V].
-      encoding: the one that ``data`` was made with.
-
-    Returns:
-      The score.
-    """
-    tokens, targets, _, valid = data.encoded
-    values = encoding.values(autoregressive(predict, tokens, valid, data.positions, padding=encoding.padding))
-    extra = {}
-    if data.swapped is not None:
-        logits = answer_logits(predict, tokens, valid, data.positions)
-        right = logits.argmax(axis=-1) == np.take_along_axis(targets, data.positions, axis=1)
-        swap = answer_swap(predict, tokens, data.swapped, valid, data.positions, reference=logits)
-        extra = {
-            "teacher_forced": float(right.all(axis=1).mean()),
-            "swap_unchanged": swap.unchanged,
-            "swap_change": swap.change,
-        }
-    return Score(
-        name=name,
-        count=len(values),
-        accuracy=float((values == data.answers).mean()),
-        credit=float(credit(values, data.values, data.candidates).mean()),
-        ceiling=float(ceiling(data.values, data.candidates).mean()),
-        extra=extra,
-    )
 
 
 def _other_values(values: np.ndarray) -> np.ndarray:
@@ -481,8 +421,7 @@ class NBack:
 
     def batch(self, step: int) -> Batch:
         """The training batch of a step, each array [batch_size, sequence_length]: a pure function of (seed, step)."""
-        # Philox turns any two different keys into independent streams.
-        rng = np.random.Generator(np.random.Philox(key=np.array([self.seed % 2**64, step], np.uint64)))
+        rng = batch_rng(self.seed, step)
         layouts = self._layouts[self._shapes_known_at(step)]
         layout = layouts[step * self.batch_size % len(layouts)]
         encoded = {
@@ -510,7 +449,10 @@ class NBack:
           A row for each set. ``primary`` is the smallest credit ÷ ceiling: one model serves all sets, so it is as good as
           its worst.
         """
-        rows = tuple(score_set(name, data, predict, self.encoding) for name, data in self.evaluation_sets.items())
+        decode, padding = self.encoding.values, self.encoding.padding
+        rows = tuple(
+            score_set(name, data, predict, decode=decode, padding=padding) for name, data in self.evaluation_sets.items()
+        )
         note = "accuracy and credit are of whole answers, decoded token by token" if self.config.encoding == "text" else ""
         return Evaluation(rows=rows, primary=min(row.ratio for row in rows), note=note)
 

@@ -342,6 +342,8 @@ def test_configuration_builds_what_it_names(episode):
     d, _ = run(consolidation.at_norm(consolidation.row_topk(0.2, 0.5), 0.3), slow, fast)
     np.testing.assert_array_equal(c["synapse"], d["synapse"])
     assert not np.array_equal(c["synapse"], a["synapse"])
+    with pytest.raises(ConfigError, match='norm=0.3 scales a change.*"none" makes none'):
+        consolidation.from_config(ConsolidationConfig(norm=0.3))
 
 
 def halve(slow, fast, activity):
