@@ -86,6 +86,9 @@ class NBackConfig(TaskConfig):
     all from the start. With mixture ("n2", "n4", "n8") and curriculum (500, 1000) n8 joins at step 1000."""
     queries: int = 1
     """Queries per training sequence (at most as many as its window; evaluation has one). All ask for different keys."""
+    train_alike: float = 0.0
+    """Share of the training sequences, with encoding "text", whose values all begin with the same two digits. Of other values the
+    last digit mostly follows from the first ones, so that few sequences teach to recall it by the key."""
     evaluation_sets: tuple[SetName, ...] = ("n2", "n4", "n8")
     evaluation_sequences: int = EVALUATION_SEQUENCES
     """Take the first so many of each evaluation set; 1000 is the published benchmark."""
@@ -113,6 +116,13 @@ class NBackConfig(TaskConfig):
         if self.queries > 1 and self.train_set == "published":
             raise ConfigError(
                 f'task.queries={self.queries} needs task.train_set="fresh": the published sequences have one query each'
+            )
+        if not 0 <= self.train_alike <= 1:
+            raise ConfigError(f"task.train_alike={self.train_alike} must lie in [0, 1]")
+        if self.train_alike > 0 and (self.encoding, self.train_set) != ("text", "fresh"):
+            raise ConfigError(
+                f'task.train_alike={self.train_alike} needs task.encoding="text" and task.train_set="fresh": it chooses the '
+                "digits of values that are drawn"
             )
         check_evaluation_sequences(self.evaluation_sequences, EVALUATION_SEQUENCES)
 
@@ -222,6 +232,25 @@ def sample_episodes(
         query = _distinct_queries(rng, keys[:, pairs - window :], queries)
         query = np.where(query < 0, -1, query + pairs - window).astype(np.int32)
     return Episodes(keys, values, query)
+
+
+def alike_values(rng: np.random.Generator, values: np.ndarray, share: float, *, clean: bool = False) -> np.ndarray:
+    """``values`` [E,P], with those of a ``share`` of the episodes drawn anew from one decade (070 … 079, say) each.
+
+    Args:
+      rng: source of randomness.
+      values: [E,P] int32.
+      share: in [0, 1], of episodes.
+      clean: leave out value 128.
+
+    Returns:
+      [E,P] int32.
+    """
+    last = 127 if clean else 128
+    decade = rng.integers(FIRST_VALUE // 10, last // 10 + 1, (len(values), 1), dtype=np.int32) * 10
+    first, after = np.maximum(decade, FIRST_VALUE), np.minimum(decade + 10, last + 1)
+    alike = rng.integers(first, after, values.shape, dtype=np.int32)
+    return np.where(rng.random((len(values), 1)) < share, alike, values)
 
 
 def _distinct_queries(rng: np.random.Generator, keys: np.ndarray, queries: int) -> np.ndarray:
@@ -471,7 +500,11 @@ class NBack:
 
     def _training_episodes(self, rng: np.random.Generator, shape: Shape, count: int) -> Episodes:
         if self.config.train_set == "fresh":
-            return sample_episodes(rng, shape, count, queries=self._queries[shape], clean=self.config.clean)
+            clean, alike = self.config.clean, self.config.train_alike
+            episodes = sample_episodes(rng, shape, count, queries=self._queries[shape], clean=clean)
+            if alike:
+                return episodes._replace(values=alike_values(rng, episodes.values, alike, clean=clean))
+            return episodes
         return self._published[shape].take(rng.integers(0, PUBLISHED_TRAINING_SEQUENCES, count))
 
     @functools.cached_property

@@ -391,6 +391,32 @@ def test_training_on_long_sequences_only():
     assert task(train_pairs=(12,)).evaluation_sets.keys() == PAIRS.keys()
 
 
+@pytest.mark.parametrize("clean", [False, True])
+def test_alike_values_share_all_digits_but_the_last(clean):
+    values = np.full((4000, 3), 64, np.int32)
+    drawn = nback.alike_values(np.random.default_rng(0), values, 0.5, clean=clean)
+    assert drawn.dtype == np.int32
+    assert (drawn // 10 == drawn[:, :1] // 10).all()
+    changed = drawn[(drawn != 64).any(axis=1)]
+    # Sequences of the decade 060 … 069 may come out unchanged: 3 of 6³.
+    assert abs(len(changed) / 4000 - 0.5) < 0.05
+    decades, counts = np.unique(changed[:, 0] // 10, return_counts=True)
+    np.testing.assert_array_equal(decades, np.arange(6, 13))
+    assert counts.min() > 0.8 * counts.max()
+    assert set(np.unique(changed)) == set(range(64, 128 if clean else 129))
+    np.testing.assert_array_equal(nback.alike_values(np.random.default_rng(0), values, 0.0), values)
+
+
+def test_training_on_alike_values():
+    for share, low, high in ((0.0, 0.0, 0.0), (0.5, 0.4, 0.6), (1.0, 1.0, 1.0)):
+        train = task(encoding="text", train_pairs=(16,), train_alike=share, batch_size=400)
+        tokens = train.batch(0).tokens
+        values = tokens[:, 1 : 1 + 160].reshape(400, 16, 10)[..., 6:9]  # the digits
+        alike = (values[..., :2] == values[:, :1, :2]).all(axis=(1, 2))
+        assert low <= alike.mean() <= high
+        assert (values[alike, :, 2] != values[alike, :1, 2]).any(axis=1).all()
+
+
 @pytest.mark.parametrize("config", [{}, {"encoding": "text", "queries": 2}, {"train_set": "published"}, {"clean": True}])
 def test_batches_are_a_pure_function_of_seed_and_step(config):
     one, two = task(seed=3, **config), task(seed=3, **config)
@@ -658,6 +684,9 @@ def test_what_is_no_value_earns_nothing(spelt):
         ({"train_pairs": (8, 0)}, r"train_pairs=\(8, 0\)"),
         ({"train_pairs": (65,), "clean": True}, r"train_pairs=\(65,\).*64"),
         ({"train_window": 0}, "train_window=0"),
+        ({"train_alike": 1.5, "encoding": "text"}, "train_alike=1.5 must lie in"),
+        ({"train_alike": 0.5}, 'train_alike=0.5 needs task.encoding="text"'),
+        ({"train_alike": 0.5, "encoding": "text", "train_set": "published"}, "train_alike=0.5 needs"),
     ],
 )
 def test_bad_configuration_is_named(keys, message):
