@@ -20,9 +20,10 @@ import ml_collections
 
 Scope = Literal["layer", "shared"]
 Address = Literal["previous", "current"]
-AddressNorm = Literal["none", "l2", "sum"]
+AddressNorm = Literal["none", "l2", "sum", "kwta", "centred"]
 AddressSource = Literal["code", "gated", "gate"]
 WriteGradient = Literal["full", "stop"]
+Rule = Literal["hebbian", "delta", "gated_delta", "longhorn", "oja", "mesa"]
 Attention = Literal["rope", "shift"]
 Implementation = Literal["auto", "recurrent", "chunked", "parallel"]
 Kernel = Literal["auto", "xla", "pallas", "pallas_interpret"]
@@ -53,6 +54,18 @@ class FastWeightConfig:
     """η ≥ 0, the size of a write."""
     decay: float = 0.95
     """λ in (0, 1], applied once per valid token."""
+    rule: Rule = "hebbian"
+    """What is written (``bdh_jax.fast_weights.rules``). Rules that predict the value (all but hebbian and oja) predict it from the
+    synapse too, if there is one. "mesa" keeps K × K numbers a layer and example, and has the recurrent form only."""
+    ridge: float = 0.01
+    """Of rule "mesa"; no other rule looks at it."""
+    clamp: float | None = None
+    """Largest absolute entry of S. This and the next two are limits put on S after every write, in this order; they have the
+    recurrent form only."""
+    threshold: float | None = None
+    """Smaller entries of S become zero."""
+    row_norm: float | None = None
+    """Largest L2 norm of a row of S."""
     scope: Scope = "layer"
     """One S per layer, or one shared by all layers (then only the recurrent form exists for n_layer > 1)."""
     address: Address = "previous"
@@ -61,6 +74,10 @@ class FastWeightConfig:
     """What becomes an address: the code (a function of the layer's input), the gated code (of its input and what attention
     found), or the gate alone. Only the last two tell equal tokens in different contexts apart in the first layer."""
     address_norm: AddressNorm = "l2"
+    """Length 1 ("l2"), a sum of at most 1 ("sum", the published choice), or neither ("none"); "kwta" and "centred" have length 1 too,
+    once all but the ``address_active`` largest of the K numbers are zero, or their mean is taken off."""
+    address_active: int = 32
+    """Of address norm "kwta" (k winners take all); no other norm looks at it."""
     write_gradient: WriteGradient = "full"
     """"stop" cuts the gradient through written keys and values; η, λ and the initial S keep theirs."""
     synapse: bool = False
@@ -74,12 +91,28 @@ class FastWeightConfig:
 
     def __post_init__(self):
         _require_choice("fast.scope", self.scope, Scope)
+        _require_choice("fast.rule", self.rule, Rule)
         _require_choice("fast.address", self.address, Address)
         _require_choice("fast.address_source", self.address_source, AddressSource)
         _require_choice("fast.address_norm", self.address_norm, AddressNorm)
         _require_choice("fast.write_gradient", self.write_gradient, WriteGradient)
         _require(self.learning_rate >= 0, f"fast.learning_rate={self.learning_rate} must be ≥ 0")
         _require(0 < self.decay <= 1, f"fast.decay={self.decay} must lie in (0, 1]")
+        _require(self.address_active >= 1, f"fast.address_active={self.address_active} must be at least 1")
+        _require(self.ridge > 0, f"fast.ridge={self.ridge} must be positive")
+        for name, limit in self.limits.items():
+            _require(limit is None or limit > 0, f"fast.{name}={limit} must be positive, or None for no limit")
+        if self.rule == "mesa":
+            _require(
+                not self.learn_learning_rate and not self.learn_decay,
+                'fast.rule="mesa" sums over all rows with one η and one λ; set fast.learn_learning_rate and fast.learn_decay to '
+                "False",
+            )
+            _require(
+                not self.limited,
+                'fast.rule="mesa" reads a solution of its sums, so limits on them mean nothing; set fast.clamp, '
+                "fast.threshold and fast.row_norm to None",
+            )
         _require(
             not self.learn_learning_rate or self.learning_rate > 0,
             "fast.learn_learning_rate needs fast.learning_rate > 0: it is learned in log space",
@@ -91,6 +124,21 @@ class FastWeightConfig:
         _require(
             not self.train_synapse or self.synapse, "fast.train_synapse needs fast.synapse=True: there is nothing to train"
         )
+
+    @property
+    def limits(self) -> dict[str, float | None]:
+        """Arguments of ``bdh_jax.fast_weights.rules.bound``."""
+        return {"clamp": self.clamp, "threshold": self.threshold, "row_norm": self.row_norm}
+
+    @property
+    def limited(self) -> bool:
+        """Whether S has any limit."""
+        return any(limit is not None for limit in self.limits.values())
+
+    @property
+    def predicts_values(self) -> bool:
+        """Whether the rule writes what reading would get wrong, so that what the synapse knows already is not written."""
+        return self.rule in ("delta", "gated_delta", "longhorn", "mesa")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +191,15 @@ class BDHConfig:
                 f'implementation={self.implementation!r} cannot run fast.scope="shared" with n_layer={self.n_layer}: a layer '
                 'reads what earlier layers wrote at the same token, so only implementation="recurrent" (or "auto") exists',
             )
+        elif self.memory_is_recurrent:
+            what = (
+                'fast.rule="mesa"' if self.fast.rule == "mesa" else "limits on S (fast.clamp, fast.threshold, fast.row_norm)"
+            )
+            _require(
+                self.implementation in ("auto", "recurrent"),
+                f"implementation={self.implementation!r} cannot run {what}: there is only the form token by token; use "
+                'implementation="recurrent" (or "auto")',
+            )
 
     def _round_neurons(self) -> int:
         step = 2 * self.n_head
@@ -157,6 +214,11 @@ class BDHConfig:
     def shared_across_layers(self) -> bool:
         """Whether several layers write into one S, which makes the model sequential in time."""
         return self.fast.enabled and self.fast.scope == "shared" and self.n_layer > 1
+
+    @property
+    def memory_is_recurrent(self) -> bool:
+        """Whether the fast weights have the form token by token only."""
+        return self.fast.enabled and (self.fast.rule == "mesa" or self.fast.limited)
 
     @property
     def memory_slots(self) -> int:
@@ -253,6 +315,9 @@ class ConsolidationConfig:
     levels: int | None = None
     ratio: float | None = None
     protection: float | None = None
+    ridge: float | None = None
+    background: float | None = None
+    tolerance: float | None = None
     seed: int | None = None
     target: str | None = None
 
@@ -300,6 +365,10 @@ class ExperimentConfig:
             self.model.n_neurons // self.model.n_head % self.mesh.neurons == 0,
             f"mesh.neurons={self.mesh.neurons} does not divide the {self.model.n_neurons // self.model.n_head} neurons of a head "
             f"(model.n_neurons={self.model.n_neurons}, model.n_head={self.model.n_head})",
+        )
+        _require(
+            self.mesh.neurons == 1 or not (self.model.fast.enabled and self.model.fast.rule == "mesa"),
+            f'mesh.neurons={self.mesh.neurons} splits the rows that model.fast.rule="mesa" solves for together; set it to 1',
         )
         _require(
             self.mesh.data == -1 or (self.train.batch_size // self.train.accumulation) % self.mesh.data == 0,

@@ -12,7 +12,7 @@ with r the read of the fast weights S (per layer and example, [H, N, D]):
 
     address a_t = norm(code_t)                                 or of code * gate, or of gate
     read    r_t = a_t @ (synapse + S_t)                        read before write
-    write   S_{t+1} = λ S_t + η k_t ⊗ x_t                      k_t = a_{t−1}, or a_t
+    write   S_{t+1} = λ S_t + η k_t ⊗ x_t                      k_t = a_{t−1}, or a_t; or another rule (fast_weights/rules.py)
 
 Axis letters: B batch, T time, L layer, H head, N neurons per head, D model width, V vocabulary; K = H·N.
 """
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import flax.linen as nn
 import flax.struct
@@ -33,12 +33,15 @@ from jax.sharding import PartitionSpec as P
 
 from bdh_jax import sharding
 from bdh_jax.config import BDHConfig, ConfigError
+from bdh_jax.episode import episode_of, keep
 from bdh_jax.fast_weights import state as fast_state
-from bdh_jax.fast_weights.addresses import address_scale, shift_to_previous
-from bdh_jax.fast_weights.state import Activity, FastState
+from bdh_jax.fast_weights.addresses import shift_to_previous
+from bdh_jax.fast_weights.state import Activity, FastState, LayerState
+from bdh_jax.fast_weights.write_back import write_back
 from bdh_jax.kernels.fast_weight_scan import dispatch, fast_weight_scan
-from bdh_jax.kernels.fast_weight_scan.xla import exclusive_count, vary_like
-from bdh_jax.rotary import rope, rope_angles
+from bdh_jax.kernels.fast_weight_scan.xla import vary_like
+from bdh_jax.projections import decode, encode, encode_by_head
+from bdh_jax.rotary import rope
 from bdh_jax.sharding import sum_over_shards
 
 LAYER_NORM_EPSILON = 1e-5
@@ -155,6 +158,10 @@ class BDH(nn.Module):
         if fast.learn_learning_rate:
             start = nn.initializers.constant(math.log(fast.learning_rate))
             slow["fast_log_learning_rate"] = declare("fast_log_learning_rate", start, (heads,), config.state_dtype)
+        if fast.rule == "gated_delta":
+            # σ(2) = 0.88: open at first, so that there is something to learn from.
+            slow["fast_gate"] = declare("fast_gate", nn.initializers.zeros, (width,), config.state_dtype)
+            slow["fast_gate_bias"] = declare("fast_gate_bias", nn.initializers.constant(2.0), (), config.state_dtype)
         if fast.learn_decay:
             start = nn.initializers.constant(math.log(fast.decay / (1 - fast.decay)))
             slow["fast_logit_decay"] = declare("fast_logit_decay", start, (heads,), config.state_dtype)
@@ -167,29 +174,6 @@ def layer_norm(x: jax.Array) -> jax.Array:
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     return (centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)).astype(x.dtype)
-
-
-class _Episode(NamedTuple):
-    """What all layers of one call share."""
-
-    cos: jax.Array | None  # [B or 1, 1, T, N]
-    sin: jax.Array | None
-    end_position: jax.Array  # [B]
-    counted: jax.Array | None  # [B, T] float: tokens that count towards the activity of the last episode
-    continues: jax.Array | None  # [B] bool: no reset in this call, so earlier activity still counts
-    valid: jax.Array | None
-    reset: jax.Array | None
-
-
-class _LayerState(NamedTuple):
-    """One layer's part of :class:`FastState`, without its leading layer axis."""
-
-    attention: jax.Array | None
-    memory: jax.Array | None
-    previous_address: jax.Array | None
-    previous_code: jax.Array | None
-    strength: jax.Array | None
-    energy: jax.Array | None
 
 
 def _run_layers(weights, x, fast, valid, reset, dropout_masks, *, config, mesh, state, collect):
@@ -206,6 +190,11 @@ def _run_layers(weights, x, fast, valid, reset, dropout_masks, *, config, mesh, 
     )
     if mesh is None:
         return core(weights, x, fast, valid, reset, dropout_masks, axis=None)
+    if config.fast.enabled and config.fast.rule == "mesa" and mesh.shape["neurons"] > 1:
+        raise ConfigError(
+            f'a mesh of {mesh.shape["neurons"]} over "neurons" splits the rows that fast.rule="mesa" solves for together; '
+            'spread over "data" only'
+        )
 
     rows = P(None, "data", None, None, "neurons")
     final = jax.eval_shape(lambda: fast_state.zeros(config, 1))
@@ -260,7 +249,7 @@ def _layers(weights, x, fast, valid, reset, dropout_masks, *, config, form, stat
     """Layer after layer over the tokens at hand. With one token and a shared S this is also the shared form."""
     local_neurons = weights["encoder"].shape[-1]
     offset = 0 if axis is None else jax.lax.axis_index(axis) * local_neurons
-    episode = _episode(config, fast, valid, reset, x.shape, offset + jnp.arange(local_neurons))
+    episode = episode_of(config, fast, valid, reset, x.shape, offset + jnp.arange(local_neurons))
     learning_rate, decay = _rates(weights, config)
     shared = config.fast.enabled and config.fast.scope == "shared"
     # What one layer writes to a shared S the next one reads, whatever the caller wants in the end.
@@ -271,10 +260,11 @@ def _layers(weights, x, fast, valid, reset, dropout_masks, *, config, form, stat
 
     states, collected = [], []
     shared_memory = fast.memory[0] if shared and fast is not None else None
+    shared_gram = fast.gram[0] if shared and fast is not None and fast.gram is not None else None
     for index in range(config.n_layer):
-        layer_state = _layer_state(fast, index)
+        layer_state = fast_state.layer_state(fast, index)
         if shared:
-            layer_state = layer_state._replace(memory=shared_memory)
+            layer_state = layer_state._replace(memory=shared_memory, gram=shared_gram)
         synapse = weights["synapse"][0 if shared else index] if "synapse" in weights else None
         x, layer_state, seen = function(
             weights,
@@ -288,26 +278,30 @@ def _layers(weights, x, fast, valid, reset, dropout_masks, *, config, form, stat
             decay if index == 0 or not shared else 1.0,
             reset if index == 0 or not shared else None,
         )
-        shared_memory = layer_state.memory
+        shared_memory, shared_gram = layer_state.memory, layer_state.gram
         states.append(layer_state)
         collected.append({name: seen[name] for name in collect})
     stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *collected) if collect else {}
     if state == "none":
         return x, None, stacked
 
-    layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[s._replace(memory=None) for s in states])
-    memory = None
+    layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[s._replace(memory=None, gram=None) for s in states])
+    memory = gram = None
     if config.fast.enabled:
         memory = states[-1].memory[None] if shared else jnp.stack([s.memory for s in states])
+    if shared_gram is not None or states[-1].gram is not None:
+        gram = states[-1].gram[None] if shared else jnp.stack([s.gram for s in states])
     activity = None
     if config.fast.enabled:
         count = jnp.sum(episode.counted, axis=1)
         if fast is not None:
-            count = count + _keep(fast.activity.count, episode.continues)
+            count = count + keep(fast.activity.count, episode.continues)
         activity = Activity(strength=layers.strength, energy=layers.energy, count=count)
     result = FastState(
         attention=layers.attention,
         memory=memory,
+        gram=gram,
+        ridge=config.fast.ridge if gram is not None else 0.0,
         previous_address=layers.previous_address,
         previous_code=layers.previous_code,
         position=episode.end_position,
@@ -322,8 +316,7 @@ def _layer(
     """One layer over [B, T, D]. Returns the next x, the layer's next state and the arrays that probes may ask for."""
     fast, dtype = config.fast, config.compute_dtype
     encoder, encoder_v, decoder = (weights[name].astype(dtype) for name in ("encoder", "encoder_v", "decoder"))
-    scan = functools.partial(fast_weight_scan, valid=episode.valid, implementation=form, chunk_size=config.chunk_size)
-    code = jax.nn.relu(_encode(x, encoder))
+    code = jax.nn.relu(encode(x, encoder))
 
     previous_code = None
     if config.attention == "rope":
@@ -331,115 +324,37 @@ def _layer(
     else:
         query = code
         key, previous_code = shift_to_previous(code, layer_state.previous_code, episode.valid, episode.reset)
-    attended, attention = scan(
-        query, key, x, layer_state.attention, reset=episode.reset, final="none" if state == "mean" else state
+    attended, attention = fast_weight_scan(
+        query,
+        key,
+        x,
+        layer_state.attention,
+        valid=episode.valid,
+        reset=episode.reset,
+        implementation=form,
+        chunk_size=config.chunk_size,
+        final="none" if state == "mean" else state,
     )
     attended = layer_norm(sum_over_shards(attended, axis)).astype(dtype)
-    gate = jax.nn.relu(_encode_by_head(attended, encoder_v))
+    gate = jax.nn.relu(encode_by_head(attended, encoder_v))
     gated = code * gate
-    source = {"code": code, "gated": gated, "gate": gate}[fast.address_source]
     if dropout_mask is not None:
         gated = jnp.where(dropout_mask, gated / (1 - config.dropout), jnp.zeros((), dtype))
-    y = _decode(gated, decoder, config.state_dtype)
+    y = decode(gated, decoder, config.state_dtype)
 
-    next_state = _LayerState(attention, None, None, previous_code, None, None)
+    next_state = LayerState()
     seen = {"code": code, "gate": gate}
     if fast.enabled:
-        # An address is its source times one factor per token. The factors are applied where the arrays are D wide: the key's to
-        # the written value, the query's to the read.
-        scale = address_scale(source, fast.address_norm, axis)
-        key, key_scale, previous_address = source, scale, None
-        if fast.address == "previous":
-            carried = layer_state.previous_address
-            key, last = shift_to_previous(source, carried, episode.valid, episode.reset)
-            carried = None if carried is None else jnp.ones_like(scale[:, :, 0])
-            key_scale, last_scale = shift_to_previous(scale, carried, episode.valid, episode.reset)
-            previous_address = (last * last_scale).astype(dtype)
-        value = (x * key_scale[:, 0]).astype(dtype)
-        if fast.write_gradient == "stop":
-            key, value = jax.lax.stop_gradient((key, value))
+        source = {"code": code, "gated": code * gate, "gate": gate}[fast.address_source]
         rates = dict(learning_rate=learning_rate, decay=decay, reset=memory_reset)
-        read, memory = scan(source, key, value, layer_state.memory, **rates, final=state, sum_heads=True)
-        if synapse is not None:
-            read = read + _decode(source, synapse.astype(dtype), config.state_dtype)
-        y = y + scale[:, 0] * read
-        strength = energy = None
-        if state != "none":
-            strength, energy = _activity(source, scale, key, value, learning_rate, layer_state, episode)
-        next_state = next_state._replace(memory=memory, previous_address=previous_address, strength=strength, energy=energy)
-        seen["address"] = (source * scale).astype(dtype)
+        read, seen["address"], next_state = write_back(
+            weights, synapse, source, x, layer_state, episode, rates, config=config, form=form, state=state, axis=axis
+        )
+        y = y + read
+    next_state = next_state._replace(attention=attention, previous_code=previous_code)
 
     y = layer_norm(sum_over_shards(y, axis)).astype(dtype)
     return layer_norm(x + y), next_state, seen
-
-
-# The K-wide products are plain 2-D ones: for batched products XLA on CPU lays out their gradients badly, which costs more than
-# the products.
-
-
-def _encode(x: jax.Array, encoder: jax.Array) -> jax.Array:
-    """x [B, T, D] times encoder [D, H, N]: [B, H, T, N]."""
-    batch, length, width = x.shape
-    rows = x.reshape(batch * length, width) @ encoder.reshape(width, -1)
-    return rows.reshape(batch, length, *encoder.shape[1:]).swapaxes(1, 2)
-
-
-def _encode_by_head(x: jax.Array, encoder: jax.Array) -> jax.Array:
-    """Each head's x [B, H, T, D] times its encoder [H, D, N]: [B, H, T, N]."""
-    batch, heads, length, width = x.shape
-    rows = jnp.stack([x[:, h].reshape(batch * length, width) @ encoder[h] for h in range(heads)])
-    return rows.reshape(heads, batch, length, -1).swapaxes(0, 1)
-
-
-def _decode(rows: jax.Array, decoder: jax.Array, dtype: Any) -> jax.Array:
-    """Neurons [B, H, T, N] times decoder [H, N, D], summed over heads: [B, T, D] in ``dtype``."""
-    batch, heads, length, neurons = rows.shape
-    flat = rows.swapaxes(1, 2).reshape(batch * length, heads * neurons)
-    y = jnp.matmul(flat, decoder.reshape(heads * neurons, -1), preferred_element_type=dtype)
-    return y.reshape(batch, length, -1)
-
-
-def _activity(source, scale, key, value, learning_rate, layer_state, episode):
-    """Strength and energy of one layer's rows, [B, H, N] each, over this call and the episode's earlier ones."""
-    dtype = episode.counted.dtype
-    strength = jnp.einsum("bhtn,bt->bhn", source.astype(dtype), episode.counted * scale[:, 0, :, 0])
-    size = episode.counted * jnp.sum(jnp.square(value.astype(dtype)), axis=-1)
-    rate = jnp.asarray(learning_rate, dtype).reshape(-1, 1)
-    energy = jnp.square(rate)[None] * jnp.einsum("bhtn,bt->bhn", jnp.square(key.astype(dtype)), size)
-    if layer_state.strength is not None:
-        strength = strength + _keep(layer_state.strength, episode.continues)
-        energy = energy + _keep(layer_state.energy, episode.continues)
-    return strength, energy
-
-
-def _episode(config, fast, valid, reset, shape, neurons) -> _Episode:
-    batch, length, _ = shape
-    before = jnp.arange(length, dtype=jnp.int32)[None] if valid is None else exclusive_count(valid)
-    total = before[:, -1] + (1 if valid is None else valid[:, -1].astype(jnp.int32))
-    start = jnp.zeros((batch,), jnp.int32) if fast is None else fast.position
-    counted = jnp.ones((batch, length), bool) if valid is None else valid
-    continues = None
-    if reset is None:
-        position = before if fast is None else before + start[:, None]
-        end = start + total
-    else:
-        episode = jnp.cumsum(reset, axis=1)
-        # `before` never falls, so the running maximum over resets is its value at the last one.
-        base = jax.lax.cummax(jnp.where(reset, before, 0), axis=1)
-        position = before - base + jnp.where(episode == 0, start[:, None], 0)
-        end = total - base[:, -1] + jnp.where(episode[:, -1] == 0, start, 0)
-        counted = counted & (episode == episode[:, -1:])
-        continues = episode[:, -1] == 0
-    cos = sin = None
-    if config.attention == "rope":
-        arguments = (neurons, config.neurons_per_head, config.rope_theta, config.state_dtype)
-        if fast is None and position.shape[0] > 1:
-            # Positions lie in [0, T): one table of T angles, looked up, instead of B·T angles.
-            tables = rope_angles(jnp.arange(length)[None], *arguments)
-            cos, sin = (table[0, 0][position][:, None] for table in tables)
-        else:
-            cos, sin = rope_angles(position, *arguments)
-    return _Episode(cos, sin, end, counted.astype(config.state_dtype), continues, valid, reset)
 
 
 def _rates(weights, config):
@@ -450,21 +365,6 @@ def _rates(weights, config):
     if "fast_logit_decay" in weights:
         decay = jax.nn.sigmoid(weights["fast_logit_decay"])
     return learning_rate, decay
-
-
-def _layer_state(fast: FastState | None, index: int) -> _LayerState:
-    if fast is None:
-        return _LayerState(None, None, None, None, None, None)
-    activity = fast.activity
-    memory = None if fast.memory is None or index >= fast.memory.shape[0] else fast.memory[index]
-    return _LayerState(
-        attention=fast.attention[index],
-        memory=memory,
-        previous_address=None if fast.previous_address is None else fast.previous_address[index],
-        previous_code=None if fast.previous_code is None else fast.previous_code[index],
-        strength=None if activity is None else activity.strength[index],
-        energy=None if activity is None else activity.energy[index],
-    )
 
 
 def _finish(fast: FastState, state: StateKind, axis: str | None) -> FastState | None:
@@ -485,6 +385,8 @@ def _only_mean(fast: FastState, axis: str | None = None) -> FastState:
     return FastState(
         attention=None,
         memory=mean(fast.memory, 1),
+        gram=None if fast.gram is None else mean(fast.gram, 1),
+        ridge=fast.ridge,
         previous_address=None,
         previous_code=None,
         position=None,
@@ -492,17 +394,10 @@ def _only_mean(fast: FastState, axis: str | None = None) -> FastState:
     )
 
 
-def _keep(array: jax.Array, where: jax.Array | None) -> jax.Array:
-    """``array`` [B, ...] where ``where`` [B] holds, zero elsewhere."""
-    if where is None:
-        return array
-    return jnp.where(where.reshape(-1, *[1] * (array.ndim - 1)), array, jnp.zeros((), array.dtype))
-
-
 def _choose_form(config: BDHConfig, length: int) -> str:
     """The form of ``fast_weight_scan`` that implementation and kernel stand for at this length."""
     implementation, kernel = config.implementation, config.kernel
-    if config.shared_across_layers:
+    if config.shared_across_layers or config.memory_is_recurrent:
         implementation = "recurrent"
     if kernel in ("pallas", "pallas_interpret"):
         if implementation in ("recurrent", "parallel"):

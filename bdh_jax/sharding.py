@@ -26,6 +26,8 @@ RULES: dict[str, str | None] = {
     "model": None,
     "vocab": None,
     "level": None,
+    # Rule "mesa" solves for all rows together.
+    "row": None,
 }
 """Logical axis → mesh axis."""
 
@@ -39,9 +41,12 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "synapse": ("layer", "head", "neuron", "model"),
     "fast_log_learning_rate": ("head",),
     "fast_logit_decay": ("head",),
+    "fast_gate": ("model",),
+    "fast_gate_bias": (),
     # fast state
     "attention": ("layer", "batch", "head", "neuron", "model"),
     "memory": ("layer", "batch", "head", "neuron", "model"),
+    "gram": ("layer", "batch", "row", "row"),
     "previous_address": ("layer", "batch", "head", "neuron"),
     "previous_code": ("layer", "batch", "head", "neuron"),
     "strength": ("layer", "batch", "head", "neuron"),
@@ -49,6 +54,7 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "position": ("batch",),
     "count": ("batch",),
     # memory of consolidation functions
+    "background": ("layer", "row", "row"),
     "row_use": ("layer", "head", "neuron"),
     "row_importance": ("layer", "head", "neuron"),
     "levels": ("level", "layer", "head", "neuron", "model"),

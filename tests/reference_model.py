@@ -20,6 +20,7 @@ class State:
 
     attention: np.ndarray  # [L, H, N, D]
     memory: np.ndarray  # [L, H, N, D], or [1, H, N, D] shared
+    gram: np.ndarray  # [L, K, K], or [1, K, K] shared
     previous_address: np.ndarray  # [L, H, N]
     previous_code: np.ndarray  # [L, H, N]
     position: int
@@ -36,6 +37,7 @@ def fresh(config: Any) -> State:
     return State(
         attention=np.zeros((layers, heads, neurons, width)),
         memory=np.zeros((slots, heads, neurons, width)),
+        gram=np.zeros((slots, heads * neurons, heads * neurons)),
         previous_address=rows.copy(),
         previous_code=rows.copy(),
         position=0,
@@ -93,7 +95,7 @@ def _token(config, slow, token, state, place, writes, made, scale):
         rate = np.exp(slow["fast_log_learning_rate"])
     if "fast_logit_decay" in slow:
         decay = 1 / (1 + np.exp(-slow["fast_logit_decay"]))
-    attention, memory = state.attention.copy(), state.memory.copy()
+    attention, memory, gram = state.attention.copy(), state.memory.copy(), state.gram.copy()
     addresses, codes = state.previous_address.copy(), state.previous_code.copy()
     strength, energy = state.strength.copy(), state.energy.copy()
 
@@ -114,22 +116,55 @@ def _token(config, slow, token, state, place, writes, made, scale):
         if fast.enabled:
             slot = 0 if fast.scope == "shared" else layer
             source = {"code": code, "gated": code * gate, "gate": gate}[fast.address_source]
-            address = _address(source, fast.address_norm)
-            read = memory[slot] + (slow["synapse"][slot] if "synapse" in slow else 0)
-            y = y + np.einsum("hn,hnd->d", address, read)
+            address = _address(source, fast.address_norm, fast.address_active)
+            synapse = slow["synapse"][slot] if "synapse" in slow else np.zeros(memory.shape[1:])
+            y = y + np.einsum("hn,hnd->d", address, synapse + _readable(fast, memory[slot], gram[slot]))
             if slot == layer:  # once a token for every S: a shared one decays before the first layer writes
                 memory[slot] *= decay[:, None, None]
+                gram[slot] *= decay[0]
             written = address if fast.address == "current" else state.previous_address[layer]
             made[(*place, layer)] = (written, x)
             written, value = made[(*place, layer)] if writes is None else writes[(*place, layer)]
             rows = rate[:, None] * written
-            memory[slot] += rows[:, :, None] * value
+            _write(fast, slow, memory[slot], gram[slot], synapse, written, value, rate)
             addresses[layer] = address
             strength[layer] += address
             energy[layer] += rows**2 * np.sum(value**2)
         x = _norm(x + _norm(y))
-    changed = State(attention, memory, addresses, codes, state.position + 1, strength, energy, state.count + 1)
+    changed = State(attention, memory, gram, addresses, codes, state.position + 1, strength, energy, state.count + 1)
     return x, changed
+
+
+def _readable(fast, memory, gram):
+    if fast.rule != "mesa":
+        return memory
+    solution = np.linalg.solve(gram + fast.ridge * np.eye(len(gram)), memory.reshape(len(gram), -1))
+    return solution.reshape(memory.shape)
+
+
+def _write(fast, slow, memory, gram, synapse, key, value, rate):
+    """Change S [H, N, D], which has decayed, and G [K, K] in place."""
+    width = len(value)
+    if fast.rule in ("delta", "gated_delta", "longhorn", "mesa"):
+        known = np.einsum("hn,hnd->d", key, synapse)
+        if fast.rule != "mesa":
+            known = known + np.einsum("hn,hnd->d", key, memory)
+        value = value - known
+    if fast.rule == "gated_delta":
+        value = value / (1 + np.exp(-(slow["fast_gate"] @ (value + known) + slow["fast_gate_bias"])))
+    if fast.rule == "longhorn":
+        value = value / (1 + np.sum(rate[:, None] * key**2))
+    if fast.rule == "oja":
+        key = key - np.einsum("hnd,d->hn", memory, value) / width
+    if fast.rule == "mesa":
+        gram += rate[0] * np.outer(key.ravel(), key.ravel())
+    memory += rate[:, None, None] * key[:, :, None] * value
+    if fast.clamp is not None:
+        np.clip(memory, -fast.clamp, fast.clamp, out=memory)
+    if fast.threshold is not None:
+        memory[np.abs(memory) < fast.threshold] = 0
+    if fast.row_norm is not None:
+        memory /= np.maximum(1, np.linalg.norm(memory, axis=-1, keepdims=True) / fast.row_norm)
 
 
 def _norm(x):
@@ -144,7 +179,13 @@ def _rotate(code, position, theta):
     return np.stack([pairs.real, pairs.imag], axis=2).reshape(heads, neurons)
 
 
-def _address(code, norm):
+def _address(code, norm, active):
+    if norm == "kwta":
+        code = np.where(code >= np.sort(code, axis=None)[-active], code, 0)
+        norm = "l2"
+    if norm == "centred":
+        code = code - code.mean()
+        norm = "l2"
     if norm == "l2":
         return code / np.sqrt(np.sum(code**2) + 1e-12)
     if norm == "sum":

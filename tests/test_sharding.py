@@ -183,6 +183,10 @@ FORMS = {
     "recurrent": {"implementation": "recurrent"},
     "shared": {"scope": "shared"},
     "shift": {"attention": "shift", "address_norm": "sum"},
+    # What these predict is a sum over the rows of all shards.
+    "longhorn": {"implementation": "chunked", "rule": "longhorn", "learning_rate": 0.5, "address_norm": "none"},
+    "gated delta": {"implementation": "recurrent", "rule": "gated_delta", "address_norm": "centred"},
+    "oja": {"implementation": "parallel", "rule": "oja", "address_norm": "kwta", "address_active": 30},
 }
 
 
@@ -264,8 +268,10 @@ def test_no_collective_of_generation_moves_neurons():
 def test_the_table_names_every_leaf():
     """A leaf that the table does not know would be copied to every device in silence."""
     config = experiment(1, 1).model
-    for attention in ("rope", "shift"):
-        model = BDH(dataclasses.replace(config, attention=attention))
+    for attention, rule in (("rope", "hebbian"), ("shift", "gated_delta"), ("rope", "mesa")):
+        rates = {} if rule != "mesa" else {"learn_learning_rate": False, "learn_decay": False}
+        fast_config = dataclasses.replace(config.fast, rule=rule, **rates)
+        model = BDH(dataclasses.replace(config, attention=attention, fast=fast_config))
         slow = jax.eval_shape(lambda model=model: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
         fast = jax.eval_shape(lambda model=model: model.init_fast(2))
         for tree in (slow, fast):
@@ -274,7 +280,17 @@ def test_the_table_names_every_leaf():
                 assert len(sharding.LOGICAL_AXES[name]) == leaf.ndim, name
                 axes = dict(zip(sharding.LOGICAL_AXES[name], leaf.shape, strict=True))
                 expected = {"neuron": NEURONS, "model": WIDTH, "head": HEADS, "vocab": VOCAB, "layer": LAYERS, "batch": 2}
+                expected["row"] = HEADS * NEURONS
                 assert axes == {axis: expected[axis] for axis in axes}, name
+
+
+def test_rules_that_solve_for_all_rows_refuse_to_split_them():
+    config = dataclasses.replace(experiment(1, 1).model, fast=FastWeightConfig(rule="mesa"))
+    model = BDH(config, sharding.make_mesh(MeshConfig(data=1, neurons=2)))
+    with pytest.raises(ConfigError, match='mesh of 2 over "neurons" splits the rows that fast.rule="mesa"'):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    with pytest.raises(ConfigError, match='mesh.neurons=2 splits the rows that model.fast.rule="mesa"'):
+        ExperimentConfig(model=config, mesh=MeshConfig(neurons=2))
 
 
 def test_specs_follow_the_last_name_and_the_rank():

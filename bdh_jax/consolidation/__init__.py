@@ -39,6 +39,7 @@ from bdh_jax.consolidation.functions import (
     threshold,
     top_rows,
 )
+from bdh_jax.consolidation.least_squares import least_squares, null_space
 
 FUNCTIONS: dict[str, Callable[..., Function]] = {
     factory.__name__: factory
@@ -53,6 +54,8 @@ FUNCTIONS: dict[str, Callable[..., Function]] = {
         tfidf_rows,
         importance_weighted,
         cascade,
+        least_squares,
+        null_space,
     )
 }
 """Name → factory, for configurations."""
@@ -130,11 +133,13 @@ __all__ = [
     "dense",
     "from_config",
     "importance_weighted",
+    "least_squares",
     "make_consolidator",
     "make_function",
     "mean_state",
     "memory_nbytes",
     "none",
+    "null_space",
     "row_bottom",
     "row_random",
     "row_scores",

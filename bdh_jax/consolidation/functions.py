@@ -154,7 +154,7 @@ def running_average(rate: float = 0.1, *, target: Target = "synapse", example_we
         raise ConfigError(f"rate={rate} must lie in (0, 1]: it is the share of the new episode in the average")
 
     def consolidate(slow: Slow, fast: FastState, activity: Activity) -> Slow:
-        slow = {**slow, target: (1 - rate) * _target(slow, target)}
+        slow = {**slow, target: (1 - rate) * target_of(slow, target)}
         return _add(slow, rate * mean_state(fast, activity, example_weights), target)
 
     return consolidate
@@ -258,7 +258,7 @@ def cascade(
     coupling = [ratio**-k / 4 for k in range(levels)]
 
     def init(slow):
-        first = _target(slow, target)
+        first = target_of(slow, target)
         return {"levels": jnp.zeros((levels - 1, *first.shape), first.dtype)}
 
     def update(slow, fast, activity, memory):
@@ -302,14 +302,14 @@ def mean_state(fast: FastState, activity: Activity, example_weights: ExampleWeig
       activity: what a function as ``example_weights`` looks at.
       example_weights: see :data:`ExampleWeights`.
     """
-    return _mean_over_examples(fast.effective_memory(), activity, example_weights)
+    return mean_over_examples(fast.effective_memory(), activity, example_weights)
 
 
 def row_scores(score: Score, fast: FastState, activity: Activity, example_weights: ExampleWeights = None) -> jax.Array:
     """Score [L, H, N] ([1, H, N] when shared) of every row, ≥ 0: see :func:`row_topk` for what they are."""
     if score == "state_norm":
         return jnp.sqrt(jnp.sum(jnp.square(mean_state(fast, activity, example_weights)), axis=-1))
-    scores = _mean_over_examples(getattr(activity, score), activity, example_weights)
+    scores = mean_over_examples(getattr(activity, score), activity, example_weights)
     # A matrix shared by all layers was written by all of them.
     shared = fast.memory.shape[0] == 1
     return jnp.sum(scores, axis=0, keepdims=True) if shared else scores
@@ -344,7 +344,12 @@ def _of_rows(choose, rate, score, target, example_weights) -> Plain:
     return consolidate
 
 
-def _mean_over_examples(array: jax.Array, activity: Activity, example_weights: ExampleWeights) -> jax.Array:
+def mean_over_examples(array: jax.Array, activity: Activity, example_weights: ExampleWeights) -> jax.Array:
+    """``array`` [L, B, ...] averaged over the examples: [L, ...].
+
+    Raises:
+      ConsolidationError: if there is not one weight for each example.
+    """
     if example_weights is None:
         return jnp.mean(array, axis=1)
     weights = jnp.asarray(example_weights(activity) if callable(example_weights) else example_weights, array.dtype)
@@ -355,7 +360,12 @@ def _mean_over_examples(array: jax.Array, activity: Activity, example_weights: E
     return jnp.einsum("lb...,b->l...", array, weights / _at_least_tiny(jnp.sum(weights)))
 
 
-def _target(slow: Slow, target: Target) -> jax.Array:
+def target_of(slow: Slow, target: Target) -> jax.Array:
+    """The slow weights that are written.
+
+    Raises:
+      ConsolidationError: if the model has no synapse.
+    """
     if target not in slow:
         raise ConsolidationError(
             f"target={target!r}: the slow weights have no {target!r}. Build the model with "
@@ -366,12 +376,12 @@ def _target(slow: Slow, target: Target) -> jax.Array:
 
 def _row_shape(slow: Slow, target: Target) -> tuple[int, int, int]:
     """[L, H, N] of a synapse, [1, H, N] of the decoder, whose rows all layers share."""
-    shape = _target(slow, target).shape[:-1]
+    shape = target_of(slow, target).shape[:-1]
     return shape if target == "synapse" else (1, *shape)
 
 
 def _add(slow: Slow, change: jax.Array, target: Target) -> Slow:
-    old = _target(slow, target)
+    old = target_of(slow, target)
     if target == "decoder":
         change = jnp.sum(change, axis=0)
     return {**slow, target: old + change.astype(old.dtype)}

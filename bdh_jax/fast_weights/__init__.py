@@ -1,6 +1,17 @@
-"""Fast weights: the state an episode carries (``state``) and the rules that write it (``rules``)."""
+"""Fast weights: the state an episode carries (``state``), the rules that write it (``rules``), one layer's use of them
+(``write_back``), and what they are addressed by (``addresses``)."""
 
-from bdh_jax.fast_weights.rules import hebbian
+from bdh_jax.fast_weights.rules import bound, delta, hebbian, longhorn_gate, mesa, oja, ridge_solution
 from bdh_jax.fast_weights.state import Activity, FastState
 
-__all__ = ["Activity", "FastState", "hebbian"]
+__all__ = [
+    "Activity",
+    "FastState",
+    "bound",
+    "delta",
+    "hebbian",
+    "longhorn_gate",
+    "mesa",
+    "oja",
+    "ridge_solution",
+]

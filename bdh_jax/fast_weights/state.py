@@ -7,12 +7,14 @@ K = H·N neurons in all.
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from bdh_jax.config import BDHConfig
+from bdh_jax.fast_weights.rules import ridge_solution
 
 
 @flax.struct.dataclass
@@ -21,7 +23,8 @@ class Activity:
 
     Attributes:
       strength: [L, B, H, N], the sum over valid tokens of the address.
-      energy: [L, B, H, N], the sum over valid tokens of the squared norm of the row that was written, ‖η k_i x‖².
+      energy: [L, B, H, N], the sum over valid tokens of the squared norm of the row that the Hebbian rule writes, ‖η k_i x‖².
+        Rules that write what is not predicted yet write less than that.
       count: [B], the number of valid tokens, in the dtype of the others.
     """
 
@@ -39,11 +42,14 @@ class FastState:
 
     Attributes:
       attention: [L, B, H, N, D], linear-attention state ρ = Σ rope(code) ⊗ x, in the fixed rotary frame.
-      memory: stored form of the fast weights; read it through :meth:`effective_memory`. None without fast weights.
+      memory: [L, B, H, N, D] ([1, ...] when shared), stored form of the fast weights; read it through
+        :meth:`effective_memory`. None without fast weights.
+      gram: [L, B, K, K] ([1, ...] when shared), Σ k ⊗ k of rule "mesa". None otherwise.
       previous_address: [L, B, H, N], address of the last valid token. None unless the address is "previous".
       previous_code: [L, B, H, N], code of the last valid token. None unless the attention is "shift".
       position: [B] int32, valid tokens since the episode's start.
       activity: :class:`Activity`, None without fast weights.
+      ridge: of rule "mesa".
     """
 
     attention: jax.Array | None
@@ -52,16 +58,18 @@ class FastState:
     previous_code: jax.Array | None
     position: jax.Array | None
     activity: Activity | None
+    gram: jax.Array | None = None
+    ridge: float = flax.struct.field(pytree_node=False, default=0.0)
 
     def effective_memory(self) -> jax.Array:
-        """S, [L, B, H, N, D] (or [1, B, H, N, D] when shared by all layers), ready to be read by an address.
+        """What an address reads, [L, B, H, N, D] (or [1, B, H, N, D] when shared by all layers): S, or (G + ridge)⁻¹ S of "mesa".
 
         Raises:
           ValueError: if the model has no fast weights.
         """
         if self.memory is None:
             raise ValueError("this state has no fast weights: the model was configured with fast.enabled=False")
-        return self.memory
+        return self.memory if self.gram is None else ridge_solution(self.gram, self.memory, self.ridge)
 
     def select(self, indices: jax.Array) -> FastState:
         """The examples ``indices`` [B'] of the batch, in that order; repeats are allowed."""
@@ -114,6 +122,10 @@ def zeros(config: BDHConfig, batch_size: int) -> FastState:
     return FastState(
         attention=jnp.zeros((*rows, config.d_model), config.state_dtype),
         memory=jnp.zeros(memory_shape, config.state_dtype) if fast.enabled else None,
+        gram=jnp.zeros((config.memory_slots, batch_size, config.n_neurons, config.n_neurons), config.state_dtype)
+        if fast.enabled and fast.rule == "mesa"
+        else None,
+        ridge=fast.ridge if fast.rule == "mesa" else 0.0,
         previous_address=code if fast.enabled and fast.address == "previous" else None,
         previous_code=code if config.attention == "shift" else None,
         position=jnp.zeros((batch_size,), jnp.int32),
@@ -127,6 +139,35 @@ def zeros(config: BDHConfig, batch_size: int) -> FastState:
     )
 
 
+class LayerState(NamedTuple):
+    """One layer's part of :class:`FastState`, without its leading layer axis. None: zeros, or not used."""
+
+    attention: jax.Array | None = None
+    memory: jax.Array | None = None
+    gram: jax.Array | None = None
+    previous_address: jax.Array | None = None
+    previous_code: jax.Array | None = None
+    strength: jax.Array | None = None
+    energy: jax.Array | None = None
+
+
+def layer_state(fast: FastState | None, index: int) -> LayerState:
+    """The part of layer ``index``; of a shared S only the first layer has it."""
+    if fast is None:
+        return LayerState()
+    activity = fast.activity
+    memory, gram = (None if a is None or index >= a.shape[0] else a[index] for a in (fast.memory, fast.gram))
+    return LayerState(
+        attention=fast.attention[index],
+        memory=memory,
+        gram=gram,
+        previous_address=None if fast.previous_address is None else fast.previous_address[index],
+        previous_code=None if fast.previous_code is None else fast.previous_code[index],
+        strength=None if activity is None else activity.strength[index],
+        energy=None if activity is None else activity.energy[index],
+    )
+
+
 def check(fast: FastState, config: BDHConfig, batch_size: int) -> None:
     """Refuse a state that does not belong to this model and batch.
 
@@ -135,6 +176,8 @@ def check(fast: FastState, config: BDHConfig, batch_size: int) -> None:
     """
     expected = jax.eval_shape(lambda: zeros(config, batch_size))
     for field in dataclasses.fields(FastState):
+        if not field.metadata.get("pytree_node", True):
+            continue
         want, have = getattr(expected, field.name), getattr(fast, field.name)
         if (want is None) != (have is None):
             problem = "is missing" if have is None else "should be absent"

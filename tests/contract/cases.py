@@ -23,8 +23,10 @@ FACTORS = {
     # "shared" is the recurrent form with one S for two layers, which no other form has.
     "implementation": ("recurrent", "chunked", "parallel", "pallas_interpret", "shared"),
     "scope": ("layer", "shared"),  # shared by the only layer
+    # "limits" is the Hebbian rule with limits on S. It and "mesa" have the recurrent form only.
+    "rule": ("hebbian", "delta", "gated_delta", "longhorn", "oja", "mesa", "limits"),
     "address": ("previous", "current"),
-    "norm": ("none", "l2", "sum"),
+    "norm": ("none", "l2", "sum", "kwta", "centred"),
     "source": ("code", "gated", "gate"),
     "gradient": ("full", "stop"),
     "synapse": ("absent", "frozen", "trained"),
@@ -150,7 +152,12 @@ def build(row: dict[str, Any], *, many: bool = False) -> Case:
         implementation, scope = "recurrent", "shared"
     elif scope == "shared":
         layers = 1
-    learned = row["rates"] == "learned"
+    rule, limits = row["rule"], {}
+    if rule in ("mesa", "limits"):
+        implementation, kernel = "recurrent", "xla"
+    if rule == "limits":
+        rule, limits = "hebbian", {"clamp": 0.5, "threshold": 0.02, "row_norm": 0.6}
+    learned = row["rates"] == "learned" and rule != "mesa"
     unit = row["rates"] == "unit"
     config = BDHConfig(
         vocab_size=VOCAB,
@@ -168,8 +175,12 @@ def build(row: dict[str, Any], *, many: bool = False) -> Case:
             learning_rate=1.0 if unit else 0.7,
             decay=1.0 if unit else 0.8,
             scope=scope,
+            rule=rule,
+            ridge=0.5,
+            **limits,
             address=row["address"],
             address_norm=row["norm"],
+            address_active=5,
             address_source=row["source"],
             write_gradient=row["gradient"],
             synapse=row["synapse"] != "absent",
@@ -183,6 +194,7 @@ def build(row: dict[str, Any], *, many: bool = False) -> Case:
     shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
     # Codes around 0.2: their sum is above 1 for some tokens and below for others, so that both sides of "sum" occur.
     scales = {"embed": 1.0, "encoder": 0.1, "encoder_v": 0.5, "decoder": 1.0, "lm_head": 0.5, "synapse": 0.3}
+    scales |= {"fast_gate": 0.3, "fast_gate_bias": 1.0}
     slow = {name: scales[name] * rng.normal(size=leaf.shape) for name, leaf in shapes.items() if name in scales}
     if row["source"] == "gate":
         # With the plain draw bfloat16 rounds across a switch (a rectifier, or the kink of the sum norm), and its gradient jumps.
@@ -212,6 +224,8 @@ def random_state(model: BDH, rng: np.random.Generator, batch: int) -> FastState:
         if name in ("position", "count"):
             return np.array([3, 7][:batch], leaf.dtype)
         array = 0.2 * rng.normal(size=leaf.shape)
+        if name == "gram":
+            return np.asarray(array @ np.swapaxes(array, -1, -2), leaf.dtype)
         return np.asarray(array if name in ("attention", "memory") else np.abs(array), leaf.dtype)
 
     return jax.tree.map(jnp.asarray, jax.tree_util.tree_map_with_path(fill, shapes))
@@ -231,6 +245,7 @@ def to_reference(config: BDHConfig, fast: FastState) -> list[reference_model.Sta
             reference_model.State(
                 attention=example("attention"),
                 memory=example("memory"),
+                gram=example("gram"),
                 previous_address=example("previous_address"),
                 previous_code=example("previous_code"),
                 position=int(fast.position[b]),

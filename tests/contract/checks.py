@@ -161,6 +161,7 @@ def check_mean_and_none(case: Case) -> None:
     expected = FastState(
         attention=None,
         memory=np.mean(full.memory, axis=1, keepdims=True),
+        gram=None if full.gram is None else np.mean(full.gram, axis=1, keepdims=True),
         previous_address=None,
         previous_code=None,
         position=None,
@@ -231,6 +232,8 @@ def compare_with_finite_differences(case: Case, gradient) -> None:
 
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         direction = rng.normal(size=leaf.shape)
+        if "gram" in jax.tree_util.keystr(path):
+            direction = direction + np.swapaxes(direction, -1, -2)  # a gram is symmetric
         inputs = (case.slow, case.fast)
 
         def shifted(sign, path=path, direction=direction, inputs=inputs):

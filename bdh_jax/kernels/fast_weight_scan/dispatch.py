@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import typing
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from bdh_jax.config import ConfigError
-from bdh_jax.kernels.fast_weight_scan import pallas, reference, xla
+from bdh_jax.kernels.fast_weight_scan import corrections, pallas, reference, xla
 
 Form = Literal["auto", "recurrent", "chunked", "parallel", "pallas", "pallas_interpret"]
+Rule = Literal["hebbian", "delta", "gated_delta", "longhorn", "oja"]
 FORMS = ("auto", "recurrent", "chunked", "parallel", "pallas", "pallas_interpret")
 
 
@@ -44,11 +48,16 @@ def fast_weight_scan(
     chunk_size: int = 128,
     final: xla.Final = "full",
     sum_heads: bool = False,
+    rule: Rule = "hebbian",
+    gate: jax.Array | None = None,
+    limits: Mapping[str, float | None] | None = None,
+    axis: str | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Read from and write to a matrix S at every token: r_t = q_t @ S_t, then S_{t+1} = λ S_t + η k_t ⊗ x_t.
 
     Strictly causal: a token reads before it writes. Linear attention is this with λ = η = 1 and rotated codes as query
-    and key; Hebbian fast weights use addresses. All forms compute the same function and differ in speed.
+    and key; Hebbian fast weights use addresses. All forms compute the same function and differ in speed. Other write rules
+    replace the second formula, see :mod:`bdh_jax.fast_weights.rules`.
 
     Args:
       query: [B, T, K], or [B, H, T, N] to keep a read per head.
@@ -65,14 +74,24 @@ def fast_weight_scan(
       chunk_size: tokens per chunk of the chunked and Pallas forms.
       final: "full" returns S_T, "mean" its mean over the batch [1, ...], "none" returns None in its place.
       sum_heads: sum the read over the heads, always so for [B, T, K] inputs. Cheaper than summing the result.
+      rule: "hebbian", "delta", "gated_delta", "longhorn" or "oja". The Pallas kernel knows the first only.
+      gate: β in [0, 1], [B, T], of "gated_delta" and of no other rule.
+      limits: of :func:`bdh_jax.fast_weights.rules.bound`, on S after every write. Not linear, so only the recurrent form has them.
+      axis: inside ``jax.shard_map``, the name of the mesh axis that the rows are split over. Rules that predict sum over it; the
+        read is that of the rows at hand.
 
     Returns:
       read [B, T, D] (or [B, H, T, D] without ``sum_heads``) and S_T in the shape of ``state``, both float32 or wider.
 
     Raises:
       ValueError: for shapes that do not fit each other.
-      ConfigError: for a form that does not exist or cannot run on this machine.
+      ConfigError: for a form or rule that does not exist, or a form that cannot run on this machine or with this rule.
     """
+    if rule not in typing.get_args(Rule):
+        raise ConfigError(f"rule={rule!r} is not one of {', '.join(map(repr, typing.get_args(Rule)))}")
+    if (gate is not None) != (rule == "gated_delta"):
+        problem = "needs a gate [B, T]" if gate is None else "takes no gate"
+        raise ValueError(f"rule={rule!r} {problem}")
     if implementation not in FORMS:
         raise ConfigError(f"implementation={implementation!r} is not one of {', '.join(map(repr, FORMS))}")
     if final not in ("full", "mean", "none"):
@@ -96,28 +115,43 @@ def fast_weight_scan(
             )
 
     options = dict(decay=decay, valid=valid, reset=reset, final=final, sum_heads=sum_heads)
-    read, next_state = _run(query, key, value[:, None], state, learning_rate, implementation, chunk_size, options)
+    other = dict(rule=rule, gate=gate, limits=limits, axis=axis)
+    read, next_state = _run(query, key, value[:, None], state, learning_rate, implementation, chunk_size, options, **other)
     if next_state is not None:
         next_state = next_state.reshape(next_state.shape[0], *shape[1:-2], shape[-1], next_state.shape[-1])
     return read[:, 0] if sum_heads else read, next_state
 
 
-def _run(query, key, value, state, learning_rate, implementation, chunk_size, options):
+def _run(query, key, value, state, learning_rate, implementation, chunk_size, options, *, rule, gate, limits, axis):
     if implementation == "auto":
-        implementation = choose_form(query.shape[2], value.shape[-1], chunk_size)
+        implementation = "recurrent" if limits else choose_form(query.shape[2], value.shape[-1], chunk_size)
+    if limits and implementation != "recurrent":
+        raise ConfigError(
+            f"implementation={implementation!r} cannot keep the limits {dict(limits)}: they are not linear in S, so only "
+            'implementation="recurrent" (or "auto") has them'
+        )
+    if rule != "hebbian" and implementation in ("pallas", "pallas_interpret"):
+        raise ConfigError(
+            f'implementation={implementation!r} has no rule={rule!r}: the kernel writes "hebbian" only; use "chunked"'
+        )
     if implementation == "recurrent":
         dtype = jnp.promote_types(jnp.float32, query.dtype)
         shape = (*query.shape[:2], query.shape[-1], value.shape[-1])
         state = jnp.zeros(shape, dtype) if state is None else state.astype(dtype)
         masks = {name: options[name] for name in ("decay", "valid", "reset")}
-        read, state = reference.recurrent(query, key, value, state, learning_rate=learning_rate, **masks)
+        other = dict(rule=rule, gate=gate, limits=limits, axis=axis)
+        read, state = reference.recurrent(query, key, value, state, learning_rate=learning_rate, **masks, **other)
         if options["sum_heads"]:
             read = jnp.sum(read, axis=1, keepdims=True)
         if options["final"] == "full":
             return read, state
         return read, jnp.mean(state, axis=0, keepdims=True) if options["final"] == "mean" else None
 
-    if not (isinstance(learning_rate, float) and learning_rate == 1.0):
+    if rule != "hebbian":
+        rates = dict(learning_rate=learning_rate, decay=options["decay"])
+        options["correct"] = functools.partial(corrections.correct, rule, **rates, axis=axis)
+        options["gate"] = gate
+    elif not (isinstance(learning_rate, float) and learning_rate == 1.0):
         rate = jnp.asarray(learning_rate, jnp.promote_types(jnp.float32, key.dtype)).reshape(1, -1, 1, 1)
         if rate.size == 1:
             value = (value * rate).astype(value.dtype)

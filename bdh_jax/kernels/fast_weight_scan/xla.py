@@ -15,12 +15,15 @@ example has no batch axes, because XLA on CPU simplifies products without them b
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 Final = Literal["full", "mean", "none"]
+Correct = Callable[..., tuple[jax.Array, jax.Array]]
+"""(key, value, state, gate, weights) of a stretch → its key and value."""
 
 
 def exclusive_count(valid: jax.Array) -> jax.Array:
@@ -108,6 +111,8 @@ def parallel(
     reset: jax.Array | None,
     final: Final,
     sum_heads: bool,
+    correct: Correct | None = None,
+    gate: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """The scan as masked matrix products over the whole sequence. Keys already carry η.
 
@@ -121,13 +126,16 @@ def parallel(
       reset: [B, T] bool or None.
       final: "full" forms S_T, "mean" its mean over the batch without forming it per example, "none" nothing.
       sum_heads: sum the read over the heads, which saves most of the products with the values.
+      correct: makes the keys and values of a stretch those that another rule than the Hebbian writes, or None.
+      gate: [B, T], handed to ``correct``, or None.
 
     Returns:
       read [B, H, T, D], with H = 1 if summed, in the accumulation dtype; and S_T [B, H, N, D], [1, H, N, D] or None.
     """
     batch, heads = query.shape[:2]
-    *inner, log_decay, valid, reset = _enter(query, key, value, state, decay, valid, reset)
-    read, next_state = _stretch(*inner, log_decay, valid, reset, final=final, sum_heads=sum_heads)
+    *inner, log_decay, valid, reset = _enter(query, key, value, state, decay, valid, reset, squeeze=correct is None)
+    options = dict(final=final, sum_heads=sum_heads, correct=correct)
+    read, next_state = _stretch(*inner, log_decay, valid, reset, gate, **options)
     return _leave(read, batch), _leave_state(next_state, heads)
 
 
@@ -143,11 +151,14 @@ def chunked(
     final: Final,
     sum_heads: bool,
     chunk_size: int,
+    correct: Correct | None = None,
+    gate: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """The scan over chunks of ``chunk_size`` tokens; arguments and results as in :func:`parallel`."""
     batch, heads, length, _ = query.shape
     dtype = jnp.promote_types(jnp.float32, query.dtype)
-    *arrays, state, log_decay, valid, reset = _enter(query, key, value, state, decay, valid, reset)
+    squeeze = correct is None
+    *arrays, state, log_decay, valid, reset = _enter(query, key, value, state, decay, valid, reset, squeeze=squeeze)
     count = length // chunk_size
     end = count * chunk_size
     reads = []
@@ -159,17 +170,21 @@ def chunked(
         state = vary_like(state, query)
 
         def step(state, chunk):
-            read, state = _stretch(*chunk[:3], state, log_decay, *chunk[3:], final="full", sum_heads=sum_heads)
+            read, state = _stretch(
+                *chunk[:3], state, log_decay, *chunk[3:], final="full", sum_heads=sum_heads, correct=correct
+            )
             return state, read
 
         chunks = (_split(array, count, chunk_size, -2) for array in arrays)
-        state, read = jax.lax.scan(step, state, (*chunks, *(_split(mask, count, chunk_size, -1) for mask in (valid, reset))))
+        state, read = jax.lax.scan(
+            step, state, (*chunks, *(_split(mask, count, chunk_size, -1) for mask in (valid, reset, gate)))
+        )
         read = jnp.moveaxis(read, 0, -3)
         reads.append(read.reshape(*read.shape[:-3], end, read.shape[-1]))
     if end < length:
         arrays = [array[..., end:, :] for array in arrays]
-        valid, reset = (None if mask is None else mask[..., end:] for mask in (valid, reset))
-        read, state = _stretch(*arrays, state, log_decay, valid, reset, final=final, sum_heads=sum_heads)
+        masks = (None if mask is None else mask[..., end:] for mask in (valid, reset, gate))
+        read, state = _stretch(*arrays, state, log_decay, *masks, final=final, sum_heads=sum_heads, correct=correct)
         reads.append(read)
     elif final == "mean" and state.ndim == 4:
         state = jnp.mean(state, axis=0, keepdims=True)
@@ -201,9 +216,11 @@ def _stretch(
     log_decay: jax.Array | None,
     valid: jax.Array | None,
     reset: jax.Array | None,
+    gate: jax.Array | None,
     *,
     final: Final,
     sum_heads: bool,
+    correct: Correct | None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """One stretch of tokens, with the leading axes "..." either [B, H] or, for one head of one example, absent.
 
@@ -215,8 +232,10 @@ def _stretch(
       log_decay: ln λ, a scalar or [H]; None for λ = 1.
       valid: [T] or [B, T] bool, or None.
       reset: [T] or [B, T] bool, or None.
+      gate: [B, T], or None.
       final: whether the last state is wanted, or its mean over the batch.
       sum_heads: whether to sum the read over the heads.
+      correct: as in :func:`parallel`; needs the leading axes.
 
     Returns:
       read [..., T, D] and the last state [..., D, N] or None.
@@ -225,6 +244,8 @@ def _stretch(
     product = functools.partial(jnp.einsum, preferred_element_type=dtype)
     weight = _weights_like(query, log_decay, valid, reset)
     sum_heads = sum_heads and query.ndim == 4
+    if correct is not None:
+        key, value = correct(key, value, state, gate, weight)
 
     scores = product("...tn,...sn->...ts", query, key) * weight.scores
     if sum_heads:
@@ -266,14 +287,14 @@ def _head_sum(array: jax.Array) -> jax.Array:
     return functools.reduce(jnp.add, [array[:, head : head + 1] for head in range(array.shape[1])])
 
 
-def _enter(query, key, value, state, decay, valid, reset):
+def _enter(query, key, value, state, decay, valid, reset, *, squeeze=True):
     """The arguments of :func:`_stretch` for those of :func:`parallel`."""
     log_decay = None
     if not (isinstance(decay, float) and decay == 1.0):
         log_decay = safe_log(jnp.asarray(decay, jnp.promote_types(jnp.float32, query.dtype)))
         log_decay = log_decay.reshape(()) if log_decay.size == 1 else log_decay
     state = None if state is None else jnp.swapaxes(state, 2, 3)
-    if query.shape[:2] == (1, 1):
+    if squeeze and query.shape[:2] == (1, 1):
         query, key, value, state = (None if a is None else a.reshape(a.shape[2:]) for a in (query, key, value, state))
         valid, reset = (None if mask is None else mask.reshape(mask.shape[1:]) for mask in (valid, reset))
     return query, key, value, state, log_decay, valid, reset

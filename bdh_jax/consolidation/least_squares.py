@@ -1,0 +1,100 @@
+"""Consolidation by least squares: the write that serves the new pairs and disturbs the old ones least.
+
+It needs to know which addresses an episode used together, the sum G = Σ k ⊗ k that only a model with ``fast.rule="mesa"`` keeps.
+
+Axis letters: L layer, H head, N neurons per head, D model width; K = H·N rows a layer.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from bdh_jax.config import ConfigError
+from bdh_jax.consolidation.base import Consolidation, ConsolidationError
+from bdh_jax.consolidation.functions import ExampleWeights, mean_over_examples, target_of
+from bdh_jax.fast_weights.rules import ridge_solution
+
+Memory = dict[str, jax.Array]
+
+
+def least_squares(ridge: float = 0.01, background: float = 1.0, *, example_weights: ExampleWeights = None) -> Consolidation:
+    """W ← W + (background·C + G + ridge)⁻¹ V (MEMIT, arXiv 2210.07229), with C the sum of the G of all episodes before.
+
+    V = Σ k ⊗ (x − Wᵀ k) is what the episode's S holds: the rule "mesa" writes what the synapse does not know yet. So W changes where
+    the episode's addresses are and, for background = 1, as little as possible where earlier ones were. With undecayed fast weights
+    (λ = η = 1) and background = 1 this is recursive least squares: W is the ridge regression on all pairs of all episodes,
+    the best that any linear read of these addresses can know. The memory is C, K² numbers a layer.
+
+    Args:
+      ridge: > 0.
+      background: ≥ 0, how much the earlier episodes count.
+      example_weights: see :data:`bdh_jax.consolidation.functions.ExampleWeights`.
+    """
+    _check_positive("ridge", ridge)
+    if background < 0:
+        raise ConfigError(f"background={background} must be ≥ 0: it is how much earlier episodes count")
+
+    def update(slow, fast, activity, memory):
+        gram, written = _of_episode(fast, activity, example_weights)
+        normal = background * memory["background"] + gram
+        change = ridge_solution(normal, written, ridge)
+        return _written(slow, change), {"background": memory["background"] + gram}
+
+    return Consolidation(_init, update)
+
+
+def null_space(ridge: float = 0.01, tolerance: float = 0.01, *, example_weights: ExampleWeights = None) -> Consolidation:
+    """W ← W + P (P G P + ridge)⁻¹ P V, with P the projection onto what earlier addresses do not read (AlphaEdit, 2410.02355).
+
+    P drops the eigenvectors of C, the sum of the G of all episodes before, whose eigenvalue is above ``tolerance``. Reads of
+    addresses within their span do not change at all; once they span all K dimensions nothing can be written any more. The memory is
+    C, K² numbers a layer.
+
+    Args:
+      ridge: > 0.
+      tolerance: > 0, in units of η ‖k‖² summed over tokens.
+      example_weights: see :data:`bdh_jax.consolidation.functions.ExampleWeights`.
+    """
+    _check_positive("ridge", ridge)
+    _check_positive("tolerance", tolerance)
+
+    def update(slow, fast, activity, memory):
+        gram, written = _of_episode(fast, activity, example_weights)
+        values, vectors = jnp.linalg.eigh(memory["background"])
+        free = jnp.where((values <= tolerance)[:, None, :], vectors, jnp.zeros((), vectors.dtype))
+        projection = jnp.einsum("lij,lkj->lik", free, free)
+        inside = jnp.einsum("lij,ljk,lkm->lim", projection, gram, projection)
+        rows = written.reshape(*gram.shape[:2], -1)
+        projected = jnp.einsum("lij,ljd->lid", projection, rows).reshape(written.shape)
+        # The solution of something inside the subspace lies inside it, but for rounding, which the second projection takes off.
+        change = ridge_solution(inside, projected, ridge).reshape(rows.shape)
+        change = jnp.einsum("lij,ljd->lid", projection, change).reshape(written.shape)
+        return _written(slow, change), {"background": memory["background"] + gram}
+
+    return Consolidation(_init, update)
+
+
+def _init(slow) -> Memory:
+    layers, heads, neurons, _ = target_of(slow, "synapse").shape
+    rows = heads * neurons
+    return {"background": jnp.zeros((layers, rows, rows), slow["synapse"].dtype)}
+
+
+def _of_episode(fast, activity, example_weights):
+    """G [L, K, K] and V [L, H, N, D] of an episode, means over examples."""
+    if fast.gram is None:
+        raise ConsolidationError(
+            "least squares needs the sum of k ⊗ k, which this state does not keep; build the model with "
+            'FastWeightConfig(rule="mesa", synapse=True)'
+        )
+    return tuple(mean_over_examples(array, activity, example_weights) for array in (fast.gram, fast.memory))
+
+
+def _written(slow, change):
+    return {**slow, "synapse": slow["synapse"] + change.astype(slow["synapse"].dtype)}
+
+
+def _check_positive(name: str, value: float) -> None:
+    if value <= 0:
+        raise ConfigError(f"{name}={value} must be positive")

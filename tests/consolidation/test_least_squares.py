@@ -1,0 +1,156 @@
+"""Consolidation by least squares, on states of the mesa rule."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bdh_jax import BDH, BDHConfig, ConfigError, FastWeightConfig, consolidation, sharding
+from bdh_jax.config import ConsolidationConfig, MeshConfig
+from bdh_jax.consolidation import ConsolidationError
+
+LAYERS, HEADS, ROWS, WIDTH, VOCAB = 2, 2, 32, 4, 40
+RIDGE = 0.05
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@functools.cache
+def model_of(**fast) -> BDH:
+    settings = {"synapse": True, "rule": "mesa", "ridge": RIDGE, "decay": 1.0, "address": "current"} | fast
+    config = BDHConfig(
+        vocab_size=VOCAB,
+        n_layer=LAYERS,
+        d_model=WIDTH,
+        n_head=HEADS,
+        n_neurons=ROWS,
+        dropout=0.0,
+        dtype="float64",
+        init_std=0.5,
+        fast=FastWeightConfig(**settings),
+    )
+    return BDH(config)
+
+
+@functools.cache
+def compiled(model):
+    return jax.jit(
+        lambda slow, tokens: model.apply({"params": slow}, tokens, collect=("address",)),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+
+
+def start(model):
+    return dict(jax.jit(model.init)(jax.random.key(0), np.zeros((1, 1), np.int32))["params"])
+
+
+def episodes(count, length=5):
+    """Tokens [count, 1, length], all different: no episode repeats another's."""
+    return np.random.default_rng(0).permutation(VOCAB)[: count * length].reshape(count, 1, length)
+
+
+def stream(function, tokens, model):
+    """Slow weights after each episode, and the pairs (address [T, K], value [T, D]) of the first layer in each."""
+    slow, pairs, seen = start(model), [], []
+    run = compiled(model)
+    memory = function.init(slow)
+    embed = np.asarray(slow["embed"])
+    for episode in tokens:
+        out = run(slow, episode)
+        address = np.moveaxis(np.asarray(out.collected["address"][0, 0]), 0, 1).reshape(episode.shape[1], ROWS)
+        x = embed[episode[0]]
+        x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+        pairs.append((address, x))
+        slow, memory = function.update(slow, out.fast, out.activity, memory)
+        seen.append(slow)
+    return seen, pairs, memory
+
+
+def layer_one(slow):
+    return np.asarray(slow["synapse"][0]).reshape(ROWS, WIDTH)
+
+
+def test_least_squares_is_ridge_regression_on_all_episodes():
+    model = model_of()
+    seen, pairs, memory = stream(consolidation.least_squares(RIDGE), episodes(4), model)
+    keys, values = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
+    expected = np.linalg.solve(keys.T @ keys + RIDGE * np.eye(ROWS), keys.T @ values)
+    np.testing.assert_allclose(layer_one(seen[-1]), expected, atol=1e-10)
+    np.testing.assert_allclose(memory["background"][0], keys.T @ keys, atol=1e-12)
+    # One episode of it is what the fast weights themselves would have read.
+    fast = compiled(model)(start(model), episodes(4)[0]).fast
+    np.testing.assert_allclose(seen[0]["synapse"], fast.effective_memory()[:, 0], atol=1e-10)
+
+
+def test_without_background_earlier_episodes_are_overwritten():
+    errors = {}
+    for background in (0.0, 1.0):
+        seen, pairs, _ = stream(consolidation.least_squares(RIDGE, background), episodes(4), model_of())
+        keys, values = pairs[0]
+        errors[background] = np.linalg.norm(keys @ layer_one(seen[-1]) - values)
+    assert errors[1.0] < 0.7 * errors[0.0]
+
+
+def test_null_space_leaves_what_earlier_addresses_read():
+    seen, pairs, _ = stream(consolidation.null_space(RIDGE, tolerance=1e-9), episodes(4), model_of())
+    for index, (keys, _values) in enumerate(pairs):
+        for later in seen[index + 1 :]:
+            np.testing.assert_allclose(keys @ layer_one(later), keys @ layer_one(seen[index]), atol=1e-6)
+    keys, values = pairs[2]
+    assert np.linalg.norm(keys @ layer_one(seen[2]) - values) < 0.5 * np.linalg.norm(values)
+
+
+def test_batches_enter_as_their_mean():
+    model = model_of()
+    slow, tokens = start(model), episodes(2).reshape(2, 5)
+    out = compiled(model)(slow, tokens)
+    gram, written = np.asarray(out.fast.gram).mean(1), np.asarray(out.fast.memory).mean(1).reshape(LAYERS, ROWS, WIDTH)
+    expected = np.stack([np.linalg.solve(g + RIDGE * np.eye(ROWS), w) for g, w in zip(gram, written, strict=True)])
+    function = consolidation.least_squares(RIDGE)
+    after, memory = function.update(slow, out.fast, out.activity, function.init(slow))
+    np.testing.assert_allclose(np.reshape(after["synapse"], expected.shape), expected, atol=1e-10)
+    np.testing.assert_allclose(memory["background"], gram, atol=1e-12)
+    mean = model.apply({"params": slow}, tokens, state="mean").fast
+    again, _ = function.update(slow, mean, mean.activity, function.init(slow))
+    np.testing.assert_allclose(again["synapse"], after["synapse"], atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["least_squares", "null_space"])
+def test_a_mesh_writes_the_same(name):
+    model = model_of()
+    slow = start(model)
+    fast = compiled(model)(slow, episodes(2).reshape(2, 5)).fast
+    function = consolidation.make_consolidator(consolidation.FUNCTIONS[name](), slow, fast)
+    mesh = sharding.make_mesh(MeshConfig(data=2, neurons=4))
+    results = []
+    for place in (lambda tree: tree, lambda tree: jax.device_put(tree, sharding.shardings(mesh, tree))):
+        where, state = place(slow), place(fast)
+        memory = function.init(where)
+        for _ in range(2):
+            where, memory = function(where, state, state.activity, memory)
+        results.append((where, memory))
+    for here, there in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(here, there, atol=1e-9)
+
+
+def test_what_it_cannot_do_is_refused():
+    model = model_of(rule="delta")
+    slow = start(model)
+    fast = compiled(model)(slow, episodes(1)[0]).fast
+    with pytest.raises(ConsolidationError, match='rule="mesa"'):
+        consolidation.make_consolidator(consolidation.least_squares(), slow, fast)
+    for options, message in (({"ridge": 0}, "ridge=0 must"), ({"background": -1}, "background=-1 must")):
+        with pytest.raises(ConfigError, match=message):
+            consolidation.least_squares(**options)
+    with pytest.raises(ConfigError, match="tolerance=0.0 must"):
+        consolidation.from_config(ConsolidationConfig(function="null_space", tolerance=0.0))
+    assert consolidation.memory_nbytes(consolidation.least_squares().init(slow)) == LAYERS * ROWS**2 * 8
+    assert jnp.shape(slow["synapse"]) == (LAYERS, HEADS, ROWS // HEADS, WIDTH)
