@@ -85,19 +85,8 @@ def fast_read_off(config: BDHConfig, slow: Slow) -> Predict:
 
 
 def fast_rows_shuffled(config: BDHConfig, slow: Slow, seed: int = 0) -> Predict:
-    """Between prefix and query the K rows of S trade places: one permutation for each S, the same for every sequence.
-
-    S keeps its size and the values it holds, but they lie under other addresses.
-    """
-
-    def shuffle(fast: FastState) -> FastState:
-        slots, batch, *rows, width = fast.memory.shape
-        flat = fast.memory.reshape(slots, batch, -1, width)
-        keys = jax.random.split(jax.random.key(seed), slots)
-        flat = jnp.stack([flat[i][:, jax.random.permutation(keys[i], flat.shape[2])] for i in range(slots)])
-        return fast.replace(memory=flat.reshape(slots, batch, *rows, width))
-
-    return _interrupted(config, slow, shuffle, config, slow)
+    """Between prefix and query the rows of S trade places (:func:`shuffle_rows`)."""
+    return _interrupted(config, slow, functools.partial(shuffle_rows, seed=seed), config, slow)
 
 
 def slow_read_off(config: BDHConfig, slow: Slow) -> Predict:
@@ -137,6 +126,18 @@ def context_last(config: BDHConfig, slow: Slow, pairs: int, pair_length: int = 2
 def address_source(config: BDHConfig, slow: Slow, source: AddressSource) -> Predict:
     """Addresses come from another source than the model was trained with."""
     return normal(dataclasses.replace(config, fast=dataclasses.replace(config.fast, address_source=source)), slow)
+
+
+def shuffle_rows(fast: FastState, *, seed: int) -> FastState:
+    """The K rows of S in a random order: one for each S, the same for every sequence.
+
+    S keeps its size and the values it holds, but they lie under other addresses.
+    """
+    slots, batch, *rows, width = fast.memory.shape
+    flat = fast.memory.reshape(slots, batch, -1, width)
+    keys = jax.random.split(jax.random.key(seed), slots)
+    flat = jnp.stack([flat[i][:, jax.random.permutation(keys[i], flat.shape[2])] for i in range(slots)])
+    return fast.replace(memory=flat.reshape(slots, batch, *rows, width))
 
 
 # What they have in common.
