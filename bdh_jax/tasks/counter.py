@@ -162,16 +162,22 @@ def sample_episodes(rng: np.random.Generator, kind: Kind, count: int, queries: i
     distractors = rng.integers(0, _LAST_DISTRACTOR + 1, (*size, kind.gap), dtype=np.int32)
     if not kind.repeated:
         keys = rng.integers(0, _LAST_KEY + 1, size, dtype=np.int32)
-        recent = np.tile(np.arange(kind.pairs - kind.window, kind.pairs, dtype=np.int32), (count, 1))
-        return Episodes(keys, distractors, values, rng.permuted(recent, axis=1)[:, :queries])
+        query = kind.pairs - kind.window + _different(rng, count, kind.window, queries)
+        return Episodes(keys, distractors, values, query)
     distinct = kind.pairs // 2
     alphabet = rng.random((count, _LAST_KEY), dtype=np.float32).argsort(axis=1)[:, :distinct].astype(np.int32)
     which = rng.permuted(np.tile(np.arange(kind.pairs) % distinct, (count, 1)), axis=1)
     keys = np.take_along_axis(alphabet, which, axis=1)
     # The last pair with the key asked for: the first from behind.
-    numbers = rng.permuted(np.tile(np.arange(distinct), (count, 1)), axis=1)[:, :queries]
-    asked = which[:, None, ::-1] == numbers[:, :, None]
+    asked = which[:, None, ::-1] == _different(rng, count, distinct, queries)[:, :, None]
     return Episodes(keys, distractors, values, (kind.pairs - 1 - asked.argmax(axis=2)).astype(np.int32))
+
+
+def _different(rng: np.random.Generator, count: int, choices: int, queries: int) -> np.ndarray:
+    """[E,Q] int32: in each row different numbers below ``choices``, in random order."""
+    if queries == 1:
+        return rng.integers(0, choices, (count, 1), dtype=np.int32)
+    return rng.permuted(np.tile(np.arange(choices, dtype=np.int32), (count, 1)), axis=1)[:, :queries]
 
 
 def candidates(episodes: Episodes, kind: Kind) -> np.ndarray:
