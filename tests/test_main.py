@@ -86,6 +86,17 @@ def test_a_trained_model_is_scored_on_another_task(smoke):
         assert name in output
 
 
+def test_a_trained_model_is_scored_with_parts_switched_off(smoke):
+    """On the task that it was trained on, which the folder names."""
+    workdir, *_ = smoke
+    status, output, errors = _run(f"--workdir={workdir / 'seed1'}", module="bdh_jax.ablate")
+    assert status == 0, errors
+    for name in ("n2", "n4", "fast_read_off", "context_last_1", "its own"):
+        assert name in output
+    assert "n8" not in output
+    assert re.search(r"1/\d+  normal n2 \d\.\d+", errors)
+
+
 def test_a_folder_that_holds_no_model_exits_with_2(smoke):
     workdir, *_ = smoke
     status, output, errors = _run(f"--workdir={workdir}", "--config=configs/counter.py", module="bdh_jax.evaluate")

@@ -7,7 +7,9 @@ queried pair. Evaluation sequences are those of github.com/fleeb83/bdh-fast-weig
 * "repeated8": 4 distinct keys, each shown twice at random places; the value shown last counts. Its ceiling is 1.
 * "n16": 16 pairs, the query is any of them.
 
-Axis letters: E episodes, P pairs, G ids in the gap, B batch, T time.
+Training sequences may ask several queries, one after another: k₁ … v_P SEP key SEP key …
+
+Axis letters: E episodes, P pairs, G ids in the gap, Q queries, B batch, T time.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from bdh_jax.config import TaskConfig
+from bdh_jax.config import ConfigError, TaskConfig
 from bdh_jax.evaluation.scoring import Predict
 from bdh_jax.tasks.base import Batch, Evaluation
 from bdh_jax.tasks.nback import ENCODINGS, FIRST_VALUE, INTEGER_PADDING, INTEGER_VOCABULARY, SEPARATOR
@@ -45,6 +47,11 @@ class Kind(NamedTuple):
     """Half as many distinct keys as pairs, each twice; the later value counts."""
     evaluation_seed: int
 
+    @property
+    def answerable(self) -> int:
+        """Pairs that a query may ask for."""
+        return self.pairs // 2 if self.repeated else self.window
+
 
 SETS: dict[str, Kind] = {
     "vargap1": Kind(pairs=8, window=4, gap=1, repeated=False, evaluation_seed=77),
@@ -61,6 +68,8 @@ class CounterConfig(TaskConfig):
     name: str = "counter"
     mixture: tuple[SetName, ...] = ("vargap1", "vargap2", "repeated8", "n16")
     """Sets to train on, one for each row of a batch in turn; a name given twice gets twice the rows."""
+    queries: int = 1
+    """Queries per training sequence, of different pairs in its window (of different keys in "repeated8"); evaluation has one."""
     evaluation_sets: tuple[SetName, ...] = ("vargap1", "vargap2", "repeated8", "n16")
     evaluation_sequences: int = EVALUATION_SEQUENCES
     """Take the first so many of each evaluation set; 500 is the published benchmark."""
@@ -69,6 +78,12 @@ class CounterConfig(TaskConfig):
         check_sets("mixture", self.mixture, SetName, distinct=False)
         check_sets("evaluation_sets", self.evaluation_sets, SetName, distinct=True)
         check_evaluation_sequences(self.evaluation_sequences, EVALUATION_SEQUENCES)
+        fewest = min(SETS[name].answerable for name in self.mixture)
+        if not 1 <= self.queries <= fewest:
+            raise ConfigError(
+                f"task.queries={self.queries} must lie in 1 … {fewest}: a set of task.mixture={self.mixture} has no more pairs to "
+                "ask for"
+            )
 
 
 class Episodes(NamedTuple):
@@ -81,16 +96,21 @@ class Episodes(NamedTuple):
     values: np.ndarray
     """[E,P] int32."""
     query: np.ndarray
-    """[E] int32, the pair asked for."""
+    """[E,Q] int32, the pairs asked for."""
 
     @property
     def answers(self) -> np.ndarray:
-        """[E] int32."""
-        return np.take_along_axis(self.values, self.query[:, None], axis=1)[:, 0]
+        """[E,Q] int32, values of the pairs asked for."""
+        return np.take_along_axis(self.values, self.query, axis=1)
+
+    @property
+    def query_keys(self) -> np.ndarray:
+        """[E,Q] int32, keys of the pairs asked for."""
+        return np.take_along_axis(self.keys, self.query, axis=1)
 
 
 def published_episodes(kind: Kind, *, count: int) -> Episodes:
-    """The first ``count`` evaluation sequences, drawn one by one in the order of the published benchmark."""
+    """The first ``count`` evaluation sequences, drawn one by one in the order of the published benchmark; Q = 1."""
     rng = random.Random(kind.evaluation_seed)
     draw = _draw_repeated if kind.repeated else _draw_independent
     keys, distractors, values, query = zip(*(draw(rng, kind) for _ in range(count)), strict=True)
@@ -99,7 +119,7 @@ def published_episodes(kind: Kind, *, count: int) -> Episodes:
         np.array(keys, np.int32),
         np.array(distractors, np.int32).reshape(shape),
         np.array(values, np.int32),
-        np.array(query, np.int32),
+        np.array(query, np.int32)[:, None],
     )
 
 
@@ -128,54 +148,61 @@ def _draw_repeated(rng: random.Random, kind: Kind):
     return keys, [], values, query
 
 
-def sample_episodes(rng: np.random.Generator, kind: Kind, count: int) -> Episodes:
+def sample_episodes(rng: np.random.Generator, kind: Kind, count: int, queries: int = 1) -> Episodes:
     """Fresh sequences of the same distribution as :func:`published_episodes`, all at once.
 
     Args:
       rng: source of randomness.
       kind: what they look like.
       count: E.
+      queries: Q, at most ``kind.answerable``.
     """
     size = (count, kind.pairs)
     values = rng.integers(FIRST_VALUE, _LAST_VALUE + 1, size, dtype=np.int32)
     distractors = rng.integers(0, _LAST_DISTRACTOR + 1, (*size, kind.gap), dtype=np.int32)
     if not kind.repeated:
         keys = rng.integers(0, _LAST_KEY + 1, size, dtype=np.int32)
-        query = rng.integers(kind.pairs - kind.window, kind.pairs, count, dtype=np.int32)
+        query = kind.pairs - kind.window + _different(rng, count, kind.window, queries)
         return Episodes(keys, distractors, values, query)
     distinct = kind.pairs // 2
     alphabet = rng.random((count, _LAST_KEY), dtype=np.float32).argsort(axis=1)[:, :distinct].astype(np.int32)
     which = rng.permuted(np.tile(np.arange(kind.pairs) % distinct, (count, 1)), axis=1)
     keys = np.take_along_axis(alphabet, which, axis=1)
     # The last pair with the key asked for: the first from behind.
-    asked = which == rng.integers(0, distinct, (count, 1))
-    query = kind.pairs - 1 - asked[:, ::-1].argmax(axis=1)
-    return Episodes(keys, distractors, values, query.astype(np.int32))
+    asked = which[:, None, ::-1] == _different(rng, count, distinct, queries)[:, :, None]
+    return Episodes(keys, distractors, values, (kind.pairs - 1 - asked.argmax(axis=2)).astype(np.int32))
+
+
+def _different(rng: np.random.Generator, count: int, choices: int, queries: int) -> np.ndarray:
+    """[E,Q] int32: in each row different numbers below ``choices``, in random order."""
+    if queries == 1:
+        return rng.integers(0, choices, (count, 1), dtype=np.int32)
+    return rng.permuted(np.tile(np.arange(choices, dtype=np.int32), (count, 1)), axis=1)[:, :queries]
 
 
 def candidates(episodes: Episodes, kind: Kind) -> np.ndarray:
-    """[E,P] bool: the pairs that the query may mean. Of repeated keys only the last; else all in the window with its key."""
+    """[E,P] bool: the pairs that the first query may mean. Of repeated keys only the last; else all in the window with its key."""
     place = np.arange(kind.pairs)
     if kind.repeated:
-        return place == episodes.query[:, None]
-    asked = np.take_along_axis(episodes.keys, episodes.query[:, None], axis=1)
-    return (episodes.keys == asked) & (place >= kind.pairs - kind.window)
+        return place == episodes.query[:, :1]
+    return (episodes.keys == episodes.query_keys[:, :1]) & (place >= kind.pairs - kind.window)
 
 
-def length(kind: Kind) -> int:
-    """T of an episode: the pairs with their gaps, SEP and the key."""
-    return kind.pairs * (2 + kind.gap) + 2
+def length(kind: Kind, queries: int = 1) -> int:
+    """T of an episode: the pairs with their gaps, and SEP and the key of each query."""
+    return kind.pairs * (2 + kind.gap) + 2 * queries
 
 
 def encode(episodes: Episodes) -> Encoded:
-    """Episodes as tokens in the integer encoding; the answer is the target at the query key, not part of the input."""
-    asked = np.take_along_axis(episodes.keys, episodes.query[:, None], axis=1)
+    """Episodes as tokens in the integer encoding; an answer is the target at its query's key, not part of the input."""
     pairs = np.concatenate([episodes.keys[..., None], episodes.distractors, episodes.values[..., None]], axis=2)
-    count = len(asked)
-    tokens = np.concatenate([pairs.reshape(count, -1), np.full((count, 1), SEPARATOR), asked], axis=1).astype(np.int32)
-    targets = np.concatenate([tokens[:, 1:], episodes.answers[:, None]], axis=1)
+    count, queries = episodes.query.shape
+    asked = np.stack([np.full_like(episodes.query, SEPARATOR), episodes.query_keys], axis=2)
+    tokens = np.concatenate([pairs.reshape(count, -1), asked.reshape(count, -1)], axis=1).astype(np.int32)
     answer = np.zeros(tokens.shape, bool)
-    answer[:, -1] = True
+    answer[:, -2 * queries + 1 :: 2] = True
+    targets = np.roll(tokens, -1, axis=1)
+    targets[answer] = episodes.answers.ravel()
     return Encoded(tokens, targets, answer, np.ones(tokens.shape, bool))
 
 
@@ -189,7 +216,7 @@ class Counter:
         self.batch_size = batch_size
         self.vocab_size = INTEGER_VOCABULARY
         kinds = tuple(SETS[name] for name in config.mixture)
-        lengths = {kind: length(kind) for kind in kinds}
+        lengths = {kind: length(kind, config.queries) for kind in kinds}
         self.sequence_length = max(lengths.values())
         self._layouts = [
             pack([kinds[(turn + row) % len(kinds)] for row in range(batch_size)], kinds, lengths)
@@ -200,7 +227,8 @@ class Counter:
         """The training batch of a step, each array [batch_size, sequence_length]: a pure function of (seed, step)."""
         rng = batch_rng(self.seed, step)
         layout = self._layouts[step * self.batch_size % len(self._layouts)]
-        encoded = {kind: encode(sample_episodes(rng, kind, len(places))) for kind, places in layout.places.items()}
+        queries = self.config.queries
+        encoded = {kind: encode(sample_episodes(rng, kind, len(places), queries)) for kind, places in layout.places.items()}
         return assemble(layout, encoded, padding=INTEGER_PADDING)
 
     def evaluate(self, predict: Predict) -> Evaluation:
@@ -221,6 +249,6 @@ class Counter:
             encoded = encode(episodes)
             positions = np.full((len(encoded.tokens), 1), encoded.tokens.shape[1] - 1)
             sets[name] = EvaluationSet(
-                episodes.answers, episodes.values, candidates(episodes, SETS[name]), encoded, positions, swapped=None
+                episodes.answers[:, 0], episodes.values, candidates(episodes, SETS[name]), encoded, positions, swapped=None
             )
         return sets

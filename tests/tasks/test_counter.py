@@ -100,9 +100,8 @@ def test_both_generators_draw_from_the_same_distribution(name):
             error = np.hypot(a.std(), b.std()) / np.sqrt(len(a))
             assert abs(a.mean() - b.mean()) < 5 * error
             assert (a.min(), a.max()) == (b.min(), b.max())
-    assert np.abs(np.bincount(ours.query, minlength=16) - np.bincount(theirs.query, minlength=16)).max() < 5 * np.sqrt(
-        2 * 1000
-    )
+    places = [np.bincount(episodes.query[:, 0], minlength=16) for episodes in (ours, theirs)]
+    assert np.abs(places[0] - places[1]).max() < 5 * np.sqrt(2 * 1000)
 
 
 def test_repeated_keys_come_twice_and_the_later_value_counts():
@@ -111,9 +110,30 @@ def test_repeated_keys_come_twice_and_the_later_value_counts():
         counter.sample_episodes(np.random.default_rng(0), kind, 300),
         counter.published_episodes(kind, count=300),
     ):
-        for keys, query in zip(episodes.keys, episodes.query, strict=True):
+        for keys, query in zip(episodes.keys, episodes.query[:, 0], strict=True):
             assert sorted(collections.Counter(keys.tolist()).values()) == [2, 2, 2, 2]
             assert query == max(np.flatnonzero(keys == keys[query]))
+
+
+@pytest.mark.parametrize("name", GAP)
+def test_several_queries_ask_for_different_pairs(name):
+    """Each is a sequence of its own with the other queries left out."""
+    kind = counter.SETS[name]
+    episodes = counter.sample_episodes(np.random.default_rng(0), kind, 50, queries=4)
+    tokens, targets, answer, _ = counter.encode(episodes)
+    assert tokens.shape == (50, counter.length(kind, 4))
+    body = counter.length(kind, 0)
+    asked = set()
+    for row in range(50):
+        assert len(set(episodes.query[row].tolist())) == 4
+        assert np.flatnonzero(answer[row]).tolist() == [body + 1, body + 3, body + 5, body + 7]
+        assert targets[row, :-1][~answer[row, :-1]].tolist() == tokens[row, 1:][~answer[row, :-1]].tolist()
+        for i in range(body, body + 8, 2):
+            ids = [*tokens[row, :body].tolist(), *tokens[row, i : i + 2].tolist()]
+            assert targets[row, i + 1] in possible(name, ids)
+        asked |= set(episodes.query[row].tolist())
+    if name != "repeated8":
+        assert asked == set(range(kind.pairs - kind.window, kind.pairs))
 
 
 def test_a_perfect_model_scores_the_ceiling():
@@ -142,6 +162,8 @@ def test_a_perfect_model_scores_the_ceiling():
         ({"mixture": ()}, "no set is named"),
         ({"evaluation_sets": ("n16", "n16")}, "twice"),
         ({"evaluation_sequences": 501}, "501.*500"),
+        ({"queries": 5}, "queries=5.*1 … 4"),
+        ({"queries": 0}, "queries=0"),
     ],
 )
 def test_mistakes_are_named(keys, message):
