@@ -44,9 +44,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             # The attention has to find the key's first token, one back.
             rope_theta=10.0,
             # A gated code knows what attention found; a code of the first layer knows its own token only.
-            fast=FastWeightConfig(
-                learning_rate=1.0, decay=0.99, address_norm="l2", address_source="gated", synapse=True
-            ),
+            fast=FastWeightConfig(learning_rate=1.0, decay=0.99, address_norm="l2", address_source="gated", synapse=True),
         ),
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=100),
         train=TrainConfig(steps=600, batch_size=32, loss="answer", evaluate_every=200, checkpoint_every=200),

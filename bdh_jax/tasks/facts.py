@@ -28,8 +28,9 @@ from bdh_jax.tasks.base import Batch, Evaluation
 from bdh_jax.tasks.packing import Encoded
 from bdh_jax.tasks.recall import EvaluationSet, batch_rng, score_set
 
-Kind = Literal["seen", "held_out", "new_ids"]
+Kind = Literal["seen", "held_out", "new_ids", "reserved"]
 KINDS: tuple[Kind, ...] = ("seen", "held_out", "new_ids")
+"""What streams of facts are made of."""
 
 IDS = 128
 """Tokens of each alphabet that occur in training."""
@@ -42,7 +43,9 @@ VOCABULARY = PADDING + 1
 
 HELD_OUT = 4096
 """Combinations of tokens that occur in training which do not."""
-MOST_KNOWN = 1024
+MOST_KNOWN = 512
+RESERVED = 512
+"""Combinations of tokens that occur in training which neither training nor any stream of facts uses."""
 _COMBINATION_SEED, _EVALUATION_SEED = 0, 99
 
 
@@ -69,7 +72,9 @@ class FactsConfig(TaskConfig):
             if getattr(self, name) < 1:
                 raise ConfigError(f"task.{name}={getattr(self, name)} must be at least 1")
         if self.queries > self.pairs:
-            raise ConfigError(f"task.queries={self.queries} must be at most task.pairs={self.pairs}: they ask for different keys")
+            raise ConfigError(
+                f"task.queries={self.queries} must be at most task.pairs={self.pairs}: they ask for different keys"
+            )
         # A grid keeps enough combinations after those that are held out.
         if not self.grids or not all(2 * self.pairs <= grid**2 and grid <= NEW_IDS for grid in self.grids):
             raise ConfigError(
@@ -95,9 +100,11 @@ class Combinations(NamedTuple):
     new_ids: np.ndarray
     """[1024, 2]."""
     known: np.ndarray
-    """[1024, 2], of which a task takes the first."""
+    """[512, 2], of which a task takes the first."""
     known_values: np.ndarray
-    """[1024] int32."""
+    """[512] int32."""
+    reserved: np.ndarray
+    """[512, 2]."""
 
 
 @functools.cache
@@ -105,9 +112,10 @@ def combinations() -> Combinations:
     """The keys of every kind: the same for all models, seeds and sizes."""
     rng = np.random.default_rng(_COMBINATION_SEED)
     trained = _grid(IDS, 0)[rng.permutation(IDS * IDS)]
-    known_values = rng.integers(FIRST_VALUE, FIRST_VALUE + VALUES, MOST_KNOWN, dtype=np.int32)
-    known, held_out, seen = np.split(trained, [MOST_KNOWN, MOST_KNOWN + HELD_OUT])
-    return Combinations(seen, held_out, _grid(NEW_IDS, IDS), known, known_values)
+    known_values = rng.integers(FIRST_VALUE, FIRST_VALUE + VALUES, MOST_KNOWN + RESERVED, dtype=np.int32)[:MOST_KNOWN]
+    ends = np.cumsum([MOST_KNOWN, RESERVED, HELD_OUT])
+    known, reserved, held_out, seen = np.split(trained, ends)
+    return Combinations(seen, held_out, _grid(NEW_IDS, IDS), known, known_values, reserved)
 
 
 def _grid(size: int, first: int) -> np.ndarray:
@@ -122,6 +130,29 @@ def _allowed(kind: Kind) -> np.ndarray:
     allowed = np.zeros((IDS + NEW_IDS, IDS + NEW_IDS), bool)
     allowed[keys[:, 0] - FIRST_A, keys[:, 1] - FIRST_B] = True
     return allowed
+
+
+def initialise_new_ids(embed: np.ndarray, *, seed: int) -> np.ndarray:
+    """Embeddings in which the tokens that never occur in training look like those that do.
+
+    Those of training share a large common direction, which serves the encoder as a bias and makes its codes sparse. An embedding
+    left as it was initialised lacks it: its codes are dense, and its keys collide. New embeddings are therefore drawn from the
+    normal distribution with mean and covariance of the trained ones, for each alphabet of its own.
+
+    Args:
+      embed: [V, D], trained.
+      seed: of the draws.
+
+    Returns:
+      [V, D] with other rows for the new ids, and for these only.
+    """
+    rng = np.random.default_rng(seed)
+    embed = np.array(embed)
+    for first in (FIRST_A, FIRST_B):
+        trained = embed[first : first + IDS].astype(np.float64)
+        mean, covariance = trained.mean(axis=0), np.cov(trained.T)
+        embed[first + IDS : first + IDS + NEW_IDS] = rng.multivariate_normal(mean, covariance, NEW_IDS)
+    return embed
 
 
 class Episodes(NamedTuple):
@@ -140,9 +171,7 @@ class Episodes(NamedTuple):
         return np.take_along_axis(self.values, self.query, axis=1)
 
 
-def sample_episodes(
-    rng: np.random.Generator, kind: Kind, count: int, *, pairs: int, queries: int, grid: int
-) -> Episodes:
+def sample_episodes(rng: np.random.Generator, kind: Kind, count: int, *, pairs: int, queries: int, grid: int) -> Episodes:
     """Fresh episodes.
 
     Args:
