@@ -39,8 +39,8 @@ class Learner(NamedTuple):
     """The state (B = 1) that an episode or a query starts from; None is a fresh one."""
     update: Callable[[Slow, Memory, BDHOutput, jax.Array], tuple[Slow, Memory]]
     """(slow, memory, what the model returned on the episode, its facts [P, 3]) → (slow, memory)."""
-    finish: Callable[[Slow, Memory, jax.Array, jax.Array], Slow]
-    """(slow, memory, keys [F, 2], values [F]) → slow, after the last episode. What uses the facts here is a bound."""
+    finish: Callable[[Slow, Memory, jax.Array, jax.Array], Slow] | None
+    """(slow, memory, keys [F, 2], values [F]) → slow, after the last episode; or None. What uses the facts here is a bound."""
     answer: Callable[[Slow, Memory, jax.Array], jax.Array]
     """(slow, memory, keys [Q, 2]) → [Q] token ids, each key asked for alone."""
     nbytes: Callable[[Slow, Memory], int]
@@ -71,7 +71,7 @@ def consolidated(model: BDH, function: Function) -> Learner:
         init=function.init,
         start=lambda memory: None,
         update=update,
-        finish=lambda slow, memory, keys, values: slow,
+        finish=None,
         answer=lambda slow, memory, keys: answers(model, slow, keys),
         nbytes=lambda slow, memory: memory_nbytes(slow["synapse"]) + memory_nbytes(memory),
     )
@@ -134,22 +134,22 @@ def ridge_synapse(model: BDH, slow: Slow, keys: jax.Array, values: jax.Array) ->
         written = model.apply({"params": slow}, value[None, None], fast).fast.memory[:, 0]
         return address.reshape(config.n_layer, -1), jnp.einsum("lhn,lhnd->ld", address, written)
 
-    synapse = jnp.zeros_like(slow["synapse"])
-    for layer in range(config.n_layer):
+    def fill(layer, synapse):
         filled = {**slow, "synapse": synapse}
-        address, read = jax.lax.map(lambda fact, s=filled: wanted(s, *fact), (keys, values), batch_size=64)
+        address, read = jax.lax.map(lambda fact: wanted(filled, *fact), (keys, values), batch_size=64)
         address, read = address[:, layer], read[:, layer]
         gram = address.T @ address + RIDGE * jnp.eye(address.shape[1], dtype=address.dtype)
         solution = jax.scipy.linalg.solve(gram, address.T @ read, assume_a="pos")
-        synapse = synapse.at[layer].set(solution.reshape(synapse.shape[1:]).astype(synapse.dtype))
-    return {**slow, "synapse": synapse}
+        return synapse.at[layer].set(solution.reshape(synapse.shape[1:]).astype(synapse.dtype))
+
+    return {**slow, "synapse": jax.lax.fori_loop(0, config.n_layer, fill, jnp.zeros_like(slow["synapse"]))}
 
 
 def shuffled(learner: Learner) -> Learner:
     """The same, and in the end the rows of each layer's synapse are permuted: keeps their sizes and not their places."""
 
     def finish(slow, memory, keys, values):
-        synapse = learner.finish(slow, memory, keys, values)["synapse"]
+        synapse = slow["synapse"]
         layers, heads, neurons, width = synapse.shape
         rows = synapse.reshape(layers, heads * neurons, width)
         order = [jax.random.permutation(jax.random.key(layer), heads * neurons) for layer in range(layers)]
@@ -288,20 +288,25 @@ class Contestant:
     """To choose from on validation streams; empty: there is none."""
     rate_of: str = ""
     """Take the rate of the contestant of this name."""
+    traced: bool = True
+    """Whether ``build`` takes a rate whose value is not known yet, so that one program serves all rates."""
 
     def __post_init__(self):
         if self.rates and self.rate_of:
             raise ConfigError(f"contestant {self.name!r} has rates of its own and those of {self.rate_of!r}; choose one")
 
 
-_WRITES = (0.01, 0.03, 0.1, 0.3, 1.0)
-_AVERAGES = (0.001, 0.003, 0.01, 0.03, 0.1)
+_WRITES = (0.03, 0.1, 0.3, 1.0)
+_AVERAGES = (0.01, 0.03, 0.1, 0.3)
 _STEPS = (1e-3, 3e-3, 1e-2, 3e-2)
 _TRAININGS = (1e-4, 3e-4, 1e-3, 3e-3)
 
 
-def _of(name: str, rates: tuple[float, ...] = _WRITES) -> Contestant:
-    return Contestant(name, lambda model, rate, facts: consolidated(model, consolidation.FUNCTIONS[name](rate=rate)), rates)
+def _of(name: str, rates: tuple[float, ...] = _WRITES, *, traced: bool = True) -> Contestant:
+    def build(model, rate, facts):
+        return consolidated(model, consolidation.FUNCTIONS[name](rate=rate))
+
+    return Contestant(name, build, rates, traced=traced)
 
 
 def _gradient(name: str, rates: tuple[float, ...], **options) -> Contestant:
@@ -314,7 +319,7 @@ def _changed(name: str, base: Contestant, change: Callable[[Learner], Learner]) 
 
 
 _NONE = Contestant("none", lambda model, rate, facts: consolidated(model, consolidation.none()))
-_RIDGE = Contestant("ridge bound", lambda model, rate, facts: ridge(model))
+_RIDGE = Contestant("ridge", lambda model, rate, facts: ridge(model))
 _DENSE, _ROW_TOPK = _of("dense"), _of("row_topk")
 
 CONTESTANTS: dict[str, Contestant] = {
@@ -326,21 +331,21 @@ CONTESTANTS: dict[str, Contestant] = {
         _of("row_random"),
         _of("row_bottom"),
         _of("threshold"),
-        _of("running_average", _AVERAGES),
+        _of("running_average", _AVERAGES, traced=False),
         _of("tfidf_rows"),
         _of("importance_weighted"),
         _of("cascade"),
-        Contestant("never reset", lambda model, rate, facts: never_reset(model)),
+        Contestant("never_reset", lambda model, rate, facts: never_reset(model)),
         _RIDGE,
-        Contestant("nearest neighbour", lambda model, rate, facts: nearest_neighbour(model)),
-        _gradient("replay, synapse", _STEPS, target="synapse", replay=True),
-        _gradient("replay, slow weights", _TRAININGS, target="slow", replay=True),
-        _gradient("fine-tuning", _TRAININGS, target="slow", replay=False),
-        _changed("dense, shuffled", _DENSE, shuffled),
-        _changed("row_topk, shuffled", _ROW_TOPK, shuffled),
-        _changed("dense, untrained", _DENSE, untrained),
-        _changed("row_topk, untrained", _ROW_TOPK, untrained),
-        _changed("ridge, untrained", _RIDGE, untrained),
+        Contestant("nearest_neighbour", lambda model, rate, facts: nearest_neighbour(model)),
+        _gradient("replay_synapse", _STEPS, target="synapse", replay=True),
+        _gradient("replay_slow", _TRAININGS, target="slow", replay=True),
+        _gradient("fine_tuning", _TRAININGS, target="slow", replay=False),
+        _changed("dense_shuffled", _DENSE, shuffled),
+        _changed("row_topk_shuffled", _ROW_TOPK, shuffled),
+        _changed("dense_untrained", _DENSE, untrained),
+        _changed("row_topk_untrained", _ROW_TOPK, untrained),
+        _changed("ridge_untrained", _RIDGE, untrained),
     )
 }
 """All rows, by name."""

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +30,7 @@ from rich.table import Table
 from bdh_jax import consolidation
 from bdh_jax.config import BDHConfig, ConfigError
 from bdh_jax.consolidation import Function
-from bdh_jax.evaluation.learners import CONTESTANTS, RIDGE, Contestant, Learner, Slow, addresses, consolidated
+from bdh_jax.evaluation.learners import CONTESTANTS, RIDGE, Contestant, Learner, Slow, addresses, answers, consolidated
 from bdh_jax.evaluation.stream import Stream, StreamConfig, make_stream
 from bdh_jax.model import BDH
 from bdh_jax.tasks.facts import (
@@ -49,7 +49,7 @@ GATE = 0.99
 """Least in-episode recall, and least recall of ridge regression, of a model worth testing."""
 AGES = (0, 1, 4, 16, 64, 256)
 """First age, in episodes, of each bin."""
-_PROBE_EPISODES, _PROBE_QUERIES, _PROBE_GRID = 64, 8, 32
+_PROBE_EPISODES, _PROBE_QUERIES, _PROBE_GRID = 48, 8, 32
 _RESAMPLES = 2000
 _LOGGER = logging.getLogger("bdh_jax")
 
@@ -58,7 +58,7 @@ _LOGGER = logging.getLogger("bdh_jax")
 class LifelongConfig:
     """Sizes of the benchmark."""
 
-    stream: StreamConfig = StreamConfig()
+    stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
     streams: int = 10
     """R, test streams; every model sees the same ones."""
     validation_streams: int = 1
@@ -329,16 +329,18 @@ def benchmark(
         for number, slow in enumerate(slows):
             gates.append(measure_gates(model, slow, raw[number], config))
             progress.advance(f"gates of model {number}: " + ("; ".join(gates[-1].failures) or "passed"))
+        unharmed = _measure_unharmed(model, slows, config)
         rows = []
         for contestant in contestants.values():
+            arena = _Arena(model, contestant, config)
             if contestant.rates and contestant.name not in chosen:
-                chosen[contestant.name] = _tune(model, slows[0], contestant, validation, config, progress)
+                chosen[contestant.name] = _tune(arena, contestant, slows[:1], unharmed[:1], validation, progress)
             rate = chosen.get(contestant.rate_of or contestant.name)
             if contestant.rate_of and rate is None:
                 raise ConfigError(
                     f"contestant {contestant.name!r} takes the rate of {contestant.rate_of!r}: name that one before it, or a rate"
                 )
-            rows.append(_row(model, slows, contestant, rate, streams, config))
+            rows.append(arena.row(slows, unharmed, rate, streams))
             progress.advance(f"{contestant.name}: recall {rows[-1].mean('recall'):.3f}")
     return LifelongResult(tuple(rows), tuple(gates), config)
 
@@ -399,16 +401,15 @@ def measure_gates(model: BDH, slow: Slow, raw: Slow, config: LifelongConfig) -> 
 
 
 class _Played(NamedTuple):
-    """What happened on one stream."""
+    """What happened on one stream. The keys asked for are those of the stream, and then those learned by gradient."""
 
-    curve: jax.Array  # [C, F] answers on a fresh state
-    final: jax.Array  # [F]
+    asked: jax.Array  # [C, F + known] answers on a fresh state, at every checkpoint
+    final: jax.Array  # [F + known] in the end
     in_episode: jax.Array  # [C, E / C, P] whether the answer within the episode was right
-    probes: jax.Array  # recall in unrelated episodes, before and after
-    known: jax.Array  # recall of facts learned by gradient, before and after
+    probe: jax.Array  # recall in unrelated episodes, in the end
 
 
-def _play(learner: Learner, slow: Slow, keys, values, episodes, probe, known) -> _Played:
+def _play(learner: Learner, slow: Slow, keys, values, episodes, probe, known_keys) -> _Played:
     """One stream: keys [F, 2], final values [F], episodes [C, E / C, P, 3]."""
     model = learner.model
 
@@ -418,99 +419,131 @@ def _play(learner: Learner, slow: Slow, keys, values, episodes, probe, known) ->
         output = model.apply({"params": slow}, tokens, learner.start(memory), collect=learner.collect)
         right = jnp.zeros(len(facts), bool)
         if learner.by_model:
-            queries = jax.vmap(lambda key: model.apply({"params": slow}, key[None], output.fast, state="none").logits[0, -1])
-            right = jnp.argmax(queries(facts[:, :2]), axis=-1) == facts[:, 2]
+            right = answers(model, slow, facts[:, :2], output.fast) == facts[:, 2]
         return learner.update(slow, memory, output, facts), right
 
     def segment(carry, episodes):
         carry, right = jax.lax.scan(episode, carry, episodes)
-        return carry, (right, learner.answer(*carry, keys))
+        return carry, (right, learner.answer(*carry, asked))
 
-    def unharmed(slow, memory):
-        if not learner.by_model:
-            return jnp.zeros(2)
-        start = learner.start(memory)
-        tokens, targets, answer = probe
-        known_keys, known_values = known
-        if start is None:
-            recall = _in_episode(model, slow, *probe)
-        else:
-            each = jax.vmap(lambda row: model.apply({"params": slow}, row[None], start, state="none").logits[0])(tokens)
-            recall = _share(jnp.argmax(each, axis=-1) == targets, answer)
-        return jnp.stack([recall, jnp.mean(learner.answer(slow, memory, known_keys) == known_values)])
-
+    asked = jnp.concatenate([keys, known_keys])
     slow = learner.prepare(slow)
-    memory = learner.init(slow)
-    before = unharmed(slow, memory)
-    (slow, memory), (right, curve) = jax.lax.scan(segment, (slow, memory), episodes)
-    slow = learner.finish(slow, memory, keys, values)
-    after = unharmed(slow, memory)
-    final = learner.answer(slow, memory, keys)
-    return _Played(curve, final, right, jnp.stack([before[0], after[0]]), jnp.stack([before[1], after[1]]))
+    (slow, memory), (right, along) = jax.lax.scan(segment, (slow, learner.init(slow)), episodes)
+    final = along[-1]
+    if learner.finish is not None:
+        slow = learner.finish(slow, memory, keys, values)
+        final = learner.answer(slow, memory, asked)
+    start, recall = learner.start(memory), jnp.zeros(())
+    if learner.by_model and start is None:
+        recall = _in_episode(model, slow, *probe)
+    elif learner.by_model:
+        tokens, targets, answer = probe
+        each = jax.vmap(lambda row: model.apply({"params": slow}, row[None], start, state="none").logits[0])(tokens)
+        recall = _share(jnp.argmax(each, axis=-1) == targets, answer)
+    return _Played(along, final, right, recall)
 
 
-def _row(
-    model: BDH,
-    slows: Sequence[Slow],
-    contestant: Contestant,
-    rate: float | None,
-    streams: Sequence[Stream],
-    config: LifelongConfig,
-) -> Row:
-    learner = contestant.build(model, rate, config.stream.facts)
-    checkpoints = config.stream.checkpoints
-    truths = [stream.truth() for stream in streams]
-    episodes = [
-        np.concatenate([s.keys[s.facts], s.written[..., None]], axis=2).reshape(checkpoints, -1, config.stream.pairs, 3)
-        for s in streams
-    ]
-    known = (combinations().known[: config.known], combinations().known_values[: config.known])
-    arguments = (
-        np.stack([s.keys for s in streams]),
-        np.stack([t.value for t in truths]),
-        np.stack(episodes).astype(np.int32),
-        _probe("reserved", config.stream.pairs),
-        known,
-    )
-    play = jax.vmap(functools.partial(_play, learner), in_axes=(None, 0, 0, 0, None, None))
-    compiled = jax.jit(play).lower(slows[0], *arguments).compile()
-    shapes = jax.eval_shape(lambda slow: (learner.prepare(slow), learner.init(learner.prepare(slow))), slows[0])
-    nbytes = learner.nbytes(*shapes)
-    scores, curves = [], []
-    for slow in slows:
-        start = time.perf_counter()
-        played = jax.device_get(compiled(slow, *arguments))
-        seconds = time.perf_counter() - start
-        count = sum(len(stream.facts) for stream in streams)
-        each = [
-            _score(learner, stream, jax.tree.map(lambda leaf, i=i: leaf[i], played), nbytes, config)
-            for i, stream in enumerate(streams)
+class _Unharmed(NamedTuple):
+    """A model before any stream."""
+
+    probe: float  # recall in unrelated episodes
+    known: float  # recall of facts learned by gradient
+
+
+class _Arena:
+    """One contestant, compiled once for all models, streams and rates (unless its function needs to see the rate's value).
+
+    Streams are played one at a time: on a CPU several at once take as much time each, and more memory.
+    """
+
+    def __init__(self, model: BDH, contestant: Contestant, config: LifelongConfig):
+        self._model, self._contestant, self._config = model, contestant, config
+        self._compiled: dict[float | None, Callable[..., _Played]] = {}
+
+    def row(
+        self, slows: Sequence[Slow], unharmed: Sequence[_Unharmed], rate: float | None, streams: Sequence[Stream]
+    ) -> Row:
+        """What the contestant does at a rate."""
+        contestant, config = self._contestant, self._config
+        learner = contestant.build(self._model, rate, config.stream.facts)
+        shapes = jax.eval_shape(lambda slow: (learner.prepare(slow), learner.init(learner.prepare(slow))), slows[0])
+        nbytes = learner.nbytes(*shapes)
+        results = [
+            [self._score(learner, slow, before, rate, stream, nbytes) for stream in streams]
+            for slow, before in zip(slows, unharmed, strict=True)
         ]
-        scores.append([{**score, "milliseconds": 1000 * seconds / count} for score, _ in each])
-        curves.append([curve for _, curve in each])
-    steps = [len(s.facts) // checkpoints * (c + 1) for s in streams[:1] for c in range(checkpoints)]
-    so_far = np.array([[(s.truth(step).value >= 0).sum() for step in steps] for s in streams])
-    stacked = {name: np.array([[s[name] for s in per_model] for per_model in scores]) for name in scores[0][0]}
-    return Row(contestant.name, rate, stacked, np.array(curves), so_far)
+        scores = {name: np.array([[s[name] for s, _ in of_model] for of_model in results]) for name in results[0][0][0]}
+        curves = np.array([[curve for _, curve in of_model] for of_model in results])
+        so_far = np.array(
+            [[(stream.truth(step).value >= 0).sum() for step in self._checkpoints(stream)] for stream in streams]
+        )
+        return Row(contestant.name, rate, scores, curves, so_far)
+
+    def _score(self, learner, slow, before, rate, stream, nbytes):
+        config = self._config.stream
+        facts = np.concatenate([stream.keys[stream.facts], stream.written[..., None]], axis=2).astype(np.int32)
+        arguments = (
+            stream.keys,
+            stream.truth().value,
+            facts.reshape(config.checkpoints, -1, config.pairs, 3),
+            _probe("reserved", config.pairs),
+            combinations().known[: self._config.known],
+        )
+        play = self._play(rate, slow, *arguments)
+        start = time.perf_counter()
+        played = jax.device_get(play(slow, *arguments))
+        seconds = time.perf_counter() - start
+        scores, curve = _score(learner, stream, played, before, nbytes, self._config)
+        return {**scores, "milliseconds": 1000 * seconds / len(stream.facts)}, curve
+
+    def _play(self, rate, *arguments):
+        build, facts = self._contestant.build, self._config.stream.facts
+        number = 0.0 if rate is None else rate
+        if not self._contestant.traced:
+            if rate not in self._compiled:
+                play = jax.jit(functools.partial(_play, build(self._model, rate, facts)))
+                self._compiled[rate] = play.lower(*arguments).compile()
+            return self._compiled[rate]
+        if None not in self._compiled:
+            play = jax.jit(lambda rate, *rest: _play(build(self._model, rate, facts), *rest))
+            self._compiled[None] = play.lower(number, *arguments).compile()
+        return functools.partial(self._compiled[None], number)
+
+    def _checkpoints(self, stream: Stream) -> list[int]:
+        count = self._config.stream.checkpoints
+        return [len(stream.facts) // count * (c + 1) for c in range(count)]
 
 
-def _score(learner: Learner, stream: Stream, played: _Played, nbytes: int, config: LifelongConfig):
+def _measure_unharmed(model: BDH, slows: Sequence[Slow], config: LifelongConfig) -> list[_Unharmed]:
+    keys, values = combinations().known[: config.known], combinations().known_values[: config.known]
+    probe = jax.jit(functools.partial(_in_episode, model))
+    asked = jax.jit(functools.partial(answers, model))
+    recalled = [_mean(np.asarray(asked(slow, keys)) == values) if config.known else np.nan for slow in slows]
+    probes = [float(probe(slow, *_probe("reserved", config.stream.pairs))) for slow in slows]
+    return [_Unharmed(*pair) for pair in zip(probes, recalled, strict=True)]
+
+
+def _score(
+    learner: Learner, stream: Stream, played: _Played, before: _Unharmed, nbytes: int, config: LifelongConfig
+) -> tuple[dict[str, float], list[float]]:
     """Scores by name, and the curve [C]."""
     truth = stream.truth()
-    right = played.final == truth.value
+    facts = len(stream.keys)
+    final, known = played.final[:facts], played.final[facts:]
+    right = final == truth.value
     reassigned = truth.previous >= 0
     age = len(stream.facts) - 1 - truth.last
-    count = len(played.curve)
+    count = len(played.asked)
     curve = []
     for checkpoint in range(count):
         value = stream.truth(len(stream.facts) // count * (checkpoint + 1)).value
         shown = value >= 0
-        curve.append(float((played.curve[checkpoint] == value)[shown].mean()))
+        curve.append(float((played.asked[checkpoint, :facts] == value)[shown].mean()))
     recall = float(right.mean())
     above_chance = max(0.0, (recall - 1 / VALUES) / (1 - 1 / VALUES))
     bits = above_chance * len(right) * np.log2(VALUES)
     new = _mean(right[reassigned])
-    old = _mean((played.final == truth.previous)[reassigned])
+    old = _mean((final == truth.previous)[reassigned])
     # What the second half of the stream still learns, with what the first left behind.
     late = played.in_episode[count // 2 :]
     scores = {
@@ -519,15 +552,13 @@ def _score(learner: Learner, stream: Stream, played: _Played, nbytes: int, confi
         "old_value": old,
         "neither_value": 1 - new - old,
         "in_episode": float(late.mean()),
-        "harm": float(played.probes[0] - played.probes[1]),
-        "harm_known": float(played.known[0] - played.known[1]),
+        "harm": float(before.probe - played.probe),
+        "harm_known": before.known - _mean(known == combinations().known_values[: config.known]),
         "bits_per_byte": float(bits / nbytes),
         "kilobytes": nbytes / 1000,
     }
     if not learner.by_model:
         scores |= dict.fromkeys(("in_episode", "harm", "harm_known"), np.nan)
-    if config.known == 0:
-        scores["harm_known"] = np.nan
     scores |= {f"kind_{kind}": _mean(right[stream.kind == i]) for i, kind in enumerate(KINDS)}
     # Bins that no stream of this length can reach are left out.
     firsts = [first for first in AGES if first < len(stream.facts)]
@@ -538,11 +569,11 @@ def _score(learner: Learner, stream: Stream, played: _Played, nbytes: int, confi
     return scores, curve
 
 
-def _tune(model, slow, contestant, validation, config, progress) -> float:
+def _tune(arena, contestant, slows, unharmed, validation, progress) -> float:
     """The rate with the largest recall minus harm on validation streams."""
     best, chosen = -np.inf, contestant.rates[0]
     for rate in contestant.rates:
-        row = _row(model, [slow], contestant, rate, validation, config)
+        row = arena.row(slows, unharmed, rate, validation)
         harm = row.mean("harm")
         merit = row.mean("recall") - (0 if np.isnan(harm) else max(0.0, harm))
         progress.advance(f"{contestant.name}, rate {rate:g}, validation: recall {row.mean('recall'):.3f}, harm {harm:+.3f}")
@@ -553,7 +584,7 @@ def _tune(model, slow, contestant, validation, config, progress) -> float:
 
 @functools.cache
 def _probe(kind: Kind, pairs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fresh episodes, the same always: tokens [64, T], targets [64, T], where answers are [64, T]."""
+    """Fresh episodes, the same always: tokens [48, T], targets [48, T], where answers are [48, T]."""
     rng = np.random.default_rng(len(kind))
     queries = min(_PROBE_QUERIES, pairs)
     encoded = encode(sample_episodes(rng, kind, _PROBE_EPISODES, pairs=pairs, queries=queries, grid=_probe_grid(kind)))

@@ -28,22 +28,21 @@ class StreamConfig:
     """Share of the facts that get another value later."""
     zipf: float = 1.0
     """Exponent of the law: fact number i is repeated in proportion to i^−zipf."""
-    checkpoints: int = 8
+    checkpoints: int = 4
     """Times at which all facts so far are asked for; the number of episodes is a multiple of it."""
 
     def __post_init__(self):
-        most = 3 * min(len(getattr(combinations(), kind)) for kind in KINDS)
-        rest = sum(len(getattr(combinations(), kind)) for kind in KINDS)
-        if not self.pairs <= self.facts <= rest:
+        if self.pairs < 1 or self.checkpoints < 1:
+            raise ConfigError(f"pairs={self.pairs} and checkpoints={self.checkpoints} must be at least 1")
+        most = sum(len(getattr(combinations(), kind)) for kind in KINDS)
+        if not self.pairs <= self.facts <= most:
             raise ConfigError(
-                f"facts={self.facts} must lie in {self.pairs} … {rest}, and kinds are mixed evenly up to {most}"
+                f"facts={self.facts} must lie in {self.pairs} … {most}, from the facts of an episode to all keys"
             )
         if self.repeats < 1 + self.reassigned:
             raise ConfigError(f"repeats={self.repeats} must be at least 1 + reassigned={1 + self.reassigned}")
         if not 0 <= self.reassigned <= 1:
             raise ConfigError(f"reassigned={self.reassigned} must lie in [0, 1]")
-        if self.pairs < 1 or self.checkpoints < 1:
-            raise ConfigError(f"pairs={self.pairs} and checkpoints={self.checkpoints} must be at least 1")
 
 
 class Truth(NamedTuple):
