@@ -296,7 +296,7 @@ class Contestant:
             raise ConfigError(f"contestant {self.name!r} has rates of its own and those of {self.rate_of!r}; choose one")
 
 
-_WRITES = (0.03, 0.1, 0.3, 1.0)
+_WRITES = (0.01, 0.03, 0.1, 0.2, 0.4, 1.0, 3.0)
 _AVERAGES = (0.01, 0.03, 0.1, 0.3)
 _STEPS = (1e-3, 3e-3, 1e-2, 3e-2)
 _TRAININGS = (1e-4, 3e-4, 1e-3, 3e-3)
