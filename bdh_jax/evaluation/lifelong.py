@@ -318,6 +318,13 @@ def benchmark(
         slows = [{**slow, "embed": jnp.asarray(initialise_new_ids(slow["embed"], seed=new_ids))} for slow in raw]
     slows = [{**slow, "synapse": jnp.zeros_like(slow["synapse"])} for slow in slows]
     chosen = dict(rates or {})
+    rated = set(chosen)
+    for contestant in contestants.values():
+        if contestant.rate_of and contestant.rate_of not in rated:
+            raise ConfigError(
+                f"contestant {contestant.name!r} takes the rate of {contestant.rate_of!r}: name that one before it, or a rate"
+            )
+        rated |= {contestant.name} if contestant.rates else set()
     seeds = range(config.seed, config.seed + config.streams)
     streams = [make_stream(config.stream, seed=seed) for seed in seeds]
     validation = [
@@ -336,10 +343,6 @@ def benchmark(
             if contestant.rates and contestant.name not in chosen:
                 chosen[contestant.name] = _tune(arena, contestant, slows[:1], unharmed[:1], validation, progress)
             rate = chosen.get(contestant.rate_of or contestant.name)
-            if contestant.rate_of and rate is None:
-                raise ConfigError(
-                    f"contestant {contestant.name!r} takes the rate of {contestant.rate_of!r}: name that one before it, or a rate"
-                )
             rows.append(arena.row(slows, unharmed, rate, streams))
             progress.advance(f"{contestant.name}: recall {rows[-1].mean('recall'):.3f}")
     return LifelongResult(tuple(rows), tuple(gates), config)
@@ -377,13 +380,13 @@ def measure_gates(model: BDH, slow: Slow, raw: Slow, config: LifelongConfig) -> 
     everything = np.concatenate([keys.seen, keys.held_out, keys.new_ids, keys.known, keys.reserved])
     rows = 512
     padded = everything[np.minimum(np.arange(-(-len(everything) // rows) * rows), len(everything) - 1)]
-    find = jax.jit(lambda slow, keys: addresses(model, slow, keys))
-    alive = np.concatenate([np.asarray(jnp.any(find(slow, k) > 0, axis=-1)) for k in padded.reshape(-1, rows, 2)])
+    alive = np.concatenate(
+        [np.asarray(jnp.any(_addresses(model, slow, some) > 0, axis=-1)) for some in padded.reshape(-1, rows, 2)]
+    )
     dead = int((~alive[: len(everything)]).any(axis=1).sum())
 
-    recall = jax.jit(functools.partial(_in_episode, model))
-    in_episode = {kind: float(recall(slow, *_probe(kind, config.stream.pairs))) for kind in KINDS}
-    raw_ids = float(recall(raw, *_probe("new_ids", config.stream.pairs)))
+    in_episode = {kind: float(_recall(model, slow, *_probe(kind, config.stream.pairs))) for kind in KINDS}
+    raw_ids = float(_recall(model, raw, *_probe("new_ids", config.stream.pairs)))
 
     fresh, written, drift = {}, {}, ()
     for facts in sorted({256, model.config.n_neurons}):
@@ -391,8 +394,8 @@ def measure_gates(model: BDH, slow: Slow, raw: Slow, config: LifelongConfig) -> 
         order = np.arange(facts - facts % config.stream.pairs)
         values = stream.truth().value[order]
         tokens = np.concatenate([stream.keys[order], values[:, None]], axis=1).reshape(-1, 3 * config.stream.pairs)
-        here = np.asarray(jax.jit(functools.partial(_written_addresses, model))(slow, tokens), np.float64)
-        alone = np.asarray(find(slow, stream.keys[order]), np.float64)
+        here = np.asarray(_written_addresses(model, slow, tokens), np.float64)
+        alone = np.asarray(_addresses(model, slow, stream.keys[order]), np.float64)
         layers = range(model.config.n_layer)
         fresh[facts] = max(_ridge_recall(alone[:, i], alone[:, i], values) for i in layers)
         written[facts] = max(_ridge_recall(here[:, i], alone[:, i], values) for i in layers)
@@ -516,10 +519,8 @@ class _Arena:
 
 def _measure_unharmed(model: BDH, slows: Sequence[Slow], config: LifelongConfig) -> list[_Unharmed]:
     keys, values = combinations().known[: config.known], combinations().known_values[: config.known]
-    probe = jax.jit(functools.partial(_in_episode, model))
-    asked = jax.jit(functools.partial(answers, model))
-    recalled = [_mean(np.asarray(asked(slow, keys)) == values) if config.known else np.nan for slow in slows]
-    probes = [float(probe(slow, *_probe("reserved", config.stream.pairs))) for slow in slows]
+    recalled = [_mean(np.asarray(_answers(model, slow, keys)) == values) if config.known else np.nan for slow in slows]
+    probes = [float(_recall(model, slow, *_probe("reserved", config.stream.pairs))) for slow in slows]
     return [_Unharmed(*pair) for pair in zip(probes, recalled, strict=True)]
 
 
@@ -606,6 +607,13 @@ def _share(right: jax.Array, where: jax.Array) -> jax.Array:
     return jnp.sum(right & where) / jnp.sum(where)
 
 
+# Compiled once a model, however often it is benchmarked.
+_recall = jax.jit(_in_episode, static_argnums=0)
+_addresses = jax.jit(addresses, static_argnums=0)
+_answers = jax.jit(answers, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _written_addresses(model: BDH, slow: Slow, tokens: jax.Array) -> jax.Array:
     """Addresses [F, L, K] at the second token of every fact in episodes [E, 3P]."""
     address = model.apply({"params": slow}, tokens, state="none", collect=("address",)).collected["address"]
