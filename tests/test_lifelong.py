@@ -24,7 +24,7 @@ def _run(module: str, *arguments: str) -> tuple[int, str, str]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("smoke")
-    status, output, errors = _run("bdh_jax.main", CONFIG, f"--workdir={workdir}", "--config.train.steps=2")
+    status, output, errors = _run("bdh_jax.main", CONFIG, f"--workdir={workdir}", "--config.train.steps=4")
     assert status == 0, errors
     for name in ("seen", "held_out", "new_ids", "known"):
         assert name in output

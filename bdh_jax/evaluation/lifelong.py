@@ -160,7 +160,7 @@ class LifelongResult:
         reference = next((row for row in self.rows if row.name == self.config.reference), None)
         models, streams = self.rows[0].scores["recall"].shape
         stream = self.config.stream
-        title = f"{stream.facts} facts, chance {1 / VALUES:.3f}; {models} model{'s' * (models > 1)} × {streams} streams"
+        title = f"{stream.facts} facts, chance {1 / VALUES:.3f}; {models} model{'s' * (models > 1)} × {streams} stream{'s' * (streams > 1)}"
         table = Table(title=title, caption=self._caption(reference), box=box.SIMPLE_HEAD, show_edge=False, padding=0)
         table.add_column("function", min_width=20)
         table.add_column("rate", justify="right")
