@@ -49,7 +49,7 @@ GATE = 0.99
 """Least in-episode recall, and least recall of ridge regression, of a model worth testing."""
 AGES = (0, 1, 4, 16, 64, 256)
 """First age, in episodes, of each bin."""
-_PROBE_EPISODES, _PROBE_QUERIES, _PROBE_GRID = 48, 8, 32
+_PROBE_EPISODES, _GATE_EPISODES, _PROBE_QUERIES, _PROBE_GRID = 48, 192, 8, 32
 _RESAMPLES = 2000
 _LOGGER = logging.getLogger("bdh_jax")
 
@@ -103,11 +103,11 @@ class Gates:
         if self.dead_keys:
             failed.append(f"{self.dead_keys} keys have no address in some layer")
         failed += [
-            f"in-episode recall of {kind} keys is {r:.3f} < {GATE}" for kind, r in self.in_episode.items() if r < GATE
+            f"in-episode recall of {kind} keys is {r:.4f} < {GATE}" for kind, r in self.in_episode.items() if r < GATE
         ]
         facts = min(self.ridge)
         if self.ridge[facts] < GATE:
-            failed.append(f"ridge regression recalls {self.ridge[facts]:.3f} < {GATE} of {facts} facts")
+            failed.append(f"ridge regression recalls {self.ridge[facts]:.4f} < {GATE} of {facts} facts")
         return tuple(failed)
 
 
@@ -385,8 +385,9 @@ def measure_gates(model: BDH, slow: Slow, raw: Slow, config: LifelongConfig) -> 
     )
     dead = int((~alive[: len(everything)]).any(axis=1).sum())
 
-    in_episode = {kind: float(_recall(model, slow, *_probe(kind, config.stream.pairs))) for kind in KINDS}
-    raw_ids = float(_recall(model, raw, *_probe("new_ids", config.stream.pairs)))
+    probes = {kind: _probe(kind, config.stream.pairs, _GATE_EPISODES) for kind in KINDS}
+    in_episode = {kind: float(_recall(model, slow, *probe)) for kind, probe in probes.items()}
+    raw_ids = float(_recall(model, raw, *probes["new_ids"]))
 
     fresh, written, drift = {}, {}, ()
     for facts in sorted({256, model.config.n_neurons}):
@@ -584,11 +585,11 @@ def _tune(arena, contestant, slows, unharmed, validation, progress) -> float:
 
 
 @functools.cache
-def _probe(kind: Kind, pairs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fresh episodes, the same always: tokens [48, T], targets [48, T], where answers are [48, T]."""
+def _probe(kind: Kind, pairs: int, count: int = _PROBE_EPISODES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fresh episodes, the same always: tokens [count, T], targets [count, T], where answers are [count, T]."""
     rng = np.random.default_rng(len(kind))
     queries = min(_PROBE_QUERIES, pairs)
-    encoded = encode(sample_episodes(rng, kind, _PROBE_EPISODES, pairs=pairs, queries=queries, grid=_probe_grid(kind)))
+    encoded = encode(sample_episodes(rng, kind, count, pairs=pairs, queries=queries, grid=_probe_grid(kind)))
     return encoded.tokens, encoded.targets, encoded.answer
 
 
