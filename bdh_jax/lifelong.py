@@ -77,6 +77,9 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError('the figure needs matplotlib: pip install "bdh_jax[plot]"')
     models = [load(folder, _WHICH.value) for folder in seed_folders(workdir) or [workdir]]
     console = rich.console.Console()
+    if not console.is_terminal:
+        # A log or a file has no width of its own, and rich takes it for 80 columns, which the tables do not fit.
+        console = rich.console.Console(width=100)
     result = lifelong.benchmark(
         BDH(models[0][0]),
         [slow for _, slow in models],

@@ -119,7 +119,7 @@ class Row:
     rate: float | None
     scores: dict[str, np.ndarray]
     curve: np.ndarray
-    """[M, R, C], recall of the facts shown so far at each checkpoint."""
+    """[M, R, C], recall of the facts shown so far at each checkpoint; NaN but for the last of what is made in the end only."""
     facts_so_far: np.ndarray
     """[R, C]."""
 
@@ -201,7 +201,7 @@ class LifelongResult:
             padding=0,
         )
         first = self.gates[0]
-        headers = ["model", "dead keys", *(k.replace("_", " ") for k in first.in_episode), "new ids, raw"]
+        headers = ["model", "dead", *(k.replace("_", " ") for k in first.in_episode), "new, raw"]
         headers += [f"ridge {f}" for f in first.ridge] + [f"written {f}" for f in first.ridge_written]
         headers += [f"cos {layer + 1}" for layer in range(len(first.drift))]
         for header in headers:
@@ -224,7 +224,12 @@ class LifelongResult:
         along, by_age = figure.subplots(1, 2, sharey=True)
         ages = [name for name in self.rows[0].scores if name.startswith("age_")]
         for number, row in enumerate(self.rows):
-            style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3], "label": row.name}
+            style = {
+                "color": f"C{number % 10}",
+                "linestyle": ("-", "--", ":")[number // 10 % 3],
+                "label": row.name,
+                "marker": ".",
+            }
             along.plot(row.facts_so_far.mean(axis=0), row.curve.mean(axis=(0, 1)), **style)
             by_age.plot([name.removeprefix("age_") for name in ages], [row.mean(name) for name in ages], **style)
         along.set(xlabel="facts shown so far", ylabel="recall after reset", ylim=(-0.02, 1.02))
@@ -542,6 +547,9 @@ def _score(
         shown = value >= 0
         curve.append(float((played.asked[checkpoint, :facts] == value)[shown].mean()))
     recall = float(right.mean())
+    if learner.finish is not None:
+        # What was asked for along the way was asked before the bound or the control was made.
+        curve = [np.nan] * (count - 1) + [recall]
     above_chance = max(0.0, (recall - 1 / VALUES) / (1 - 1 / VALUES))
     bits = above_chance * len(right) * np.log2(VALUES)
     new = _mean(right[reassigned])
