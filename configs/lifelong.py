@@ -3,7 +3,7 @@
     python -m bdh_jax.main --config=configs/lifelong.py --workdir=runs/lifelong
     python -m bdh_jax.lifelong --config=configs/lifelong.py --workdir=runs/lifelong
 
-Training is 600 steps, 3 to 6 minutes a seed on one CPU core, and reaches 0.992 or more on every set but new ids, whose embeddings
+Training is 600 steps, five and a half minutes a seed on one busy CPU core, and reaches 0.992 or more on every set but new ids, whose embeddings
 it never trains.
 
 Variants follow a colon: ``--config=configs/lifelong.py:smoke`` trains a tiny model for a few steps. Any key can be overridden, as in
