@@ -6,12 +6,13 @@ from bdh_jax.config import TaskConfig
 from bdh_jax.evaluation.scoring import Predict
 from bdh_jax.tasks.base import Batch, Evaluation, Score, Task, check_tokens
 from bdh_jax.tasks.counter import Counter, CounterConfig
+from bdh_jax.tasks.facts import Facts, FactsConfig
 from bdh_jax.tasks.nback import NBack, NBackConfig
 
-CONFIGS: dict[str, type[TaskConfig]] = {"nback": NBackConfig, "counter": CounterConfig}
+CONFIGS: dict[str, type[TaskConfig]] = {"nback": NBackConfig, "counter": CounterConfig, "facts": FactsConfig}
 """Task name → its configuration class, for :func:`bdh_jax.config.from_config_dict`."""
 
-_TASKS: dict[type[TaskConfig], type] = {NBackConfig: NBack, CounterConfig: Counter}
+_TASKS: dict[type[TaskConfig], type] = {NBackConfig: NBack, CounterConfig: Counter, FactsConfig: Facts}
 
 
 def make_task(config: TaskConfig, *, seed: int, batch_size: int) -> Task:
@@ -36,6 +37,8 @@ __all__ = [
     "Counter",
     "CounterConfig",
     "Evaluation",
+    "Facts",
+    "FactsConfig",
     "NBack",
     "NBackConfig",
     "Predict",

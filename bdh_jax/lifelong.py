@@ -1,0 +1,100 @@
+"""The lifelong benchmark on trained models: ``python -m bdh_jax.lifelong --config=configs/lifelong.py --workdir=runs/lifelong``.
+
+The models come from the workdir, one or several seeds, the facts they know from the configuration. Prints the tables and writes
+``results.json`` and ``figure.png`` into ``WORKDIR/lifelong`` or ``--out``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import rich.console
+from absl import flags
+
+from bdh_jax import cli
+from bdh_jax.config import ConfigError
+from bdh_jax.evaluation import lifelong
+from bdh_jax.evaluation.learners import CONTESTANTS
+from bdh_jax.evaluation.stream import StreamConfig
+from bdh_jax.model import BDH
+from bdh_jax.tasks.facts import FactsConfig
+from bdh_jax.training.checkpoint import load, seed_folders
+from bdh_jax.training.metrics import describe_start
+
+_CONFIG = cli.define_config()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run, of one seed or several.")
+_OUT = flags.DEFINE_string("out", None, "Folder for results.json and figure.png; default: lifelong in the workdir.")
+_WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint to test.")
+_FACTS = flags.DEFINE_integer("facts", 1024, "Facts of a stream.")
+_STREAMS = flags.DEFINE_integer("streams", 10, "Test streams.")
+_VALIDATION = flags.DEFINE_integer("validation_streams", 1, "Streams on which the first model chooses rates.")
+_SEED = flags.DEFINE_integer("stream_seed", 0, "Seed of the first stream.")
+_FUNCTIONS = flags.DEFINE_list("functions", None, "Rows of the table, by name; default all.")
+_REFERENCE = flags.DEFINE_string("reference", "dense", "Row that the others are compared with.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the benchmark that the flags describe.
+
+    Raises:
+      ConfigError: a flag is missing or wrong, or results are there already.
+    """
+    del argv
+    if _CONFIG.value is None:
+        raise ConfigError(
+            "--config is missing: name the configuration of the training, such as --config=configs/lifelong.py"
+        )
+    if not _WORKDIR.value:
+        raise ConfigError("--workdir is missing: name the folder of a training run, such as --workdir=runs/lifelong")
+    experiment = cli.experiment(_CONFIG.value)
+    if not isinstance(experiment.task, FactsConfig):
+        raise ConfigError(
+            f"--config has the task {experiment.task.name!r}; the benchmark needs facts, as configs/lifelong.py has"
+        )
+    workdir = Path(_WORKDIR.value)
+    out = Path(_OUT.value) if _OUT.value else workdir / "lifelong"
+    names = _FUNCTIONS.value or list(CONTESTANTS)
+    for name in names:
+        if name not in CONTESTANTS:
+            raise ConfigError(f"--functions names {name!r}; valid names: {', '.join(CONTESTANTS)}")
+    config = lifelong.LifelongConfig(
+        stream=StreamConfig(facts=_FACTS.value, pairs=experiment.task.pairs),
+        streams=_STREAMS.value,
+        validation_streams=_VALIDATION.value,
+        seed=_SEED.value,
+        known=experiment.task.known,
+        reference=_REFERENCE.value,
+    )
+    files = {name: out / name for name in ("results.json", "figure.png")}
+    for path in files.values():
+        if path.exists() and not _OVERWRITE.value:
+            raise ConfigError(f"{path} exists; name another folder with --out, or pass --overwrite")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError('the figure needs matplotlib: pip install "bdh_jax[plot]"')
+    models = [load(folder, _WHICH.value) for folder in seed_folders(workdir) or [workdir]]
+    console = rich.console.Console()
+    if not console.is_terminal:
+        # A log or a file has no width of its own, and rich takes it for 80 columns, which the tables do not fit.
+        console = rich.console.Console(width=100)
+    result = lifelong.benchmark(
+        BDH(models[0][0]),
+        [slow for _, slow in models],
+        {name: CONTESTANTS[name] for name in names},
+        config=config,
+        console=console,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    record = {**result.to_dict(), "start": describe_start(0, config.seed)}
+    files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    result.plot().savefig(files["figure.png"], dpi=150)
+    for table in (result.gates_table(), result.table(), result.retention_table()):
+        console.print(table)
+        console.print()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,67 @@
+"""Facts: what a model learns before the lifelong benchmark (docs/lifelong.md).
+
+    python -m bdh_jax.main --config=configs/lifelong.py --workdir=runs/lifelong
+    python -m bdh_jax.lifelong --config=configs/lifelong.py --workdir=runs/lifelong
+
+Training is 600 steps, five and a half minutes a seed on one busy CPU core, and reaches 0.992 or more on every set but new ids, whose embeddings
+it never trains.
+
+Variants follow a colon: ``--config=configs/lifelong.py:smoke`` trains a tiny model for a few steps. Any key can be overridden, as in
+``configs/nback.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ml_collections
+
+from bdh_jax.config import (
+    BDHConfig,
+    ConfigError,
+    ExperimentConfig,
+    FastWeightConfig,
+    OptimizerConfig,
+    TrainConfig,
+    to_config_dict,
+)
+from bdh_jax.tasks.facts import VOCABULARY, FactsConfig
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The experiment, as a locked ``ConfigDict``; ``arg`` is "" or "smoke".
+
+    Raises:
+      ConfigError: for an unknown variant.
+    """
+    config = ExperimentConfig(
+        task=FactsConfig(),
+        model=BDHConfig(
+            vocab_size=VOCABULARY,
+            n_layer=2,
+            d_model=64,
+            n_head=1,
+            n_neurons=1024,
+            dropout=0.0,
+            init_std=0.1,
+            # The attention has to find the key's first token, one back.
+            rope_theta=10.0,
+            # A gated code knows what attention found; a code of the first layer knows its own token only.
+            fast=FastWeightConfig(learning_rate=1.0, decay=0.99, address_norm="l2", address_source="gated", synapse=True),
+        ),
+        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=100),
+        train=TrainConfig(steps=600, batch_size=32, loss="answer", evaluate_every=200, checkpoint_every=200),
+    )
+    if arg == "smoke":
+        config = dataclasses.replace(
+            config,
+            task=dataclasses.replace(config.task, known=8, known_rows=1, evaluation_sequences=16),
+            model=dataclasses.replace(config.model, d_model=16, n_neurons=64),
+            optimizer=dataclasses.replace(config.optimizer, warmup_steps=2),
+            train=dataclasses.replace(
+                config.train, steps=20, batch_size=4, evaluate_every=10, checkpoint_every=10, log_every=5
+            ),
+        )
+    elif arg:
+        raise ConfigError(f"unknown variant {arg!r}. Valid variants: smoke")
+    return to_config_dict(config)

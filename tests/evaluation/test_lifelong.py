@@ -1,0 +1,352 @@
+"""The lifelong benchmark: its learners against what they are said to be, its scores against a count by hand."""
+
+import dataclasses
+import functools
+import io
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from rich.console import Console
+
+from bdh_jax import BDH, BDHConfig, FastWeightConfig, consolidation
+from bdh_jax.config import ConfigError
+from bdh_jax.evaluation import learners, lifelong
+from bdh_jax.evaluation.lifelong import LifelongConfig
+from bdh_jax.evaluation.stream import StreamConfig, make_stream
+from bdh_jax.tasks.facts import VOCABULARY, combinations
+
+FAST = FastWeightConfig(synapse=True, address_source="gated", decay=0.9)
+CONFIG = BDHConfig(
+    vocab_size=VOCABULARY,
+    n_layer=2,
+    d_model=16,
+    n_head=1,
+    n_neurons=128,
+    dropout=0.0,
+    init_std=0.3,
+    rope_theta=10.0,
+    fast=FAST,
+)
+SIZES = LifelongConfig(stream=StreamConfig(facts=32, checkpoints=2), streams=2, known=8, reference="none")
+PAIRS = SIZES.stream.pairs
+
+
+@pytest.fixture(scope="module")
+def model():
+    return BDH(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def slow(model):
+    return initialise(model, 0)
+
+
+@pytest.fixture(scope="module")
+def stream():
+    return make_stream(SIZES.stream, seed=0)
+
+
+def facts_of(stream, episode):
+    return jnp.asarray(stream.tokens[episode].reshape(-1, 3))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def initialise(model, seed):
+    return model.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def apply(model, slow, tokens, start=None, collect=()):
+    return model.apply({"params": slow}, tokens, start, collect=collect)
+
+
+def drive(learner, slow, stream):
+    """The stream, episode by episode, without any of the benchmark's own code: slow weights and memory at its end."""
+    slow = learner.prepare(slow)
+    memory = learner.init(slow)
+    update = jax.jit(learner.update)
+    for episode in range(len(stream.facts)):
+        output = apply(learner.model, slow, stream.tokens[episode][None], learner.start(memory), learner.collect)
+        slow, memory = update(slow, memory, output, facts_of(stream, episode))
+    return slow, memory
+
+
+def test_consolidation_sees_every_episode_and_nothing_else(model, slow, stream):
+    """Of a function that adds S, the synapse is the sum of what each episode writes when it starts fresh beside that synapse."""
+    learner = learners.consolidated(model, consolidation.dense(rate=0.5))
+    after, _ = drive(learner, slow, stream)
+    synapse = jnp.zeros_like(slow["synapse"])
+    for tokens in stream.tokens:
+        synapse = synapse + 0.5 * apply(model, {**slow, "synapse": synapse}, tokens[None]).fast.memory[:, 0]
+    np.testing.assert_allclose(after["synapse"], synapse, atol=1e-5)
+    assert learner.nbytes(after, ()) == 2 * 128 * 16 * 4
+
+
+def test_never_reset_is_one_long_sequence(model, slow, stream):
+    learner = learners.never_reset(model)
+    _, memory = drive(learner, slow, stream)
+    whole = apply(learner.model, slow, stream.tokens.reshape(1, -1)).fast
+    assert learner.model.config.fast.decay == 1
+    for a, b in zip(jax.tree.leaves(memory), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3, rtol=2e-3)
+    keys = stream.keys[:3]
+    one_by_one = [int(apply(learner.model, slow, key[None], whole).logits[0, -1].argmax()) for key in keys]
+    assert learner.answer(slow, memory, jnp.asarray(keys)).tolist() == one_by_one
+
+
+def test_ridge_reads_what_the_fast_weights_read(model, slow, stream):
+    """With far fewer facts than neurons: at a key's address the synapse gives what S gives right after that fact was written."""
+    keys, values = stream.keys[:12], stream.truth().value[:12]
+    fit = jax.jit(learners.ridge_synapse, static_argnums=0)
+    synapse = fit(model, slow, jnp.asarray(keys), jnp.asarray(values))["synapse"]
+    for layer in range(CONFIG.n_layer):
+        below = {**slow, "synapse": synapse.at[layer:].set(0)}
+        address = jax.jit(learners.addresses, static_argnums=0)(model, below, keys)[:, layer]
+        for number in range(3):
+            tokens = np.array([*keys[number], values[number]])[None]
+            before = apply(model, below, tokens[:, :2]).fast
+            empty = before.replace(memory=jnp.zeros_like(before.memory))
+            written = apply(model, below, tokens[:, 2:], empty).fast.memory[layer, 0, 0]
+            read, wanted = address[number] @ synapse[layer, 0], address[number] @ written
+            assert jnp.linalg.norm(read - wanted) < 0.05 * jnp.linalg.norm(wanted)
+
+
+def test_random_addresses_recall_by_ridge_what_sums_confuse(model, slow, stream):
+    """Of an untrained model: ridge recalls all, sums some, and sums in other rows nothing."""
+    arena = functools.partial(lifelong._Arena, model, config=SIZES)
+    unharmed = [lifelong._Unharmed(0.0, 0.0)]
+    recall = {}
+    for name in ("ridge_untrained", "dense_untrained"):
+        recall[name] = arena(learners.CONTESTANTS[name]).row([slow], unharmed, 1.0, [stream]).mean("recall")
+    assert recall["ridge_untrained"] > 0.95
+    assert 0.1 < recall["dense_untrained"] < recall["ridge_untrained"] - 0.1
+
+
+def test_shuffling_keeps_rows_and_moves_them(model, slow, stream):
+    learner = learners.shuffled(learners.consolidated(model, consolidation.dense(rate=1.0)))
+    before, memory = drive(learner, slow, stream)
+    after = learner.finish(before, memory, stream.keys, stream.truth().value)
+    for layer in range(CONFIG.n_layer):
+        old, new = (np.asarray(s["synapse"][layer, 0]) for s in (before, after))
+        assert (old != new).any()
+        np.testing.assert_array_equal(old[np.lexsort(old.T)], new[np.lexsort(new.T)])
+
+
+def test_nearest_neighbour_keeps_the_latest_within_the_bytes(model, slow, stream):
+    learner = learners.nearest_neighbour(model)
+    _, memory = drive(learner, slow, stream)
+    assert memory["address"].shape == (31, 128)  # 16,384 bytes of synapse, 514 an entry
+    assert learner.nbytes(slow, memory) <= CONFIG.n_layer * 128 * 16 * 4
+    latest = stream.written[-2:].ravel()[::-1][:31]
+    assert memory["value"].tolist() == latest.tolist()
+    address = apply(model, slow, stream.tokens[-1][None], None, ("address",)).collected["address"]
+    np.testing.assert_allclose(memory["address"][0], address[0, 0, 0, -2], atol=1e-6)
+    # Asked with stored addresses instead of fresh ones, it gives their values.
+    nearest = jnp.argmax(memory["address"] @ memory["address"].T, axis=1)
+    assert (memory["value"][nearest] == memory["value"]).mean() > 0.9
+
+
+@pytest.mark.parametrize("target", ["synapse", "slow"])
+def test_replay_learns_and_keeps_one_entry_a_key(model, slow, stream, target):
+    learner = learners.gradient(model, 0.03, target=target, replay=True, facts=32)
+    after, memory = drive(learner, slow, stream)
+    buffer = np.asarray(memory["buffer"])[: int(memory["filled"])]
+    assert len(buffer) == 32
+    truth = dict(zip(map(tuple, stream.keys.tolist()), stream.truth().value.tolist(), strict=True))
+    assert {(a, b): value for a, b, value in buffer.tolist()} == truth
+    changed = {name for name in slow if (np.asarray(after[name]) != np.asarray(slow[name])).any()}
+    assert changed == ({"synapse"} if target == "synapse" else set(slow) - {"synapse"})
+    logits = [apply(model, weights, stream.keys).logits[:, -1] for weights in (slow, after)]
+    before, learned = (optax.softmax_cross_entropy_with_integer_labels(x, stream.truth().value).mean() for x in logits)
+    assert learned < before - 0.5
+
+
+def test_fine_tuning_sees_the_episode_only(model, slow, stream):
+    learner = learners.gradient(model, 0.01, target="slow", replay=False, facts=32)
+    assert "buffer" not in learner.init(slow)
+    once, memory = learner.update(slow, learner.init(slow), None, facts_of(stream, 0))
+    assert int(memory["steps"]) == learners.REPLAY_STEPS
+    assert (np.asarray(once["decoder"]) != np.asarray(slow["decoder"])).any()
+
+
+def played(stream, answers_, **changes):
+    """What a learner that gives these answers [F + known] would have left."""
+    shape = (2, len(stream.facts) // 2, PAIRS)
+    asked = np.stack([answers_, answers_])
+    result = lifelong._Played(asked, answers_, np.ones(shape, bool), np.float32(0.75))
+    return result._replace(**changes)
+
+
+def test_scores_are_a_count(model, stream):
+    truth = stream.truth()
+    known = combinations().known_values[: SIZES.known]
+    # Reassigned facts are answered with the old value, of the others every second one is right, and of the known all but two.
+    given = np.where(truth.previous >= 0, truth.previous, np.where(np.arange(32) % 2, truth.value, 0))
+    right = (truth.previous < 0) & (np.arange(32) % 2 == 1)
+    given = np.concatenate([given, np.where(np.arange(8) < 6, known, 0)])
+    in_episode = np.ones((2, len(stream.facts) // 2, PAIRS), bool)
+    in_episode[0] = False
+    in_episode[1, 0, :8] = False
+    learner = learners.consolidated(model, consolidation.none())
+    result = played(stream, given, in_episode=in_episode)
+    scores, curve = lifelong._score(learner, stream, result, lifelong._Unharmed(0.95, 1.0), 1000, SIZES)
+    assert scores["recall"] == right.mean()
+    assert (scores["new_value"], scores["old_value"], scores["neither_value"]) == (0, 1, 0)
+    assert scores["harm"] == pytest.approx(0.2)
+    assert scores["harm_known"] == 0.25
+    assert scores["in_episode"] == 1 - 0.5 / in_episode.shape[1]
+    assert scores["bits_per_byte"] == pytest.approx((right.mean() - 1 / 64) / (1 - 1 / 64) * 32 * 6 / 1000)
+    age = len(stream.facts) - 1 - truth.last
+    assert scores["age_0"] == right[age == 0].mean()
+    assert scores["age_1+"] == right[age >= 1].mean()
+    assert scores["kind_new_ids"] == right[stream.kind == 2].mean()
+    half = stream.truth(len(stream.facts) // 2).value
+    assert curve[0] == pytest.approx((given[:32] == half)[half >= 0].mean())
+    assert curve[1] == right.mean()
+
+
+@pytest.fixture(scope="module")
+def result(model, slow):
+    names = ("none", "dense", "dense_shuffled", "nearest_neighbour")
+    contestants = {name: learners.CONTESTANTS[name] for name in names}
+    return lifelong.benchmark(model, [slow, initialise(model, 1)], contestants, config=SIZES, rates={"dense": 0.25})
+
+
+def test_rows_hold_every_model_and_stream(result):
+    assert [row.name for row in result.rows] == ["none", "dense", "dense_shuffled", "nearest_neighbour"]
+    assert [row.rate for row in result.rows] == [None, 0.25, 0.25, None]
+    for row in result.rows:
+        assert row.curve.shape == (2, 2, 2)
+        assert all(array.shape == (2, 2) for array in row.scores.values())
+        np.testing.assert_array_equal(row.curve[..., -1], row.scores["recall"])
+        assert np.isnan(row.curve[..., 0]).all() == (row.name == "dense_shuffled")
+    none = result.rows[0]
+    assert not none.scores["harm"].any()
+    assert not none.scores["harm_known"].any()
+    assert np.isnan(result.rows[-1].scores["harm"]).all()
+    assert none.facts_so_far[:, -1].tolist() == [32, 32]
+
+
+def test_an_untrained_model_fails_the_gates_and_the_table_says_so(result):
+    assert len(result.gates) == 2
+    assert any("in-episode recall of seen keys" in failure for failure in result.gates[0].failures)
+    assert result.gates[0].dead_keys == 0
+    assert result.gates[0].ridge[128] > 0.9
+    assert "GATE FAILED, model 0: in-episode" in text_of(result.table())
+
+
+def test_dead_keys_are_counted(model, slow):
+    """An embedding of zero has no code, so no key that ends in it has an address."""
+    silent = {**slow, "embed": slow["embed"].at[160].set(0)}
+    gates = lifelong.measure_gates(model, silent, silent, SIZES)
+    assert gates.dead_keys == 128
+    assert "128 keys have no address in some layer" in gates.failures
+
+
+def text_of(table):
+    console = Console(file=io.StringIO(), width=100)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_tables_fit_100_columns_and_say_everything(result):
+    wide = dataclasses.replace(result.rows[1], name="importance_weighted", rate=0.0003)
+    result = dataclasses.replace(result, rows=(*result.rows, wide))
+    for table in (result.table(), result.retention_table(), result.gates_table()):
+        text = text_of(table)
+        assert "…" not in text
+        assert max(map(len, text.splitlines())) <= 100
+    main = text_of(result.table())
+    for expected in ("importance_weighted", "0.0003", "Δ recall", "harm", "known", "bits/B", "2 models × 2 streams", "–"):
+        assert expected in main
+
+
+def test_result_is_plain_json(result):
+    record = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert record["rows"][1]["rate"] == 0.25
+    assert np.shape(record["rows"][1]["scores"]["recall"]) == (2, 2)
+    assert record["rows"][3]["mean"]["harm"] is None
+    assert record["config"]["stream"]["facts"] == 32
+
+
+def test_figure_has_a_line_for_each_row(result):
+    along, by_age = result.plot().axes
+    assert len(along.get_lines()) == len(by_age.get_lines()) == 4
+
+
+def test_playing_a_stream_agrees_with_driving_it_by_hand(model, slow, stream):
+    """Answer by answer, wrong ones included: an untrained model's are all wrong, but they follow from its synapse."""
+    learner = learners.consolidated(model, consolidation.dense(rate=10.0))
+    episodes = stream.tokens.reshape(2, -1, PAIRS, 3)
+    known = combinations().known[:8]
+    play = jax.jit(functools.partial(lifelong._play, learner))
+    result = play(slow, stream.keys, stream.truth().value, episodes, lifelong._probe("reserved", PAIRS), known)
+    ask = jax.jit(learners.answers, static_argnums=0)
+    asked = jnp.concatenate([stream.keys, known])
+    before = ask(model, slow, asked)
+    for checkpoint, end in enumerate((len(stream.facts) // 2, len(stream.facts))):
+        after, _ = drive(learner, slow, stream._replace(facts=stream.facts[:end], written=stream.written[:end]))
+        given = ask(model, after, asked)
+        assert (given != before).mean() > 0.3
+        np.testing.assert_array_equal(result.asked[checkpoint], given)
+    np.testing.assert_array_equal(result.final, given)
+
+
+def test_run_takes_your_own_function(model, slow):
+    def mine(slow, fast, activity):
+        return {**slow, "synapse": slow["synapse"] + 0.25 * consolidation.mean_state(fast, activity)}
+
+    row = lifelong.run(model, slow, mine, name="mine", config=dataclasses.replace(SIZES, streams=1), new_ids=None).rows[0]
+    assert (row.name, row.rate) == ("mine", None)
+    assert row.scores["recall"].shape == (1, 1)
+
+
+def test_rates_are_chosen_by_recall_minus_harm():
+    """Of an arena that was told what each rate gives."""
+    gives = {0.1: (0.3, -0.1), 0.2: (0.6, 0.1), 0.4: (0.9, 0.5), 0.8: (0.35, np.nan)}
+
+    class Arena:
+        def row(self, slows, unharmed, rate, streams):
+            assert streams == "validation"
+            recall, harm = (np.full((1, 1), value) for value in gives[rate])
+            return lifelong.Row("x", rate, {"recall": recall, "harm": harm}, np.zeros((1, 1, 1)), np.zeros((1, 1)))
+
+    contestant = learners.Contestant("x", None, rates=tuple(gives))
+    with lifelong._Progress(4, None) as progress:
+        assert lifelong._tune(Arena(), contestant, [], [], "validation", progress) == 0.2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fast": FastWeightConfig(enabled=False)}, "fast.enabled=False"),
+        ({"fast": FastWeightConfig()}, "fast.synapse=False"),
+        ({"fast": FastWeightConfig(synapse=True, address="current")}, "fast.address='current'"),
+        ({"vocab_size": 130}, 'vocab_size=130: the task "facts" has 385 token ids'),
+    ],
+)
+def test_models_it_cannot_use_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        lifelong.check_model(dataclasses.replace(CONFIG, **change))
+
+
+def test_functions_it_cannot_use_are_refused(model, slow):
+    with pytest.raises(ConfigError, match="returned no slow"):
+        lifelong.run(model, slow, lambda slow, fast, activity: {}, config=SIZES)
+
+
+def test_a_row_that_takes_another_ones_rate_needs_it(model, slow):
+    with pytest.raises(ConfigError, match="'dense_shuffled' takes the rate of 'dense'"):
+        lifelong.benchmark(model, [slow], {"x": learners.CONTESTANTS["dense_shuffled"]}, config=SIZES)
+
+
+def test_interval_is_that_of_the_mean():
+    values = np.random.default_rng(1).normal(3.0, 2.0, 400)
+    low, high = lifelong.interval(values.reshape(4, 100))
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+    assert np.isnan(lifelong.interval(np.array([1.0, np.nan]))).all()

@@ -1,0 +1,76 @@
+"""The command of the lifelong benchmark: what it prints and writes, and how it exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CONFIG = "--config=configs/lifelong.py:smoke"
+
+
+def _run(module: str, *arguments: str) -> tuple[int, str, str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("smoke")
+    status, output, errors = _run("bdh_jax.main", CONFIG, f"--workdir={workdir}", "--config.train.steps=4")
+    assert status == 0, errors
+    for name in ("seen", "held_out", "new_ids", "known"):
+        assert name in output
+    return workdir
+
+
+def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
+    arguments = (
+        CONFIG,
+        f"--workdir={trained}",
+        "--facts=32",
+        "--streams=1",
+        "--functions=none,dense_untrained,ridge_untrained",
+    )
+    status, _, errors = _run("bdh_jax.lifelong", *arguments)
+    assert status == 2
+    assert "error: contestant 'dense_untrained' takes the rate of 'dense': name that one before it" in errors
+    arguments = (*arguments[:-1], "--functions=none,nearest_neighbour", "--reference=none")
+    status, output, errors = _run("bdh_jax.lifelong", *arguments)
+    assert status == 0, errors
+    for expected in ("nearest_neighbour", "32 facts", "1 model × 1 stream", "GATE FAILED, model 0", "dead", "Δ recall"):
+        assert expected in output
+    assert "none: recall" in errors
+    folder = trained / "lifelong"
+    record = json.loads((folder / "results.json").read_text())
+    assert [row["name"] for row in record["rows"]] == ["none", "nearest_neighbour"]
+    assert record["config"]["known"] == 8
+    assert (folder / "figure.png").stat().st_size > 1000
+    status, output, errors = _run("bdh_jax.lifelong", *arguments)
+    assert (status, output) == (2, "")
+    assert "results.json exists; name another folder with --out, or pass --overwrite" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/nback.py:smoke", "--workdir=x"], "--config has the task 'nback'; the benchmark needs facts"),
+        (
+            [CONFIG, "--workdir=x", "--functions=nonsense"],
+            "--functions names 'nonsense'; valid names: none, dense, row_topk",
+        ),
+    ],
+)
+def test_mistakes_are_one_message(arguments, message):
+    status, output, errors = _run("bdh_jax.lifelong", *arguments)
+    assert (status, output) == (2, "")
+    assert message in errors
+    assert "Traceback" not in errors
