@@ -15,14 +15,16 @@ RUN := $(VENV)/bin/python
 comma := ,
 installed := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 tested := $(VENV)/.installed-test
+installed_notebooks := $(VENV)/.installed-notebooks
 pytest = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help nback test test-full mutate lint format clean
+.PHONY: help nback test test-full notebooks mutate lint format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make nback      train the n-back benchmark and print its table (1 to 2 minutes on two CPU cores)"
 	@echo "make test       the tests (under 10 minutes)     make test-full  the full product of the contract suite"
+	@echo "make notebooks  execute the notebooks (3 minutes)"
 	@echo "make mutate     apply each committed fault and check that the tests notice"
 	@echo "make lint       ruff check and format check      make format     apply both"
 	@echo "make clean      remove .venv and caches, never runs/"
@@ -35,6 +37,9 @@ test: $(tested)
 
 test-full: $(tested)
 	$(pytest) -m "full or not full" $(ARGS)
+
+notebooks: $(installed_notebooks)
+	$(RUN) -m pytest --nbmake --nbmake-timeout=900 -p no:cacheprovider notebooks
 
 mutate: $(tested)
 	$(RUN) tests/mutations/run.py $(ARGS)
@@ -61,6 +66,11 @@ $(tested): pyproject.toml | $(RUN)
 	@echo "installing bdh_jax and its test tools into $(VENV) (a minute or two, once)"
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[test]"
 	@touch $@ $(VENV)/.installed
+
+$(installed_notebooks): pyproject.toml | $(RUN)
+	@echo "installing bdh_jax and what notebooks need into $(VENV) (a minute or two, once)"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[test,notebooks]"
+	@touch $@ $(tested) $(VENV)/.installed
 
 $(RUN):
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; name a Python >= 3.11: make PYTHON=/path/to/python3" >&2; exit 1; }

@@ -59,6 +59,8 @@ class FastWeightConfig:
     synapse too, if there is one. "mesa" keeps K × K numbers a layer and example, and has the recurrent form only."""
     ridge: float = 0.01
     """Of rule "mesa"; no other rule looks at it."""
+    keep_gram: bool = False
+    """Keep the sum of k ⊗ k beside S, K × K numbers a layer and example, for consolidation by least squares. "mesa" always does."""
     clamp: float | None = None
     """Largest absolute entry of S. This and the next two are limits put on S after every write, in this order; they have the
     recurrent form only."""
@@ -102,12 +104,18 @@ class FastWeightConfig:
         _require(self.ridge > 0, f"fast.ridge={self.ridge} must be positive")
         for name, limit in self.limits.items():
             _require(limit is None or limit > 0, f"fast.{name}={limit} must be positive, or None for no limit")
-        if self.rule == "mesa":
+        if self.has_gram:
+            what = 'fast.rule="mesa"' if self.rule == "mesa" else "fast.keep_gram=True"
             _require(
                 not self.learn_learning_rate and not self.learn_decay,
-                'fast.rule="mesa" sums over all rows with one η and one λ; set fast.learn_learning_rate and fast.learn_decay to '
-                "False",
+                f"{what} sums over all rows with one η and one λ; set fast.learn_learning_rate and fast.learn_decay to False",
             )
+        _require(
+            not self.keep_gram or (self.rule in ("hebbian", "mesa") and not self.limited),
+            f'fast.keep_gram=True with fast.rule={self.rule!r}: together with S it says what an episode wrote only for "hebbian" and '
+            '"mesa" without limits on S; set it to False',
+        )
+        if self.rule == "mesa":
             _require(
                 not self.limited,
                 'fast.rule="mesa" reads a solution of its sums, so limits on them mean nothing; set fast.clamp, '
@@ -124,6 +132,11 @@ class FastWeightConfig:
         _require(
             not self.train_synapse or self.synapse, "fast.train_synapse needs fast.synapse=True: there is nothing to train"
         )
+
+    @property
+    def has_gram(self) -> bool:
+        """Whether the state holds the sum of k ⊗ k."""
+        return self.rule == "mesa" or self.keep_gram
 
     @property
     def limits(self) -> dict[str, float | None]:
@@ -367,8 +380,9 @@ class ExperimentConfig:
             f"(model.n_neurons={self.model.n_neurons}, model.n_head={self.model.n_head})",
         )
         _require(
-            self.mesh.neurons == 1 or not (self.model.fast.enabled and self.model.fast.rule == "mesa"),
-            f'mesh.neurons={self.mesh.neurons} splits the rows that model.fast.rule="mesa" solves for together; set it to 1',
+            self.mesh.neurons == 1 or not (self.model.fast.enabled and self.model.fast.has_gram),
+            f'mesh.neurons={self.mesh.neurons} splits the rows that model.fast.rule="mesa" and model.fast.keep_gram need together; '
+            "set it to 1",
         )
         _require(
             self.mesh.data == -1 or (self.train.batch_size // self.train.accumulation) % self.mesh.data == 0,

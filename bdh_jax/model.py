@@ -190,9 +190,9 @@ def _run_layers(weights, x, fast, valid, reset, dropout_masks, *, config, mesh, 
     )
     if mesh is None:
         return core(weights, x, fast, valid, reset, dropout_masks, axis=None)
-    if config.fast.enabled and config.fast.rule == "mesa" and mesh.shape["neurons"] > 1:
+    if config.fast.enabled and config.fast.has_gram and mesh.shape["neurons"] > 1:
         raise ConfigError(
-            f'a mesh of {mesh.shape["neurons"]} over "neurons" splits the rows that fast.rule="mesa" solves for together; '
+            f'a mesh of {mesh.shape["neurons"]} over "neurons" splits the rows that fast.rule="mesa" and fast.keep_gram need together; '
             'spread over "data" only'
         )
 
@@ -301,7 +301,7 @@ def _layers(weights, x, fast, valid, reset, dropout_masks, *, config, form, stat
         attention=layers.attention,
         memory=memory,
         gram=gram,
-        ridge=config.fast.ridge if gram is not None else 0.0,
+        ridge=config.fast.ridge if config.fast.enabled and config.fast.rule == "mesa" else 0.0,
         previous_address=layers.previous_address,
         previous_code=layers.previous_code,
         position=episode.end_position,

@@ -156,7 +156,7 @@ def _write(fast, slow, memory, gram, synapse, key, value, rate):
         value = value / (1 + np.sum(rate[:, None] * key**2))
     if fast.rule == "oja":
         key = key - np.einsum("hnd,d->hn", memory, value) / width
-    if fast.rule == "mesa":
+    if fast.has_gram:
         gram += rate[0] * np.outer(key.ravel(), key.ravel())
     memory += rate[:, None, None] * key[:, :, None] * value
     if fast.clamp is not None:

@@ -1,6 +1,7 @@
 """Consolidation by least squares: the write that serves the new pairs and disturbs the old ones least.
 
-It needs to know which addresses an episode used together, the sum G = Σ k ⊗ k that only a model with ``fast.rule="mesa"`` keeps.
+It needs to know which addresses an episode used together, the sum G = Σ k ⊗ k that a model with ``fast.keep_gram=True`` or
+``fast.rule="mesa"`` keeps beside S. The rules "hebbian" and "mesa" are linear in what is written, so that an episode's S and G say all.
 
 Axis letters: L layer, H head, N neurons per head, D model width; K = H·N rows a layer.
 """
@@ -21,10 +22,10 @@ Memory = dict[str, jax.Array]
 def least_squares(ridge: float = 0.01, background: float = 1.0, *, example_weights: ExampleWeights = None) -> Consolidation:
     """W ← W + (background·C + G + ridge)⁻¹ V (MEMIT, arXiv 2210.07229), with C the sum of the G of all episodes before.
 
-    V = Σ k ⊗ (x − Wᵀ k) is what the episode's S holds: the rule "mesa" writes what the synapse does not know yet. So W changes where
-    the episode's addresses are and, for background = 1, as little as possible where earlier ones were. With undecayed fast weights
-    (λ = η = 1) and background = 1 this is recursive least squares: W is the ridge regression on all pairs of all episodes,
-    the best that any linear read of these addresses can know. The memory is C, K² numbers a layer.
+    V = Σ k ⊗ (x − Wᵀ k) is what the synapse W does not know yet: S − G W of the Hebbian rule, and S itself of "mesa". So W changes
+    where the episode's addresses are and, for background = 1, as little as possible where earlier ones were. With undecayed fast
+    weights (λ = η = 1) and background = 1 this is recursive least squares: W is the ridge regression on all pairs of all
+    episodes, the best that any linear read of these addresses can know. The memory is C, K² numbers a layer.
 
     Args:
       ridge: > 0.
@@ -36,7 +37,7 @@ def least_squares(ridge: float = 0.01, background: float = 1.0, *, example_weigh
         raise ConfigError(f"background={background} must be ≥ 0: it is how much earlier episodes count")
 
     def update(slow, fast, activity, memory):
-        gram, written = _of_episode(fast, activity, example_weights)
+        gram, written = _of_episode(slow, fast, activity, example_weights)
         normal = background * memory["background"] + gram
         change = ridge_solution(normal, written, ridge)
         return _written(slow, change), {"background": memory["background"] + gram}
@@ -60,7 +61,7 @@ def null_space(ridge: float = 0.01, tolerance: float = 0.01, *, example_weights:
     _check_positive("tolerance", tolerance)
 
     def update(slow, fast, activity, memory):
-        gram, written = _of_episode(fast, activity, example_weights)
+        gram, written = _of_episode(slow, fast, activity, example_weights)
         values, vectors = jnp.linalg.eigh(memory["background"])
         free = jnp.where((values <= tolerance)[:, None, :], vectors, jnp.zeros((), vectors.dtype))
         projection = jnp.einsum("lij,lkj->lik", free, free)
@@ -81,14 +82,18 @@ def _init(slow) -> Memory:
     return {"background": jnp.zeros((layers, rows, rows), slow["synapse"].dtype)}
 
 
-def _of_episode(fast, activity, example_weights):
+def _of_episode(slow, fast, activity, example_weights):
     """G [L, K, K] and V [L, H, N, D] of an episode, means over examples."""
     if fast.gram is None:
         raise ConsolidationError(
             "least squares needs the sum of k ⊗ k, which this state does not keep; build the model with "
-            'FastWeightConfig(rule="mesa", synapse=True)'
+            'FastWeightConfig(keep_gram=True, synapse=True), or rule="mesa"'
         )
-    return tuple(mean_over_examples(array, activity, example_weights) for array in (fast.gram, fast.memory))
+    gram, written = (mean_over_examples(array, activity, example_weights) for array in (fast.gram, fast.memory))
+    if fast.ridge > 0:
+        return gram, written  # rule "mesa" has taken off what the synapse knows
+    synapse = slow["synapse"].reshape(*gram.shape[:2], -1)
+    return gram, written - jnp.einsum("lij,ljd->lid", gram, synapse).reshape(written.shape)
 
 
 def _written(slow, change):

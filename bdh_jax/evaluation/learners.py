@@ -25,8 +25,8 @@ Slow = dict[str, Any]
 Memory = Any
 
 RIDGE = 1e-3
-RULE_RIDGE = 1e-2
-"""Of the rule "mesa" within an episode."""
+"""Of the bound."""
+LEAST_SQUARES_RIDGE = 0.1
 REPLAY_ROWS, REPLAY_STEPS = 64, 4
 
 
@@ -79,9 +79,10 @@ def consolidated(model: BDH, function: Function) -> Learner:
     )
 
 
-def with_rule(model: BDH, rule: Rule, learning_rate: float, ridge: float = RULE_RIDGE) -> BDH:
+def with_rule(model: BDH, rule: Rule, learning_rate: float, *, keep_gram: bool = False) -> BDH:
     """The model with another write rule, undecayed (λ = 1), so that what a consolidation adds up is one long sequence of writes."""
-    fast = dataclasses.replace(model.config.fast, rule=rule, learning_rate=learning_rate, decay=1.0, ridge=ridge)
+    changes = dict(rule=rule, learning_rate=learning_rate, decay=1.0, keep_gram=keep_gram)
+    fast = dataclasses.replace(model.config.fast, **changes)
     return BDH(dataclasses.replace(model.config, fast=fast))
 
 
@@ -308,7 +309,8 @@ _WRITES = (0.01, 0.03, 0.1, 0.2, 0.4, 1.0, 3.0)
 _AVERAGES = (0.01, 0.03, 0.1, 0.3)
 _STEPS = (1e-3, 3e-3, 1e-2, 3e-2)
 _ERROR_STEPS = (0.1, 0.3, 1.0)
-_RIDGES = (0.01, 0.1)
+_BACKGROUNDS = (0.1, 0.3, 1.0)
+_TOLERANCES = (0.03, 0.3, 3.0)
 _TRAININGS = (1e-4, 3e-4, 1e-3, 3e-3)
 
 
@@ -337,13 +339,14 @@ def _ruled(rule: Rule, rates: tuple[float, ...]) -> Contestant:
     return Contestant(rule, build, rates, traced=False)
 
 
-def _solved(name: str, rates: tuple[float, ...]) -> Contestant:
-    """Functions that need the rule "mesa"; the rate is their ridge."""
+def _least_squares(model, rate, facts):
+    model = with_rule(model, "hebbian", 1.0, keep_gram=True)
+    return consolidated(model, consolidation.least_squares(LEAST_SQUARES_RIDGE, background=rate))
 
-    def build(model, rate, facts):
-        return consolidated(with_rule(model, "mesa", 1.0), consolidation.FUNCTIONS[name](ridge=rate))
 
-    return Contestant(name, build, rates, traced=False)
+def _null_space(model, rate, facts):
+    model = with_rule(model, "hebbian", 1.0, keep_gram=True)
+    return consolidated(model, consolidation.null_space(LEAST_SQUARES_RIDGE, tolerance=rate))
 
 
 _NONE = Contestant("none", lambda model, rate, facts: consolidated(model, consolidation.none()))
@@ -366,8 +369,8 @@ CONTESTANTS: dict[str, Contestant] = {
         _ruled("delta", _ERROR_STEPS),
         _ruled("longhorn", _ERROR_STEPS),
         _ruled("oja", _ERROR_STEPS),
-        _solved("least_squares", _RIDGES),
-        _solved("null_space", _RIDGES),
+        Contestant("least_squares", _least_squares, _BACKGROUNDS),
+        Contestant("null_space", _null_space, _TOLERANCES),
         Contestant("never_reset", lambda model, rate, facts: never_reset(model)),
         _RIDGE,
         Contestant("nearest_neighbour", lambda model, rate, facts: nearest_neighbour(model)),

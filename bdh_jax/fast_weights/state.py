@@ -44,12 +44,12 @@ class FastState:
       attention: [L, B, H, N, D], linear-attention state ρ = Σ rope(code) ⊗ x, in the fixed rotary frame.
       memory: [L, B, H, N, D] ([1, ...] when shared), stored form of the fast weights; read it through
         :meth:`effective_memory`. None without fast weights.
-      gram: [L, B, K, K] ([1, ...] when shared), Σ k ⊗ k of rule "mesa". None otherwise.
+      gram: [L, B, K, K] ([1, ...] when shared), Σ η k ⊗ k, decayed as S is; of rule "mesa", or with ``keep_gram``. None otherwise.
       previous_address: [L, B, H, N], address of the last valid token. None unless the address is "previous".
       previous_code: [L, B, H, N], code of the last valid token. None unless the attention is "shift".
       position: [B] int32, valid tokens since the episode's start.
       activity: :class:`Activity`, None without fast weights.
-      ridge: of rule "mesa".
+      ridge: of rule "mesa", 0 for the others.
     """
 
     attention: jax.Array | None
@@ -69,7 +69,7 @@ class FastState:
         """
         if self.memory is None:
             raise ValueError("this state has no fast weights: the model was configured with fast.enabled=False")
-        return self.memory if self.gram is None else ridge_solution(self.gram, self.memory, self.ridge)
+        return self.memory if self.ridge == 0 else ridge_solution(self.gram, self.memory, self.ridge)
 
     def select(self, indices: jax.Array) -> FastState:
         """The examples ``indices`` [B'] of the batch, in that order; repeats are allowed."""
@@ -123,7 +123,7 @@ def zeros(config: BDHConfig, batch_size: int) -> FastState:
         attention=jnp.zeros((*rows, config.d_model), config.state_dtype),
         memory=jnp.zeros(memory_shape, config.state_dtype) if fast.enabled else None,
         gram=jnp.zeros((config.memory_slots, batch_size, config.n_neurons, config.n_neurons), config.state_dtype)
-        if fast.enabled and fast.rule == "mesa"
+        if fast.enabled and fast.has_gram
         else None,
         ridge=fast.ridge if fast.rule == "mesa" else 0.0,
         previous_address=code if fast.enabled and fast.address == "previous" else None,

@@ -16,6 +16,7 @@ from bdh_jax.fast_weights import rules
 from bdh_jax.fast_weights.addresses import address_scale, address_source, shift_to_previous
 from bdh_jax.fast_weights.state import LayerState
 from bdh_jax.kernels.fast_weight_scan import fast_weight_scan
+from bdh_jax.kernels.fast_weight_scan.xla import weights as weights_of_stretch
 from bdh_jax.projections import decode
 from bdh_jax.sharding import sum_over_shards
 
@@ -59,6 +60,8 @@ def write_back(
     key, value, read, memory, gram, previous_address = write(
         weights, synapse, source, scale, x, layer_state, episode, rates, config=config, form=form, state=state, axis=axis
     )
+    if config.fast.keep_gram and gram is None and state != "none":
+        gram = _gram(source, scale, layer_state, episode, rates, config)
     if synapse is not None:
         read = read + scale[:, 0] * decode(source, synapse.astype(config.compute_dtype), config.state_dtype)
     strength = energy = None
@@ -145,6 +148,26 @@ def _write_by_rule(weights, synapse, source, scale, x, layer_state, episode, rat
         sum_heads=True,
     )
     return key, value, read, memory, None, previous_address
+
+
+def _gram(source, scale, layer_state, episode, rates, config):
+    """The sum of k ⊗ k after the last token, [B, K, K]."""
+    dtype = config.state_dtype
+    key = (source * scale).astype(config.compute_dtype)
+    if config.fast.address == "previous":
+        key, _ = shift_to_previous(key, layer_state.previous_address, episode.valid, episode.reset)
+    if config.fast.write_gradient == "stop":
+        key = jax.lax.stop_gradient(key)
+    batch, _, length, _ = key.shape
+    key = jnp.swapaxes(key, 1, 2).reshape(batch, length, -1).astype(dtype)
+    # A shared S decays, and is cleared, with the first layer of a token only, and so does this.
+    log_decay = None if rates["decay"] == 1 else jnp.log(jnp.asarray(rates["decay"], dtype))
+    weight = weights_of_stretch(length, dtype, log_decay, episode.valid, rates["reset"])
+    written = jnp.broadcast_to(weight.written.reshape(-1, length), (batch, length))
+    gram = rates["learning_rate"] * jnp.einsum("bt,btk,btl->bkl", written, key, key)
+    if layer_state.gram is not None:
+        gram = gram + jnp.broadcast_to(weight.kept.reshape(-1, 1, 1), (batch, 1, 1)) * layer_state.gram
+    return gram
 
 
 def _mesa(address, key, value, layer_state, episode, rates, ridge):

@@ -50,6 +50,10 @@ def quick_rows() -> list[dict[str, Any]]:
     rows.append(
         first | {"implementation": "shared", "address": "current", "norm": "l2", "masks": "reset", "dtype": "float64"}
     )
+    # The sum of k ⊗ k beside a Hebbian S, in a stretch of several tokens and one token after the other.
+    for implementation, masks in (("chunked", "both"), ("shared", "reset")):
+        kept = {"implementation": implementation, "synapse": "frozen", "masks": masks, "heads": 2, "dtype": "float64"}
+        rows.append(first | kept)
     for index in range(max(len(values) for values in FACTORS.values())):
         rows.append({name: values[index % len(values)] for name, values in FACTORS.items()} | {"dtype": "bfloat16"})
     return rows
@@ -177,6 +181,7 @@ def build(row: dict[str, Any], *, many: bool = False) -> Case:
             scope=scope,
             rule=rule,
             ridge=0.5,
+            keep_gram=row["synapse"] == "frozen" and row["rule"] in ("hebbian", "mesa") and not learned,
             **limits,
             address=row["address"],
             address_norm=row["norm"],
