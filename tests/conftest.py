@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-_FLAGS = ["--xla_force_host_platform_device_count=8"]  # tests of meshes; the others use the first device
+_FLAGS = [
+    "--xla_force_host_platform_device_count=8",  # tests of meshes; the others use the first device
+    "--xla_backend_optimization_level=0",  # half the time to compile, and the arrays of tests are small
+]
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: one thread each is faster than every worker using all of them.
     _FLAGS += ["--xla_cpu_multi_thread_eigen=false", "intra_op_parallelism_threads=1"]

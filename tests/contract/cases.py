@@ -23,8 +23,7 @@ FACTORS = {
     # "shared" is the recurrent form with one S for two layers, which no other form has.
     "implementation": ("recurrent", "chunked", "parallel", "pallas_interpret", "shared"),
     "scope": ("layer", "shared"),  # shared by the only layer
-    # "limits" is the Hebbian rule with limits on S. It and "mesa" have the recurrent form only.
-    "rule": ("hebbian", "delta", "gated_delta", "longhorn", "oja", "mesa", "limits"),
+    "rule": ("hebbian", "delta", "gated_delta", "longhorn", "oja"),
     "address": ("previous", "current"),
     "norm": ("none", "l2", "sum", "kwta", "centred"),
     "source": ("code", "gated", "gate"),
@@ -50,6 +49,15 @@ def quick_rows() -> list[dict[str, Any]]:
     rows.append(
         first | {"implementation": "shared", "address": "current", "norm": "l2", "masks": "reset", "dtype": "float64"}
     )
+    # "limits" is the Hebbian rule with limits on S. It and "mesa" have the recurrent form only, one S a layer or one for all.
+    for rule, norm, masks, implementation, gradient in (
+        ("mesa", "l2", "both", "recurrent", "full"),
+        ("mesa", "kwta", "reset", "shared", "stop"),
+        ("limits", "none", "both", "recurrent", "full"),
+        ("limits", "centred", "valid", "shared", "stop"),
+    ):
+        only = {"rule": rule, "norm": norm, "masks": masks, "implementation": implementation, "gradient": gradient}
+        rows.append(first | only | {"heads": 2, "synapse": "trained", "dtype": "float64"})
     # The sum of k ⊗ k beside a Hebbian S, in a stretch of several tokens and one token after the other.
     for implementation, masks in (("chunked", "both"), ("shared", "reset")):
         kept = {"implementation": implementation, "synapse": "frozen", "masks": masks, "heads": 2, "dtype": "float64"}
