@@ -350,3 +350,44 @@ def test_interval_is_that_of_the_mean():
     assert low < values.mean() < high
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
     assert np.isnan(lifelong.interval(np.array([1.0, np.nan]))).all()
+
+
+@pytest.mark.parametrize("name", learners.CONTESTANTS)
+def test_every_contestant_can_be_traced_for_an_episode(model, slow, stream, name):
+    """With its rate traced where it says so, as the benchmark does."""
+    contestant = learners.CONTESTANTS[name]
+    facts = facts_of(stream, 0)
+    rate = contestant.rates[0] if contestant.rates else 0.1
+
+    def episode(slow, rate):
+        learner = contestant.build(model, rate, 32)
+        slow = learner.prepare(slow)
+        memory = learner.init(slow)
+        tokens = facts.reshape(1, -1)
+        output = learner.model.apply({"params": slow}, tokens, learner.start(memory), collect=learner.collect)
+        slow, memory = learner.update(slow, memory, output, facts)
+        return slow, learner.answer(slow, memory, facts[:, :2])
+
+    if contestant.traced:
+        after, answer = jax.eval_shape(episode, slow, rate)
+    else:
+        after, answer = jax.eval_shape(lambda slow: episode(slow, rate), slow)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, slow)
+    assert answer.shape == (len(facts),)
+
+
+def test_least_squares_recalls_an_episode_that_it_has_seen(model, slow, stream):
+    """One episode without another that could disturb it: all that the addresses let it know."""
+    learner = learners.CONTESTANTS["least_squares"].build(model, 1.0, 32)
+    facts = facts_of(stream, 0)
+    output = learner.model.apply({"params": slow}, facts.reshape(1, -1))
+    after, memory = learner.update(slow, learner.init(slow), output, facts)
+    gram, state = (np.asarray(a[:, 0], np.float64) for a in (output.fast.gram, output.fast.memory))
+    solved = np.stack(
+        [
+            np.linalg.solve(g + learners.LEAST_SQUARES_RIDGE * np.eye(128), s.reshape(128, -1))
+            for g, s in zip(gram, state, strict=True)
+        ]
+    )
+    np.testing.assert_allclose(after["synapse"].reshape(solved.shape), solved, atol=1e-3 * np.abs(solved).max())
+    np.testing.assert_allclose(memory["background"], gram, rtol=1e-6)
