@@ -1,10 +1,12 @@
 """Score a trained model on a task, without training: ``python -m bdh_jax.evaluate --workdir=runs/nback --config=configs/counter.py``.
 
-The model comes from the workdir, the task from the configuration; everything else of the configuration is ignored.
+The model comes from the workdir, the task from the configuration; everything else of the configuration is ignored. Prints the
+table, and writes it as JSON if ``--out=FILE`` names a file that is not there yet.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import rich.console
 from absl import flags
 
 from bdh_jax import cli
-from bdh_jax.config import ConfigError, MeshConfig
+from bdh_jax.config import ConfigError, MeshConfig, to_dict
 from bdh_jax.model import BDH
 from bdh_jax.sharding import make_mesh
 from bdh_jax.tasks import make_task
@@ -22,19 +24,23 @@ from bdh_jax.training.step import make_predict
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run (of one seed).")
 _WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint to score.")
+_OUT = flags.DEFINE_string("out", None, "New file for the scores, as JSON; without it they are only printed.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Print the table of the model and the task that the flags name.
 
     Raises:
-      ConfigError: a flag is missing, or the model does not know the task's tokens.
+      ConfigError: a flag is missing, the file to write exists, or the model does not know the task's tokens.
     """
     del argv
+    out = Path(_OUT.value) if _OUT.value else None
     if _CONFIG.value is None:
         raise ConfigError("--config is missing: name the configuration of a task, such as --config=configs/counter.py")
     if not _WORKDIR.value:
         raise ConfigError("--workdir is missing: name the folder of a training run, such as --workdir=runs/nback")
+    if out is not None and out.exists():
+        raise ConfigError(f"--out={out} exists; name another file, or delete it first")
     experiment = cli.experiment(_CONFIG.value)
     config, slow = load(Path(_WORKDIR.value), _WHICH.value)
     task = make_task(experiment.task, seed=experiment.seed, batch_size=experiment.train.batch_size)
@@ -44,6 +50,13 @@ def main(argv: Sequence[str]) -> None:
             f"vocab_size={config.vocab_size}: it knows none of the others"
         )
     evaluation = task.evaluate(make_predict(BDH(config), make_mesh(MeshConfig()))(slow))
+    if out is not None:
+        record = {"task": to_dict(experiment.task), "workdir": _WORKDIR.value, "which": _WHICH.value, **evaluation.to_dict()}
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--out={out} cannot be written: {error.strerror}; name another file") from error
     rich.console.Console().print(evaluation.table())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from pathlib import Path
 
@@ -10,6 +11,9 @@ _FLAGS = [
     "--xla_force_host_platform_device_count=8",  # tests of meshes; the others use the first device
     "--xla_backend_optimization_level=0",  # half the time to compile, and the arrays of tests are small
 ]
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    # These halve the time to compile once more. Later versions of XLA stop at the first flag, which they no longer have.
+    _FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: one thread each is faster than every worker using all of them.
     _FLAGS += ["--xla_cpu_multi_thread_eigen=false", "intra_op_parallelism_threads=1"]

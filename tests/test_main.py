@@ -79,11 +79,19 @@ def test_a_finished_run_prints_its_table_again(smoke):
 
 def test_a_trained_model_is_scored_on_another_task(smoke):
     workdir, *_ = smoke
-    arguments = (f"--workdir={workdir / 'seed1'}", "--config=configs/counter.py:smoke")
+    out = workdir / "scores" / "counter.json"
+    arguments = (f"--workdir={workdir / 'seed1'}", "--config=configs/counter.py:smoke", f"--out={out}")
     status, output, errors = _run(*arguments, module="bdh_jax.evaluate")
     assert status == 0, errors
+    written = out.read_text()
     for name in ("vargap1", "vargap2", "repeated8", "n16", "ceiling"):
         assert name in output
+        assert name in written
+    assert [row["count"] for row in json.loads(written)["rows"]] == [16] * 4
+    status, output, errors = _run(*arguments, module="bdh_jax.evaluate")
+    assert (status, output) == (2, "")
+    assert f"--out={out} exists; name another file" in errors
+    assert out.read_text() == written
 
 
 def test_a_trained_model_is_scored_with_parts_switched_off(smoke):
