@@ -297,6 +297,8 @@ class TrainConfig:
     """Slices the batch is cut into; gradients are averaged over them before the update."""
     loss: Loss = "answer"
     """Positions that are trained: the answer, every valid position, or the weights the task gives."""
+    fill_ridge: float = 0.1
+    """Ridge of the least squares by which a task's ``fill`` episodes get into the synapse (tasks/facts.py: ``task.fill_every``)."""
     evaluate_every: int = 100
     checkpoint_every: int = 200
     log_every: int = 10
@@ -309,6 +311,7 @@ class TrainConfig:
             f"train.batch_size={self.batch_size} is not divisible by train.accumulation={self.accumulation}",
         )
         _require_choice("train.loss", self.loss, Loss)
+        _require(self.fill_ridge > 0, f"train.fill_ridge={self.fill_ridge} must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,6 +333,7 @@ class ConsolidationConfig:
     protection: float | None = None
     ridge: float | None = None
     background: float | None = None
+    drift: float | None = None
     tolerance: float | None = None
     seed: int | None = None
     target: str | None = None

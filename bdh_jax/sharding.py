@@ -46,7 +46,8 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     # fast state
     "attention": ("layer", "batch", "head", "neuron", "model"),
     "memory": ("layer", "batch", "head", "neuron", "model"),
-    "gram": ("layer", "batch", "row", "row"),
+    # On a mesh with one device over "neurons" only, which its first rows then name: it comes from arrays that are split there.
+    "gram": ("layer", "batch", "neuron", "row"),
     "previous_address": ("layer", "batch", "head", "neuron"),
     "previous_code": ("layer", "batch", "head", "neuron"),
     "strength": ("layer", "batch", "head", "neuron"),

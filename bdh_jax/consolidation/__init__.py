@@ -39,7 +39,7 @@ from bdh_jax.consolidation.functions import (
     threshold,
     top_rows,
 )
-from bdh_jax.consolidation.least_squares import least_squares, null_space
+from bdh_jax.consolidation.least_squares import kalman, least_squares, null_space
 
 FUNCTIONS: dict[str, Callable[..., Function]] = {
     factory.__name__: factory
@@ -55,6 +55,7 @@ FUNCTIONS: dict[str, Callable[..., Function]] = {
         importance_weighted,
         cascade,
         least_squares,
+        kalman,
         null_space,
     )
 }
@@ -133,6 +134,7 @@ __all__ = [
     "dense",
     "from_config",
     "importance_weighted",
+    "kalman",
     "least_squares",
     "make_consolidator",
     "make_function",

@@ -45,6 +45,40 @@ def least_squares(ridge: float = 0.01, background: float = 1.0, *, example_weigh
     return Consolidation(_init, update)
 
 
+def kalman(ridge: float = 0.01, drift: float = 0.1, *, example_weights: ExampleWeights = None) -> Consolidation:
+    """W ← W + P′ V with P′ = ((P + drift·G)⁻¹ + G)⁻¹: a Kalman filter for W, whose truth moves where the episode writes.
+
+    P, the covariance of what is not known of W, starts as 1/ridge. With ``drift`` 0 this is :func:`least_squares`, for which an old
+    value of a key counts as much as a new one. With more, what was known at the addresses that the episode uses counts less before
+    it is written: at a key of length 1 that nothing else overlaps with, the old value never weighs more than 1/drift times the new
+    one. What is known elsewhere stays as it is. The memory is P, K² numbers a layer.
+
+    Args:
+      ridge: > 0.
+      drift: ≥ 0.
+      example_weights: see :data:`bdh_jax.consolidation.functions.ExampleWeights`.
+    """
+    _check_positive("ridge", ridge)
+    if drift < 0:
+        raise ConfigError(f"drift={drift} must be ≥ 0: it is a variance")
+
+    def init(slow):
+        empty = _init(slow)["background"]
+        return {"covariance": empty + jnp.eye(empty.shape[-1], dtype=empty.dtype)[None] / ridge}
+
+    def update(slow, fast, activity, memory):
+        gram, written = _of_episode(slow, fast, activity, example_weights)
+        covariance = memory["covariance"] + drift * gram
+        # (P⁻¹ + G)⁻¹ without an inverse of P.
+        both = jnp.eye(gram.shape[-1], dtype=gram.dtype)[None] + jnp.einsum("lij,ljk->lik", covariance, gram)
+        covariance = jnp.linalg.solve(both, covariance)
+        covariance = (covariance + covariance.swapaxes(1, 2)) / 2
+        change = jnp.einsum("lij,ljd->lid", covariance, written.reshape(*gram.shape[:2], -1))
+        return _written(slow, change.reshape(written.shape)), {"covariance": covariance}
+
+    return Consolidation(init, update)
+
+
 def null_space(ridge: float = 0.01, tolerance: float = 0.01, *, example_weights: ExampleWeights = None) -> Consolidation:
     """W ← W + P (P G P + ridge)⁻¹ P V, with P the projection onto what earlier addresses do not read (AlphaEdit, 2410.02355).
 

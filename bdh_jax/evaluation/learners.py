@@ -310,6 +310,7 @@ _AVERAGES = (0.01, 0.03, 0.1, 0.3)
 _STEPS = (1e-3, 3e-3, 1e-2, 3e-2)
 _ERROR_STEPS = (0.1, 0.3, 1.0)
 _BACKGROUNDS = (0.1, 0.3, 1.0)
+_DRIFTS = (0.03, 0.1, 0.3, 1.0)
 _TOLERANCES = (0.03, 0.3, 3.0)
 _TRAININGS = (1e-4, 3e-4, 1e-3, 3e-3)
 
@@ -344,6 +345,11 @@ def _least_squares(model, rate, facts):
     return consolidated(model, consolidation.least_squares(LEAST_SQUARES_RIDGE, background=rate))
 
 
+def _kalman(model, rate, facts):
+    model = with_rule(model, "hebbian", 1.0, keep_gram=True)
+    return consolidated(model, consolidation.kalman(LEAST_SQUARES_RIDGE, drift=rate))
+
+
 def _null_space(model, rate, facts):
     model = with_rule(model, "hebbian", 1.0, keep_gram=True)
     return consolidated(model, consolidation.null_space(LEAST_SQUARES_RIDGE, tolerance=rate))
@@ -370,6 +376,7 @@ CONTESTANTS: dict[str, Contestant] = {
         _ruled("longhorn", _ERROR_STEPS),
         _ruled("oja", _ERROR_STEPS),
         Contestant("least_squares", _least_squares, _BACKGROUNDS, traced=False),
+        Contestant("kalman", _kalman, _DRIFTS, traced=False),
         Contestant("null_space", _null_space, _TOLERANCES, traced=False),
         Contestant("never_reset", lambda model, rate, facts: never_reset(model)),
         _RIDGE,

@@ -17,7 +17,10 @@ from bdh_jax.evaluation.scoring import Predict
 
 
 class Batch(NamedTuple):
-    """One training batch of NumPy arrays, each [B,T]. A row may hold several episodes, and padding."""
+    """One training batch of NumPy arrays, each [B,T]. A row may hold several episodes, and padding.
+
+    ``fill`` has a B of its own; its targets and weights are not looked at.
+    """
 
     tokens: np.ndarray
     """int32 input."""
@@ -31,6 +34,8 @@ class Batch(NamedTuple):
     """bool, False for padding."""
     reset: np.ndarray
     """bool, True at the first token of every episode of a row but its first."""
+    fill: Batch | None = None
+    """Episodes that are consolidated into the synapse first, for this batch alone (consolidation-aware training)."""
 
 
 @dataclasses.dataclass(frozen=True)

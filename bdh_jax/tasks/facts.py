@@ -46,6 +46,8 @@ HELD_OUT = 4096
 MOST_KNOWN = 512
 RESERVED = 512
 """Combinations of tokens that occur in training which neither training nor any stream of facts uses."""
+SEEN = IDS * IDS - HELD_OUT - MOST_KNOWN - RESERVED
+"""Combinations of training."""
 _COMBINATION_SEED, _EVALUATION_SEED = 0, 99
 
 
@@ -64,6 +66,12 @@ class FactsConfig(TaskConfig):
     """Facts to be learned by gradient."""
     known_rows: int = 2
     """Rows of a batch that ask for them."""
+    fill_every: int = 0
+    """Consolidation-aware training: every so many steps the batch starts from a synapse filled with other episodes; 0 for never."""
+    fill_episodes: int = 32
+    """Episodes that fill it."""
+    fill_rows: int = 4
+    """Rows of such a batch that ask for what filled it, on a fresh state."""
     evaluation_sequences: int = 256
     """Sequences of each evaluation set."""
 
@@ -87,6 +95,13 @@ class FactsConfig(TaskConfig):
             raise ConfigError(
                 f"task.known_rows={self.known_rows} with task.known={self.known}: known facts need rows to ask for them, and "
                 "rows need facts; set both or neither to 0"
+            )
+        for name, least in (("fill_every", 0), ("fill_episodes", 1), ("fill_rows", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"task.{name}={getattr(self, name)} must be at least {least}")
+        if self.fill_episodes * self.pairs > SEEN:
+            raise ConfigError(
+                f"task.fill_episodes={self.fill_episodes} of task.pairs={self.pairs} need more than the {SEEN} keys there are"
             )
 
 
@@ -228,7 +243,7 @@ def encode(episodes: Episodes) -> Encoded:
 
 
 class Facts:
-    """The task. Rows of a training batch hold one episode each; the last ``known_rows`` ask for known facts instead."""
+    """The task. Rows of a training batch hold one episode each; the last ones ask for known facts, or what filled the synapse."""
 
     def __init__(self, config: FactsConfig, *, seed: int, batch_size: int):
         """See :func:`bdh_jax.tasks.make_task`.
@@ -236,10 +251,12 @@ class Facts:
         Raises:
           ConfigError: if known facts leave no row for episodes.
         """
-        if config.known_rows >= batch_size:
-            raise ConfigError(
-                f"task.known_rows={config.known_rows} leaves no row for episodes in a batch of train.batch_size={batch_size}"
+        taken = config.known_rows + config.fill_rows * bool(config.fill_every)
+        if taken >= batch_size:
+            rows = f"task.known_rows={config.known_rows}" + f" and task.fill_rows={config.fill_rows}" * bool(
+                config.fill_every
             )
+            raise ConfigError(f"{rows} leave no row for episodes in a batch of train.batch_size={batch_size}")
         self.config = config
         self.seed = seed
         self.batch_size = batch_size
@@ -247,31 +264,50 @@ class Facts:
         self.sequence_length = 3 * config.pairs + 2 * config.queries
 
     def batch(self, step: int) -> Batch:
-        """The training batch of a step, each array [batch_size, sequence_length]: a pure function of (seed, step)."""
+        """The training batch of a step, each array [batch_size, sequence_length]: a pure function of (seed, step).
+
+        Every ``fill_every``-th batch, the first included, has ``fill``: whole episodes without queries, [fill_episodes, 3P].
+        """
         config = self.config
+        fill_rows = config.fill_rows if config.fill_every and step % config.fill_every == 0 else 0
         rng = batch_rng(self.seed, step)
         size = (self.batch_size, self.sequence_length)
         tokens, targets = np.full(size, PADDING, np.int32), np.full(size, PADDING, np.int32)
         answer, valid, reset = (np.zeros(size, bool) for _ in range(3))
-        rows = self.batch_size - config.known_rows
+        rows = self.batch_size - config.known_rows - fill_rows
         for turn, grid in enumerate(config.grids):
             here = slice(turn, rows, len(config.grids))
             count = len(range(rows)[here])
             if count:
                 episodes = sample_episodes(rng, "seen", count, pairs=config.pairs, queries=config.queries, grid=grid)
                 tokens[here], targets[here], answer[here], valid[here] = encode(episodes)
-        if config.known_rows:
-            each = self.sequence_length // 2
-            which = rng.integers(0, config.known, (config.known_rows, each))
-            keys, values = combinations().known[which], combinations().known_values[which]
-            tokens[rows:, : 2 * each] = keys.reshape(config.known_rows, -1)
+        each = self.sequence_length // 2
+        which = rng.integers(0, config.known, (config.known_rows, each)) if config.known_rows else np.zeros((0, each), int)
+        keys, values = combinations().known[which], combinations().known_values[which]
+        fill = None
+        if fill_rows:
+            fill, fill_keys, fill_values = self._fill(rng)
+            which = rng.integers(0, len(fill_keys), (fill_rows, each))
+            keys, values = np.concatenate([keys, fill_keys[which]]), np.concatenate([values, fill_values[which]])
+        if len(keys):
+            tokens[rows:, : 2 * each] = keys.reshape(len(keys), -1)
             # At its first token a key's second is the target, as it is everywhere else.
             targets[rows:, 0 : 2 * each : 2], targets[rows:, 1 : 2 * each : 2] = keys[..., 1], values
             answer[rows:, 1 : 2 * each : 2] = True
             valid[rows:, : 2 * each] = True
             reset[rows:, 2 : 2 * each : 2] = True
         answer = answer.astype(np.float32)
-        return Batch(tokens, targets, answer, answer.copy(), valid, reset)
+        return Batch(tokens, targets, answer, answer.copy(), valid, reset, fill)
+
+    def _fill(self, rng: np.random.Generator) -> tuple[Batch, np.ndarray, np.ndarray]:
+        """Episodes of distinct keys that training knows [fill_episodes, 3P], their keys [F, 2] and values [F]."""
+        count, pairs = self.config.fill_episodes, self.config.pairs
+        keys = combinations().seen[rng.choice(len(combinations().seen), count * pairs, replace=False)]
+        values = rng.integers(FIRST_VALUE, FIRST_VALUE + VALUES, count * pairs, dtype=np.int32)
+        tokens = np.concatenate([keys, values[:, None]], axis=1).reshape(count, 3 * pairs)
+        nothing = np.zeros(tokens.shape, np.float32)
+        everything, never = np.ones(tokens.shape, bool), np.zeros(tokens.shape, bool)
+        return Batch(tokens, np.full_like(tokens, PADDING), nothing, nothing, everything, never), keys, values
 
     def evaluate(self, predict: Predict) -> Evaluation:
         """Score a model: one query an episode for each kind of key, and every known fact.

@@ -22,6 +22,7 @@ from bdh_jax.fast_weights.state import FastState
 from bdh_jax.model import BDH
 from bdh_jax.sharding import batch_sharding, replicated, shardings
 from bdh_jax.tasks.base import Batch, Predict
+from bdh_jax.training.fill import fill_synapse, make_reader
 from bdh_jax.training.optimizer import Slow, make_schedule, split_trained
 
 Metrics = dict[str, jax.Array]
@@ -95,7 +96,15 @@ def loss_fn(model: BDH, slow: Slow, batch: Batch, weights: jax.Array, key: jax.A
 
 
 def gradients(
-    model: BDH, slow: Slow, batch: Batch, loss: Loss, accumulation: int, key: jax.Array | None, *, state: str = "none"
+    model: BDH,
+    slow: Slow,
+    batch: Batch,
+    loss: Loss,
+    accumulation: int,
+    key: jax.Array | None,
+    *,
+    state: str = "none",
+    fill_ridge: float = 0.1,
 ) -> tuple[jax.Array, jax.Array, Slow, FastState | None]:
     """Loss and gradients of a batch, computed in ``accumulation`` slices one after the other.
 
@@ -109,15 +118,20 @@ def gradients(
       accumulation: number of slices A.
       key: randomness of dropout, or None.
       state: as in :func:`loss_fn`; "mean" gives the mean over the whole batch.
+      fill_ridge: of :func:`bdh_jax.training.fill.fill_synapse`, for a batch with ``fill``. Every slice fills the synapse again.
 
     Returns:
       (loss, answer accuracy, gradients of the trained parameters, state or None).
     """
     trained, frozen = split_trained(slow, model.config)
     weights = loss_weights(batch, loss)
+    fill, batch = batch.fill, batch._replace(fill=None)
 
     def slice_loss(trained, batch, weights, key):
-        return loss_fn(model, {**trained, **frozen}, batch, weights, key, state=state)
+        slow, reader = {**trained, **frozen}, model
+        if fill is not None:
+            slow, reader = fill_synapse(model, slow, fill, fill_ridge), make_reader(model)
+        return loss_fn(reader, slow, batch, weights, key, state=state)
 
     slice_gradient = jax.value_and_grad(slice_loss, has_aux=True)
     if accumulation == 1:
@@ -177,6 +191,7 @@ def make_train_step(
             config.train.accumulation,
             step_key,
             state="none" if consolidation is None else "mean",
+            fill_ridge=config.train.fill_ridge,
         )
         trained, frozen = split_trained(state.slow, config.model)
         updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
@@ -280,10 +295,15 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     Masks that mask nothing become None, which saves the model the work of applying them. With several processes every one
     passes the whole batch (it is a pure function of seed and step) and feeds its own devices their rows.
     """
-    batch = batch._replace(
-        valid=None if np.all(batch.valid) else batch.valid, reset=batch.reset if np.any(batch.reset) else None
+    return put(_without_masks(batch), mesh)
+
+
+def _without_masks(batch: Batch) -> Batch:
+    return batch._replace(
+        valid=None if np.all(batch.valid) else batch.valid,
+        reset=batch.reset if np.any(batch.reset) else None,
+        fill=None if batch.fill is None else _without_masks(batch.fill),
     )
-    return put(batch, mesh)
 
 
 def put(tree: Any, mesh: Mesh) -> Any:

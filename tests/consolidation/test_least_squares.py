@@ -109,6 +109,44 @@ def test_without_background_earlier_episodes_are_overwritten():
     assert errors[1.0] < 0.7 * errors[0.0]
 
 
+def test_kalman_without_drift_is_least_squares():
+    tokens = episodes(4)
+    (a, _, _), (b, _, memory) = (
+        stream(function, tokens, model_of())
+        for function in (consolidation.least_squares(RIDGE), consolidation.kalman(RIDGE, drift=0.0))
+    )
+    for one, other in zip(a, b, strict=True):
+        np.testing.assert_allclose(one["synapse"], other["synapse"], atol=1e-9)
+    assert np.all(np.linalg.eigvalsh(memory["covariance"]) > 0)
+
+
+def test_drift_forgets_where_the_episode_writes_and_nowhere_else():
+    """Closed form, for two keys at a right angle: the first is given three values, the second one."""
+    slow = start(model_of())
+    state = compiled(model_of(rule="hebbian"))(slow, episodes(1)[0]).fast
+    first, second = (np.eye(ROWS)[i].reshape(HEADS, -1) for i in (3, 20))
+    values = np.random.default_rng(1).normal(size=(4, WIDTH))
+
+    def written(key, value):
+        gram = np.broadcast_to(np.outer(key, key), state.gram.shape)
+        memory = np.broadcast_to(np.einsum("hn,d->hnd", key, value), state.memory.shape)
+        return state.replace(memory=memory, gram=gram)
+
+    drift, ridge = 2.0, 0.1
+    function = consolidation.kalman(ridge, drift)
+    memory, information, expected = function.init(slow), ridge, np.zeros(WIDTH)
+    for key, value in zip((first, first, second, first), values, strict=True):
+        fast = written(key, value)
+        slow, memory = function.update(slow, fast, fast.activity, memory)
+        if key is first:
+            information = 1 / (1 / information + drift)
+            expected = (information * expected + value) / (information + 1)
+            information += 1
+    layer = np.asarray(slow["synapse"])[0]
+    np.testing.assert_allclose(np.einsum("hn,hnd->d", first, layer), expected, atol=1e-10)
+    np.testing.assert_allclose(np.einsum("hn,hnd->d", second, layer), values[2] / (1 + 1 / (1 / ridge + drift)), atol=1e-10)
+
+
 def test_null_space_leaves_what_earlier_addresses_read():
     seen, pairs, _ = stream(consolidation.null_space(RIDGE, tolerance=1e-9), episodes(4), model_of())
     for index, (keys, _values) in enumerate(pairs):
@@ -133,7 +171,7 @@ def test_batches_enter_as_their_mean():
     np.testing.assert_allclose(again["synapse"], after["synapse"], atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["least_squares", "null_space"])
+@pytest.mark.parametrize("name", ["kalman", "least_squares", "null_space"])
 def test_a_mesh_writes_the_same(name):
     model = model_of()
     slow = start(model)
@@ -157,6 +195,8 @@ def test_what_it_cannot_do_is_refused():
     fast = compiled(model)(slow, episodes(1)[0]).fast
     with pytest.raises(ConsolidationError, match="keep_gram=True"):
         consolidation.make_consolidator(consolidation.least_squares(), slow, fast)
+    with pytest.raises(ConfigError, match="drift=-1 must be ≥ 0"):
+        consolidation.kalman(drift=-1)
     for options, message in (({"ridge": 0}, "ridge=0 must"), ({"background": -1}, "background=-1 must")):
         with pytest.raises(ConfigError, match=message):
             consolidation.least_squares(**options)

@@ -55,6 +55,30 @@ def test_known_facts_stand_alone_and_never_in_the_input():
     assert not pairs_of(batch.tokens[:5, :48].reshape(-1, 3)[:, :2]) & set(value)
 
 
+def test_what_fills_the_synapse_is_asked_for_alone():
+    """Parsed from the tokens alone, in every third batch; the others are as without it."""
+    config = dict(fill_every=3, fill_episodes=5, fill_rows=2, known=32, known_rows=1)
+    for step in range(4):
+        batch = task(**config).batch(step)
+        if step % 3:
+            assert batch.fill is None
+            np.testing.assert_array_equal(batch.tokens, task(known=32, known_rows=1).batch(step).tokens)
+            continue
+        assert batch.fill.tokens.shape == (5, 48)
+        said = {tuple(fact[:2]): fact[2] for fact in batch.fill.tokens.reshape(80, 3).tolist()}
+        assert len(said) == 80
+        assert set(said) <= pairs_of(combinations().seen)
+        assert batch.fill.valid.all()
+        assert not batch.fill.reset.any()
+        for row in range(6, 8):
+            keys = batch.tokens[row].reshape(-1, 2).tolist()
+            assert batch.targets[row, 1::2].tolist() == [said[tuple(key)] for key in keys]
+            assert batch.reset[row, 2::2].all()
+            assert np.flatnonzero(batch.answer[row]).tolist() == list(range(1, 64, 2))
+        assert not pairs_of(batch.tokens[5]) & set(said)  # the known facts are still there
+        assert not batch.reset[:5].any()
+
+
 def test_batches_are_a_function_of_seed_and_step():
     first, again, other = task().batch(5), task().batch(5), task().batch(6)
     np.testing.assert_array_equal(first.tokens, again.tokens)
@@ -117,7 +141,7 @@ def test_bad_configurations_are_refused(change, message):
 
 
 def test_known_rows_leave_room():
-    with pytest.raises(ConfigError, match="leaves no row for episodes in a batch of train.batch_size=2"):
+    with pytest.raises(ConfigError, match="known_rows=2 leave no row for episodes in a batch of train.batch_size=2"):
         make_task(FactsConfig(known_rows=2), seed=0, batch_size=2)
 
 

@@ -1,0 +1,173 @@
+"""Consolidation-aware training: what fills the synapse for one batch, and that it is gone after it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bdh_jax.config import (
+    BDHConfig,
+    ConfigError,
+    ExperimentConfig,
+    FastWeightConfig,
+    MeshConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from bdh_jax.consolidation import least_squares
+from bdh_jax.model import BDH
+from bdh_jax.sharding import make_mesh, replicated
+from bdh_jax.tasks import FactsConfig, make_task
+from bdh_jax.tasks.facts import VOCABULARY
+from bdh_jax.training import optimizer as optimizers
+from bdh_jax.training.fill import fill_synapse
+from bdh_jax.training.step import gradients, init_state, make_train_step, put_batch
+
+FACTS = FactsConfig(pairs=4, queries=2, known=8, known_rows=1, fill_every=2, fill_episodes=6, fill_rows=2)
+
+
+def experiment(*, data=1, n_layer=1, train=(), **fast):
+    fast = FastWeightConfig(**{"learning_rate": 0.7, "decay": 0.9, "address_source": "gated", "synapse": True, **fast})
+    return ExperimentConfig(
+        task=FACTS,
+        model=BDHConfig(
+            vocab_size=VOCABULARY, n_layer=n_layer, d_model=16, n_head=2, n_neurons=32, dropout=0.0, init_std=0.1, fast=fast
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=1),
+        train=TrainConfig(steps=6, batch_size=8, **dict(train)),
+        mesh=MeshConfig(data=data),
+    )
+
+
+def batch_of(config, step):
+    return make_task(config.task, seed=config.seed, batch_size=config.train.batch_size).batch(step)
+
+
+def run(config, steps):
+    """State after so many steps, and the losses."""
+    mesh = make_mesh(config.mesh)
+    model = BDH(config.model, mesh if mesh.size > 1 else None)
+    optimizer = optimizers.make_optimizer(config.optimizer, config.train.steps)
+    step = make_train_step(model, optimizer, config, mesh)
+    state = init_state(model, optimizer, mesh, jax.random.key(0))
+    key = jax.device_put(jax.random.key(1), replicated(mesh))
+    losses = []
+    for number in range(steps):
+        with jax.transfer_guard("disallow"):
+            state, metrics = step(state, put_batch(batch_of(config, number), mesh), key)
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+def test_it_is_what_least_squares_leaves_of_the_episodes_one_by_one():
+    """In one layer, where what the synapse holds changes no address and no value."""
+    config = experiment()
+    fill = batch_of(config, 0).fill
+    slow = BDH(config.model).init(jax.random.key(0), fill.tokens)["params"]
+    filled = fill_synapse(BDH(config.model), slow, fill, ridge=0.1)
+
+    fast = dataclasses.replace(config.model.fast, learning_rate=1.0, decay=1.0, keep_gram=True)
+    writer = BDH(dataclasses.replace(config.model, fast=fast))
+    regression = least_squares(0.1)
+    expected, memory = slow, regression.init(slow)
+    for tokens in fill.tokens:
+        written = writer.apply({"params": expected}, tokens[None]).fast
+        # One after the other the ridge would be added six times; all of it counts at the first.
+        expected, memory = least_squares(0.1).update(expected, written, written.activity, memory)
+    for name in slow:
+        if name != "synapse":
+            np.testing.assert_array_equal(filled[name], slow[name])
+    assert np.abs(filled["synapse"]).max() > 0.1
+    np.testing.assert_allclose(filled["synapse"], expected["synapse"], rtol=1e-3, atol=1e-4)
+
+
+def test_what_the_synapse_held_before_is_left_out():
+    config = experiment()
+    fill = batch_of(config, 0).fill
+    slow = BDH(config.model).init(jax.random.key(0), fill.tokens)["params"]
+    other = {**slow, "synapse": jnp.ones_like(slow["synapse"])}
+    one, two = (fill_synapse(BDH(config.model), start, fill, 0.1)["synapse"] for start in (slow, other))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_a_batch_with_fill_is_trained_beside_it_and_leaves_the_synapse_alone():
+    config = experiment(n_layer=2)
+    model, batch = BDH(config.model), batch_of(config, 0)
+    state, losses = run(config, 2)
+    start = init_state(
+        model, optimizers.make_optimizer(config.optimizer, 6), make_mesh(MeshConfig()), jax.random.key(0)
+    ).slow
+    filled = fill_synapse(model, start, batch.fill, config.train.fill_ridge)
+    expected, without = (
+        float(gradients(model, slow, batch._replace(fill=None), "answer", 1, None)[0]) for slow in (filled, start)
+    )
+    assert losses[0] == pytest.approx(expected, rel=1e-5)
+    assert abs(losses[0] - without) > 1e-3
+    assert batch_of(config, 1).fill is None
+    np.testing.assert_array_equal(state.slow["synapse"], 0)
+
+
+def test_gradients_flow_through_what_fills():
+    """Against finite differences, in double precision: how the episodes are written is trained, too."""
+    with jax.enable_x64(True):
+        config = experiment(n_layer=2)
+        model = BDH(dataclasses.replace(config.model, dtype="float64"))
+        batch = batch_of(config, 0)
+        slow = model.init(jax.random.key(0), batch.tokens)["params"]
+        derivative = jax.jit(gradients, static_argnums=(0, 3, 4))
+        gradient = derivative(model, slow, batch, "answer", 1, None)[2]
+
+        def loss(slow, fill=None):
+            filled = fill_synapse(model, slow if fill is None else fill, batch.fill, 0.1)["synapse"]
+            return gradients(model, {**slow, "synapse": filled}, batch._replace(fill=None), "answer", 1, None)[0]
+
+        loss = jax.jit(loss)
+        for name in ("encoder", "embed"):
+            direction = jax.random.normal(jax.random.key(1), slow[name].shape)
+            up, down = ({**slow, name: slow[name] + step * direction} for step in (1e-6, -1e-6))
+            whole = (loss(up) - loss(down)) / 2e-6
+            np.testing.assert_allclose(jnp.vdot(gradient[name], direction), whole, rtol=1e-5)
+            held = (loss(up, slow) - loss(down, slow)) / 2e-6
+            assert abs(whole - held) > 1e-2 * abs(whole)
+
+
+def test_slices_of_a_batch_are_filled_alike():
+    config = experiment(n_layer=2)
+    whole, sliced = (
+        run(dataclasses.replace(config, train=dataclasses.replace(config.train, accumulation=a)), 2)[1] for a in (1, 2)
+    )
+    np.testing.assert_allclose(whole, sliced, rtol=1e-5)
+
+
+def test_the_ridge_is_that_of_the_configuration():
+    (_, one), (_, two) = (run(experiment(train={"fill_ridge": ridge}), 1) for ridge in (0.1, 10.0))
+    assert abs(one[0] - two[0]) > 1e-4
+
+
+def test_a_mesh_changes_nothing():
+    (_, one), (_, two) = (run(experiment(data=data, n_layer=2), 3) for data in (1, 2))
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fast", "message"),
+    [
+        ({"synapse": False}, "the model has none; set model.fast.synapse=True"),
+        ({"enabled": False}, "the model has none; set model.fast.synapse=True"),
+        ({"train_synapse": True}, "set model.fast.train_synapse=False"),
+        ({"learn_decay": True}, "set fast.learn_learning_rate and fast.learn_decay to False"),
+    ],
+)
+def test_models_that_cannot_be_filled_are_refused(fast, message):
+    with pytest.raises(ConfigError, match=message):
+        run(experiment(**fast), 1)
+
+
+def test_neurons_on_several_devices_are_refused():
+    config = dataclasses.replace(experiment(), mesh=MeshConfig(neurons=2))
+    with pytest.raises(ConfigError, match=r"mesh\.neurons=2 splits the rows .* set it to 1"):
+        run(config, 1)
