@@ -87,8 +87,9 @@ class NBackConfig(TaskConfig):
     queries: int = 1
     """Queries per training sequence (at most as many as its window; evaluation has one). All ask for different keys."""
     train_alike: float = 0.0
-    """Share of the training sequences, with encoding "text", whose values all begin with the same two digits. Of other values the
-    last digit mostly follows from the first ones, so that few sequences teach to recall it by the key."""
+    """Share of the training sequences, with encoding "text", whose values all begin with the same two digits (half of them) or all
+    end in the same one. Of other values a digit mostly follows from those before it, so that few sequences teach to recall it by
+    the key."""
     evaluation_sets: tuple[SetName, ...] = ("n2", "n4", "n8")
     evaluation_sequences: int = EVALUATION_SEQUENCES
     """Take the first so many of each evaluation set; 1000 is the published benchmark."""
@@ -235,7 +236,9 @@ def sample_episodes(
 
 
 def alike_values(rng: np.random.Generator, values: np.ndarray, share: float, *, clean: bool = False) -> np.ndarray:
-    """``values`` [E,P], with those of a ``share`` of the episodes drawn anew from one decade (070 … 079, say) each.
+    """``values`` [E,P], with those of a ``share`` of the episodes drawn anew so that only some of their digits tell them apart.
+
+    In half of these the last digit does (070 … 079, say), in the others all but the last one (078, 088, … 128, say).
 
     Args:
       rng: source of randomness.
@@ -247,10 +250,15 @@ def alike_values(rng: np.random.Generator, values: np.ndarray, share: float, *, 
       [E,P] int32.
     """
     last = 127 if clean else 128
-    decade = rng.integers(FIRST_VALUE // 10, last // 10 + 1, (len(values), 1), dtype=np.int32) * 10
+    episodes = len(values)
+    decade = rng.integers(FIRST_VALUE // 10, last // 10 + 1, (episodes, 1), dtype=np.int32) * 10
     first, after = np.maximum(decade, FIRST_VALUE), np.minimum(decade + 10, last + 1)
-    alike = rng.integers(first, after, values.shape, dtype=np.int32)
-    return np.where(rng.random((len(values), 1)) < share, alike, values)
+    same_start = rng.integers(first, after, values.shape, dtype=np.int32)
+    digit = rng.integers(0, 10, (episodes, 1), dtype=np.int32)
+    first, after = -(-(FIRST_VALUE - digit) // 10), (last - digit) // 10 + 1
+    same_end = rng.integers(first, after, values.shape, dtype=np.int32) * 10 + digit
+    which = rng.random((episodes, 1))
+    return np.where(which < share / 2, same_start, np.where(which < share, same_end, values))
 
 
 def _distinct_queries(rng: np.random.Generator, keys: np.ndarray, queries: int) -> np.ndarray:
