@@ -23,7 +23,7 @@ Address = Literal["previous", "current"]
 AddressNorm = Literal["none", "l2", "sum", "kwta", "centred"]
 AddressSource = Literal["code", "gated", "gate"]
 WriteGradient = Literal["full", "stop"]
-Rule = Literal["hebbian", "delta", "gated_delta", "longhorn", "oja", "mesa"]
+Rule = Literal["hebbian", "gated_hebbian", "delta", "gated_delta", "longhorn", "oja", "mesa"]
 Attention = Literal["rope", "shift"]
 Implementation = Literal["auto", "recurrent", "chunked", "parallel"]
 Kernel = Literal["auto", "xla", "pallas", "pallas_interpret"]
@@ -55,7 +55,7 @@ class FastWeightConfig:
     decay: float = 0.95
     """λ in (0, 1], applied once per valid token."""
     rule: Rule = "hebbian"
-    """What is written (``bdh_jax.fast_weights.rules``). Rules that predict the value (all but hebbian and oja) predict it from the
+    """What is written (``bdh_jax.fast_weights.rules``). Rules that predict the value (all but the Hebbian and oja) predict it from the
     synapse too, if there is one. "mesa" keeps K × K numbers a layer and example, and has the recurrent form only."""
     ridge: float = 0.01
     """Of rule "mesa"; no other rule looks at it."""
@@ -111,9 +111,9 @@ class FastWeightConfig:
                 f"{what} sums over all rows with one η and one λ; set fast.learn_learning_rate and fast.learn_decay to False",
             )
         _require(
-            not self.keep_gram or (self.rule in ("hebbian", "mesa") and not self.limited),
-            f'fast.keep_gram=True with fast.rule={self.rule!r}: together with S it says what an episode wrote only for "hebbian" and '
-            '"mesa" without limits on S; set it to False',
+            not self.keep_gram or ((self.hebbian or self.rule == "mesa") and not self.limited),
+            f"fast.keep_gram=True with fast.rule={self.rule!r}: together with S it says what an episode wrote only for the Hebbian "
+            'rules and "mesa" without limits on S; set it to False',
         )
         if self.rule == "mesa":
             _require(
@@ -132,6 +132,16 @@ class FastWeightConfig:
         _require(
             not self.train_synapse or self.synapse, "fast.train_synapse needs fast.synapse=True: there is nothing to train"
         )
+
+    @property
+    def hebbian(self) -> bool:
+        """Whether what is written does not depend on S."""
+        return self.rule in ("hebbian", "gated_hebbian")
+
+    @property
+    def gated(self) -> bool:
+        """Whether a learned gate says how much of each token is written."""
+        return self.rule in ("gated_hebbian", "gated_delta")
 
     @property
     def has_gram(self) -> bool:

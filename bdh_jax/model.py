@@ -158,7 +158,7 @@ class BDH(nn.Module):
         if fast.learn_learning_rate:
             start = nn.initializers.constant(math.log(fast.learning_rate))
             slow["fast_log_learning_rate"] = declare("fast_log_learning_rate", start, (heads,), config.state_dtype)
-        if fast.rule == "gated_delta":
+        if fast.gated:
             # σ(2) = 0.88: open at first, so that there is something to learn from.
             slow["fast_gate"] = declare("fast_gate", nn.initializers.zeros, (width,), config.state_dtype)
             slow["fast_gate_bias"] = declare("fast_gate_bias", nn.initializers.constant(2.0), (), config.state_dtype)

@@ -144,20 +144,22 @@ def _readable(fast, memory, gram):
 
 def _write(fast, slow, memory, gram, synapse, key, value, rate):
     """Change S [H, N, D], which has decayed, and G [K, K] in place."""
-    width = len(value)
+    width, x = len(value), value
     if fast.rule in ("delta", "gated_delta", "longhorn", "mesa"):
         known = np.einsum("hn,hnd->d", key, synapse)
         if fast.rule != "mesa":
             known = known + np.einsum("hn,hnd->d", key, memory)
         value = value - known
-    if fast.rule == "gated_delta":
-        value = value / (1 + np.exp(-(slow["fast_gate"] @ (value + known) + slow["fast_gate_bias"])))
+    gate = 1.0
+    if fast.gated:
+        gate = 1 / (1 + np.exp(-(slow["fast_gate"] @ x + slow["fast_gate_bias"])))
+        value = gate * value
     if fast.rule == "longhorn":
         value = value / (1 + np.sum(rate[:, None] * key**2))
     if fast.rule == "oja":
         key = key - np.einsum("hnd,d->hn", memory, value) / width
     if fast.has_gram:
-        gram += rate[0] * np.outer(key.ravel(), key.ravel())
+        gram += rate[0] * gate * np.outer(key.ravel(), key.ravel())
     memory += rate[:, None, None] * key[:, :, None] * value
     if fast.clamp is not None:
         np.clip(memory, -fast.clamp, fast.clamp, out=memory)

@@ -335,23 +335,30 @@ def _ruled(rule: Rule, rates: tuple[float, ...]) -> Contestant:
     """All that a rule wrote goes into the synapse, which the next episode's predictions include; the rate is the rule's own η."""
 
     def build(model, rate, facts):
-        return consolidated(with_rule(model, rule, rate), consolidation.dense())
+        own = "gated_delta" if rule == "delta" and model.config.fast.gated else rule
+        return consolidated(with_rule(model, own, rate), consolidation.dense())
 
     return Contestant(rule, build, rates, traced=False)
 
 
+def _summing(model: BDH) -> BDH:
+    """The model with undecayed Hebbian writes, gated if it has a gate, and their address products."""
+    fast = model.config.fast
+    return with_rule(model, fast.rule if fast.hebbian else "hebbian", 1.0, keep_gram=True)
+
+
 def _least_squares(model, rate, facts):
-    model = with_rule(model, "hebbian", 1.0, keep_gram=True)
+    model = _summing(model)
     return consolidated(model, consolidation.least_squares(LEAST_SQUARES_RIDGE, background=rate))
 
 
 def _kalman(model, rate, facts):
-    model = with_rule(model, "hebbian", 1.0, keep_gram=True)
+    model = _summing(model)
     return consolidated(model, consolidation.kalman(LEAST_SQUARES_RIDGE, drift=rate))
 
 
 def _null_space(model, rate, facts):
-    model = with_rule(model, "hebbian", 1.0, keep_gram=True)
+    model = _summing(model)
     return consolidated(model, consolidation.null_space(LEAST_SQUARES_RIDGE, tolerance=rate))
 
 

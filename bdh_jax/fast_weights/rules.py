@@ -7,8 +7,9 @@ all heads: they are parts of one address of K = H·N rows. Leading axes are batc
 | rule | write, with S' = λ S | |
 |---|---|---|
 | hebbian | S' + η k ⊗ x | |
+| gated_hebbian | S' + η β k ⊗ x, β = σ(x·w + b) for each token | a learned gate keeps junk out |
 | delta | S' + η k ⊗ (x − S'ᵀ k) | Widrow and Hoff; arXiv 2102.11174, 2412.06464 with λ < 1 |
-| gated_delta | the same with η β, β = σ(x·w + b) for each token | a learned gate keeps junk out |
+| gated_delta | the same with η β | |
 | longhorn | the same with η ÷ (1 + η‖k‖²) | arXiv 2407.14207: the implicit step, which no η makes diverge |
 | oja | S' + η (k − S' x ÷ D) ⊗ x | Oja (1982), linear: the address is predicted from the value |
 | mesa | S' + η k ⊗ x and G' + η k ⊗ k, read (G + ridge)⁻¹ S | arXiv 2309.05858: ridge regression on all pairs so far |

@@ -56,12 +56,13 @@ def write_back(
     """
     source = address_source(source, config.fast.address_norm, config.fast.address_active, axis)
     scale = address_scale(source, config.fast.address_norm, axis)
-    write = _write_hebbian if config.fast.rule == "hebbian" else _write_by_rule
+    beta = _gate(weights, x, config) if config.fast.gated else None
+    write = _write_hebbian if config.fast.hebbian else _write_by_rule
     key, value, read, memory, gram, previous_address = write(
-        weights, synapse, source, scale, x, layer_state, episode, rates, config=config, form=form, state=state, axis=axis
+        beta, synapse, source, scale, x, layer_state, episode, rates, config=config, form=form, state=state, axis=axis
     )
     if config.fast.keep_gram and gram is None and state != "none":
-        gram = _gram(source, scale, layer_state, episode, rates, config)
+        gram = _gram(beta, source, scale, layer_state, episode, rates, config)
     if synapse is not None:
         read = read + scale[:, 0] * decode(source, synapse.astype(config.compute_dtype), config.state_dtype)
     strength = energy = None
@@ -72,9 +73,15 @@ def write_back(
     return read, address, next_state
 
 
-def _write_hebbian(weights, synapse, source, scale, x, layer_state, episode, rates, *, config, form, state, axis):
-    """Read S and write k ⊗ x. Returns what :func:`_write_by_rule` does."""
-    del weights, synapse, axis
+def _gate(weights, x, config):
+    """β [B, T], how much of each token is written."""
+    x = jax.lax.stop_gradient(x) if config.fast.write_gradient == "stop" else x
+    return jax.nn.sigmoid(x.astype(config.state_dtype) @ weights["fast_gate"] + weights["fast_gate_bias"])
+
+
+def _write_hebbian(beta, synapse, source, scale, x, layer_state, episode, rates, *, config, form, state, axis):
+    """Read S and write k ⊗ x, or β k ⊗ x. Returns what :func:`_write_by_rule` does."""
+    del synapse, axis
     fast, dtype = config.fast, config.compute_dtype
     # An address is its source times one factor per token. The factors are applied where the arrays are D wide: the key's to the
     # written value, the query's to the read.
@@ -91,7 +98,7 @@ def _write_hebbian(weights, synapse, source, scale, x, layer_state, episode, rat
     read, memory = fast_weight_scan(
         source,
         key,
-        value,
+        value if beta is None else (value * beta[..., None]).astype(dtype),
         layer_state.memory,
         **rates,
         limits=_limits(config),
@@ -104,7 +111,7 @@ def _write_hebbian(weights, synapse, source, scale, x, layer_state, episode, rat
     return key, value, scale[:, 0] * read, memory, None, previous_address
 
 
-def _write_by_rule(weights, synapse, source, scale, x, layer_state, episode, rates, *, config, form, state, axis):
+def _write_by_rule(beta, synapse, source, scale, x, layer_state, episode, rates, *, config, form, state, axis):
     """Read S and write to it by another rule than the Hebbian, whose products of k and x do not let factors be moved.
 
     Returns:
@@ -119,9 +126,6 @@ def _write_by_rule(weights, synapse, source, scale, x, layer_state, episode, rat
     value = x
     if fast.write_gradient == "stop":
         key, value = jax.lax.stop_gradient((key, value))
-    beta = None
-    if fast.rule == "gated_delta":
-        beta = jax.nn.sigmoid(value.astype(config.state_dtype) @ weights["fast_gate"] + weights["fast_gate_bias"])
     error = value
     if synapse is not None and fast.predicts_values:
         # What the synapse knows already is not written.
@@ -150,8 +154,8 @@ def _write_by_rule(weights, synapse, source, scale, x, layer_state, episode, rat
     return key, value, read, memory, None, previous_address
 
 
-def _gram(source, scale, layer_state, episode, rates, config):
-    """The sum of k ⊗ k after the last token, [B, K, K]."""
+def _gram(beta, source, scale, layer_state, episode, rates, config):
+    """The sum of k ⊗ k, or β k ⊗ k, after the last token, [B, K, K]."""
     dtype = config.state_dtype
     key = (source * scale).astype(config.compute_dtype)
     if config.fast.address == "previous":
@@ -164,6 +168,7 @@ def _gram(source, scale, layer_state, episode, rates, config):
     log_decay = None if rates["decay"] == 1 else jnp.log(jnp.asarray(rates["decay"], dtype))
     weight = weights_of_stretch(length, dtype, log_decay, episode.valid, rates["reset"])
     written = jnp.broadcast_to(weight.written.reshape(-1, length), (batch, length))
+    written = written if beta is None else written * beta
     gram = rates["learning_rate"] * jnp.einsum("bt,btk,btl->bkl", written, key, key)
     if layer_state.gram is not None:
         gram = gram + jnp.broadcast_to(weight.kept.reshape(-1, 1, 1), (batch, 1, 1)) * layer_state.gram

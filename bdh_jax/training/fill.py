@@ -66,5 +66,6 @@ def _undecayed(model: BDH) -> BDH:
             f"mesh.neurons={model.mesh.shape['neurons']} splits the rows that filling the synapse (task.fill_every) needs together; "
             "set it to 1"
         )
-    fast = dataclasses.replace(fast, rule="hebbian", learning_rate=1.0, decay=1.0, keep_gram=True)
+    rule = fast.rule if fast.hebbian else "hebbian"
+    fast = dataclasses.replace(fast, rule=rule, learning_rate=1.0, decay=1.0, keep_gram=True)
     return BDH(dataclasses.replace(model.config, fast=fast), model.mesh)

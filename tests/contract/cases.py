@@ -58,6 +58,22 @@ def quick_rows() -> list[dict[str, Any]]:
     ):
         only = {"rule": rule, "norm": norm, "masks": masks, "implementation": implementation, "gradient": gradient}
         rows.append(first | only | {"heads": 2, "synapse": "trained", "dtype": "float64"})
+    # A gate before the Hebbian write, which goes through every form and the kernel as what is written, and weighs the sum of k ⊗ k.
+    for implementation, norm, masks, gradient in (
+        ("recurrent", "l2", "both", "full"),
+        ("chunked", "none", "reset", "stop"),
+        ("parallel", "sum", "valid", "full"),
+        ("pallas_interpret", "l2", "none", "full"),
+        ("shared", "kwta", "both", "full"),
+    ):
+        only = {
+            "rule": "gated_hebbian",
+            "implementation": implementation,
+            "norm": norm,
+            "masks": masks,
+            "gradient": gradient,
+        }
+        rows.append(first | only | {"heads": 2, "synapse": "frozen", "dtype": "float64"})
     # The sum of k ⊗ k beside a Hebbian S, in a stretch of several tokens and one token after the other.
     for implementation, masks in (("chunked", "both"), ("shared", "reset")):
         kept = {"implementation": implementation, "synapse": "frozen", "masks": masks, "heads": 2, "dtype": "float64"}
@@ -189,7 +205,7 @@ def build(row: dict[str, Any], *, many: bool = False) -> Case:
             scope=scope,
             rule=rule,
             ridge=0.5,
-            keep_gram=row["synapse"] == "frozen" and row["rule"] in ("hebbian", "mesa") and not learned,
+            keep_gram=row["synapse"] == "frozen" and row["rule"] in ("hebbian", "gated_hebbian", "mesa") and not learned,
             **limits,
             address=row["address"],
             address_norm=row["norm"],

@@ -176,8 +176,9 @@ def test_hebbian_and_oja_do_not_look_at_the_synapse():
         np.testing.assert_array_equal(first, again)
 
 
-def test_the_gate_of_gated_delta_is_learned_and_open_at_first():
-    model = model_of(rule="gated_delta")
+@pytest.mark.parametrize("rule", ["gated_delta", "gated_hebbian"])
+def test_the_gate_is_learned_and_open_at_first(rule):
+    model = model_of(rule=rule)
     tokens = np.array([[3, 4, 5]])
     slow = quick(model.init)(jax.random.key(0), tokens)["params"]
     assert slow["fast_gate"].shape == (D,)
@@ -187,6 +188,18 @@ def test_the_gate_of_gated_delta_is_learned_and_open_at_first():
     assert gradient["fast_gate_bias"] != 0
     shut = {**slow, "fast_gate_bias": jnp.asarray(-1e3)}
     assert not np.any(quick(lambda slow: model.apply({"params": slow}, tokens).fast.memory)(shut))
+
+
+def test_what_the_gate_keeps_out_is_not_in_the_sum_of_products_either():
+    model = model_of(rule="gated_hebbian", keep_gram=True)
+    tokens = np.array([[3, 4, 5]])
+    slow = quick(model.init)(jax.random.key(0), tokens)["params"]
+    run = quick(lambda slow: model.apply({"params": slow}, tokens).fast)
+    gated, shut = run({**slow, "fast_gate_bias": jnp.zeros(())}), run({**slow, "fast_gate_bias": jnp.asarray(-1e3)})
+    fully = run({**slow, "fast_gate_bias": jnp.asarray(1e3)})
+    assert not np.any(shut.gram)
+    assert np.any(fully.gram)
+    np.testing.assert_allclose(gated.gram[0], fully.gram[0] / 2, rtol=1e-5, atol=1e-7)
 
 
 def test_a_state_of_mesa_is_read_through_its_solution():
