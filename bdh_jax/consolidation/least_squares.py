@@ -45,13 +45,14 @@ def least_squares(ridge: float = 0.01, background: float = 1.0, *, example_weigh
     return Consolidation(_init, update)
 
 
-def kalman(ridge: float = 0.01, drift: float = 0.1, *, example_weights: ExampleWeights = None) -> Consolidation:
-    """W ← W + P′ V with P′ = ((P + drift·G)⁻¹ + G)⁻¹: a Kalman filter for W, whose truth moves where the episode writes.
+def kalman(ridge: float = 0.01, drift: float = 1.0, *, example_weights: ExampleWeights = None) -> Consolidation:
+    """W ← W + P′ V with P′ = (Q⁻¹ + G)⁻¹ and Q = P + drift·P G P: a Kalman filter for W whose truth moves where episodes write.
 
-    P, the covariance of what is not known of W, starts as 1/ridge. With ``drift`` 0 this is :func:`least_squares`, for which an old
-    value of a key counts as much as a new one. With more, what was known at the addresses that the episode uses counts less before
-    it is written: at a key of length 1 that nothing else overlaps with, the old value never weighs more than 1/drift times the new
-    one. What is known elsewhere stays as it is. The memory is P, K² numbers a layer.
+    P is the covariance of what is not known of W, and starts as 1/ridge. With ``drift`` 0 this is :func:`least_squares`, for which
+    an old value of a key counts as much as a new one. The noise drift·P G P lets go of what is known of this episode's addresses
+    before they are written: of a key of length 1 at a right angle to all others that was written n times, n / (1 + drift/n) of n
+    remains. It lies along P k and not along k, so that other addresses, overlapping ones too, read what they read before. The
+    memory is P, K² numbers a layer.
 
     Args:
       ridge: > 0.
@@ -68,7 +69,8 @@ def kalman(ridge: float = 0.01, drift: float = 0.1, *, example_weights: ExampleW
 
     def update(slow, fast, activity, memory):
         gram, written = _of_episode(slow, fast, activity, example_weights)
-        covariance = memory["covariance"] + drift * gram
+        covariance = memory["covariance"]
+        covariance = covariance + drift * jnp.einsum("lij,ljk,lkm->lim", covariance, gram, covariance)
         # (P⁻¹ + G)⁻¹ without an inverse of P.
         both = jnp.eye(gram.shape[-1], dtype=gram.dtype)[None] + jnp.einsum("lij,ljk->lik", covariance, gram)
         covariance = jnp.linalg.solve(both, covariance)

@@ -139,12 +139,39 @@ def test_drift_forgets_where_the_episode_writes_and_nowhere_else():
         fast = written(key, value)
         slow, memory = function.update(slow, fast, fast.activity, memory)
         if key is first:
-            information = 1 / (1 / information + drift)
+            information = information / (1 + drift / information)
             expected = (information * expected + value) / (information + 1)
             information += 1
     layer = np.asarray(slow["synapse"])[0]
     np.testing.assert_allclose(np.einsum("hn,hnd->d", first, layer), expected, atol=1e-10)
-    np.testing.assert_allclose(np.einsum("hn,hnd->d", second, layer), values[2] / (1 + 1 / (1 / ridge + drift)), atol=1e-10)
+    np.testing.assert_allclose(
+        np.einsum("hn,hnd->d", second, layer), values[2] / (1 + ridge / (1 + drift / ridge)), atol=1e-10
+    )
+
+
+def test_letting_go_of_one_key_changes_no_other_that_overlaps():
+    """After a new value for one of many keys, which all overlap; against ordinary least squares, which keeps most of the old one."""
+    slow = start(model_of())
+    state = compiled(model_of(rule="hebbian"))(slow, episodes(1)[0]).fast
+    rng = np.random.default_rng(2)
+    keys = rng.normal(size=(20, ROWS)) + 1
+    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+    values = rng.normal(size=(21, WIDTH))
+
+    def after(function):
+        updated, memory = slow, function.init(slow)
+        for key, value in zip([*keys, keys[0]], values, strict=True):
+            gram = np.broadcast_to(np.outer(key, key), state.gram.shape)
+            written = np.einsum("hn,d->hnd", key.reshape(HEADS, -1), value)
+            fast = state.replace(memory=np.broadcast_to(written, state.memory.shape), gram=gram)
+            updated, memory = function.update(updated, fast, fast.activity, memory)
+        return keys @ layer_one(updated)
+
+    ridge = 1e-4
+    read, ordinary = after(consolidation.kalman(ridge, drift=30.0)), after(consolidation.least_squares(ridge))
+    np.testing.assert_allclose(read[1:], values[1:20], atol=0.02)
+    np.testing.assert_allclose(read[0], values[20], atol=0.1)
+    np.testing.assert_allclose(ordinary[0], (values[0] + values[20]) / 2, atol=0.02)
 
 
 def test_null_space_leaves_what_earlier_addresses_read():
