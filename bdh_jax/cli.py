@@ -5,7 +5,6 @@ A mistake of the user is one message on standard error and status 2, never a tra
 
 from __future__ import annotations
 
-import ctypes
 import difflib
 import logging
 import re
@@ -21,13 +20,13 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 from ml_collections.config_flags import tuple_parser
 
+from bdh_jax.allocator import keep_freed_memory
 from bdh_jax.config import ConfigError, ExperimentConfig, from_config_dict
 from bdh_jax.tasks import CONFIGS
 from bdh_jax.training.checkpoint import CheckpointError
 from bdh_jax.training.loop import Interrupted, NonFiniteError
 
 USAGE_ERROR = 2
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class _OptionalParser(flags.ArgumentParser):
@@ -72,22 +71,8 @@ def experiment(config: ml_collections.ConfigDict) -> ExperimentConfig:
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Run an absl ``main`` and exit: 0 finished, 1 diverged, 2 a mistake in what was asked, 130 or 143 interrupted."""
-    _keep_freed_memory()
+    keep_freed_memory()
     app.run(lambda argv: _status(main, argv), flags_parser=_parse_flags)
-
-
-def _keep_freed_memory() -> None:
-    """Tell the C library to keep freed memory for the next step.
-
-    glibc gives the large buffers of a step back to the system and asks for them again at the next one, and faulting their pages in
-    takes up to half of a step's time on the CPU. The process then stays at its peak size. Other C libraries have no such call.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_M_MMAP_THRESHOLD, 2**30)
 
 
 def _status(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int | None:

@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from bdh_jax.allocator import keep_freed_memory
+
 console = Console() if sys.stdout.isatty() else Console(width=132)
 
 
@@ -54,6 +56,7 @@ def interleave(calls: dict[str, Callable[[], Any]], rounds: int, title: str) -> 
     Returns:
       name → seconds of each round.
     """
+    keep_freed_memory()  # as every command does; otherwise what a large buffer costs hangs on what was freed before it
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     if not console.is_terminal:
         console.print(f"{title}: {rounds} rounds of {', '.join(calls)}")
