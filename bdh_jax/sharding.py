@@ -26,8 +26,9 @@ RULES: dict[str, str | None] = {
     "model": None,
     "vocab": None,
     "level": None,
-    # Rule "mesa" solves for all rows together.
+    # Rule "mesa" solves for all rows together. Its sums come from arrays that are split over neurons, into one part.
     "row": None,
+    "address": "neurons",
 }
 """Logical axis → mesh axis."""
 
@@ -47,7 +48,7 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "attention": ("layer", "batch", "head", "neuron", "model"),
     "memory": ("layer", "batch", "head", "neuron", "model"),
     # On a mesh with one device over "neurons" only, which its first rows then name: it comes from arrays that are split there.
-    "gram": ("layer", "batch", "neuron", "row"),
+    "gram": ("layer", "batch", "address", "row"),
     "previous_address": ("layer", "batch", "head", "neuron"),
     "previous_code": ("layer", "batch", "head", "neuron"),
     "strength": ("layer", "batch", "head", "neuron"),
@@ -56,6 +57,7 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "count": ("batch",),
     # memory of consolidation functions
     "background": ("layer", "row", "row"),
+    "covariance": ("layer", "row", "row"),
     "row_use": ("layer", "head", "neuron"),
     "row_importance": ("layer", "head", "neuron"),
     "levels": ("level", "layer", "head", "neuron", "model"),

@@ -293,7 +293,7 @@ def test_the_table_names_every_leaf():
                 assert len(sharding.LOGICAL_AXES[name]) == leaf.ndim, name
                 axes = dict(zip(sharding.LOGICAL_AXES[name], leaf.shape, strict=True))
                 expected = {"neuron": NEURONS, "model": WIDTH, "head": HEADS, "vocab": VOCAB, "layer": LAYERS, "batch": 2}
-                expected["row"] = HEADS * NEURONS
+                expected["row"] = expected["address"] = HEADS * NEURONS
                 assert axes == {axis: expected[axis] for axis in axes}, name
 
 

@@ -12,7 +12,7 @@ from bdh_jax.config import ConfigError, ConsolidationConfig, MeshConfig, from_co
 from bdh_jax.consolidation import ConsolidationError
 
 # tests/consolidation/test_least_squares.py has those that need more of a state than the Hebbian rule keeps.
-NAMES = sorted(consolidation.FUNCTIONS.keys() - {"least_squares", "null_space"})
+NAMES = sorted(consolidation.FUNCTIONS.keys() - {"kalman", "least_squares", "null_space"})
 LAYERS, BATCH, HEADS, NEURONS, WIDTH = 2, 4, 2, 16, 8
 ROWS = HEADS * NEURONS
 

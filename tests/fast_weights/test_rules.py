@@ -222,7 +222,7 @@ def shapes_of(fast, rest):
 @pytest.mark.parametrize(
     ("fast", "rest", "message"),
     [
-        ({"rule": "hebb"}, {}, "fast.rule='hebb' is not one of 'hebbian', 'delta'"),
+        ({"rule": "hebb"}, {}, "fast.rule='hebb' is not one of 'hebbian', 'gated_hebbian'"),
         ({"rule": "mesa", "ridge": 0.0}, {}, "fast.ridge=0.0 must be positive"),
         ({"clamp": 0.0}, {}, "fast.clamp=0.0 must be positive"),
         ({"rule": "mesa", "learn_decay": True}, {}, "one η and one λ"),

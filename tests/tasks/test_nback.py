@@ -311,8 +311,9 @@ def test_packed_integer_rows_hold_whole_episodes(batch_size):
     lengths = collections.Counter()
     for step in range(6):
         batch = train.batch(step)
-        assert all(x.shape == (batch_size, 66) for x in batch)
-        assert [x.dtype for x in batch] == [np.int32, np.int32, np.float32, np.float32, np.bool_, np.bool_]
+        assert all(x.shape == (batch_size, 66) for x in batch[:6])
+        assert [x.dtype for x in batch[:6]] == [np.int32, np.int32, np.float32, np.float32, np.bool_, np.bool_]
+        assert batch.fill is None
         answers = np.zeros_like(batch.answer)
         for row, a, b in episodes_of(batch):
             ids, targets = batch.tokens[row, a:b].tolist(), batch.targets[row, a:b].tolist()
