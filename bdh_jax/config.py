@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 import jax.numpy as jnp
@@ -406,6 +406,26 @@ class ExperimentConfig:
 
 
 T = TypeVar("T")
+
+
+def parse_variants(arg: str, valid: Iterable[str]) -> list[str]:
+    """The variants that a ``--config=FILE.py:a,b`` names.
+
+    Args:
+      arg: names joined by commas; empty for none.
+      valid: the names that exist.
+
+    Raises:
+      ConfigError: for an unknown or repeated one.
+    """
+    valid = list(valid)
+    names = arg.split(",") if arg else []
+    for name in names:
+        if name not in valid:
+            raise ConfigError(f"unknown variant {name!r}. Valid variants: {', '.join(valid)}")
+        if names.count(name) > 1:
+            raise ConfigError(f"variant {name!r} is named twice")
+    return names
 
 
 def to_config_dict(config: Any) -> ml_collections.ConfigDict:

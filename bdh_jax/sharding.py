@@ -47,7 +47,6 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     # fast state
     "attention": ("layer", "batch", "head", "neuron", "model"),
     "memory": ("layer", "batch", "head", "neuron", "model"),
-    # On a mesh with one device over "neurons" only, which its first rows then name: it comes from arrays that are split there.
     "gram": ("layer", "batch", "address", "row"),
     "previous_address": ("layer", "batch", "head", "neuron"),
     "previous_code": ("layer", "batch", "head", "neuron"),

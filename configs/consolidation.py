@@ -26,7 +26,14 @@ from pathlib import Path
 
 import ml_collections
 
-from bdh_jax.config import ConfigError, ConsolidationConfig, ExperimentConfig, from_config_dict, to_config_dict
+from bdh_jax.config import (
+    ConfigError,
+    ConsolidationConfig,
+    ExperimentConfig,
+    from_config_dict,
+    parse_variants,
+    to_config_dict,
+)
 from bdh_jax.tasks import CONFIGS
 
 FUNCTIONS = {
@@ -54,13 +61,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     Raises:
       ConfigError: for an unknown or repeated variant, or two functions.
     """
-    names = arg.split(",") if arg else []
-    valid = [*FUNCTIONS, "equal_norm", *SHARED]
-    for name in names:
-        if name not in valid:
-            raise ConfigError(f"unknown variant {name!r}. Valid variants: {', '.join(valid)}")
-        if names.count(name) > 1:
-            raise ConfigError(f"variant {name!r} is named twice")
+    names = parse_variants(arg, [*FUNCTIONS, "equal_norm", *SHARED])
     functions = [name for name in names if name in FUNCTIONS] or ["control"]
     if len(functions) > 1:
         raise ConfigError(f"variants {' and '.join(functions)} exclude each other: name one function")

@@ -29,11 +29,11 @@ import ml_collections
 
 from bdh_jax.config import (
     BDHConfig,
-    ConfigError,
     ExperimentConfig,
     FastWeightConfig,
     OptimizerConfig,
     TrainConfig,
+    parse_variants,
     to_config_dict,
 )
 from bdh_jax.tasks.nback import INTEGER_VOCABULARY, TEXT_VOCABULARY, NBackConfig
@@ -48,12 +48,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     Raises:
       ConfigError: for an unknown or repeated variant.
     """
-    names = arg.split(",") if arg else []
-    for name in names:
-        if name not in VARIANTS:
-            raise ConfigError(f"unknown variant {name!r}. Valid variants: {', '.join(VARIANTS)}")
-        if names.count(name) > 1:
-            raise ConfigError(f"variant {name!r} is named twice")
+    names = parse_variants(arg, VARIANTS)
     config = _default()
     for name, change in VARIANTS.items():
         if name in names:
