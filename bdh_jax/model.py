@@ -3,7 +3,7 @@
 One layer, applied L times with the same weights (arXiv 2509.26507 and its published code):
 
     code = relu(x @ encoder)                                   sparse, positive
-    a    = LN(Σ_{s<t} (rope(code_t) · rope(code_s)) x_s)       linear attention, strictly past
+    a    = LN(Σ_{s<t} μ^(t−s−1) (rope(code_t) · rope(code_s)) x_s)   linear attention, strictly past; μ = 1 unless configured
     gate = relu(a @ encoder_v)
     y    = LN((code * gate) @ decoder + r)
     x    = LN(x + y)
@@ -329,6 +329,7 @@ def _layer(
         key,
         x,
         layer_state.attention,
+        decay=config.attention_decay,
         valid=episode.valid,
         reset=episode.reset,
         implementation=form,

@@ -32,7 +32,7 @@ FACTORS = {
     "heads": (1, 2),
     "batch": (2, 1),  # one head of one example takes a shorter way
     "rates": ("fixed", "unit", "learned"),  # λ = η = 1 takes shorter ways than other numbers
-    "attention": ("rope", "shift"),
+    "attention": ("rope", "shift", "damped"),
     "masks": ("none", "valid", "reset", "both"),
 }
 LENGTH, WIDTH, NEURONS, VOCAB, CHUNK = 8, 8, 16, 18, 3
@@ -195,7 +195,8 @@ def build(row: dict[str, Any], *, many: bool = False) -> Case:
         n_neurons=NEURONS,
         dropout=0.0,
         dtype=row["dtype"],
-        attention=row["attention"],
+        attention="shift" if row["attention"] == "shift" else "rope",
+        attention_decay=0.6 if row["attention"] == "damped" else 1.0,
         implementation=implementation,
         kernel=kernel,
         chunk_size=CHUNK,
