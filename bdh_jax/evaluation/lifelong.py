@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +21,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.progress
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -31,6 +29,7 @@ from bdh_jax import consolidation
 from bdh_jax.config import BDHConfig, ConfigError
 from bdh_jax.consolidation import Function
 from bdh_jax.evaluation.learners import CONTESTANTS, RIDGE, Contestant, Learner, Slow, addresses, answers, consolidated
+from bdh_jax.evaluation.progress import Progress
 from bdh_jax.evaluation.stream import Stream, StreamConfig, make_stream
 from bdh_jax.model import BDH
 from bdh_jax.tasks.facts import (
@@ -51,7 +50,6 @@ AGES = (0, 1, 4, 16, 64, 256)
 """First age, in episodes, of each bin."""
 _PROBE_EPISODES, _GATE_EPISODES, _PROBE_QUERIES, _PROBE_GRID = 48, 192, 8, 32
 _RESAMPLES = 2000
-_LOGGER = logging.getLogger("bdh_jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,7 +334,7 @@ def benchmark(
         make_stream(config.stream, seed=config.seed + i, validation=True) for i in range(config.validation_streams)
     ]
     plays = sum(1 + (0 if c.name in chosen else len(c.rates)) for c in contestants.values()) + len(slows)
-    with _Progress(plays, console) as progress:
+    with Progress("lifelong", plays, console) as progress:
         gates = []
         for number, slow in enumerate(slows):
             gates.append(measure_gates(model, slow, raw[number], config))
@@ -668,32 +666,3 @@ def _number(value: float, form: str) -> str:
 def _plain(value: Any) -> Any:
     """Lists of floats with None for NaN, which JSON does not know."""
     return np.where(np.isnan(value), None, np.asarray(value, object)).tolist()
-
-
-class _Progress:
-    """A bar in a terminal or notebook, log lines anywhere else."""
-
-    def __init__(self, total: int, console: Console | None):
-        console = Console() if console is None else console
-        self._total, self._done = total, 0
-        live = console.is_terminal or console.is_jupyter
-        self._progress = rich.progress.Progress(console=console) if live else None
-
-    def __enter__(self) -> _Progress:
-        if self._progress is not None:
-            self._progress.start()
-            self._bar = self._progress.add_task("lifelong", total=self._total)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def advance(self, line: str) -> None:
-        """One step is done, and this is what it said."""
-        self._done += 1
-        if self._progress is not None:
-            self._progress.console.print(line, highlight=False)
-            self._progress.advance(self._bar)
-        else:
-            _LOGGER.info("%d/%d  %s", self._done, self._total, line)

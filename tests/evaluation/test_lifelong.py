@@ -316,7 +316,7 @@ def test_rates_are_chosen_by_recall_minus_harm():
             return lifelong.Row("x", rate, {"recall": recall, "harm": harm}, np.zeros((1, 1, 1)), np.zeros((1, 1)))
 
     contestant = learners.Contestant("x", None, rates=tuple(gives))
-    with lifelong._Progress(4, None) as progress:
+    with lifelong.Progress("lifelong", 4, None) as progress:
         assert lifelong._tune(Arena(), contestant, [], [], "validation", progress) == 0.2
 
 

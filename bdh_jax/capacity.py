@@ -1,0 +1,94 @@
+"""How many facts a matrix of fast weights holds: ``python -m bdh_jax.capacity --out=runs/capacity``.
+
+Prints a table of F95, the number of facts of which 95 % are recalled, for each write rule and kind of address, and writes
+``results.json`` and ``figure.png`` into ``--out``. With ``--workdir`` the addresses of a trained model have rows of their own.
+docs/capacity.md says more.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import rich.console
+from absl import flags
+
+from bdh_jax import cli
+from bdh_jax.config import ConfigError
+from bdh_jax.evaluation import capacity
+from bdh_jax.model import BDH
+from bdh_jax.tasks.facts import VOCABULARY
+from bdh_jax.training.checkpoint import load, seed_folders
+from bdh_jax.training.metrics import describe_start
+
+_OUT = flags.DEFINE_string("out", None, "Folder for results.json and figure.png.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run with configs/lifelong.py, of one seed or several.")
+_RULES = flags.DEFINE_list("rules", list(capacity.RULES), "Write rules.")
+_ROWS = flags.DEFINE_list("rows", ["128", "256", "512", "1024", "2048"], "Numbers of rows K.")
+_ACTIVE = flags.DEFINE_list("active", ["0.01", "0.03", "0.1", "0.3", "1"], "Shares of active rows, at --at_rows.")
+_AT_ROWS = flags.DEFINE_integer("at_rows", 1024, "K for --active.")
+_AT_ACTIVE = flags.DEFINE_float("at_active", 0.03, "Share of active rows for --rows.")
+_SEEDS = flags.DEFINE_integer("trials", 3, "Trials of each entry.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure what the flags describe.
+
+    Raises:
+      ConfigError: a flag is missing or wrong, or results are there already.
+    """
+    del argv
+    if not _OUT.value:
+        raise ConfigError("--out is missing: name a folder for the results, such as --out=runs/capacity")
+    out = Path(_OUT.value)
+    files = {name: out / name for name in ("results.json", "figure.png")}
+    for path in files.values():
+        if path.exists() and not _OVERWRITE.value:
+            raise ConfigError(f"{path} exists; name another folder with --out, or pass --overwrite")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError('the figure needs matplotlib: pip install "bdh_jax[plot]"')
+    if _SEEDS.value < 1:
+        raise ConfigError(f"--trials={_SEEDS.value} must be at least 1")
+    rows = _numbers("rows", _ROWS.value, int)
+    kinds = [capacity.Addresses(count, _AT_ACTIVE.value) for count in rows]
+    kinds += [capacity.Addresses(_AT_ROWS.value, share) for share in _numbers("active", _ACTIVE.value, float)]
+    kinds += [capacity.Addresses(count, None) for count in rows]
+    console = rich.console.Console()
+    if not console.is_terminal:
+        console = rich.console.Console(width=100)
+    result = capacity.measure(
+        list(dict.fromkeys(kinds)), rules=_RULES.value, seeds=range(_SEEDS.value), trained=_trained(), console=console
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    record = {"entries": result.to_dict(), "start": describe_start(0, 0)}
+    files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    result.plot().savefig(files["figure.png"], dpi=150)
+    console.print(result.table())
+
+
+def _trained():
+    if not _WORKDIR.value:
+        return ()
+    workdir = Path(_WORKDIR.value)
+    models = [load(folder, "last") for folder in seed_folders(workdir) or [workdir]]
+    for config, _ in models:
+        if config.vocab_size != VOCABULARY or not config.fast.enabled:
+            raise ConfigError(
+                f"--workdir={workdir}: vocab_size={config.vocab_size}, fast.enabled={config.fast.enabled}; the keys are those of "
+                f"configs/lifelong.py (vocab_size={VOCABULARY}), and their addresses need fast weights"
+            )
+    return [(BDH(config), slow) for config, slow in models]
+
+
+def _numbers(flag: str, texts: Sequence[str], kind: type) -> list:
+    try:
+        return [kind(text) for text in texts]
+    except ValueError:
+        raise ConfigError(f"--{flag}={','.join(texts)} must be numbers with commas between them") from None
+
+
+if __name__ == "__main__":
+    cli.run(main)
