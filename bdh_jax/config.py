@@ -181,9 +181,10 @@ class BDHConfig:
     rope_theta: float = 65536.0
     attention: Attention = "rope"
     """"rope" is BDH. "shift" replaces rotated keys by the previous token's un-rotated code, the control for λ = 1."""
-    attention_decay: float = 1.0
-    """In (0, 1], what a valid token leaves of the attention's state. 1 is the published code; the paper's matrix U may damp as well as
-    rotate. Below 1 attention sees about the last 1 / (1 − decay) tokens, and so do addresses made of gated codes."""
+    attention_decay: tuple[float, ...] = (1.0,)
+    """In (0, 1], what a valid token leaves of the attention's state, for all heads or one for each. 1 is the published code; the
+    paper's matrix U may damp as well as rotate. Below 1 a head sees about the last 1 / (1 − decay) tokens, and so do addresses
+    made of its gated codes."""
     implementation: Implementation = "auto"
     kernel: Kernel = "auto"
     chunk_size: int = 128
@@ -209,7 +210,11 @@ class BDHConfig:
         _require(self.rope_theta > 1, f"rope_theta={self.rope_theta} must be greater than 1")
         _require_choice("dtype", self.dtype, DType)
         _require_choice("attention", self.attention, Attention)
-        _require(0 < self.attention_decay <= 1, f"attention_decay={self.attention_decay} must lie in (0, 1]")
+        _require(
+            len(self.attention_decay) in (1, self.n_head) and all(0 < decay <= 1 for decay in self.attention_decay),
+            f"attention_decay={self.attention_decay} must be numbers in (0, 1]: one for all heads, or one for each of "
+            f"n_head={self.n_head}",
+        )
         _require_choice("implementation", self.implementation, Implementation)
         _require_choice("kernel", self.kernel, Kernel)
         if self.shared_across_layers:

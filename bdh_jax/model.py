@@ -329,7 +329,7 @@ def _layer(
         key,
         x,
         layer_state.attention,
-        decay=config.attention_decay,
+        decay=_attention_decay(config),
         valid=episode.valid,
         reset=episode.reset,
         implementation=form,
@@ -356,6 +356,12 @@ def _layer(
 
     y = layer_norm(sum_over_shards(y, axis)).astype(dtype)
     return layer_norm(x + y), next_state, seen
+
+
+def _attention_decay(config):
+    """A float if it is the same for all heads, for which there are shorter ways."""
+    decays = config.attention_decay
+    return decays[0] if len(set(decays)) == 1 else jnp.asarray(decays, config.state_dtype)
 
 
 def _rates(weights, config):

@@ -49,7 +49,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             init_std=0.1,
             # A value is written under what stands before it, which is no longer its key: the address has to hold the key two or three
             # tokens back, and nothing of the pairs before. So attention forgets, and addresses know what it found.
-            attention_decay=0.7,
+            attention_decay=(0.7,),
             rope_theta=10.0,
             # Keys change their values: the delta rule writes new ones in place of old ones.
             fast=FastWeightConfig(rule="delta", learning_rate=1.0, decay=0.99, address_norm="l2", address_source="gated"),

@@ -133,7 +133,7 @@ def _text(config: ExperimentConfig) -> ExperimentConfig:
         config, encoding="text", train_pairs=(4, 8, 16, 32), curriculum=(250, 450, 700), queries=4, train_alike=0.67
     )
     config = _model(
-        config, vocab_size=TEXT_VOCABULARY, n_layer=3, n_head=4, n_neurons=1024, rope_theta=10.0, attention_decay=0.8
+        config, vocab_size=TEXT_VOCABULARY, n_layer=3, n_head=4, n_neurons=1024, rope_theta=10.0, attention_decay=(0.8,)
     )
     config = _fast(config, decay=0.99, address_source="gated")
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, warmup_steps=100))

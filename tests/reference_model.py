@@ -110,7 +110,8 @@ def _token(config, slow, token, state, place, writes, made, scale):
         gate = np.maximum(np.einsum("hd,hdn->hn", attended, slow["encoder_v"]), 0)
         gated = code * gate * (1 if scale is None else scale[layer])
         y = np.einsum("hn,hnd->d", gated, slow["decoder"])
-        attention[layer] = config.attention_decay * attention[layer] + key[:, :, None] * x
+        damping = np.broadcast_to(config.attention_decay, heads)[:, None, None]
+        attention[layer] = damping * attention[layer] + key[:, :, None] * x
         codes[layer] = code
 
         if fast.enabled:

@@ -35,7 +35,7 @@ CONFIG = BDHConfig(vocab_size=VOCAB, n_layer=2, d_model=8, n_head=2, n_neurons=3
 CASES = {
     "fast weights": CONFIG,
     "plain": dataclasses.replace(CONFIG, fast=FastWeightConfig(enabled=False)),
-    "shift": dataclasses.replace(CONFIG, attention="shift", attention_decay=0.7),
+    "shift": dataclasses.replace(CONFIG, attention="shift", attention_decay=(0.7, 1.0)),
     "mesa": dataclasses.replace(CONFIG, fast=FastWeightConfig(rule="mesa", ridge=0.5)),
 }
 

@@ -196,7 +196,7 @@ def build(row: dict[str, Any], *, many: bool = False) -> Case:
         dropout=0.0,
         dtype=row["dtype"],
         attention="shift" if row["attention"] == "shift" else "rope",
-        attention_decay=0.6 if row["attention"] == "damped" else 1.0,
+        attention_decay=(0.6, 0.9)[: row["heads"]] if row["attention"] == "damped" else (1.0,),
         implementation=implementation,
         kernel=kernel,
         chunk_size=CHUNK,
