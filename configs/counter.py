@@ -43,19 +43,20 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             vocab_size=INTEGER_VOCABULARY,
             n_layer=3,
             d_model=64,
-            n_head=1,
+            n_head=2,
             n_neurons=1024,
             dropout=0.0,
             init_std=0.1,
             # A value is written under what stands before it, which is no longer its key: the address has to hold the key two or three
-            # tokens back, and nothing of the pairs before. So attention forgets, and addresses know what it found.
-            attention_decay=(0.7,),
+            # tokens back, and nothing of the pairs before. So attention forgets, and addresses know what it found. The second head does not
+            # forget: whether there is a gap, and how wide, takes several pairs to tell.
+            attention_decay=(0.7, 1.0),
             rope_theta=10.0,
             # Keys change their values: the delta rule writes new ones in place of old ones.
             fast=FastWeightConfig(rule="delta", learning_rate=1.0, decay=0.99, address_norm="l2", address_source="gated"),
         ),
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=100),
-        train=TrainConfig(steps=8000, batch_size=32, loss="weights", evaluate_every=1000, checkpoint_every=500),
+        train=TrainConfig(steps=6000, batch_size=32, loss="weights", evaluate_every=1000, checkpoint_every=500),
     )
     if arg == "smoke":
         config = dataclasses.replace(
