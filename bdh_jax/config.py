@@ -318,6 +318,8 @@ class TrainConfig:
     """Positions that are trained: the answer, every valid position, or the weights the task gives."""
     fill_ridge: float = 0.1
     """Ridge of the least squares by which a task's ``fill`` episodes get into the synapse (tasks/facts.py: ``task.fill_every``)."""
+    fill_layers: tuple[int, ...] = ()
+    """Layers, from 0, whose part of the synapse they get into; empty for all."""
     evaluate_every: int = 100
     checkpoint_every: int = 200
     log_every: int = 10

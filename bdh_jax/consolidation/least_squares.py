@@ -8,6 +8,9 @@ Axis letters: L layer, H head, N neurons per head, D model width; K = H·N rows 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -17,9 +20,12 @@ from bdh_jax.consolidation.functions import ExampleWeights, mean_over_examples, 
 from bdh_jax.fast_weights.rules import ridge_solution
 
 Memory = dict[str, jax.Array]
+Layers = Sequence[int] | None
 
 
-def least_squares(ridge: float = 0.01, background: float = 1.0, *, example_weights: ExampleWeights = None) -> Consolidation:
+def least_squares(
+    ridge: float = 0.01, background: float = 1.0, *, layers: Layers = None, example_weights: ExampleWeights = None
+) -> Consolidation:
     """W ← W + (background·C + G + ridge)⁻¹ V (MEMIT, arXiv 2210.07229), with C the sum of the G of all episodes before.
 
     V = Σ k ⊗ (x − Wᵀ k) is what the synapse W does not know yet: S − G W of the Hebbian rule, and S itself of "mesa". So W changes
@@ -30,6 +36,7 @@ def least_squares(ridge: float = 0.01, background: float = 1.0, *, example_weigh
     Args:
       ridge: > 0.
       background: ≥ 0, how much the earlier episodes count.
+      layers: which layers' fast weights are consolidated, by number from 0; None for all.
       example_weights: see :data:`bdh_jax.consolidation.functions.ExampleWeights`.
     """
     _check_positive("ridge", ridge)
@@ -37,15 +44,17 @@ def least_squares(ridge: float = 0.01, background: float = 1.0, *, example_weigh
         raise ConfigError(f"background={background} must be ≥ 0: it is how much earlier episodes count")
 
     def update(slow, fast, activity, memory):
-        gram, written = _of_episode(slow, fast, activity, example_weights)
+        gram, written = _of_episode(slow, fast, activity, example_weights, layers)
         normal = background * memory["background"] + gram
         change = ridge_solution(normal, written, ridge)
-        return _written(slow, change), {"background": memory["background"] + gram}
+        return _written(slow, change, layers), {"background": memory["background"] + gram}
 
-    return Consolidation(_init, update)
+    return Consolidation(functools.partial(_init, layers=layers), update)
 
 
-def kalman(ridge: float = 0.01, drift: float = 1.0, *, example_weights: ExampleWeights = None) -> Consolidation:
+def kalman(
+    ridge: float = 0.01, drift: float = 1.0, *, layers: Layers = None, example_weights: ExampleWeights = None
+) -> Consolidation:
     """W ← W + P′ V with P′ = (Q⁻¹ + G)⁻¹ and Q = P + drift·P G P: a Kalman filter for W whose truth moves where episodes write.
 
     P is the covariance of what is not known of W, and starts as 1/ridge. With ``drift`` 0 this is :func:`least_squares`, for which
@@ -57,6 +66,7 @@ def kalman(ridge: float = 0.01, drift: float = 1.0, *, example_weights: ExampleW
     Args:
       ridge: > 0.
       drift: ≥ 0.
+      layers: which layers' fast weights are consolidated, by number from 0; None for all.
       example_weights: see :data:`bdh_jax.consolidation.functions.ExampleWeights`.
     """
     _check_positive("ridge", ridge)
@@ -64,11 +74,11 @@ def kalman(ridge: float = 0.01, drift: float = 1.0, *, example_weights: ExampleW
         raise ConfigError(f"drift={drift} must be ≥ 0: it is a variance")
 
     def init(slow):
-        empty = _init(slow)["background"]
+        empty = _init(slow, layers=layers)["background"]
         return {"covariance": empty + jnp.eye(empty.shape[-1], dtype=empty.dtype)[None] / ridge}
 
     def update(slow, fast, activity, memory):
-        gram, written = _of_episode(slow, fast, activity, example_weights)
+        gram, written = _of_episode(slow, fast, activity, example_weights, layers)
         covariance = memory["covariance"]
         covariance = covariance + drift * jnp.einsum("lij,ljk,lkm->lim", covariance, gram, covariance)
         # (P⁻¹ + G)⁻¹ without an inverse of P.
@@ -76,12 +86,14 @@ def kalman(ridge: float = 0.01, drift: float = 1.0, *, example_weights: ExampleW
         covariance = jnp.linalg.solve(both, covariance)
         covariance = (covariance + covariance.swapaxes(1, 2)) / 2
         change = jnp.einsum("lij,ljd->lid", covariance, written.reshape(*gram.shape[:2], -1))
-        return _written(slow, change.reshape(written.shape)), {"covariance": covariance}
+        return _written(slow, change.reshape(written.shape), layers), {"covariance": covariance}
 
     return Consolidation(init, update)
 
 
-def null_space(ridge: float = 0.01, tolerance: float = 0.01, *, example_weights: ExampleWeights = None) -> Consolidation:
+def null_space(
+    ridge: float = 0.01, tolerance: float = 0.01, *, layers: Layers = None, example_weights: ExampleWeights = None
+) -> Consolidation:
     """W ← W + P (P G P + ridge)⁻¹ P V, with P the projection onto what earlier addresses do not read (AlphaEdit, 2410.02355).
 
     P drops the eigenvectors of C, the sum of the G of all episodes before, whose eigenvalue is above ``tolerance``. Reads of
@@ -91,13 +103,14 @@ def null_space(ridge: float = 0.01, tolerance: float = 0.01, *, example_weights:
     Args:
       ridge: > 0.
       tolerance: > 0, in units of η ‖k‖² summed over tokens.
+      layers: which layers' fast weights are consolidated, by number from 0; None for all.
       example_weights: see :data:`bdh_jax.consolidation.functions.ExampleWeights`.
     """
     _check_positive("ridge", ridge)
     _check_positive("tolerance", tolerance)
 
     def update(slow, fast, activity, memory):
-        gram, written = _of_episode(slow, fast, activity, example_weights)
+        gram, written = _of_episode(slow, fast, activity, example_weights, layers)
         values, vectors = jnp.linalg.eigh(memory["background"])
         free = jnp.where((values <= tolerance)[:, None, :], vectors, jnp.zeros((), vectors.dtype))
         projection = jnp.einsum("lij,lkj->lik", free, free)
@@ -107,33 +120,43 @@ def null_space(ridge: float = 0.01, tolerance: float = 0.01, *, example_weights:
         # The solution of something inside the subspace lies inside it, but for rounding, which the second projection takes off.
         change = ridge_solution(inside, projected, ridge).reshape(rows.shape)
         change = jnp.einsum("lij,ljd->lid", projection, change).reshape(written.shape)
-        return _written(slow, change), {"background": memory["background"] + gram}
+        return _written(slow, change, layers), {"background": memory["background"] + gram}
 
-    return Consolidation(_init, update)
-
-
-def _init(slow) -> Memory:
-    layers, heads, neurons, _ = target_of(slow, "synapse").shape
-    rows = heads * neurons
-    return {"background": jnp.zeros((layers, rows, rows), slow["synapse"].dtype)}
+    return Consolidation(functools.partial(_init, layers=layers), update)
 
 
-def _of_episode(slow, fast, activity, example_weights):
-    """G [L, K, K] and V [L, H, N, D] of an episode, means over examples."""
+def _init(slow, layers) -> Memory:
+    slots, heads, neurons, _ = target_of(slow, "synapse").shape
+    chosen, rows = _chosen(slots, layers), heads * neurons
+    return {"background": jnp.zeros((len(chosen), rows, rows), slow["synapse"].dtype)}
+
+
+def _chosen(slots: int, layers: Layers) -> list[int]:
+    """Which of a synapse's parts are meant; there are as many as layers, or one for all."""
+    chosen = list(range(slots)) if layers is None else list(layers)
+    if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= layer < slots for layer in chosen):
+        raise ConfigError(f"layers={layers} must name some of the synapse's parts, 0 … {slots - 1}, each once; None for all")
+    return chosen
+
+
+def _of_episode(slow, fast, activity, example_weights, layers):
+    """G [L, K, K] and V [L, H, N, D] of an episode, means over examples, of the layers that are consolidated."""
     if fast.gram is None:
         raise ConsolidationError(
             "least squares needs the sum of k ⊗ k, which this state does not keep; build the model with "
             'FastWeightConfig(keep_gram=True, synapse=True), or rule="mesa"'
         )
-    gram, written = (mean_over_examples(array, activity, example_weights) for array in (fast.gram, fast.memory))
+    chosen = jnp.asarray(_chosen(slow["synapse"].shape[0], layers))
+    gram, written = (mean_over_examples(array, activity, example_weights)[chosen] for array in (fast.gram, fast.memory))
     if fast.ridge > 0:
         return gram, written  # rule "mesa" has taken off what the synapse knows
-    synapse = slow["synapse"].reshape(*gram.shape[:2], -1)
+    synapse = slow["synapse"][chosen].reshape(*gram.shape[:2], -1)
     return gram, written - jnp.einsum("lij,ljd->lid", gram, synapse).reshape(written.shape)
 
 
-def _written(slow, change):
-    return {**slow, "synapse": slow["synapse"] + change.astype(slow["synapse"].dtype)}
+def _written(slow, change, layers):
+    synapse = slow["synapse"]
+    return {**slow, "synapse": synapse.at[jnp.asarray(_chosen(synapse.shape[0], layers))].add(change.astype(synapse.dtype))}
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -7,6 +7,7 @@ A model that was only trained on an empty synapse has never seen what consolidat
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from bdh_jax.tasks.base import Batch
 from bdh_jax.training.optimizer import Slow
 
 
-def fill_synapse(model: BDH, slow: Slow, fill: Batch, ridge: float) -> Slow:
+def fill_synapse(model: BDH, slow: Slow, fill: Batch, ridge: float, layers: Sequence[int] = ()) -> Slow:
     """The parameters with a synapse that holds what episodes wrote: the ridge regression on all their pairs.
 
     It is what :func:`bdh_jax.consolidation.least_squares` leaves of them with undecayed Hebbian writes, but that a stream's later
@@ -29,6 +30,7 @@ def fill_synapse(model: BDH, slow: Slow, fill: Batch, ridge: float) -> Slow:
       slow: its parameters; the synapse they hold is left out.
       fill: episodes, arrays [B,T].
       ridge: > 0.
+      layers: which layers' part of the synapse is filled, the others are zero; empty for all.
 
     Returns:
       ``slow`` with another synapse.
@@ -40,7 +42,7 @@ def fill_synapse(model: BDH, slow: Slow, fill: Batch, ridge: float) -> Slow:
     slow = {**slow, "synapse": jnp.zeros_like(slow["synapse"])}
     fast = writer.apply({"params": slow}, fill.tokens, valid=fill.valid, reset=fill.reset, state="mean").fast
     fast = jax.tree.map(lambda leaf: leaf * fill.tokens.shape[0], fast)  # the sum over episodes
-    regression = least_squares(ridge)
+    regression = least_squares(ridge, layers=layers or None)
     return regression.update(slow, fast, fast.activity, regression.init(slow))[0]
 
 

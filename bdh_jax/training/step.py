@@ -5,7 +5,7 @@ Axis letters: B batch, T time, V vocabulary, A accumulation slices.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -105,6 +105,7 @@ def gradients(
     *,
     state: str = "none",
     fill_ridge: float = 0.1,
+    fill_layers: Sequence[int] = (),
 ) -> tuple[jax.Array, jax.Array, Slow, FastState | None]:
     """Loss and gradients of a batch, computed in ``accumulation`` slices one after the other.
 
@@ -118,7 +119,8 @@ def gradients(
       accumulation: number of slices A.
       key: randomness of dropout, or None.
       state: as in :func:`loss_fn`; "mean" gives the mean over the whole batch.
-      fill_ridge: of :func:`bdh_jax.training.fill.fill_synapse`, for a batch with ``fill``. Every slice fills the synapse again.
+      fill_ridge, fill_layers: of :func:`bdh_jax.training.fill.fill_synapse`, for a batch with ``fill``. Every slice fills the synapse
+        again.
 
     Returns:
       (loss, answer accuracy, gradients of the trained parameters, state or None).
@@ -130,7 +132,7 @@ def gradients(
     def slice_loss(trained, batch, weights, key):
         slow, reader = {**trained, **frozen}, model
         if fill is not None:
-            slow, reader = fill_synapse(model, slow, fill, fill_ridge), make_reader(model)
+            slow, reader = fill_synapse(model, slow, fill, fill_ridge, fill_layers), make_reader(model)
         return loss_fn(reader, slow, batch, weights, key, state=state)
 
     slice_gradient = jax.value_and_grad(slice_loss, has_aux=True)
@@ -192,6 +194,7 @@ def make_train_step(
             step_key,
             state="none" if consolidation is None else "mean",
             fill_ridge=config.train.fill_ridge,
+            fill_layers=config.train.fill_layers,
         )
         trained, frozen = split_trained(state.slow, config.model)
         updates, opt_state = optimizer.update(gradient, state.opt_state, trained)

@@ -183,6 +183,23 @@ def test_null_space_leaves_what_earlier_addresses_read():
     assert np.linalg.norm(keys @ layer_one(seen[2]) - values) < 0.5 * np.linalg.norm(values)
 
 
+@pytest.mark.parametrize("name", ["least_squares", "kalman", "null_space"])
+def test_only_chosen_layers_are_written_and_remembered(name):
+    """With one episode, so that what one layer's synapse holds cannot change another layer's addresses."""
+    factory = consolidation.FUNCTIONS[name]
+    [whole], _, remembered = stream(factory(RIDGE), episodes(1), model_of())
+    for layer in range(LAYERS):
+        [part], _, memory = stream(factory(RIDGE, layers=(layer,)), episodes(1), model_of())
+        np.testing.assert_allclose(part["synapse"][layer], whole["synapse"][layer], atol=1e-12)
+        np.testing.assert_array_equal(part["synapse"][1 - layer], 0)
+        [(key, array)] = memory.items()
+        np.testing.assert_allclose(array, np.asarray(remembered[key])[[layer]], atol=1e-9)
+    assert np.abs(whole["synapse"]).max((1, 2, 3)).min() > 0.01
+    for layers in ((), (2,), (-1,), (0, 0)):
+        with pytest.raises(ConfigError, match=r"must name some of the synapse's parts, 0 … 1, each once; None for all"):
+            factory(RIDGE, layers=layers).init(start(model_of()))
+
+
 def test_batches_enter_as_their_mean():
     model = model_of()
     slow, tokens = start(model), episodes(2).reshape(2, 5)

@@ -94,6 +94,18 @@ def test_what_the_synapse_held_before_is_left_out():
     np.testing.assert_array_equal(one, two)
 
 
+def test_only_the_layers_that_are_named_are_filled():
+    config = experiment(n_layer=2)
+    fill = batch_of(config, 0).fill
+    slow = BDH(config.model).init(jax.random.key(0), fill.tokens)["params"]
+    both, second = (np.asarray(fill_synapse(BDH(config.model), slow, fill, 0.1, layers)["synapse"]) for layers in ((), (1,)))
+    assert np.abs(both[0]).max() > 0.1
+    np.testing.assert_array_equal(second[0], 0)
+    np.testing.assert_array_equal(second[1], both[1])
+    (_, one), (_, two) = (run(experiment(n_layer=2, train={"fill_layers": layers}), 1) for layers in ((), (1,)))
+    assert abs(one[0] - two[0]) > 1e-4
+
+
 def test_a_batch_with_fill_is_trained_beside_it_and_leaves_the_synapse_alone():
     config = experiment(n_layer=2)
     model, batch = BDH(config.model), batch_of(config, 0)
