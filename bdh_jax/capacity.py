@@ -26,7 +26,7 @@ from bdh_jax.training.metrics import describe_start
 _OUT = flags.DEFINE_string("out", None, "Folder for results.json and figure.png.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run with configs/lifelong.py, of one seed or several.")
 _RULES = flags.DEFINE_list("rules", list(capacity.RULES), "Write rules.")
-_ROWS = flags.DEFINE_list("rows", ["128", "256", "512", "1024", "2048"], "Numbers of rows K.")
+_ROWS = flags.DEFINE_list("rows", ["128", "256", "512", "1024"], "Numbers of rows K.")
 _ACTIVE = flags.DEFINE_list("active", ["0.01", "0.03", "0.1", "0.3", "1"], "Shares of active rows, at --at_rows.")
 _AT_ROWS = flags.DEFINE_integer("at_rows", 1024, "K for --active.")
 _AT_ACTIVE = flags.DEFINE_float("at_active", 0.03, "Share of active rows for --rows.")
