@@ -267,10 +267,10 @@ class CapacityResult:
         sparse = [entry for entry in drawn if entry.kind != _DENSE]
         counts = collections.Counter(entry.rows for entry in sparse)
         rows = counts.most_common(1)[0][0]
-        active = collections.Counter(entry.active for entry in sparse).most_common(1)[0][0]
+        kind = collections.Counter(entry.kind for entry in sparse).most_common(1)[0][0]
         for number, rule in enumerate(dict.fromkeys(entry.rule for entry in self.entries)):
             style = {"color": f"C{number}", "label": rule}
-            line = [entry for entry in sparse if entry.rule == rule and entry.active == active]
+            line = [entry for entry in sparse if entry.rule == rule and entry.kind == kind]
             _draw(by_rows, [e.rows for e in line], line, marker="o", **style)
             line = [entry for entry in drawn if entry.rule == rule and entry.kind == _DENSE]
             _draw(by_rows, [e.rows for e in line], line, marker="x", alpha=0.5, **{**style, "label": None})
@@ -288,12 +288,14 @@ class CapacityResult:
             line = [entry for entry in sparse if entry.rule == rule and entry.rows == rows]
             _draw(by_active, [e.active for e in line], line, marker="o", **style)
         by_rows.set(
-            xlabel=f"rows K ({active:.2%} of them active; ×: dense ±)",
+            xlabel=f"rows K ({kind}; ×: {_DENSE})",
             ylabel="facts at 95 % recall",
             xscale="log",
             yscale="log",
         )
         by_active.set(xlabel=f"share of active rows at K = {rows}", xscale="log", yscale="log")
+        by_rows.set_xticks(ticks := sorted({entry.rows for entry in self.entries}), map(str, ticks))
+        by_rows.minorticks_off()
         for axes in (by_rows, by_active):
             axes.grid(alpha=0.3)
         figure.legend(
