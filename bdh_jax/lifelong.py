@@ -17,7 +17,7 @@ from absl import flags
 from bdh_jax import cli
 from bdh_jax.config import ConfigError
 from bdh_jax.evaluation import lifelong
-from bdh_jax.evaluation.learners import CONTESTANTS
+from bdh_jax.evaluation.learners import CONTESTANTS, LEAST_SQUARES_RIDGE, contestants
 from bdh_jax.evaluation.stream import StreamConfig
 from bdh_jax.model import BDH
 from bdh_jax.tasks.facts import FactsConfig
@@ -34,6 +34,8 @@ _VALIDATION = flags.DEFINE_integer("validation_streams", 1, "Streams on which th
 _SEED = flags.DEFINE_integer("stream_seed", 0, "Seed of the first stream.")
 _FUNCTIONS = flags.DEFINE_list("functions", None, "Rows of the table, by name; default all.")
 _REFERENCE = flags.DEFINE_string("reference", "dense", "Row that the others are compared with.")
+_RIDGE = flags.DEFINE_float("ridge", LEAST_SQUARES_RIDGE, "Ridge of least_squares, kalman and null_space.", lower_bound=1e-9)
+_LAYERS = flags.DEFINE_list("layers", None, "Layers, from 0, that these three consolidate; default all.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
 
 
@@ -69,6 +71,7 @@ def main(argv: Sequence[str]) -> None:
         known=experiment.task.known,
         reference=_REFERENCE.value,
     )
+    layers = _layers(experiment.model.memory_slots)
     files = {name: out / name for name in ("results.json", "figure.png")}
     for path in files.values():
         if path.exists() and not _OVERWRITE.value:
@@ -80,20 +83,36 @@ def main(argv: Sequence[str]) -> None:
     if not console.is_terminal:
         # A log or a file has no width of its own, and rich takes it for 80 columns, which the tables do not fit.
         console = rich.console.Console(width=100)
+    rows = contestants(_RIDGE.value, layers)
     result = lifelong.benchmark(
         BDH(models[0][0]),
         [slow for _, slow in models],
-        {name: CONTESTANTS[name] for name in names},
+        {name: rows[name] for name in names},
         config=config,
         console=console,
     )
     out.mkdir(parents=True, exist_ok=True)
-    record = {**result.to_dict(), "start": describe_start(0, config.seed)}
+    solved = {"ridge": _RIDGE.value, "layers": layers}
+    record = {**result.to_dict(), "least_squares": solved, "start": describe_start(0, config.seed)}
     files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     result.plot().savefig(files["figure.png"], dpi=150)
     for table in (result.gates_table(), result.table(), result.retention_table()):
         console.print(table)
         console.print()
+
+
+def _layers(slots: int) -> tuple[int, ...] | None:
+    if _LAYERS.value is None:
+        return None
+    try:
+        layers = tuple(int(text) for text in _LAYERS.value)
+    except ValueError:
+        layers = ()
+    if not layers or len(set(layers)) < len(layers) or not all(0 <= layer < slots for layer in layers):
+        raise ConfigError(
+            f"--layers={','.join(_LAYERS.value)} must be numbers in 0 … {slots - 1}, each once, with commas between"
+        )
+    return layers
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ it never trains.
 Variants follow a colon, joined by commas if several:
 
     aware   consolidation-aware: half of the batches start from a synapse that holds 512 other facts, and ask for some of them
+    local   aware, and made for it: attention sees about one token back, so that a key has the same address in the first layer
+            whenever it occurs; a learned gate keeps all but values from being written; 1024 facts, in the first layer only
     smoke   a tiny model for a few steps
 
 Any key can be overridden, as in ``configs/nback.py``.
@@ -31,7 +33,7 @@ from bdh_jax.config import (
 )
 from bdh_jax.tasks.facts import VOCABULARY, FactsConfig
 
-VARIANTS = ("aware", "smoke")
+VARIANTS = ("aware", "local", "smoke")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -61,6 +63,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )
     if "aware" in names:
         config = dataclasses.replace(config, task=dataclasses.replace(config.task, fill_every=2))
+    if "local" in names:
+        fast = dataclasses.replace(config.model.fast, rule="gated_hebbian")
+        config = dataclasses.replace(
+            config,
+            task=dataclasses.replace(config.task, fill_every=2, fill_episodes=64),
+            model=dataclasses.replace(config.model, attention_decay=(0.1,), fast=fast),
+            train=dataclasses.replace(config.train, steps=900, fill_ridge=0.01, fill_layers=(0,), evaluate_every=300),
+        )
     if "smoke" in names:
         config = dataclasses.replace(
             config,

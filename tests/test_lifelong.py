@@ -42,7 +42,13 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
     status, _, errors = _run("bdh_jax.lifelong", *arguments)
     assert status == 2
     assert "error: contestant 'dense_untrained' takes the rate of 'dense': name that one before it" in errors
-    arguments = (*arguments[:-1], "--functions=none,nearest_neighbour", "--reference=none")
+    arguments = (
+        *arguments[:-1],
+        "--functions=none,nearest_neighbour,kalman",
+        "--reference=none",
+        "--ridge=0.5",
+        "--layers=1",
+    )
     status, output, errors = _run("bdh_jax.lifelong", *arguments)
     assert status == 0, errors
     for expected in ("nearest_neighbour", "32 facts", "1 model × 1 stream", "GATE FAILED, model 0", "dead", "Δ recall"):
@@ -50,8 +56,9 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
     assert "none: recall" in errors
     folder = trained / "lifelong"
     record = json.loads((folder / "results.json").read_text())
-    assert [row["name"] for row in record["rows"]] == ["none", "nearest_neighbour"]
+    assert [row["name"] for row in record["rows"]] == ["none", "nearest_neighbour", "kalman"]
     assert record["config"]["known"] == 8
+    assert record["least_squares"] == {"ridge": 0.5, "layers": [1]}
     assert (folder / "figure.png").stat().st_size > 1000
     status, output, errors = _run("bdh_jax.lifelong", *arguments)
     assert (status, output) == (2, "")
@@ -67,6 +74,7 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
             [CONFIG, "--workdir=x", "--functions=nonsense"],
             "--functions names 'nonsense'; valid names: none, dense, row_topk",
         ),
+        ([CONFIG, "--workdir=x", "--layers=0,2"], "--layers=0,2 must be numbers in 0 … 1, each once, with commas between"),
     ],
 )
 def test_mistakes_are_one_message(arguments, message):

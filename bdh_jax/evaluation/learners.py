@@ -17,6 +17,7 @@ import optax
 from bdh_jax import consolidation
 from bdh_jax.config import ConfigError, Rule
 from bdh_jax.consolidation import Function, as_consolidation, memory_nbytes
+from bdh_jax.consolidation.least_squares import Layers
 from bdh_jax.fast_weights.state import FastState
 from bdh_jax.model import BDH, BDHOutput, layer_norm
 from bdh_jax.tasks.facts import FIRST_VALUE, VALUES
@@ -347,28 +348,26 @@ def _summing(model: BDH) -> BDH:
     return with_rule(model, fast.rule if fast.hebbian else "hebbian", 1.0, keep_gram=True)
 
 
-def _least_squares(model, rate, facts):
-    model = _summing(model)
-    return consolidated(model, consolidation.least_squares(LEAST_SQUARES_RIDGE, background=rate))
-
-
-def _kalman(model, rate, facts):
-    model = _summing(model)
-    return consolidated(model, consolidation.kalman(LEAST_SQUARES_RIDGE, drift=rate))
-
-
-def _null_space(model, rate, facts):
-    model = _summing(model)
-    return consolidated(model, consolidation.null_space(LEAST_SQUARES_RIDGE, tolerance=rate))
-
-
 _NONE = Contestant("none", lambda model, rate, facts: consolidated(model, consolidation.none()))
 _RIDGE = Contestant("ridge", lambda model, rate, facts: ridge(model))
 _DENSE, _ROW_TOPK = _of("dense"), _of("row_topk")
 
-CONTESTANTS: dict[str, Contestant] = {
-    contestant.name: contestant
-    for contestant in (
+
+def contestants(ridge: float = LEAST_SQUARES_RIDGE, layers: Layers = None) -> dict[str, Contestant]:
+    """All rows of the benchmark's table, by name.
+
+    Args:
+      ridge: of ``least_squares``, ``kalman`` and ``null_space``.
+      layers: that these three consolidate; None for all.
+    """
+
+    def solved(name: str, function: Callable[..., Function], option: str, rates: tuple[float, ...]) -> Contestant:
+        def build(model, rate, facts):
+            return consolidated(_summing(model), function(ridge, layers=layers, **{option: rate}))
+
+        return Contestant(name, build, rates, traced=False)
+
+    rows = (
         _NONE,
         _DENSE,
         _ROW_TOPK,
@@ -382,9 +381,9 @@ CONTESTANTS: dict[str, Contestant] = {
         _ruled("delta", _ERROR_STEPS),
         _ruled("longhorn", _ERROR_STEPS),
         _ruled("oja", _ERROR_STEPS),
-        Contestant("least_squares", _least_squares, _BACKGROUNDS, traced=False),
-        Contestant("kalman", _kalman, _DRIFTS, traced=False),
-        Contestant("null_space", _null_space, _TOLERANCES, traced=False),
+        solved("least_squares", consolidation.least_squares, "background", _BACKGROUNDS),
+        solved("kalman", consolidation.kalman, "drift", _DRIFTS),
+        solved("null_space", consolidation.null_space, "tolerance", _TOLERANCES),
         Contestant("never_reset", lambda model, rate, facts: never_reset(model)),
         _RIDGE,
         Contestant("nearest_neighbour", lambda model, rate, facts: nearest_neighbour(model)),
@@ -397,5 +396,8 @@ CONTESTANTS: dict[str, Contestant] = {
         _changed("row_topk_untrained", _ROW_TOPK, untrained),
         _changed("ridge_untrained", _RIDGE, untrained),
     )
-}
-"""All rows, by name."""
+    return {contestant.name: contestant for contestant in rows}
+
+
+CONTESTANTS = contestants()
+"""All rows, by name, with their own settings."""
