@@ -329,7 +329,9 @@ def _gradient(name: str, rates: tuple[float, ...], **options) -> Contestant:
 
 def _changed(name: str, base: Contestant, change: Callable[[Learner], Learner]) -> Contestant:
     rate_of = base.name if base.rates else ""
-    return Contestant(name, lambda model, rate, facts: change(base.build(model, rate, facts)), rate_of=rate_of)
+    return Contestant(
+        name, lambda model, rate, facts: change(base.build(model, rate, facts)), rate_of=rate_of, traced=base.traced
+    )
 
 
 def _ruled(rule: Rule, rates: tuple[float, ...]) -> Contestant:
@@ -367,6 +369,7 @@ def contestants(ridge: float = LEAST_SQUARES_RIDGE, layers: Layers = None) -> di
 
         return Contestant(name, build, rates, traced=False)
 
+    kalman = solved("kalman", consolidation.kalman, "drift", _DRIFTS)
     rows = (
         _NONE,
         _DENSE,
@@ -382,7 +385,7 @@ def contestants(ridge: float = LEAST_SQUARES_RIDGE, layers: Layers = None) -> di
         _ruled("longhorn", _ERROR_STEPS),
         _ruled("oja", _ERROR_STEPS),
         solved("least_squares", consolidation.least_squares, "background", _BACKGROUNDS),
-        solved("kalman", consolidation.kalman, "drift", _DRIFTS),
+        kalman,
         solved("null_space", consolidation.null_space, "tolerance", _TOLERANCES),
         Contestant("never_reset", lambda model, rate, facts: never_reset(model)),
         _RIDGE,
@@ -394,6 +397,7 @@ def contestants(ridge: float = LEAST_SQUARES_RIDGE, layers: Layers = None) -> di
         _changed("row_topk_shuffled", _ROW_TOPK, shuffled),
         _changed("dense_untrained", _DENSE, untrained),
         _changed("row_topk_untrained", _ROW_TOPK, untrained),
+        _changed("kalman_untrained", kalman, untrained),
         _changed("ridge_untrained", _RIDGE, untrained),
     )
     return {contestant.name: contestant for contestant in rows}
