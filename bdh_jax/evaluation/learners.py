@@ -311,7 +311,7 @@ _AVERAGES = (0.01, 0.03, 0.1, 0.3)
 _STEPS = (1e-3, 3e-3, 1e-2, 3e-2)
 _ERROR_STEPS = (0.1, 0.3, 1.0)
 _BACKGROUNDS = (0.1, 0.3, 1.0)
-_DRIFTS = (0.3, 1.0, 3.0)
+_DRIFTS = (0.3, 1.0, 3.0, 10.0)
 _TOLERANCES = (0.03, 0.3, 3.0)
 _TRAININGS = (1e-4, 3e-4, 1e-3, 3e-3)
 
