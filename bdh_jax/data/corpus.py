@@ -1,0 +1,155 @@
+"""A corpus: documents end to end as token ids, split by document, and seen through windows of one length.
+
+Axis letters: N tokens of a corpus, D documents, T time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from bdh_jax.data.documents import DataError
+
+BYTE_VOCABULARY = 256
+
+
+class Corpus(NamedTuple):
+    """Documents end to end."""
+
+    tokens: np.ndarray
+    """[N], unsigned integers; may be mapped from a file."""
+    starts: np.ndarray
+    """[D] int64, the first token of each document, ascending; the first is 0."""
+
+    @property
+    def documents(self) -> int:
+        """D."""
+        return len(self.starts)
+
+    def document(self, index: int) -> np.ndarray:
+        """The tokens of a document."""
+        end = self.starts[index + 1] if index + 1 < len(self.starts) else len(self.tokens)
+        return self.tokens[self.starts[index] : end]
+
+
+def byte_tokens(document: bytes) -> np.ndarray:
+    """[N] uint8: every byte is a token."""
+    return np.frombuffer(document, np.uint8)
+
+
+def build_corpus(documents: Iterable[bytes], encode: Callable[[bytes], np.ndarray] = byte_tokens) -> Corpus:
+    """Put documents end to end.
+
+    Args:
+      documents: their bytes.
+      encode: bytes → token ids [N].
+
+    Returns:
+      The corpus; documents without a token are left out. Empty if there are none.
+    """
+    parts = [array for array in map(encode, documents) if len(array)]
+    lengths = [len(part) for part in parts]
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64) if parts else np.zeros(0, np.int64)
+    return Corpus(np.concatenate(parts) if parts else np.zeros(0, np.uint8), starts)
+
+
+def split_corpus(corpus: Corpus, share: float) -> tuple[Corpus, Corpus]:
+    """Training and validation documents.
+
+    A document's own content decides on which side it is, so that equal documents are never on both, and adding files moves none.
+    With fewer than 100 documents that would leave too much to chance: then the last ``share`` of all tokens is the validation
+    part, and the document at that place is cut.
+
+    Args:
+      corpus: to be split.
+      share: of the documents (or tokens) that are for validation, in (0, 1).
+
+    Returns:
+      (training, validation).
+
+    Raises:
+      DataError: if ``share`` is not in (0, 1), or a part would be empty.
+    """
+    if not 0 < share < 1:
+        raise DataError(f"the share of the validation data is {share}; it must lie between 0 and 1")
+    if corpus.documents < 100:
+        cut = len(corpus.tokens) - round(share * len(corpus.tokens))
+        before = corpus.starts[corpus.starts < cut]
+        after = np.concatenate([[0], corpus.starts[corpus.starts > cut] - cut]).astype(np.int64)
+        parts = Corpus(corpus.tokens[:cut], before), Corpus(corpus.tokens[cut:], after)
+    else:
+        documents = [corpus.document(index) for index in range(corpus.documents)]
+        chosen = [_draw(document) < share for document in documents]
+        parts = tuple(
+            build_corpus([d for d, c in zip(documents, chosen, strict=True) if c == side], lambda document: document)
+            for side in (False, True)
+        )
+    if not all(len(part.tokens) for part in parts):
+        raise DataError(
+            f"{len(corpus.tokens)} tokens in {corpus.documents} documents cannot be split: with a share of {share} a part is empty. "
+            "Give more text"
+        )
+    return parts
+
+
+def _draw(document: np.ndarray) -> float:
+    """A number in [0, 1) that the content of a document decides."""
+    digest = hashlib.blake2b(np.ascontiguousarray(document).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+class Window(NamedTuple):
+    """T tokens and the one after each."""
+
+    tokens: np.ndarray
+    """[T] int32."""
+    targets: np.ndarray
+    """[T] int32."""
+    reset: np.ndarray
+    """[T] bool, True where a document starts."""
+    weight: np.ndarray
+    """[T] float32, 0 where the target belongs to the next document, which nothing before it foretells; else 1."""
+
+
+def window(corpus: Corpus, first: int, length: int) -> Window:
+    """The window of ``length`` targets that starts at token ``first``."""
+    piece = np.asarray(corpus.tokens[first : first + length + 1], np.int32)
+    low, high = np.searchsorted(corpus.starts, [first, first + length + 1])
+    starts = np.zeros(length + 1, bool)
+    starts[corpus.starts[low:high] - first] = True
+    return Window(piece[:-1], piece[1:], starts[:-1], (~starts[1:]).astype(np.float32))
+
+
+def training_windows(corpus: Corpus, length: int, seed: int) -> grain.MapDataset:
+    """Endless windows in random order, by number: what element ``i`` is depends on nothing but the corpus, T, the seed and ``i``.
+
+    An epoch cuts the corpus into windows end to end, from an offset of its own, and shuffles them.
+
+    Args:
+      corpus: the training part.
+      length: T.
+      seed: of offsets and order.
+
+    Returns:
+      A Grain dataset of :class:`Window`.
+
+    Raises:
+      DataError: if the corpus is shorter than a window.
+    """
+    count = (len(corpus.tokens) - 1) // length
+    if count < 1:
+        raise DataError(
+            f"{len(corpus.tokens)} tokens are fewer than a window needs: {length + 1}. Give more text, or a shorter length"
+        )
+    spare = len(corpus.tokens) - 1 - count * length
+
+    def cut(index: int, number: int) -> Window:
+        offset = np.random.default_rng((seed, index // count)).integers(spare + 1)
+        return window(corpus, int(offset) + number * length, length)
+
+    order = grain.MapDataset.range(count).seed(seed).shuffle().repeat()
+    return order.map_with_index(cut)
