@@ -179,7 +179,7 @@ def load(workdir: str | Path, which: Literal["best", "last"] = "best") -> tuple[
         config = from_config_dict(BDHConfig, _read_info(manager, folder, step)["config"]["model"])
         try:
             device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            saved = ocp.StandardCheckpointHandler().metadata(folder / str(step) / "slow")
+            saved = ocp.StandardCheckpointHandler().metadata(folder.absolute() / str(step) / "slow")
             target = {
                 name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for name, leaf in dict(saved).items()
             }
