@@ -130,7 +130,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(finished, successor, tmp_
     _assert_same_bits(load(tmp_path, "last")[1], load(uninterrupted, "last")[1])
 
 
-def test_best_and_last_are_both_kept(tiny, successor, tmp_path):
+def test_best_and_last_are_both_kept(tiny, successor, tmp_path, monkeypatch):
     """Evaluations whose score falls after step 2: the best checkpoint stays, the last one is another."""
     config = tiny(steps=8, evaluate_every=2, checkpoint_every=3)
     task = successor(config)
@@ -145,6 +145,8 @@ def test_best_and_last_are_both_kept(tiny, successor, tmp_path):
     assert results["primary"] == 0.125
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 8]
     best, last = load(tmp_path)[1], load(tmp_path, "last")[1]
+    monkeypatch.chdir(tmp_path.parent)
+    _assert_same_bits(load(tmp_path.name)[1], best)
     assert any(np.any(np.asarray(best[name]) != np.asarray(last[name])) for name in best)
 
 
