@@ -11,6 +11,7 @@ Variants follow a colon, joined by commas if several:
     aware   consolidation-aware: half of the batches start from a synapse that holds 512 other facts, and ask for some of them
     local   aware, and made for it: attention sees about one token back, so that a key has the same address in the first layer
             whenever it occurs; a learned gate keeps all but values from being written; 1024 facts, in the first layer only
+            (900 steps, a quarter of an hour a seed)
     smoke   a tiny model for a few steps
 
 Any key can be overridden, as in ``configs/nback.py``.
