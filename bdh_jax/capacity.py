@@ -7,7 +7,6 @@ docs/capacity.md says more.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,12 +43,7 @@ def main(argv: Sequence[str]) -> None:
     if not _OUT.value:
         raise ConfigError("--out is missing: name a folder for the results, such as --out=runs/capacity")
     out = Path(_OUT.value)
-    files = {name: out / name for name in ("results.json", "figure.png")}
-    for path in files.values():
-        if path.exists() and not _OVERWRITE.value:
-            raise ConfigError(f"{path} exists; name another folder with --out, or pass --overwrite")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError('the figure needs matplotlib: pip install "bdh_jax[plot]"')
+    files = cli.result_files(out, overwrite=_OVERWRITE.value)
     if _SEEDS.value < 1:
         raise ConfigError(f"--trials={_SEEDS.value} must be at least 1")
     rows = _numbers("rows", _ROWS.value, int)

@@ -6,6 +6,7 @@ A mistake of the user is one message on standard error and status 2, never a tra
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import logging
 import re
 import runpy
@@ -67,6 +68,21 @@ def experiment(config: ml_collections.ConfigDict) -> ExperimentConfig:
       ConfigError: for a value that is ill-typed or out of range.
     """
     return from_config_dict(ExperimentConfig, config, tasks=CONFIGS)
+
+
+def result_files(out: Path, *, overwrite: bool) -> dict[str, Path]:
+    """Where a benchmark's command writes ``results.json`` and ``figure.png``, asked before it measures anything.
+
+    Raises:
+      ConfigError: if a file is there and ``overwrite`` is false, or if there is nothing to draw a figure with.
+    """
+    files = {name: out / name for name in ("results.json", "figure.png")}
+    for path in files.values():
+        if path.exists() and not overwrite:
+            raise ConfigError(f"{path} exists; name another folder with --out, or pass --overwrite")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError('the figure needs matplotlib: pip install "bdh_jax[plot]"')
+    return files
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:

@@ -6,7 +6,6 @@ The models come from the workdir, one or several seeds, the facts they know from
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,12 +71,7 @@ def main(argv: Sequence[str]) -> None:
         reference=_REFERENCE.value,
     )
     layers = _layers(experiment.model.memory_slots)
-    files = {name: out / name for name in ("results.json", "figure.png")}
-    for path in files.values():
-        if path.exists() and not _OVERWRITE.value:
-            raise ConfigError(f"{path} exists; name another folder with --out, or pass --overwrite")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError('the figure needs matplotlib: pip install "bdh_jax[plot]"')
+    files = cli.result_files(out, overwrite=_OVERWRITE.value)
     models = [load(folder, _WHICH.value) for folder in seed_folders(workdir) or [workdir]]
     console = rich.console.Console()
     if not console.is_terminal:

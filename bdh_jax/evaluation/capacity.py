@@ -197,7 +197,7 @@ class Entry:
       active: mean share of the rows that are not zero.
       f95: one for each seed.
       theory: F95 by :func:`theory`, or None.
-      at_most: whether the search ended at its limit, so that ``f95`` is a lower bound.
+      at_limit: whether the search ended at its limit, so that ``f95`` is a lower bound.
     """
 
     rule: CapacityRule
@@ -206,7 +206,7 @@ class Entry:
     active: float
     f95: tuple[float, ...]
     theory: float | None
-    at_most: bool
+    at_limit: bool
 
     @property
     def mean(self) -> float:
@@ -241,7 +241,7 @@ class CapacityResult:
                 entry.rule,
                 entry.kind,
                 str(entry.rows),
-                f"{'≥ ' if entry.at_most else ''}{entry.mean:.0f}",
+                f"{'≥ ' if entry.at_limit else ''}{entry.mean:.0f}",
                 f"{np.std(entry.f95, ddof=1):.0f}" if len(entry.f95) > 1 else "–",
                 f"{entry.mean / entry.rows:.2f}",
                 "–" if entry.theory is None else f"{entry.theory:.0f}",

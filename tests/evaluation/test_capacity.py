@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bdh_jax import BDH, BDHConfig, FastWeightConfig
 from bdh_jax.config import ConfigError
 from bdh_jax.evaluation import capacity
 from bdh_jax.evaluation.capacity import RULES, Addresses
-from bdh_jax.tasks.facts import VALUES
+from bdh_jax.tasks.facts import VALUES, VOCABULARY
 
 
 @pytest.mark.parametrize("active", [None, 0.05, 1.0])
@@ -48,7 +50,7 @@ def test_theory_agrees_with_measurement(rule, active, tolerance):
     [entry] = result.entries
     assert entry.theory == capacity.theory(rule, kind)
     assert entry.mean == pytest.approx(entry.theory, rel=tolerance)
-    assert not entry.at_most
+    assert not entry.at_limit
 
 
 def test_signal_to_noise_of_64_values():
@@ -87,3 +89,16 @@ def test_addresses_that_cannot_be_drawn_are_refused(rows, active):
 def test_an_unknown_rule_is_refused():
     with pytest.raises(ConfigError, match="rule 'hopfield' is not one of hebbian"):
         capacity.measure([Addresses(64, None)], rules=["hopfield"])
+
+
+def test_a_trained_model_has_rows_of_its_own():
+    fast = FastWeightConfig(address_source="gated")
+    model = BDH(BDHConfig(vocab_size=VOCABULARY, n_layer=1, d_model=8, n_head=1, n_neurons=32, dropout=0.0, fast=fast))
+    slow = model.init(jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
+    result = capacity.measure([Addresses(32, 0.1)], rules=["hebbian"], seeds=[0], trained=[(model, slow), (model, slow)])
+    drawn, trained = result.entries
+    assert (drawn.kind, trained.kind) == ("10.00% active", "trained model")
+    assert (trained.rows, len(trained.f95), trained.theory) == (32, 2, None)
+    assert 0 < trained.active < 1
+    assert 1 < trained.mean < 11264
+    assert result.plot().axes
