@@ -38,6 +38,12 @@ def test_orthogonal_facts_are_all_recalled_and_invalid_ones_are_not_written(rule
     valid = jnp.arange(32)[None] < 16
     assert capacity.recall(rule, twice, other, valid) == 1
     assert capacity.recall(rule, twice, other, jnp.ones((1, 32), bool)) <= 0.5
+    # Nor does it change what many overlapping facts leave of each other.
+    crowd = jnp.asarray(Addresses(16, None).draw(np.random.default_rng(1), 1, 256))
+    values = jnp.asarray(np.random.default_rng(2).integers(0, VALUES, (1, 256)))
+    alone = capacity.recall(rule, crowd[:, :96], values[:, :96], jnp.ones((1, 96), bool))
+    assert 0.05 < alone < 0.95
+    assert capacity.recall(rule, crowd, values, jnp.arange(256)[None] < 96) == alone
 
 
 @pytest.mark.parametrize(
