@@ -101,7 +101,7 @@ def _rate(config: ExperimentConfig, learning_rate: float) -> ExperimentConfig:
 
 
 def _baseline(config: ExperimentConfig) -> ExperimentConfig:
-    return _rate(_train(_fast(config, enabled=False), steps=24000, evaluate_every=2000, checkpoint_every=2000), 8e-3)
+    return _rate(_train(_fast(config, enabled=False), steps=48000, evaluate_every=4000, checkpoint_every=4000), 8e-3)
 
 
 def _shift_attention(config: ExperimentConfig) -> ExperimentConfig:
