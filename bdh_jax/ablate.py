@@ -16,7 +16,7 @@ from bdh_jax import cli
 from bdh_jax.config import ConfigError, ExperimentConfig, from_config_dict
 from bdh_jax.evaluation import ablations
 from bdh_jax.tasks import CONFIGS, make_task
-from bdh_jax.training.checkpoint import load, read_json
+from bdh_jax.training.checkpoint import load_bdh, read_json
 from bdh_jax.training.loop import RUN
 
 _CONFIG = cli.define_config()
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     if not _WORKDIR.value:
         raise ConfigError("--workdir is missing: name the folder of a training run, such as --workdir=runs/nback")
     workdir = Path(_WORKDIR.value)
-    config, slow = load(workdir, _WHICH.value)
+    config, slow = load_bdh(workdir, _WHICH.value)
     if _CONFIG.value is None:
         experiment = from_config_dict(ExperimentConfig, read_json(workdir / RUN)["config"], tasks=CONFIGS)
     else:

@@ -19,7 +19,7 @@ from bdh_jax.config import ConfigError
 from bdh_jax.evaluation import capacity
 from bdh_jax.model import BDH
 from bdh_jax.tasks.facts import VOCABULARY
-from bdh_jax.training.checkpoint import load, seed_folders
+from bdh_jax.training.checkpoint import load_bdh, seed_folders
 from bdh_jax.training.metrics import describe_start
 
 _OUT = flags.DEFINE_string("out", None, "Folder for results.json and figure.png.")
@@ -67,7 +67,7 @@ def _trained():
     if not _WORKDIR.value:
         return ()
     workdir = Path(_WORKDIR.value)
-    models = [load(folder, "last") for folder in seed_folders(workdir) or [workdir]]
+    models = [load_bdh(folder, "last") for folder in seed_folders(workdir) or [workdir]]
     for config, _ in models:
         if config.vocab_size != VOCABULARY or not config.fast.enabled:
             raise ConfigError(

@@ -269,6 +269,77 @@ class BDHConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GPTConfig:
+    """The baseline: a GPT with layer norms before its parts and rotary positions (``bdh_jax.baselines.gpt``)."""
+
+    architecture: Literal["gpt"] = "gpt"
+    vocab_size: int = 256
+    n_layer: int = 6
+    d_model: int = 384
+    n_head: int = 6
+    width_factor: int = 4
+    """Width of the hidden layer of an MLP, in ``d_model``."""
+    dropout: float = 0.1
+    dtype: DType = "float32"
+    """Compute dtype. Parameters are float32 (float64 when this is float64)."""
+    init_std: float = 0.02
+    rope_theta: float = 10000.0
+    remat: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+
+    def __post_init__(self):
+        for name in ("vocab_size", "n_layer", "d_model", "n_head", "width_factor"):
+            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        _require(
+            self.d_model % (2 * self.n_head) == 0,
+            f"d_model={self.d_model} is not divisible by 2 · n_head={2 * self.n_head}: every head has an even width, as rotary "
+            "positions need",
+        )
+        _require(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
+        _require(self.init_std > 0, f"init_std={self.init_std} must be positive")
+        _require(self.rope_theta > 1, f"rope_theta={self.rope_theta} must be greater than 1")
+        _require_choice("dtype", self.dtype, DType)
+
+    @property
+    def fast(self) -> FastWeightConfig:
+        """A GPT has no fast weights."""
+        return FastWeightConfig(enabled=False)
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        """Dtype of activations."""
+        return jnp.dtype(self.dtype)
+
+    @property
+    def state_dtype(self) -> jnp.dtype:
+        """Dtype of parameters: at least float32."""
+        return jnp.promote_types(jnp.float32, self.dtype)
+
+
+ModelConfig = BDHConfig | GPTConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The text of a task that reads one (``bdh_jax.data``)."""
+
+    path: str | None = None
+    """Files to train on: one or several paths, folders or globs, with commas between; or a folder that ``bdh_jax.data.prepare``
+    made. None takes tiny Shakespeare, downloaded once."""
+    validation_path: str | None = None
+    """Files to validate on; None keeps back ``validation_share`` of the others."""
+    validation_share: float = 0.1
+    """Of the documents, by their content; of the tokens if there are fewer than 100 documents."""
+    column: str = "text"
+    """Of JSON lines and Parquet files."""
+    tokenizer: str | None = None
+    """A byte-level BPE, as the file ``tokenizer.json`` of the tokenizers library; None: bytes are the tokens."""
+
+    def __post_init__(self):
+        _require(0 < self.validation_share < 1, f"data.validation_share={self.validation_share} must lie in (0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
 class TaskConfig:
     """Base of every task's own configuration. ``name`` selects the task in ``bdh_jax.tasks``."""
 
@@ -320,6 +391,11 @@ class TrainConfig:
     """Ridge of the least squares by which a task's ``fill`` episodes get into the synapse (tasks/facts.py: ``task.fill_every``)."""
     fill_layers: tuple[int, ...] = ()
     """Layers, from 0, whose part of the synapse they get into; empty for all."""
+    carry_state: bool = False
+    """Start each step from the fast state that the step before left in the same row, without a gradient into it: truncated
+    backpropagation through time. For tasks whose rows go on from batch to batch."""
+    log_contributions: bool = False
+    """With each evaluation, log what fast weights and synapse add to the output of a layer, relative to the decoder's part."""
     evaluate_every: int = 100
     checkpoint_every: int = 200
     log_every: int = 10
@@ -333,6 +409,11 @@ class TrainConfig:
         )
         _require_choice("train.loss", self.loss, Loss)
         _require(self.fill_ridge > 0, f"train.fill_ridge={self.fill_ridge} must be positive")
+        _require(
+            not self.carry_state or self.accumulation == 1,
+            f"train.carry_state=True with train.accumulation={self.accumulation}: the state of all rows is held anyway, so slices save "
+            "no memory; set train.accumulation=1",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -388,7 +469,8 @@ class ExperimentConfig:
     """One experiment: everything that decides its result."""
 
     task: TaskConfig = TaskConfig()
-    model: BDHConfig = BDHConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = BDHConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     consolidation: ConsolidationConfig = ConsolidationConfig()
@@ -399,6 +481,25 @@ class ExperimentConfig:
 
     def __post_init__(self):
         _require(len(set(self.seeds)) == len(self.seeds), f"seeds={self.seeds} names a seed twice")
+        if isinstance(self.model, GPTConfig):
+            _require(
+                self.mesh.neurons == 1, f"mesh.neurons={self.mesh.neurons}: a GPT has no neurons to spread; set it to 1"
+            )
+            _require(not self.train.carry_state, "train.carry_state=True: a GPT has no state to carry; set it to False")
+        else:
+            self._check_neurons()
+        _require(
+            self.mesh.data == -1 or (self.train.batch_size // self.train.accumulation) % self.mesh.data == 0,
+            f"mesh.data={self.mesh.data} does not divide the {self.train.batch_size // self.train.accumulation} sequences of a "
+            f"slice (train.batch_size={self.train.batch_size}, train.accumulation={self.train.accumulation})",
+        )
+        _require(
+            not self.train.carry_state or self.consolidation.function == "none",
+            f"train.carry_state=True with consolidation.function={self.consolidation.function!r}: episodes that go on from step to "
+            "step would be consolidated again and again; use one of them",
+        )
+
+    def _check_neurons(self) -> None:
         _require(
             self.model.n_neurons // self.model.n_head % self.mesh.neurons == 0,
             f"mesh.neurons={self.mesh.neurons} does not divide the {self.model.n_neurons // self.model.n_head} neurons of a head "
@@ -408,11 +509,6 @@ class ExperimentConfig:
             self.mesh.neurons == 1 or not (self.model.fast.enabled and self.model.fast.has_gram),
             f'mesh.neurons={self.mesh.neurons} splits the rows that model.fast.rule="mesa" and model.fast.keep_gram need together; '
             "set it to 1",
-        )
-        _require(
-            self.mesh.data == -1 or (self.train.batch_size // self.train.accumulation) % self.mesh.data == 0,
-            f"mesh.data={self.mesh.data} does not divide the {self.train.batch_size // self.train.accumulation} sequences of a "
-            f"slice (train.batch_size={self.train.batch_size}, train.accumulation={self.train.accumulation})",
         )
 
 
@@ -503,6 +599,13 @@ def from_config_dict(
         raise ConfigError(f"{path}: {error}") from None
 
 
+def model_config(values: Mapping[str, Any], path: str = "config") -> ModelConfig:
+    """The model that a mapping describes; see :func:`from_config_dict`. Without ``architecture`` it is a BDH."""
+    architecture = values.get("architecture")
+    _require(architecture in (None, "gpt"), f"{path}.architecture={architecture!r} is not 'gpt'; leave it out for BDH")
+    return from_config_dict(BDHConfig if architecture is None else GPTConfig, values, path)
+
+
 def _is_optional(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (typing.Union, types.UnionType) and type(None) in typing.get_args(annotation)
 
@@ -512,6 +615,9 @@ def _convert(annotation: Any, value: Any, path: str, tasks: Mapping[str, type] |
         if value is None:
             return None
         (annotation,) = (a for a in typing.get_args(annotation) if a is not type(None))
+    if annotation == ModelConfig:
+        _require(isinstance(value, Mapping | ml_collections.ConfigDict), f"{path}={value!r} should be a mapping")
+        return model_config(value, path)
     if isinstance(annotation, type) and issubclass(annotation, TaskConfig):
         _require(isinstance(value, Mapping | ml_collections.ConfigDict), f"{path}={value!r} should be a mapping")
         names = dict(tasks or {})

@@ -15,7 +15,7 @@ from absl import flags
 
 from bdh_jax import cli
 from bdh_jax.config import ConfigError, MeshConfig, to_dict
-from bdh_jax.model import BDH
+from bdh_jax.models import make_model
 from bdh_jax.sharding import make_mesh
 from bdh_jax.tasks import make_task
 from bdh_jax.training.checkpoint import load
@@ -43,13 +43,13 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(f"--out={out} exists; name another file, or delete it first")
     experiment = cli.experiment(_CONFIG.value)
     config, slow = load(Path(_WORKDIR.value), _WHICH.value)
-    task = make_task(experiment.task, seed=experiment.seed, batch_size=experiment.train.batch_size)
+    task = make_task(experiment.task, seed=experiment.seed, batch_size=experiment.train.batch_size, data=experiment.data)
     if task.vocab_size > config.vocab_size:
         raise ConfigError(
             f"the task has token ids up to {task.vocab_size - 1}, but the model in {_WORKDIR.value} was trained with "
             f"vocab_size={config.vocab_size}: it knows none of the others"
         )
-    evaluation = task.evaluate(make_predict(BDH(config), make_mesh(MeshConfig()))(slow))
+    evaluation = task.evaluate(make_predict(make_model(config), make_mesh(MeshConfig()))(slow))
     if out is not None:
         record = {"task": to_dict(experiment.task), "workdir": _WORKDIR.value, "which": _WHICH.value, **evaluation.to_dict()}
         try:

@@ -20,7 +20,7 @@ from bdh_jax.evaluation.learners import CONTESTANTS, LEAST_SQUARES_RIDGE, contes
 from bdh_jax.evaluation.stream import StreamConfig
 from bdh_jax.model import BDH
 from bdh_jax.tasks.facts import FactsConfig
-from bdh_jax.training.checkpoint import load, seed_folders
+from bdh_jax.training.checkpoint import load_bdh, seed_folders
 from bdh_jax.training.metrics import describe_start
 
 _CONFIG = cli.define_config()
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
     )
     layers = _layers(experiment.model.memory_slots)
     files = cli.result_files(out, overwrite=_OVERWRITE.value)
-    models = [load(folder, _WHICH.value) for folder in seed_folders(workdir) or [workdir]]
+    models = [load_bdh(folder, _WHICH.value) for folder in seed_folders(workdir) or [workdir]]
     console = rich.console.Console()
     if not console.is_terminal:
         # A log or a file has no width of its own, and rich takes it for 80 columns, which the tables do not fit.

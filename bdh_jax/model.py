@@ -45,7 +45,8 @@ from bdh_jax.rotary import rope
 from bdh_jax.sharding import sum_over_shards
 
 LAYER_NORM_EPSILON = 1e-5
-COLLECTABLE = ("code", "gate", "address")
+BY_NEURON, BY_WIDTH = ("code", "gate", "address"), ("decoded", "read")
+COLLECTABLE = (*BY_NEURON, *BY_WIDTH)
 StateKind = Literal["full", "none", "mean"]
 
 
@@ -57,7 +58,7 @@ class BDHOutput:
       logits: [B, T, V], float32 or wider.
       fast: :class:`FastState` after the last token; None with ``state="none"``.
       activity: ``fast.activity``; None with ``state="none"`` or without fast weights.
-      collected: name → [L, B, H, T, N] for each name in ``collect``.
+      collected: name → [L, B, H, T, N], or [L, B, T, D] for "decoded" and "read", for each name in ``collect``.
     """
 
     logits: jax.Array
@@ -99,7 +100,8 @@ class BDH(nn.Module):
           reset: [B, T] bool. A new episode starts at that token, as if from zeros. None: no resets.
           state: "full" returns the state after the last token; "none" forms none (training); "mean" returns the batch mean
             of the fast weights, for consolidation.
-          collect: names among "code", "gate", "address" to return for every layer and token.
+          collect: names to return for every layer and token: "code", "gate", "address", "decoded" (what the decoder makes of the
+            gated code) and "read" (what fast weights and synapse add to that).
           deterministic: False applies dropout and needs ``rngs={"dropout": key}``.
 
         Returns:
@@ -197,6 +199,7 @@ def _run_layers(weights, x, fast, valid, reset, dropout_masks, *, config, mesh, 
         )
 
     rows = P(None, "data", None, None, "neurons")
+    collected = {name: rows if name in BY_NEURON else P(None, "data") for name in collect}
     final = jax.eval_shape(lambda: fast_state.zeros(config, 1))
     if state == "none":
         fast_specs = None
@@ -214,7 +217,7 @@ def _run_layers(weights, x, fast, valid, reset, dropout_masks, *, config, mesh, 
         on_shard,
         mesh=mesh,
         in_specs=(sharding.specs(weights), P("data"), sharding.specs(fast), P("data"), P("data"), rows),
-        out_specs=(P("data"), fast_specs, dict.fromkeys(collect, rows)),
+        out_specs=(P("data"), fast_specs, collected),
         # JAX's kernel interpreter mixes indices that differ between shards with ones that do not, which the check refuses.
         check_vma=form != "pallas_interpret",
     )(weights, x, fast, valid, reset, dropout_masks)
@@ -237,7 +240,7 @@ def _recurrent(weights, x, fast, valid, reset, dropout_masks, *, config, form, s
     ]
     fast, (x, collected) = jax.lax.scan(step, fast, tuple(by_token))
     x = jnp.moveaxis(x, 0, 1)
-    collected = {name: jnp.moveaxis(array, 0, 3) for name, array in collected.items()}
+    collected = {name: jnp.moveaxis(array, 0, array.ndim - 2) for name, array in collected.items()}
     return x, _finish(fast, state, axis), collected
 
 
@@ -280,7 +283,8 @@ def _layers(weights, x, fast, valid, reset, dropout_masks, *, config, form, stat
         )
         shared_memory, shared_gram = layer_state.memory, layer_state.gram
         states.append(layer_state)
-        collected.append({name: seen[name] for name in collect})
+        # On a mesh every shard has the part of its own neurons.
+        collected.append({name: seen[name] if name in BY_NEURON else sum_over_shards(seen[name], axis) for name in collect})
     stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *collected) if collect else {}
     if state == "none":
         return x, None, stacked
@@ -344,14 +348,14 @@ def _layer(
     y = decode(gated, decoder, config.state_dtype)
 
     next_state = LayerState()
-    seen = {"code": code, "gate": gate}
+    seen = {"code": code, "gate": gate, "decoded": y}
     if fast.enabled:
         source = {"code": code, "gated": code * gate, "gate": gate}[fast.address_source]
         rates = dict(learning_rate=learning_rate, decay=decay, reset=memory_reset)
-        read, seen["address"], next_state = write_back(
+        seen["read"], seen["address"], next_state = write_back(
             weights, synapse, source, x, layer_state, episode, rates, config=config, form=form, state=state, axis=axis
         )
-        y = y + read
+        y = y + seen["read"]
     next_state = next_state._replace(attention=attention, previous_code=previous_code)
 
     y = layer_norm(sum_over_shards(y, axis)).astype(dtype)
@@ -443,9 +447,8 @@ def _check_arguments(config, tokens, fast, valid, reset, state, collect) -> None
     if state not in ("full", "none", "mean"):
         raise ValueError(f"state={state!r} is not one of 'full', 'none', 'mean'")
     for name in collect:
-        if name not in COLLECTABLE or name == "address" and not config.fast.enabled:
-            raise ValueError(
-                f"collect names {name!r}; this model can return {', '.join(COLLECTABLE[: 2 + config.fast.enabled])}"
-            )
+        has = COLLECTABLE if config.fast.enabled else ("code", "gate", "decoded")
+        if name not in has:
+            raise ValueError(f"collect names {name!r}; this model can return {', '.join(has)}")
     if fast is not None:
         fast_state.check(fast, config, batch)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
 import ml_collections
 import pytest
 
@@ -27,7 +29,8 @@ from bdh_jax.config import (
     to_config_dict,
     to_dict,
 )
-from bdh_jax.tasks import CONFIGS
+from bdh_jax.models import make_model
+from bdh_jax.tasks import CONFIGS, NBackConfig
 
 
 def _config_file(name: str):
@@ -140,6 +143,30 @@ def test_the_counter_experiments():
         module.get_config("big")
 
 
+def _parameters(config):
+    shapes = jax.eval_shape(make_model(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def test_the_text_experiments():
+    module = _config_file("text")
+    for name in module.VARIANTS:
+        assert f"\n    {name} " in module.__doc__
+        config = module.get_config(name)
+        typed = _experiment(config)
+        assert to_config_dict(typed) == config
+        assert _experiment(json.loads(json.dumps(to_dict(typed)))) == typed
+    assert _parameters(_experiment(module.get_config("official")).model) == 25_296_896
+    # The baseline is as large as its neighbour: the embeddings of a wider model make up for at most three percent.
+    for size in ("", "official,", "v03,"):
+        bdh, gpt = (_parameters(_experiment(module.get_config(name)).model) for name in (size.rstrip(","), f"{size}gpt"))
+        assert 0.99 < gpt / bdh < 1.03
+    with pytest.raises(ConfigError, match="'gpt' and 'fast' do not go together"):
+        module.get_config("gpt,fast")
+    with pytest.raises(ConfigError, match=r"architecture='bert' is not 'gpt'; leave it out for BDH"):
+        _experiment({**to_dict(ExperimentConfig(task=NBackConfig())), "model": {"architecture": "bert"}})
+
+
 def test_optional_fields_can_be_set_and_unset():
     config = to_config_dict(OptimizerConfig(clip_norm=None))
     config.clip_norm = 0.5
@@ -153,7 +180,7 @@ def test_optional_fields_can_be_set_and_unset():
     ("path", "value", "message"),
     [
         ("model.d_modl", 3, r"config\.model\.d_modl does not exist.*Did you mean config\.model\.d_model\?.*Valid keys"),
-        ("modle", 3, r"config\.modle does not exist.*Did you mean config\.model\?.*Valid keys of config: task, model"),
+        ("modle", 3, r"config\.modle does not exist.*Did you mean config\.model\?.*Valid keys of config: task, data, model"),
         ("model.fast.lerning_rate", 3, r"Did you mean config\.model\.fast\.learning_rate\?"),
         ("task.seeds", 3, r"config\.task\.seeds does not exist"),
         ("model.d_model", 1.5, r"config\.model\.d_model=1\.5 is a float, expected int"),

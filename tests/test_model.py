@@ -205,7 +205,7 @@ def test_collect_returns_what_it_names_for_every_layer_and_token(_float64):
     for implementation in ("parallel", "recurrent"):
         config = make(implementation, dtype="float64")
         slow = weights(config)
-        out = compiled(config, collect=("code", "address", "gate"))(slow, TOKENS, None)
+        out = compiled(config, collect=("code", "address", "gate", "decoded", "read"))(slow, TOKENS, None)
         code, address, gate = (np.asarray(out.collected[name]) for name in ("code", "address", "gate"))
         assert code.shape == address.shape == gate.shape == (2, 2, 2, LENGTH, 8)
         x = slow["embed"][TOKENS]
@@ -216,6 +216,15 @@ def test_collect_returns_what_it_names_for_every_layer_and_token(_float64):
         assert 0.2 < np.mean(gate[:, :, :, 1:] > 0) < 0.8
         assert not gate[:, :, :, 0].any()  # the first token has nothing to attend to
         assert_close(np.asarray(out.activity.strength), address.sum(axis=3), EXACT)
+        decoded, read = (np.asarray(out.collected[name]) for name in ("decoded", "read"))
+        assert_close(decoded, np.einsum("lbhtn,hnd->lbtd", code * gate, slow["decoder"]), EXACT)
+        # The first layer's reads, token by token from its input.
+        memory = np.zeros((2, 2, 8, x.shape[-1]))
+        for t in range(LENGTH):
+            assert_close(read[0, :, t], np.einsum("bhn,bhnd->bd", address[0, :, :, t], memory), EXACT)
+            if t:
+                write = np.einsum("bhn,bd->bhnd", address[0, :, :, t - 1], x[:, t])
+                memory = config.fast.decay * memory + config.fast.learning_rate * write
     assert jax.eval_shape(compiled(config), slow, TOKENS, None).collected == {}
 
 
@@ -306,7 +315,7 @@ def test_auto_takes_the_form_that_exists():
         ({"valid": np.ones((2, LENGTH))}, "valid has shape.*float64; it must be bool"),
         ({"reset": np.ones((1, LENGTH), bool)}, r"reset has shape \(1, 8\)"),
         ({"state": "last"}, "state='last' is not one of 'full', 'none', 'mean'"),
-        ({"collect": ("codes",)}, "collect names 'codes'; this model can return code, gate, address"),
+        ({"collect": ("codes",)}, "collect names 'codes'; this model can return code, gate, address, decoded, read"),
     ],
 )
 def test_what_does_not_fit_is_named(arguments, message):
@@ -326,7 +335,7 @@ def test_a_state_of_another_model_is_refused():
         jax.eval_shape(compiled(config), slow["params"], TOKENS, mean)
     with pytest.raises(ValueError, match="fast.previous_address should be absent"):
         BDH(make(fast={"address": "current"})).apply(slow, TOKENS, model.init_fast(2))
-    with pytest.raises(ValueError, match="collect names 'address'; this model can return code, gate(?!,)"):
+    with pytest.raises(ValueError, match="collect names 'address'; this model can return code, gate, decoded(?!,)"):
         BDH(make(fast={"enabled": False})).apply(slow, TOKENS, collect=("address",))
 
 

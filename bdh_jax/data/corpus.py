@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import grain
 import numpy as np
 
 from bdh_jax.data.documents import DataError
 
-BYTE_VOCABULARY = 256
+if TYPE_CHECKING:
+    import grain
 
 
 class Corpus(NamedTuple):
@@ -24,6 +24,8 @@ class Corpus(NamedTuple):
     """[N], unsigned integers; may be mapped from a file."""
     starts: np.ndarray
     """[D] int64, the first token of each document, ascending; the first is 0."""
+    fingerprint: str = ""
+    """A hash of the files it was mapped from; empty if there are none."""
 
     @property
     def documents(self) -> int:
@@ -36,17 +38,12 @@ class Corpus(NamedTuple):
         return self.tokens[self.starts[index] : end]
 
 
-def byte_tokens(document: bytes) -> np.ndarray:
-    """[N] uint8: every byte is a token."""
-    return np.frombuffer(document, np.uint8)
-
-
-def build_corpus(documents: Iterable[bytes], encode: Callable[[bytes], np.ndarray] = byte_tokens) -> Corpus:
+def build_corpus(documents: Iterable[Any], encode: Callable[[Any], np.ndarray]) -> Corpus:
     """Put documents end to end.
 
     Args:
-      documents: their bytes.
-      encode: bytes → token ids [N].
+      documents: of whatever kind ``encode`` takes.
+      encode: a document → token ids [N], as of :class:`bdh_jax.data.tokenizer.Tokenizer`.
 
     Returns:
       The corpus; documents without a token are left out. Empty if there are none.
@@ -124,7 +121,7 @@ def window(corpus: Corpus, first: int, length: int) -> Window:
     return Window(piece[:-1], piece[1:], starts[:-1], (~starts[1:]).astype(np.float32))
 
 
-def training_windows(corpus: Corpus, length: int, seed: int) -> grain.MapDataset:
+def training_windows(corpus: Corpus, length: int, seed: int) -> grain.MapDataset[Window]:
     """Endless windows in random order, by number: what element ``i`` is depends on nothing but the corpus, T, the seed and ``i``.
 
     An epoch cuts the corpus into windows end to end, from an offset of its own, and shuffles them.
@@ -140,16 +137,73 @@ def training_windows(corpus: Corpus, length: int, seed: int) -> grain.MapDataset
     Raises:
       DataError: if the corpus is shorter than a window.
     """
-    count = (len(corpus.tokens) - 1) // length
-    if count < 1:
-        raise DataError(
-            f"{len(corpus.tokens)} tokens are fewer than a window needs: {length + 1}. Give more text, or a shorter length"
-        )
+    count = _windows(corpus, length)
     spare = len(corpus.tokens) - 1 - count * length
 
     def cut(index: int, number: int) -> Window:
         offset = np.random.default_rng((seed, index // count)).integers(spare + 1)
         return window(corpus, int(offset) + number * length, length)
 
-    order = grain.MapDataset.range(count).seed(seed).shuffle().repeat()
+    order = grain_library().MapDataset.range(count).seed(seed).shuffle().repeat()
     return order.map_with_index(cut)
+
+
+def consecutive_windows(corpus: Corpus, length: int, rows: int, seed: int) -> grain.MapDataset[Window]:
+    """Endless windows for B rows, each of which goes on reading where it stopped: element ``step * rows + row``.
+
+    The corpus is cut into as many stretches as there are rows. A row reads its stretch to the end and starts again. The first
+    window of a stretch starts a new episode, as a document does.
+
+    Args:
+      corpus: the training part.
+      length: T.
+      rows: B.
+      seed: moves the stretches, around the end of the corpus, so that seeds differ.
+
+    Returns:
+      A Grain dataset of :class:`Window`.
+
+    Raises:
+      DataError: if there is less than a window for each row.
+    """
+    count = _windows(corpus, length) // rows
+    if count < 1:
+        raise DataError(
+            f"{len(corpus.tokens)} tokens are fewer than a window for each of {rows} rows needs: {rows * length + 1}. "
+            "Give more text, or a smaller batch"
+        )
+    spare = _windows(corpus, length) - rows * count
+    offset = int(np.random.default_rng(seed).integers(rows * count))
+
+    def cut(index: int) -> Window:
+        step, row = divmod(index, rows)
+        here = step % count
+        first = ((row * count + here + offset) % (rows * count) + spare) * length
+        piece = window(corpus, first, length)
+        if here == 0 or first == spare * length:
+            piece.reset[0] = True
+        return piece
+
+    return grain_library().MapDataset.range(2**62).map(cut)
+
+
+def grain_library() -> Any:
+    """Grain, which serves windows.
+
+    Raises:
+      DataError: if it is not installed.
+    """
+    try:
+        import grain
+    except ImportError as error:
+        raise DataError('training on text needs packages: pip install "bdh_jax[text]"') from error
+    return grain
+
+
+def _windows(corpus: Corpus, length: int) -> int:
+    count = (len(corpus.tokens) - 1) // length
+    if count < 1:
+        raise DataError(
+            f"{len(corpus.tokens)} tokens are fewer than a window needs: {length + 1}. Give more text, or a shorter length"
+        )
+    return count

@@ -6,7 +6,8 @@ Axis letters: B batch, T time, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from rich import box
@@ -40,7 +41,20 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """The score of one evaluation set. All numbers but ``count`` are fractions."""
+    """The score of one evaluation set of questions with answers. All numbers but ``count`` are fractions."""
+
+    COLUMNS: ClassVar[dict[str, str]] = {
+        "accuracy": "accuracy",
+        "credit": "credit",
+        "ceiling": "ceiling",
+        "ratio": "credit ÷ ceiling",
+    }
+    """Number → its heading in a table."""
+    COUNTED: ClassVar[str] = "sequences"
+    LOGGED: ClassVar[str] = "credit"
+    """The number that a line of the log shows."""
+    COMPARED: ClassVar[str] = "ratio"
+    """The number that is listed seed by seed."""
 
     name: str
     count: int
@@ -65,10 +79,49 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What a task says of a model."""
+class TextScore:
+    """How well a text is predicted, token after token."""
 
-    rows: tuple[Score, ...]
+    COLUMNS: ClassVar[dict[str, str]] = {
+        "bits_per_byte": "bits per byte",
+        "loss": "nats per token",
+        "accuracy": "accuracy",
+    }
+    COUNTED: ClassVar[str] = "bytes"
+    LOGGED: ClassVar[str] = "bits_per_byte"
+    COMPARED: ClassVar[str] = "bits_per_byte"
+
+    name: str
+    count: int
+    """Bytes predicted."""
+    bits_per_byte: float
+    """Bits by which an arithmetic coder with these predictions would write the text, per byte of it."""
+    loss: float
+    """Mean cross-entropy of a token in nats."""
+    accuracy: float
+    """Share of tokens that were the most likely one."""
+    extra: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Further numbers, by name."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON."""
+        return dataclasses.asdict(self)
+
+
+AnyScore = Score | TextScore
+
+
+def read_score(values: Mapping[str, Any]) -> AnyScore:
+    """The score that ``to_dict`` made ``values`` of."""
+    kind = TextScore if "bits_per_byte" in values else Score
+    return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a task says of a model. All rows are of one kind."""
+
+    rows: tuple[AnyScore, ...]
     primary: float
     """In [0, 1], larger is better; decides which checkpoint is the best."""
     note: str = ""
@@ -79,16 +132,17 @@ class Evaluation:
         return {"primary": self.primary, "rows": [row.to_dict() for row in self.rows]}
 
     def table(self, title: str | None = None) -> Table:
-        """The scores as a table that fits 80 columns, one row a set, all numbers as fractions."""
+        """The scores as a table that fits 80 columns, one row a set."""
+        kind = type(self.rows[0])
         extras = list(dict.fromkeys(key for row in self.rows for key in row.extra))
         table = Table(title=title, caption=self.note or None, box=box.SIMPLE_HEAD, show_edge=False, padding=0)
         table.add_column("set")
-        for header in ("sequences", "accuracy", "credit", "ceiling", "credit ÷ ceiling"):
+        for header in (kind.COUNTED, *kind.COLUMNS.values()):
             table.add_column(header, justify="right")
         for key in extras:
             table.add_column(key.replace("_", " "), justify="right")
         for row in self.rows:
-            numbers = [row.accuracy, row.credit, row.ceiling, row.ratio]
+            numbers = [getattr(row, name) for name in kind.COLUMNS]
             cells = [_fraction(x) for x in numbers] + [_fraction(row.extra[k]) if k in row.extra else "" for k in extras]
             table.add_row(row.name, str(row.count), *cells)
         return table
@@ -101,6 +155,8 @@ class Task(Protocol):
     vocab_size: int
     sequence_length: int
     """T of the training batches."""
+    accuracy_name: str
+    """What the share of right answers in training is called: "recall", say."""
 
     def batch(self, step: int) -> Batch:
         """The training batch of a step: a pure function of the task's seed and ``step``."""
@@ -109,6 +165,12 @@ class Task(Protocol):
     def evaluate(self, predict: Predict) -> Evaluation:
         """Score ``predict``, which is called with few distinct shapes; B is a multiple of 8."""
         ...
+
+
+def batches(task: Task, start: int, end: int) -> Iterator[Batch]:
+    """The training batches of steps ``start`` … ``end`` − 1, made ahead by a task that has ``prefetch``."""
+    prefetch = getattr(task, "prefetch", None)
+    return (task.batch(step) for step in range(start, end)) if prefetch is None else prefetch(start, end)
 
 
 def check_tokens(tokens: Any, vocab_size: int) -> None:

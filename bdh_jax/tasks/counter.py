@@ -209,6 +209,8 @@ def encode(episodes: Episodes) -> Encoded:
 class Counter:
     """The counter-benchmarks as a task. Rows of a training batch are packed as those of :class:`bdh_jax.tasks.nback.NBack`."""
 
+    accuracy_name = "recall"
+
     def __init__(self, config: CounterConfig, *, seed: int, batch_size: int):
         """See :func:`bdh_jax.tasks.make_task`."""
         self.config = config

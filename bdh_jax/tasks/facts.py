@@ -245,6 +245,8 @@ def encode(episodes: Episodes) -> Encoded:
 class Facts:
     """The task. Rows of a training batch hold one episode each; the last ones ask for known facts, or what filled the synapse."""
 
+    accuracy_name = "recall"
+
     def __init__(self, config: FactsConfig, *, seed: int, batch_size: int):
         """See :func:`bdh_jax.tasks.make_task`.
 

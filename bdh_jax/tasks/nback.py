@@ -435,6 +435,8 @@ class NBack:
     all shapes of sequence the same share of the loss however many of each a batch holds.
     """
 
+    accuracy_name = "recall"
+
     def __init__(self, config: NBackConfig, *, seed: int, batch_size: int):
         """See :func:`bdh_jax.tasks.make_task`."""
         self.config = config

@@ -23,7 +23,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from bdh_jax.config import BDHConfig, ExperimentConfig, from_config_dict, to_dict
+from bdh_jax.config import BDHConfig, ConfigError, ExperimentConfig, ModelConfig, from_config_dict, model_config, to_dict
 from bdh_jax.training.step import TrainState
 
 FOLDER = "checkpoints"
@@ -101,7 +101,11 @@ class Checkpoints:
             raise _unreadable(self._folder / str(step), error) from error
         rest = restored["optimizer"]
         state = TrainState(
-            step=rest["step"], slow=restored["slow"], opt_state=rest["state"], memory=rest.get("memory", target.memory)
+            step=rest["step"],
+            slow=restored["slow"],
+            opt_state=rest["state"],
+            memory=rest.get("memory", target.memory),
+            fast=rest.get("fast", target.fast),
         )
         return state, Progress(**_read_info(self._manager, self._folder, step)["progress"])
 
@@ -146,7 +150,7 @@ class Checkpoints:
             self._manager.close()
 
 
-def load(workdir: str | Path, which: Literal["best", "last"] = "best") -> tuple[BDHConfig, dict[str, jax.Array]]:
+def load(workdir: str | Path, which: Literal["best", "last"] = "best") -> tuple[ModelConfig, dict[str, jax.Array]]:
     """Load a trained model.
 
     Args:
@@ -176,19 +180,35 @@ def load(workdir: str | Path, which: Literal["best", "last"] = "best") -> tuple[
         best = _read_best(manager, folder)
         if which == "best" and best is not None:
             step, _ = best
-        config = from_config_dict(BDHConfig, _read_info(manager, folder, step)["config"]["model"])
+        config = model_config(_read_info(manager, folder, step)["config"]["model"])
         try:
             device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             saved = ocp.StandardCheckpointHandler().metadata(folder.absolute() / str(step) / "slow")
-            target = {
-                name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for name, leaf in dict(saved).items()
-            }
+            target = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+                dict(saved),
+                is_leaf=lambda leaf: hasattr(leaf, "shape"),
+            )
             items = ocp.args.Composite(slow=ocp.args.StandardRestore(target))
             slow = manager.restore(step, args=items)["slow"]
         except Exception as error:
             raise _unreadable(folder / str(step), error) from error
     finally:
         manager.close()
+    return config, slow
+
+
+def load_bdh(workdir: str | Path, which: Literal["best", "last"] = "best") -> tuple[BDHConfig, dict[str, jax.Array]]:
+    """As :func:`load`, of a run that trained a BDH.
+
+    Raises:
+      CheckpointError: also if it trained another model.
+    """
+    config, slow = load(workdir, which)
+    if not isinstance(config, BDHConfig):
+        raise CheckpointError(
+            f"{workdir} holds a {config.architecture.upper()}, and only a BDH has neurons and a state; name a BDH's run"
+        )
     return config, slow
 
 
@@ -208,7 +228,7 @@ def check_same_config(workdir: Path, stored: Mapping[str, Any], config: Experime
     Raises:
       CheckpointError: names every key that differs.
     """
-    old, new = _flatten(stored), _flatten(config_json(config))
+    old, new = _flatten(_with_defaults(stored, config)), _flatten(config_json(config))
     shown = [{key: json.dumps(value) for key, value in flat.items()} for flat in (old, new)]
     different = [
         f"  {key}: there {shown[0].get(key, 'absent')}, now {shown[1].get(key, 'absent')}"
@@ -221,6 +241,14 @@ def check_same_config(workdir: Path, stored: Mapping[str, Any], config: Experime
             + "\n".join(different)
             + "\nUse another --workdir, or the configuration that made it; nothing was changed"
         )
+
+
+def _with_defaults(stored: Mapping[str, Any], config: ExperimentConfig) -> Mapping[str, Any]:
+    """A stored configuration with the keys that did not exist yet, at the defaults that it ran with."""
+    try:
+        return config_json(from_config_dict(type(config), stored, tasks={config.task.name: type(config.task)}))
+    except ConfigError:
+        return stored
 
 
 def read_json(path: Path) -> Any:
@@ -236,9 +264,12 @@ def read_json(path: Path) -> Any:
 
 
 def _besides_slow(state: TrainState) -> dict[str, Any]:
-    """What is saved beside the slow weights. A memory without arrays is left out: Orbax has nothing to write for it."""
+    """What is saved beside the slow weights. A part without arrays is left out: Orbax has nothing to write for it."""
     tree = {"step": state.step, "state": state.opt_state}
-    return {**tree, "memory": state.memory} if jax.tree.leaves(state.memory) else tree
+    for name in ("memory", "fast"):
+        if jax.tree.leaves(getattr(state, name)):
+            tree[name] = getattr(state, name)
+    return tree
 
 
 def _open(folder: Path) -> ocp.CheckpointManager:

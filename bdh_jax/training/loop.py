@@ -19,10 +19,11 @@ import rich.console
 from jax.experimental import multihost_utils
 
 from bdh_jax.config import ConfigError, ExperimentConfig
-from bdh_jax.model import BDH
+from bdh_jax.evaluation.contributions import make_contributions
+from bdh_jax.models import make_model
 from bdh_jax.sharding import make_mesh
 from bdh_jax.tasks import make_task
-from bdh_jax.tasks.base import Evaluation, Task
+from bdh_jax.tasks.base import Evaluation, Task, batches
 from bdh_jax.training.checkpoint import (
     FOLDER,
     CheckpointError,
@@ -152,29 +153,42 @@ class _Training:
         self._config, self._task, self._workdir = config, task, workdir
         self._started = time.perf_counter()
         self._mesh = make_mesh(config.mesh)
-        self._model = BDH(config.model, self._mesh if self._mesh.size > 1 else None)
+        self._model = make_model(config.model, self._mesh if self._mesh.size > 1 else None)
         self._optimizer = make_optimizer(config.optimizer, config.train.steps)
         self._init_key, self._step_key = make_keys(config.seed, self._mesh)
         self._train_step = make_train_step(self._model, self._optimizer, config, self._mesh)
+        logged = config.train.log_contributions and config.model.fast.enabled
+        self._contributions = make_contributions(self._model) if logged else None
         self._predict = make_predict(self._model, self._mesh)
         self._checkpoints = Checkpoints(workdir, config)
         self._consolidation = make_consolidation(config)
-        self._target = abstract_state(self._model, self._optimizer, self._mesh, self._consolidation)
+        self._text = getattr(task, "fingerprint", None)
+        self._carried_rows = config.train.batch_size if config.train.carry_state else None
+        self._target = abstract_state(self._model, self._optimizer, self._mesh, self._consolidation, self._carried_rows)
         # Traces the step (the trace is kept): what cannot run here says so before anything is written.
         self._train_step.eval_shape(self._target, put_batch(task.batch(0), self._mesh), self._step_key)
 
     def run(self) -> dict[str, Any]:
         progress = Progress(step=0, seconds=0.0, training_seconds=0.0, tokens=0, evaluated=False)
         if self._checkpoints.last_step is None:
-            state = init_state(self._model, self._optimizer, self._mesh, self._init_key, self._consolidation)
+            state = init_state(
+                self._model, self._optimizer, self._mesh, self._init_key, self._consolidation, self._carried_rows
+            )
         else:
+            self._check_text()
             state, progress = self._checkpoints.restore(self._target)
             _LOGGER.info("resuming %s at step %d", self._workdir, progress.step)
         self._write_run_file(progress.step)
         self._clock = _Clock(progress.training_seconds, progress.tokens)
         self._seconds_before = progress.seconds
         steps = self._config.train.steps
-        self._reporter = Reporter(self._workdir, steps=steps, start=progress.step, title=f"seed {self._config.seed}")
+        self._reporter = Reporter(
+            self._workdir,
+            steps=steps,
+            start=progress.step,
+            title=f"seed {self._config.seed}",
+            accuracy_name=self._task.accuracy_name,
+        )
         try:
             with _signals() as self._signals:
                 evaluation = self._train_and_evaluate(state, progress)
@@ -201,6 +215,7 @@ class _Training:
         settings = self._config.train
         step, evaluated = start.step, start.evaluated
         pending: collections.deque[tuple[int, Any]] = collections.deque()
+        data = batches(self._task, step, settings.steps)
         while True:
             final = step == settings.steps
             evaluation = score = None
@@ -220,7 +235,7 @@ class _Training:
                 return evaluation
             self._stop_if_asked(state, step, evaluated, pending)
 
-            batch = put_batch(self._task.batch(step), self._mesh)
+            batch = put_batch(next(data), self._mesh)
             with jax.transfer_guard("disallow"):
                 state, metrics = self._train_step(state, batch, self._step_key)
             step, evaluated = step + 1, False
@@ -244,7 +259,7 @@ class _Training:
             if step % self._config.train.log_every == 0 or step == self._config.train.steps:
                 row = {
                     "loss": float(metrics["loss"]),
-                    "recall": float(metrics["answer_accuracy"]),
+                    self._task.accuracy_name: float(metrics["answer_accuracy"]),
                     "grad_norm": float(metrics["grad_norm"]),
                     "learning_rate": float(metrics["learning_rate"]),
                     "tokens_per_second": self._clock.recent_rate(),
@@ -263,15 +278,24 @@ class _Training:
     def _evaluate(self, state: TrainState, step: int, evaluated: bool) -> Evaluation:
         predict = self._predict(state.slow)
 
-        def interruptible(tokens, valid):
+        def interruptible(*arrays):
             if self._signals.number is not None:
                 self._save_and_stop(state, step, evaluated, self._signals.number)
-            return predict(tokens, valid)
+            return predict(*arrays)
 
         with self._clock.paused():
             evaluation = self._task.evaluate(interruptible)
-        self._reporter.evaluation(step, evaluation)
+            contributions = None if self._contributions is None else self._measure_contributions(state)
+        self._reporter.evaluation(step, evaluation, contributions)
         return evaluation
+
+    def _measure_contributions(self, state: TrainState) -> dict[str, list[float]]:
+        """On the first training batch, so that one evaluation can be compared with the next."""
+        batch = put_batch(self._task.batch(0), self._mesh)
+        return jax.tree.map(
+            lambda sizes: sizes.tolist(),
+            jax.device_get(self._contributions(state.slow, batch.tokens, batch.valid, batch.reset)),
+        )
 
     def _save(self, state: TrainState, step: int, evaluated: bool, score: float | None) -> None:
         with self._clock.paused():
@@ -298,11 +322,22 @@ class _Training:
         seconds = self._seconds_before + time.perf_counter() - self._started
         return Progress(step, seconds, self._clock.seconds, self._clock.tokens, evaluated)
 
+    def _check_text(self) -> None:
+        """Refuse to go on with another text: the files of a configuration's path may have changed since."""
+        path = self._workdir / RUN
+        before = read_json(path).get("text") if path.exists() else None
+        if before not in (None, self._text):
+            self._checkpoints.close()
+            raise CheckpointError(
+                f"{self._workdir} holds a run on another text: its fingerprint is {before}, and that of the files now is {self._text}. "
+                "Restore the files, or use another --workdir; nothing was changed"
+            )
+
     def _write_run_file(self, step: int) -> None:
         path = self._workdir / RUN
         starts = read_json(path)["starts"] if step > 0 and path.exists() else []
         starts.append(describe_start(step, self._config.seed))
-        _write_json(path, {"config": config_json(self._config), "starts": starts})
+        _write_json(path, {"config": config_json(self._config), "text": self._text, "starts": starts})
 
 
 class _Clock:
@@ -374,7 +409,9 @@ def _signals() -> Iterator[_Signals]:
 
 
 def _train_seed(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
-    return train(config, make_task(config.task, seed=config.seed, batch_size=config.train.batch_size), workdir)
+    return train(
+        config, make_task(config.task, seed=config.seed, batch_size=config.train.batch_size, data=config.data), workdir
+    )
 
 
 def _check_folder(workdir: Path, config: ExperimentConfig) -> None:

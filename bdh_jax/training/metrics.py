@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -22,12 +21,11 @@ import rich.progress
 import rich.table
 import tensorboardX
 
-from bdh_jax.tasks.base import Evaluation, Score
+from bdh_jax.tasks.base import Evaluation, read_score
 
 METRICS = "metrics.jsonl"
 _LOGGER = logging.getLogger("bdh_jax")
 _PACKAGES = ("bdh_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-_AVERAGED = ("accuracy", "credit", "ceiling", "ratio")
 
 
 def read_rows(path: Path, *, until: int) -> list[dict[str, Any]]:
@@ -57,10 +55,11 @@ class Reporter:
       steps: length of the training.
       start: updates already made. What the metrics file says of later steps is cut off.
       title: shown before the bar.
+      accuracy_name: what the rows of :meth:`training` call the share of right answers.
     """
 
-    def __init__(self, workdir: Path, *, steps: int, start: int, title: str):
-        self._steps, self._title = steps, title
+    def __init__(self, workdir: Path, *, steps: int, start: int, title: str, accuracy_name: str):
+        self._steps, self._title, self._accuracy_name = steps, title, accuracy_name
         self.evaluated: set[int] = set()
         self._active = jax.process_index() == 0
         self._progress = None
@@ -75,11 +74,11 @@ class Reporter:
         console = rich.console.Console()
         if console.is_terminal or console.is_jupyter:
             self._progress = _progress_bar(console)
-            self._bar = self._progress.add_task(title, total=steps, completed=start, loss="", recall="", rate="")
+            self._bar = self._progress.add_task(title, total=steps, completed=start, loss="", accuracy="", rate="")
             self._progress.start()
 
     def training(self, step: int, row: Mapping[str, float | None]) -> None:
-        """Record a step's loss, recall, grad_norm, learning_rate and tokens_per_second (None while that is not known)."""
+        """Record a step's loss, share of right answers, grad_norm, learning_rate and tokens_per_second (None while not known)."""
         if not self._active:
             return
         self._write({"step": step, **row})
@@ -87,25 +86,32 @@ class Reporter:
             if value is not None:
                 self._events.add_scalar(f"train/{name}", value, step)
         rate = "" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:,.0f} tokens/s"
-        loss, recall = f"loss {row['loss']:.4f}", f"recall {row['recall']:.3f}"
+        loss, accuracy = f"loss {row['loss']:.4f}", f"{self._accuracy_name} {row[self._accuracy_name]:.3f}"
         if self._progress is not None:
-            self._progress.update(self._bar, completed=step, loss=loss, recall=recall, rate=rate)
+            self._progress.update(self._bar, completed=step, loss=loss, accuracy=accuracy, rate=rate)
         else:
-            _LOGGER.info("%s step %d/%d  %s  %s  %s", self._title, step, self._steps, loss, recall, rate)
+            _LOGGER.info("%s step %d/%d  %s  %s  %s", self._title, step, self._steps, loss, accuracy, rate)
 
-    def evaluation(self, step: int, evaluation: Evaluation) -> None:
-        """Record an evaluation, once a step."""
+    def evaluation(
+        self, step: int, evaluation: Evaluation, contributions: Mapping[str, Sequence[float]] | None = None
+    ) -> None:
+        """Record an evaluation, once a step, and what each source adds to each layer's output."""
         if not self._active or step in self.evaluated:
             return
         self.evaluated.add(step)
         scores = {row.name: row.to_dict() for row in evaluation.rows}
         self._write({"step": step, "evaluation": {"primary": evaluation.primary, **scores}})
+        if contributions is not None:
+            self._write({"step": step, "contributions": contributions})
+            for name, sizes in contributions.items():
+                for layer, size in enumerate(sizes):
+                    self._events.add_scalar(f"contribution/{name}/layer{layer}", size, step)
         self._events.add_scalar("evaluation/primary", evaluation.primary, step)
         for row in evaluation.rows:
-            for name in _AVERAGED:
+            for name in row.COLUMNS:
                 self._events.add_scalar(f"evaluation/{row.name}/{name}", getattr(row, name), step)
         self._events.flush()
-        scores = "  ".join(f"{row.name} {row.credit:.3f}" for row in evaluation.rows)
+        scores = "  ".join(f"{row.name} {getattr(row, row.LOGGED):.3f}" for row in evaluation.rows)
         self.say(f"{self._title} step {step}/{self._steps}  evaluation: {scores}")
 
     def say(self, line: str) -> None:
@@ -155,7 +161,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dic
     spread: dict[str, Any] = {}
     for name, first in results[0]["evaluation"].items():
         scores = [{**r["evaluation"][name], **r["evaluation"][name]["extra"]} for r in results]
-        keys = [*_AVERAGED, *first["extra"]]
+        keys = [*read_score(first).COLUMNS, *first["extra"]]
         mean[name] = {key: statistics.fmean(s[key] for s in scores) for key in keys}
         spread[name] = {key: statistics.stdev(s[key] for s in scores) if len(scores) > 1 else None for key in keys}
     return mean, spread
@@ -164,10 +170,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dic
 def results_table(results: Mapping[str, Any]) -> rich.table.Table:
     """The table of a ``results.json``, of one seed or of several."""
     if "runs" not in results:
-        rows = tuple(
-            Score(**{field.name: score[field.name] for field in dataclasses.fields(Score)})
-            for score in results["evaluation"].values()
-        )
+        rows = tuple(read_score(score) for score in results["evaluation"].values())
         evaluation = Evaluation(rows=rows, primary=results["primary"], note=results["note"])
         return evaluation.table(title=f"seed {results['seed']}, {results['steps']} steps, {results['seconds']:.0f} s")
 
@@ -176,14 +179,15 @@ def results_table(results: Mapping[str, Any]) -> rich.table.Table:
         title=f"seeds {', '.join(map(str, seeds))}: mean ± standard deviation", box=rich.box.SIMPLE_HEAD, pad_edge=False
     )
     table.add_column("set")
-    for header in ("accuracy", "credit", "ceiling", "credit ÷ ceiling"):
+    kind = type(read_score(next(iter(results["runs"][str(seeds[0])]["evaluation"].values()))))
+    for header in kind.COLUMNS.values():
         table.add_column(header, justify="right")
     for name, mean in results["mean"].items():
         spread = results["spread"][name]
-        table.add_row(name, *(_mean_and_spread(mean[key], spread[key]) for key in _AVERAGED))
-    lines = ["credit ÷ ceiling"]
+        table.add_row(name, *(_mean_and_spread(mean[key], spread[key]) for key in kind.COLUMNS))
+    lines = [kind.COLUMNS[kind.COMPARED]]
     for seed, run in results["runs"].items():
-        lines.append(f"seed {seed}: " + "  ".join(f"{name} {s['ratio']:.4f}" for name, s in run["evaluation"].items()))
+        lines.append(f"seed {seed}: " + "  ".join(f"{name} {s[kind.COMPARED]:.4f}" for name, s in run["evaluation"].items()))
     table.caption = "\n".join(lines)
     return table
 
@@ -198,7 +202,7 @@ def _progress_bar(console: rich.console.Console) -> rich.progress.Progress:
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
         rich.progress.MofNCompleteColumn(),
-        rich.progress.TextColumn("{task.fields[loss]}  {task.fields[recall]}  {task.fields[rate]}"),
+        rich.progress.TextColumn("{task.fields[loss]}  {task.fields[accuracy]}  {task.fields[rate]}"),
         rich.progress.TimeRemainingColumn(),
         console=console,
     )

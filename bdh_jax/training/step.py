@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from bdh_jax.config import ExperimentConfig, Loss
 from bdh_jax.consolidation import Consolidation, as_consolidation, check, from_config
 from bdh_jax.fast_weights.state import FastState
-from bdh_jax.model import BDH
+from bdh_jax.models import Model
 from bdh_jax.sharding import batch_sharding, replicated, shardings
 from bdh_jax.tasks.base import Batch, Predict
 from bdh_jax.training.fill import fill_synapse, make_reader
@@ -37,12 +37,14 @@ class TrainState:
       slow: parameters by name.
       opt_state: optimiser state of the trained parameters.
       memory: what the consolidation function remembers; () for none.
+      fast: the state that the next step starts from, with ``train.carry_state``; () otherwise.
     """
 
     step: jax.Array
     slow: Slow
     opt_state: Any
     memory: Any = ()
+    fast: Any = ()
 
 
 def loss_weights(batch: Batch, loss: Loss) -> jax.Array:
@@ -64,7 +66,16 @@ def make_consolidation(config: ExperimentConfig) -> Consolidation | None:
     return None if config.consolidation.function == "none" else as_consolidation(function)
 
 
-def loss_fn(model: BDH, slow: Slow, batch: Batch, weights: jax.Array, key: jax.Array | None = None, *, state: str = "none"):
+def loss_fn(
+    model: Model,
+    slow: Slow,
+    batch: Batch,
+    weights: jax.Array,
+    key: jax.Array | None = None,
+    *,
+    state: str = "none",
+    fast: FastState | None = None,
+):
     """Weighted sum of cross-entropies, and what the metrics need.
 
     Args:
@@ -73,7 +84,8 @@ def loss_fn(model: BDH, slow: Slow, batch: Batch, weights: jax.Array, key: jax.A
       batch: arrays [B,T]. ``valid`` and ``reset`` may be None: all valid, no resets.
       weights: [B,T] weight of each position. A position of weight 0 has no influence on the gradient.
       key: randomness of dropout; None switches dropout off.
-      state: "mean" to get what the batch's last episodes wrote, for consolidation.
+      state: "mean" to get what the batch's last episodes wrote, for consolidation; "full" to go on from.
+      fast: the state to go on from; None starts from zeros.
 
     Returns:
       Σ weight · cross-entropy in nats, and (number of answer tokens predicted right, the state asked for). Both numbers are
@@ -83,6 +95,7 @@ def loss_fn(model: BDH, slow: Slow, batch: Batch, weights: jax.Array, key: jax.A
     output = model.apply(
         {"params": slow},
         batch.tokens,
+        fast,
         valid=batch.valid,
         reset=batch.reset,
         state=state,
@@ -96,7 +109,7 @@ def loss_fn(model: BDH, slow: Slow, batch: Batch, weights: jax.Array, key: jax.A
 
 
 def gradients(
-    model: BDH,
+    model: Model,
     slow: Slow,
     batch: Batch,
     loss: Loss,
@@ -106,6 +119,7 @@ def gradients(
     state: str = "none",
     fill_ridge: float = 0.1,
     fill_layers: Sequence[int] = (),
+    fast: FastState | None = None,
 ) -> tuple[jax.Array, jax.Array, Slow, FastState | None]:
     """Loss and gradients of a batch, computed in ``accumulation`` slices one after the other.
 
@@ -118,7 +132,7 @@ def gradients(
       loss: which positions count.
       accumulation: number of slices A.
       key: randomness of dropout, or None.
-      state: as in :func:`loss_fn`; "mean" gives the mean over the whole batch.
+      state, fast: as in :func:`loss_fn`; "mean" gives the mean over the whole batch. "full" needs ``accumulation`` 1.
       fill_ridge, fill_layers: of :func:`bdh_jax.training.fill.fill_synapse`, for a batch with ``fill``. Every slice fills the synapse
         again.
 
@@ -127,13 +141,13 @@ def gradients(
     """
     trained, frozen = split_trained(slow, model.config)
     weights = loss_weights(batch, loss)
-    fill, batch = batch.fill, batch._replace(fill=None)
+    fill, batch, carried = batch.fill, batch._replace(fill=None), fast
 
     def slice_loss(trained, batch, weights, key):
         slow, reader = {**trained, **frozen}, model
         if fill is not None:
             slow, reader = fill_synapse(model, slow, fill, fill_ridge, fill_layers), make_reader(model)
-        return loss_fn(reader, slow, batch, weights, key, state=state)
+        return loss_fn(reader, slow, batch, weights, key, state=state, fast=carried)
 
     slice_gradient = jax.value_and_grad(slice_loss, has_aux=True)
     if accumulation == 1:
@@ -160,7 +174,7 @@ def gradients(
 
 
 def make_train_step(
-    model: BDH, optimizer: optax.GradientTransformation, config: ExperimentConfig, mesh: Mesh
+    model: Model, optimizer: optax.GradientTransformation, config: ExperimentConfig, mesh: Mesh
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """Build the jitted training step.
 
@@ -179,6 +193,7 @@ def make_train_step(
       ConfigError: for a consolidation function that does not exist, cannot be traced or returns other trees than it was given.
     """
     schedule = make_schedule(config.optimizer, config.train.steps)
+    carry = config.train.carry_state
     consolidation = make_consolidation(config)
     if consolidation is not None:
         _check_consolidation(consolidation, model)
@@ -192,9 +207,10 @@ def make_train_step(
             config.train.loss,
             config.train.accumulation,
             step_key,
-            state="none" if consolidation is None else "mean",
+            state="full" if carry else "none" if consolidation is None else "mean",
             fill_ridge=config.train.fill_ridge,
             fill_layers=config.train.fill_layers,
+            fast=state.fast if carry else None,
         )
         trained, frozen = split_trained(state.slow, config.model)
         updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
@@ -219,9 +235,13 @@ def make_train_step(
             "tokens": jnp.asarray(batch.tokens.size if batch.valid is None else jnp.sum(batch.valid), jnp.int32),
             "finite": finite,
         }
-        return TrainState(step=state.step + 1, slow=slow, opt_state=opt_state, memory=memory), metrics
+        next_state = TrainState(
+            step=state.step + 1, slow=slow, opt_state=opt_state, memory=memory, fast=fast if carry else ()
+        )
+        return next_state, metrics
 
-    state_shardings = shardings(mesh, abstract_state(model, optimizer, mesh, consolidation))
+    rows = config.train.batch_size if carry else None
+    state_shardings = shardings(mesh, abstract_state(model, optimizer, mesh, consolidation, rows))
     return jax.jit(
         step,
         in_shardings=(state_shardings, batch_sharding(mesh), replicated(mesh)),
@@ -236,11 +256,12 @@ def make_keys(seed: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
 
 
 def init_state(
-    model: BDH,
+    model: Model,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     key: jax.Array,
     consolidation: Consolidation | None = None,
+    carried_rows: int | None = None,
 ) -> TrainState:
     """A fresh training state, made on its devices: no device ever holds more than its shards.
 
@@ -250,16 +271,21 @@ def init_state(
       mesh: device mesh.
       key: randomness of the initial parameters. The mesh does not change what it gives.
       consolidation: what :func:`make_consolidation` gives for the experiment.
+      carried_rows: B of the fast state that goes on from step to step; None for none.
     """
-    out_shardings = shardings(mesh, abstract_state(model, optimizer, mesh, consolidation))
-    return jax.jit(_initialiser(model, optimizer, mesh, consolidation), out_shardings=out_shardings)(key)
+    out_shardings = shardings(mesh, abstract_state(model, optimizer, mesh, consolidation, carried_rows))
+    return jax.jit(_initialiser(model, optimizer, mesh, consolidation, carried_rows), out_shardings=out_shardings)(key)
 
 
 def abstract_state(
-    model: BDH, optimizer: optax.GradientTransformation, mesh: Mesh, consolidation: Consolidation | None = None
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    consolidation: Consolidation | None = None,
+    carried_rows: int | None = None,
 ) -> TrainState:
     """Shapes and dtypes of :func:`init_state`'s result, with their shardings, without computing it."""
-    shapes = jax.eval_shape(_initialiser(model, optimizer, mesh, consolidation), jax.random.key(0))
+    shapes = jax.eval_shape(_initialiser(model, optimizer, mesh, consolidation, carried_rows), jax.random.key(0))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -267,25 +293,26 @@ def abstract_state(
     )
 
 
-def make_predict(model: BDH, mesh: Mesh) -> Callable[[Slow], Predict]:
+def make_predict(model: Model, mesh: Mesh) -> Callable[[Slow], Predict]:
     """Build what a task's evaluation calls.
 
-    ``make_predict(model, mesh)(slow)`` is ``predict(tokens [B,T], valid [B,T]) -> logits [B,T,V]``. Any B is taken;
+    ``make_predict(model, mesh)(slow)`` is ``predict(tokens [B,T], valid [B,T], reset=None) -> logits [B,T,V]``. Any B is taken;
     rows are added and dropped where the mesh needs it. Logits come back as a NumPy array, on every process.
     """
 
-    def logits(slow, tokens, valid):
-        return model.apply({"params": slow}, tokens, valid=valid, state="none").logits
+    def logits(slow, tokens, valid, reset):
+        return model.apply({"params": slow}, tokens, valid=valid, reset=reset, state="none").logits
 
     jitted = jax.jit(logits, out_shardings=replicated(mesh))
 
     def with_slow(slow: Slow) -> Predict:
-        def predict(tokens: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        def predict(tokens: np.ndarray, valid: np.ndarray, reset: np.ndarray | None = None) -> np.ndarray:
             rows = len(tokens)
             index = np.minimum(np.arange(-(-rows // mesh.shape["data"]) * mesh.shape["data"]), rows - 1)
             valid = None if np.all(valid) else valid
-            tokens, valid = put((tokens[index], None if valid is None else valid[index]), mesh)
-            return jax.device_get(jitted(slow, tokens, valid))[:rows]
+            reset = None if reset is None or not np.any(reset) else reset
+            masks = [None if mask is None else mask[index] for mask in (valid, reset)]
+            return jax.device_get(jitted(slow, *put((tokens[index], *masks), mesh)))[:rows]
 
         return predict
 
@@ -318,22 +345,27 @@ def put(tree: Any, mesh: Mesh) -> Any:
 
 
 def _initialiser(
-    model: BDH, optimizer: optax.GradientTransformation, mesh: Mesh, consolidation: Consolidation | None
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    consolidation: Consolidation | None,
+    carried_rows: int | None,
 ) -> Callable[[jax.Array], TrainState]:
     def init(key: jax.Array) -> TrainState:
         slow = _init_slow(model, mesh.shape["data"], key)
         trained, _ = split_trained(slow, model.config)
         memory = () if consolidation is None else consolidation.init(slow)
-        return TrainState(step=jnp.zeros((), jnp.int32), slow=slow, opt_state=optimizer.init(trained), memory=memory)
+        fast = () if carried_rows is None else model.init_fast(carried_rows)
+        return TrainState(jnp.zeros((), jnp.int32), slow, optimizer.init(trained), memory, fast)
 
     return init
 
 
-def _init_slow(model: BDH, rows: int, key: jax.Array) -> Slow:
+def _init_slow(model: Model, rows: int, key: jax.Array) -> Slow:
     return model.init(key, jnp.zeros((rows, 1), jnp.int32))["params"]
 
 
-def _check_consolidation(consolidation: Consolidation, model: BDH) -> None:
+def _check_consolidation(consolidation: Consolidation, model: Model) -> None:
     rows = 1 if model.mesh is None else model.mesh.shape["data"]
     slow = jax.eval_shape(lambda: _init_slow(model, rows, jax.random.key(0)))
     check(consolidation, slow, jax.eval_shape(lambda: model.init_fast(1)))

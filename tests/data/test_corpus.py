@@ -7,7 +7,9 @@ import pytest
 
 from bdh_jax.data.corpus import Corpus, build_corpus, split_corpus, training_windows, window
 from bdh_jax.data.documents import DataError
+from bdh_jax.data.tokenizer import byte_tokenizer
 
+BYTES = byte_tokenizer().encode
 DOCUMENTS = [b"one", b"", b"three", b"x"]
 
 
@@ -21,28 +23,28 @@ def _documents(corpus: Corpus) -> list[bytes]:
 
 
 def test_documents_stand_end_to_end():
-    corpus = build_corpus(DOCUMENTS)
+    corpus = build_corpus(DOCUMENTS, BYTES)
     assert corpus.tokens.tobytes() == b"onethreex"
     assert corpus.tokens.dtype == np.uint8
     np.testing.assert_array_equal(corpus.starts, [0, 3, 8])
     assert _documents(corpus) == [b"one", b"three", b"x"]
-    assert build_corpus([]).documents == 0
+    assert build_corpus([], BYTES).documents == 0
 
 
 def test_a_split_of_many_documents_is_by_content():
     documents = _many()
-    train, validation = split_corpus(build_corpus(documents), 0.1)
+    train, validation = split_corpus(build_corpus(documents, BYTES), 0.1)
     assert sorted(_documents(train) + _documents(validation)) == sorted(documents)
     assert not set(_documents(train)) & set(_documents(validation))
     # Five standard deviations of 2,000 draws.
     assert abs(validation.documents / len(documents) - 0.1) < 5 * np.sqrt(0.1 * 0.9 / len(documents))
-    more = split_corpus(build_corpus([*_many(500, seed=1), *documents, *documents]), 0.1)
+    more = split_corpus(build_corpus([*_many(500, seed=1), *documents, *documents], BYTES), 0.1)
     assert set(_documents(validation)) <= set(_documents(more[1]))
     assert set(_documents(train)) <= set(_documents(more[0]))
 
 
 def test_a_split_of_few_documents_is_by_place():
-    corpus = build_corpus([b"abcdefghij", b"klmnopqrst"])
+    corpus = build_corpus([b"abcdefghij", b"klmnopqrst"], BYTES)
     train, validation = split_corpus(corpus, 0.3)
     assert _documents(train) == [b"abcdefghij", b"klmn"]
     assert _documents(validation) == [b"opqrst"]
@@ -55,19 +57,19 @@ def test_a_split_of_few_documents_is_by_place():
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1])
 def test_a_share_that_leaves_nothing_is_refused(share):
     with pytest.raises(DataError, match="must lie between 0 and 1"):
-        split_corpus(build_corpus(DOCUMENTS), share)
+        split_corpus(build_corpus(DOCUMENTS, BYTES), share)
 
 
 def test_too_little_text_is_refused():
     for documents in ([], [b"ab"]):
         with pytest.raises(DataError, match="cannot be split: with a share of 0.1 a part is empty. Give more text"):
-            split_corpus(build_corpus(documents), 0.1)
+            split_corpus(build_corpus(documents, BYTES), 0.1)
     with pytest.raises(DataError, match="9 tokens are fewer than a window needs: 10"):
-        training_windows(build_corpus(DOCUMENTS), 9, seed=0)
+        training_windows(build_corpus(DOCUMENTS, BYTES), 9, seed=0)
 
 
 def test_a_window_knows_where_documents_start_and_trains_no_first_token():
-    corpus = build_corpus(DOCUMENTS)  # onethreex
+    corpus = build_corpus(DOCUMENTS, BYTES)  # onethreex
     whole = window(corpus, 0, 8)
     assert bytes(whole.tokens.tolist()) == b"onethree"
     assert bytes(whole.targets.tolist()) == b"nethreex"
@@ -95,7 +97,7 @@ def test_an_epoch_sees_every_token_once_and_epochs_differ():
 
 
 def test_a_window_depends_on_its_number_and_the_seed_alone():
-    corpus = build_corpus(_many())
+    corpus = build_corpus(_many(), BYTES)
     one, two, other = (training_windows(corpus, 50, seed) for seed in (1, 1, 2))
     for number in (1234, 0, 77):
         np.testing.assert_array_equal(one[number].tokens, two[number].tokens)

@@ -16,7 +16,7 @@ from bdh_jax.tasks.base import Batch, Evaluation, Score
 class Successor:
     """Predict token + 1. ``before`` is called with "batch" or "evaluate" and how many came before, to break things."""
 
-    vocab_size, sequence_length = 12, 6
+    vocab_size, sequence_length, accuracy_name = 12, 6, "recall"
 
     def __init__(self, seed: int, batch_size: int, before: Callable[[str, int], None] | None = None):
         self.config = TaskConfig(name="successor")

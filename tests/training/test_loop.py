@@ -220,7 +220,9 @@ def test_what_cannot_run_here_writes_nothing(tiny, successor, tmp_path):
 
 def test_several_seeds(tiny, successor, tmp_path, monkeypatch, capsys):
     config = dataclasses.replace(tiny(steps=4), seeds=(3, 5))
-    monkeypatch.setattr(loop, "make_task", lambda task, seed, batch_size: successor(dataclasses.replace(config, seed=seed)))
+    monkeypatch.setattr(
+        loop, "make_task", lambda task, seed, batch_size, data: successor(dataclasses.replace(config, seed=seed))
+    )
     results = loop.run(config, tmp_path)
     ratios = [results["runs"][seed]["evaluation"]["succ"]["ratio"] for seed in ("3", "5")]
     assert results["seeds"] == [3, 5]

@@ -1,0 +1,112 @@
+"""The text that a configuration names, as a training and a validation corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from bdh_jax.config import DataConfig
+from bdh_jax.data import prepared
+from bdh_jax.data.corpus import Corpus, build_corpus, split_corpus
+from bdh_jax.data.documents import DataError, find_files, read_documents
+from bdh_jax.data.tokenizer import Tokenizer, load_tokenizer
+
+TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+
+class TextData(NamedTuple):
+    """Text to train on and to validate with."""
+
+    train: Corpus
+    validation: Corpus
+    tokenizer: Tokenizer
+    fingerprint: str
+    """A hash of both corpora and the tokenizer: tells runs on other text apart."""
+
+
+def load_text(config: DataConfig) -> TextData:
+    """Read the files that a configuration names, and split them.
+
+    Args:
+      config: see :class:`DataConfig`.
+
+    Returns:
+      The :class:`TextData`.
+
+    Raises:
+      DataError: if a file is missing, damaged or empty, or there is nothing to split.
+    """
+    if config.path is not None and prepared.is_prepared(Path(config.path)):
+        train, validation, tokenizer = _load_prepared(config)
+    else:
+        tokenizer = load_tokenizer(config.tokenizer)
+        files = [tiny_shakespeare()] if config.path is None else find_files(config.path)
+        corpus = _read(files, config.column, tokenizer)
+        if config.validation_path is None:
+            train, validation = split_corpus(corpus, config.validation_share)
+        else:
+            train, validation = corpus, _read(find_files(config.validation_path), config.column, tokenizer)
+    return TextData(train, validation, tokenizer, _fingerprint(train, validation, tokenizer))
+
+
+def tiny_shakespeare() -> Path:
+    """The file, downloaded into the cache folder on first use. ``BDH_JAX_CACHE`` names another folder than ~/.cache/bdh_jax.
+
+    Raises:
+      DataError: if it cannot be downloaded.
+    """
+    try:
+        import pooch
+    except ImportError as error:
+        raise DataError(
+            'downloading tiny Shakespeare needs a package: pip install "bdh_jax[text]". Or name your own text: --config.data.path=FILE'
+        ) from error
+    folder = Path(os.environ.get("BDH_JAX_CACHE") or pooch.os_cache("bdh_jax"))
+    pooch.get_logger().setLevel("WARNING")
+    try:
+        return Path(
+            pooch.retrieve(TINY_SHAKESPEARE, f"sha256:{TINY_SHAKESPEARE_SHA256}", fname="tinyshakespeare.txt", path=folder)
+        )
+    except Exception as error:  # of several libraries, by the kind of failure
+        raise DataError(
+            f"tiny Shakespeare, the text that is trained on without data.path, cannot be downloaded "
+            f"({type(error).__name__}). Name your own text: --config.data.path=FILE; or put the file at {folder / 'tinyshakespeare.txt'}"
+        ) from error
+
+
+def _load_prepared(config: DataConfig) -> tuple[Corpus, Corpus, Tokenizer]:
+    folder = Path(config.path)
+    for name in ("validation_path", "tokenizer"):
+        if getattr(config, name) is not None:
+            raise DataError(
+                f"{folder} was prepared with its own {name.removesuffix('_path')}; leave data.{name} out, or prepare it anew"
+            )
+    return prepared.load(folder)
+
+
+def _read(files: Iterable[Path], column: str, tokenizer: Tokenizer) -> Corpus:
+    files = list(files)
+    corpus = build_corpus((document for path in files for document in read_documents(path, column)), tokenizer.encode)
+    if not len(corpus.tokens):
+        names = ", ".join(map(str, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+        raise DataError(f"{names}: empty, there is no text to read")
+    return corpus
+
+
+def _fingerprint(train: Corpus, validation: Corpus, tokenizer: Tokenizer) -> str:
+    digest = hashlib.sha256(tokenizer.name.encode())
+    for corpus in (train, validation):
+        digest.update(corpus.fingerprint.encode() if corpus.fingerprint else _hash_of(corpus))
+    return digest.hexdigest()[:16]
+
+
+def _hash_of(corpus: Corpus) -> bytes:
+    digest = hashlib.sha256(np.ascontiguousarray(corpus.starts).tobytes())
+    digest.update(np.ascontiguousarray(corpus.tokens).tobytes())
+    return digest.digest()

@@ -1,0 +1,185 @@
+"""Which text a configuration names, and what is said if it cannot be read."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from bdh_jax.config import DataConfig
+from bdh_jax.data import load as loading
+from bdh_jax.data import prepared
+from bdh_jax.data.corpus import build_corpus
+from bdh_jax.data.documents import DataError
+from bdh_jax.data.load import load_text, tiny_shakespeare
+from bdh_jax.data.tokenizer import byte_tokenizer, load_tokenizer, train_tokenizer
+
+SENTENCES = [f"The {a} {b} the {a}.".encode() for a in ("cat", "dög", "猫") for b in ("sees", "hears", "knows", "is")]
+
+
+def _prepare(folder, tokenizer=None, per_shard=5, complete=True):
+    """Prepared text of whole sentences, in several shards."""
+    folder.mkdir()
+    encode = (tokenizer or byte_tokenizer()).encode
+    shards = []
+    for split, sentences in (("train", SENTENCES), ("validation", SENTENCES[:2])):
+        for number, first in enumerate(range(0, len(sentences), per_shard)):
+            corpus = build_corpus(sentences[first : first + per_shard], encode)
+            shards.append(prepared.write_shard(folder, split, number, corpus))
+    manifest = {
+        "format": prepared.FORMAT,
+        "tokenizer": (tokenizer or byte_tokenizer()).name,
+        "complete": complete,
+        "shards": shards,
+    }
+    prepared.write_manifest(folder, manifest)
+    return folder
+
+
+def test_validation_is_kept_back_or_named(tmp_path):
+    train, validation = tmp_path / "a.txt", tmp_path / "b.txt"
+    train.write_bytes(b"x" * 90 + b"y" * 10)
+    validation.write_bytes(b"z" * 7)
+    data = load_text(DataConfig(str(train)))
+    assert (bytes(data.train.tokens), bytes(data.validation.tokens)) == (b"x" * 90, b"y" * 10)
+    data = load_text(DataConfig(str(train), validation_path=str(validation)))
+    assert (len(data.train.tokens), bytes(data.validation.tokens)) == (100, b"z" * 7)
+
+
+def test_the_fingerprint_is_of_the_content(tmp_path):
+    one, same, other = (tmp_path / name for name in ("one", "same", "other"))
+    one.write_bytes(b"abcdefghijklm")
+    same.write_bytes(b"abcdefghijklm")
+    other.write_bytes(b"abcdefghijklM")
+    prints = [load_text(DataConfig(str(path), validation_share=0.5)).fingerprint for path in (one, same, other)]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_an_empty_file_and_a_missing_one_are_named(tmp_path):
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    with pytest.raises(DataError, match=r"empty.txt: empty, there is no text to read"):
+        load_text(DataConfig(str(empty)))
+    with pytest.raises(DataError, match="names no file in"):
+        load_text(DataConfig(str(tmp_path / "absent*.txt")))
+
+
+def test_any_bytes_are_text(tmp_path):
+    path = tmp_path / "noise.gz"
+    noise = np.random.default_rng(0).integers(0, 256, 1000, dtype=np.uint8).tobytes()
+    path.write_bytes(gzip.compress(noise))
+    data = load_text(DataConfig(str(path)))
+    assert bytes(data.train.tokens) + bytes(data.validation.tokens) == noise
+    assert data.tokenizer.decode(data.train.tokens) == noise[:900]
+
+
+def test_tiny_shakespeare_comes_from_the_cache_and_without_it_the_flag_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("BDH_JAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(loading, "TINY_SHAKESPEARE", "http://127.0.0.1:9/nothing")
+    with pytest.raises(
+        DataError, match=r"cannot be downloaded .*--config.data.path=FILE; or put the file at .*tinyshakespeare.txt"
+    ):
+        tiny_shakespeare()
+    import hashlib
+
+    (tmp_path / "tinyshakespeare.txt").write_bytes(b"To be")
+    monkeypatch.setattr(loading, "TINY_SHAKESPEARE_SHA256", hashlib.sha256(b"To be").hexdigest())
+    assert tiny_shakespeare().read_bytes() == b"To be"
+    # Another file of that name is not taken for it.
+    (tmp_path / "tinyshakespeare.txt").write_bytes(b"To bee")
+    with pytest.raises(DataError, match="cannot be downloaded"):
+        tiny_shakespeare()
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bpe") / "tokenizer.json"
+    path.write_text(train_tokenizer(SENTENCES, 300))
+    return path
+
+
+def test_a_bpe_keeps_every_byte_and_knows_how_many_a_token_has(bpe):
+    tokenizer = load_tokenizer(bpe)
+    assert 256 < tokenizer.vocab_size <= 300
+    for sentence in [*SENTENCES, "ñ\t\n\x00 𝄞".encode()]:
+        ids = tokenizer.encode(sentence)
+        assert tokenizer.decode(ids) == sentence
+        assert tokenizer.token_bytes[ids].sum() == len(sentence)
+    assert sum(len(tokenizer.encode(s)) for s in SENTENCES) < sum(map(len, SENTENCES)) / 2
+
+
+def test_text_under_a_bpe(bpe, tmp_path):
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"body": s.decode()}) + "\n" for s in SENTENCES))
+    data = load_text(DataConfig(str(path), column="body", tokenizer=str(bpe), validation_share=0.2))
+    assert data.tokenizer.decode(data.train.tokens) + data.tokenizer.decode(data.validation.tokens) == b"".join(SENTENCES)
+
+
+def test_tokenizers_that_lose_bytes_are_refused(bpe, tmp_path):
+    kind = json.loads(bpe.read_text())
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**kind, "decoder": None}))
+    with pytest.raises(DataError, match="its decoder is None .* only byte-level tokenizers"):
+        load_tokenizer(other)
+    other.write_text("{")
+    with pytest.raises(DataError, match="other.json is no tokenizer.json"):
+        load_tokenizer(other)
+    with pytest.raises(DataError, match="tokenizer .*absent.json does not exist"):
+        load_tokenizer(tmp_path / "absent.json")
+    with pytest.raises(DataError, match=r"a document is no UTF-8 \(byte 0xff at 2\)"):
+        load_tokenizer(bpe).encode(b"ab\xff")
+
+
+@pytest.mark.parametrize("per_shard", [100, 5])
+def test_prepared_text_is_what_was_written(bpe, tmp_path, per_shard):
+    for name, tokenizer in (("bytes", None), ("bpe", load_tokenizer(bpe))):
+        folder = _prepare(tmp_path / name, tokenizer, per_shard)
+        if tokenizer is not None:
+            (folder / prepared.TOKENIZER).write_text(bpe.read_text())
+        data = load_text(DataConfig(str(folder)))
+        decode = data.tokenizer.decode
+        assert [decode(data.train.document(i)) for i in range(data.train.documents)] == SENTENCES
+        assert [decode(data.validation.document(i)) for i in range(2)] == SENTENCES[:2]
+        assert data.fingerprint == load_text(DataConfig(str(folder))).fingerprint
+
+
+def test_joined_shards_are_read_like_one_array(tmp_path):
+    arrays = [np.arange(5), np.arange(5, 6), np.arange(6, 13)]
+    joined, whole = prepared.Joined(arrays), np.concatenate(arrays)
+    assert len(joined) == 13
+    for start in range(14):
+        for stop in range(start, 16):
+            np.testing.assert_array_equal(joined[start:stop], whole[start:stop])
+    np.testing.assert_array_equal(np.asarray(joined), whole)
+
+
+def test_damaged_and_unfinished_preparations_are_refused(tmp_path):
+    with pytest.raises(DataError, match="the preparation was interrupted; give the same command again"):
+        load_text(DataConfig(str(_prepare(tmp_path / "half", complete=False))))
+    folder = _prepare(tmp_path / "damaged")
+    content = bytearray((folder / "train-00001.npy").read_bytes())
+    content[-1] ^= 1
+    (folder / "train-00001.npy").write_bytes(content)
+    with pytest.raises(DataError, match=r"train-00001.npy or its starts file is damaged: the checksum"):
+        load_text(DataConfig(str(folder)))
+    (folder / "train-00001.npy").unlink()
+    with pytest.raises(DataError, match=r"train-00001.npy cannot be read"):
+        load_text(DataConfig(str(folder)))
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match=r"manifest.json cannot be read .* it may be damaged"):
+        load_text(DataConfig(str(folder)))
+    (folder / "manifest.json").write_text('{"format": "other", "shards": []}')
+    with pytest.raises(DataError, match="has the format 'other'"):
+        load_text(DataConfig(str(folder)))
+
+
+def test_prepared_text_has_its_own_tokenizer(bpe, tmp_path):
+    folder = _prepare(tmp_path / "bytes")
+    with pytest.raises(DataError, match="was prepared with its own tokenizer; leave data.tokenizer out"):
+        load_text(DataConfig(str(folder), tokenizer=str(bpe)))
+    folder = _prepare(tmp_path / "bpe", load_tokenizer(bpe))
+    (folder / prepared.TOKENIZER).write_text(train_tokenizer(SENTENCES, 280))
+    with pytest.raises(DataError, match="is not the tokenizer that the text was prepared with"):
+        load_text(DataConfig(str(folder)))

@@ -1,0 +1,180 @@
+"""Training on text: states that are carried, models that are not BDH, and text that changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bdh_jax.config import BDHConfig, ConfigError, ConsolidationConfig, DataConfig, GPTConfig, MeshConfig
+from bdh_jax.models import make_model
+from bdh_jax.sharding import make_mesh
+from bdh_jax.tasks import TextConfig, make_task
+from bdh_jax.training import Interrupted, init_state, loop, make_optimizer, make_train_step, put_batch
+from bdh_jax.training.checkpoint import CheckpointError, load, load_bdh
+from bdh_jax.training.metrics import read_rows
+from bdh_jax.training.step import make_keys
+
+
+@pytest.fixture(scope="module", autouse=True)
+def donation():
+    """Looking for NaN switches donation off, and with it what a save could get wrong."""
+    with jax.debug_nans(False):
+        yield
+
+
+@pytest.fixture
+def experiment(tiny, tmp_path):
+    """``experiment(model=..., **train)`` trains on a file of 600 bytes."""
+    path = tmp_path / "text.txt"
+    path.write_bytes(bytes(np.random.default_rng(0).integers(97, 109, 600, dtype=np.uint8)))
+
+    def make(order="shuffled", model=None, **train):
+        config = tiny(**train)
+        return dataclasses.replace(
+            config,
+            task=TextConfig(length=8, order=order),
+            data=DataConfig(str(path)),
+            model=model or dataclasses.replace(config.model, vocab_size=256),
+        )
+
+    return make
+
+
+def _task(config):
+    return make_task(config.task, seed=config.seed, batch_size=config.train.batch_size, data=config.data)
+
+
+def _same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, neurons=2)])
+def test_a_carried_state_is_what_the_tokens_before_left(experiment, mesh):
+    config = experiment("consecutive", carry_state=True, batch_size=2, model=None)
+    # A rate so small that no weight changes: what differs from step to step is the state alone.
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.0), mesh=mesh)
+    config = dataclasses.replace(
+        config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-30, warmup_steps=0)
+    )
+    devices, task = make_mesh(config.mesh), _task(config)
+    model = make_model(config.model, devices if devices.size > 1 else None)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    step = make_train_step(model, optimizer, config, devices)
+    key, step_key = make_keys(0, devices)
+    state = init_state(model, optimizer, devices, key, carried_rows=2)
+    slow = jax.device_get(state.slow)
+    losses = []
+    for number in range(3):
+        state, metrics = step(state, put_batch(task.batch(number), devices), step_key)
+        losses.append(float(metrics["loss"]))
+    tokens, targets, reset, weights = (
+        np.concatenate([getattr(task.batch(n), name) for n in range(3)], axis=1)
+        for name in ("tokens", "targets", "reset", "weights")
+    )
+    assert not reset[:, 1:].any(), "the rows of this seed should not jump within three windows"
+    out = make_model(config.model).apply({"params": slow}, jnp.asarray(tokens))
+    picked = np.take_along_axis(np.asarray(jax.nn.log_softmax(out.logits)), targets[..., None], axis=-1)[..., 0]
+    expected = -(picked * weights).reshape(2, 3, 8).mean(axis=(0, 2))
+    # The same sums in other chunks, in float32.
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    np.testing.assert_allclose(state.fast.memory, out.fast.memory, rtol=1e-4, atol=1e-6)
+    assert abs(losses[2] - _loss_without_state(config, slow, task.batch(2))) > 1e-5
+
+
+def _loss_without_state(config, slow, batch):
+    out = make_model(config.model).apply({"params": slow}, jnp.asarray(batch.tokens))
+    return -np.take_along_axis(np.asarray(jax.nn.log_softmax(out.logits)), batch.targets[..., None], axis=-1).mean()
+
+
+def test_a_carried_state_is_saved_and_resumed_bit_by_bit(experiment, tmp_path, monkeypatch):
+    config = experiment("consecutive", carry_state=True)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    loop.run(config, whole)
+
+    class Killed(type(_task(config))):
+        def prefetch(self, start, end):
+            for step, batch in zip(range(start, end), super().prefetch(start, end), strict=True):
+                if step == 2:
+                    signal.raise_signal(signal.SIGTERM)
+                yield batch
+
+    real = loop.make_task
+    monkeypatch.setattr(
+        loop, "make_task", lambda task, data, **more: Killed(task, real(task, data=data, **more).data, **more)
+    )
+    with pytest.raises(Interrupted, match="saved step 3"):
+        loop.run(config, cut)
+    monkeypatch.setattr(loop, "make_task", real)
+    loop.run(config, cut)
+    _same(load(whole, "last")[1], load(cut, "last")[1])
+
+
+def test_resuming_on_another_text_is_refused(experiment, tmp_path, kill_at, monkeypatch):
+    config, workdir = experiment(), tmp_path / "run"
+
+    def stop(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("bdh_jax.training.metrics.Reporter.training", stop)
+    with pytest.raises(Interrupted):
+        loop.run(config, workdir)
+    monkeypatch.undo()
+    path = tmp_path / "text.txt"
+    text = path.read_bytes()
+    path.write_bytes(text[:-1] + b"z")
+    with pytest.raises(
+        CheckpointError, match=r"holds a run on another text: its fingerprint is \w+, and that of the files now is"
+    ):
+        loop.run(config, workdir)
+    path.write_bytes(text)
+    assert loop.run(config, workdir)["steps"] == 6
+
+
+def test_a_gpt_is_trained_saved_and_loaded_like_a_bdh(experiment, tmp_path):
+    gpt = GPTConfig(vocab_size=256, n_layer=1, d_model=8, n_head=2, dropout=0.1)
+    config = experiment(model=gpt, accumulation=2)
+    results = loop.run(config, tmp_path / "run")
+    score = results["evaluation"]["validation"]
+    assert results["primary"] == pytest.approx(2 ** -score["bits_per_byte"])
+    loaded, slow = load(tmp_path / "run", "last")
+    assert loaded == gpt
+    assert slow["layer0"]["mlp_in"]["kernel"].shape == (8, 32)
+    with pytest.raises(CheckpointError, match="holds a GPT, and only a BDH has neurons and a state"):
+        load_bdh(tmp_path / "run")
+
+
+def test_contributions_are_logged_with_each_evaluation(experiment, tmp_path):
+    config = experiment(log_contributions=True, evaluate_every=3)
+    loop.run(config, tmp_path / "run")
+    rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl", until=10**9) if "contributions" in row]
+    assert [row["step"] for row in rows] == [3, 6]
+    assert rows[0]["contributions"].keys() == {"decoder", "fast"}
+    assert all(size > 0 for row in rows for sizes in row["contributions"].values() for size in sizes)
+
+
+def test_several_seeds_of_text_have_a_table(experiment, tmp_path, capsys):
+    loop.run(dataclasses.replace(experiment(steps=3), seeds=(0, 1)), tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert "bits per byte" in printed
+    assert "seed 1: validation" in printed
+    assert "credit" not in printed
+
+
+def test_what_cannot_carry_a_state_is_refused(experiment):
+    with pytest.raises(ConfigError, match=r"train.carry_state=True with train.accumulation=2"):
+        experiment(carry_state=True, accumulation=2)
+    with pytest.raises(ConfigError, match=r"a GPT has no state to carry"):
+        experiment(carry_state=True, model=GPTConfig(vocab_size=256))
+    with pytest.raises(ConfigError, match=r"with consolidation.function='dense': episodes that go on"):
+        dataclasses.replace(experiment(carry_state=True), consolidation=ConsolidationConfig(function="dense"))
+    with pytest.raises(ConfigError, match=r"mesh.neurons=2: a GPT has no neurons"):
+        dataclasses.replace(experiment(model=GPTConfig(vocab_size=256)), mesh=MeshConfig(neurons=2))
+
+
+def test_a_bdh_is_still_the_model_without_a_name(experiment):
+    assert isinstance(experiment().model, BDHConfig)
