@@ -24,6 +24,7 @@ from ml_collections.config_flags import tuple_parser
 from bdh_jax.allocator import keep_freed_memory
 from bdh_jax.config import ConfigError, ExperimentConfig, from_config_dict
 from bdh_jax.data.documents import DataError
+from bdh_jax.generation import StateError
 from bdh_jax.tasks import CONFIGS
 from bdh_jax.training.checkpoint import CheckpointError
 from bdh_jax.training.loop import Interrupted, NonFiniteError
@@ -96,7 +97,7 @@ def _status(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) ->
     _set_up_logging()
     try:
         return main(argv)
-    except (ConfigError, CheckpointError, DataError) as error:
+    except (ConfigError, CheckpointError, DataError, StateError) as error:
         return _fail(error, USAGE_ERROR)
     except NonFiniteError as error:
         return _fail(error, 1)

@@ -231,6 +231,14 @@ def generate(
             return
 
 
+def memory_needed(config: BDHConfig, batch_size: int, chunk: int = PREFILL_CHUNK) -> int:
+    """Bytes that reading takes beside the weights, about: the state, old and new, and the codes of a chunk. The prompt's length
+    does not matter."""
+    one = jax.eval_shape(lambda: zeros(config, 1)).nbytes
+    codes = 6 * chunk * config.n_neurons * config.state_dtype.itemsize
+    return batch_size * (2 * one + codes)
+
+
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _read(model: BDH, slow: Slow, state: GenerationState, tokens: jax.Array, valid: jax.Array) -> GenerationState:
     out = model.apply({"params": slow}, tokens, state.fast, valid=valid)

@@ -73,7 +73,7 @@ def _default() -> ExperimentConfig:
         ),
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=100),
         train=TrainConfig(
-            steps=1500, batch_size=16, loss="weights", evaluate_every=500, checkpoint_every=250, log_contributions=True
+            steps=1000, batch_size=16, loss="weights", evaluate_every=500, checkpoint_every=250, log_contributions=True
         ),
     )
 

@@ -26,6 +26,8 @@ class Tokenizer(NamedTuple):
     """Ids → the bytes they stand for; those of several tokens are those of each, end to end."""
     token_bytes: np.ndarray
     """[V] int64, bytes that each token stands for."""
+    content: str | None = None
+    """The ``tokenizer.json`` it was made of; None for bytes."""
 
     @property
     def vocab_size(self) -> int:
@@ -90,6 +92,7 @@ def load_tokenizer(path: str | Path | None) -> Tokenizer:
         encode=encode,
         decode=lambda ids: b"".join(pieces[int(token)] for token in ids),
         token_bytes=lengths,
+        content=content,
     )
 
 

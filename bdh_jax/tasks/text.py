@@ -16,6 +16,7 @@ from bdh_jax.config import ConfigError, TaskConfig
 from bdh_jax.data.corpus import Corpus, consecutive_windows, grain_library, training_windows, window
 from bdh_jax.data.documents import DataError
 from bdh_jax.data.load import TextData
+from bdh_jax.data.prepared import TOKENIZER
 from bdh_jax.evaluation.scoring import Predict
 from bdh_jax.tasks.base import Batch, Evaluation, TextScore
 
@@ -60,6 +61,7 @@ class Text:
         self.vocab_size = data.tokenizer.vocab_size
         self.sequence_length = config.length
         self.fingerprint = data.fingerprint
+        self.files = {} if data.tokenizer.content is None else {TOKENIZER: data.tokenizer.content}
         train = data.train if config.document_resets else _one_document(data.train)
         self._validation = data.validation if config.document_resets else _one_document(data.validation)
         if config.order == "shuffled":

@@ -338,6 +338,9 @@ class _Training:
         starts = read_json(path)["starts"] if step > 0 and path.exists() else []
         starts.append(describe_start(step, self._config.seed))
         _write_json(path, {"config": config_json(self._config), "text": self._text, "starts": starts})
+        # What a task needs to be used later and cannot be made again from the configuration alone, such as a tokenizer.
+        for name, content in getattr(self._task, "files", {}).items():
+            _write_file(self._workdir / name, content)
 
 
 class _Clock:
@@ -423,13 +426,17 @@ def _check_folder(workdir: Path, config: ExperimentConfig) -> None:
 
 
 def _write_json(path: Path, value: Any) -> None:
+    _write_file(path, json.dumps(value, indent=2) + "\n")
+
+
+def _write_file(path: Path, content: str) -> None:
     """Write a file whole or not at all, from process 0."""
     if jax.process_index() != 0:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(content, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}. Use another --workdir") from error
