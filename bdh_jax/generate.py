@@ -125,7 +125,8 @@ def _write_many(model: BDH, slow, tokenizer: Tokenizer, sampling: Sampling) -> N
     stop = _stopper(pieces, tokenizer, [text.encode() for text in _STOP.value])
     steps = generate(model, slow, state, max_tokens=_MAX_TOKENS.value, sampling=sampling, seeds=_SEED.value, stop=stop)
     console = rich.console.Console(stderr=True)
-    for _ in rich.progress.track(steps, description="writing", total=_MAX_TOKENS.value, console=console, transient=True):
+    quiet = not console.is_terminal
+    for _ in rich.progress.track(steps, "writing", _MAX_TOKENS.value, console=console, transient=True, disable=quiet):
         pass
     out = Path(_OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +164,8 @@ def _read(model: BDH, slow, prompts, state: GenerationState | None) -> Generatio
             f"the state of {batch} texts needs {needed / 2**30:.1f} GiB and there are {available / 2**30:.1f} GiB free; give fewer "
             "prompts at once. (A longer prompt needs no more: it is read in chunks)"
         )
-    progress = rich.progress.Progress(console=rich.console.Console(stderr=True), transient=True)
+    console = rich.console.Console(stderr=True)
+    progress = rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal)
     with progress:
         bar = progress.add_task("reading", total=longest, visible=longest > 4096)
         return prefill(model, slow, prompts, state, progress=lambda done, total: progress.update(bar, completed=done))

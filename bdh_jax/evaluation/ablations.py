@@ -63,13 +63,13 @@ def normal(config: BDHConfig, slow: Slow) -> Predict:
 def fast_off(config: BDHConfig, slow: Slow) -> Predict:
     """No S and no synapse, neither read nor written: ``fast.enabled=False`` with the other slow weights."""
     config = dataclasses.replace(config, fast=dataclasses.replace(config.fast, enabled=False))
-    return normal(config, _weights_of(config, slow))
+    return normal(config, weights_of(config, slow))
 
 
 def fast_write_off(config: BDHConfig, slow: Slow) -> Predict:
     """The learning rate is 0, so S stays empty for the whole sequence; the synapse is read. ``fast_off`` without a synapse."""
-    config = _without_writes(config)
-    return normal(config, _weights_of(config, slow))
+    config = without_writes(config)
+    return normal(config, weights_of(config, slow))
 
 
 def fast_read_off(config: BDHConfig, slow: Slow) -> Predict:
@@ -78,9 +78,9 @@ def fast_read_off(config: BDHConfig, slow: Slow) -> Predict:
     So the query finds the attention state, the previous address and, in the later layers, all that reads of S have put there, but
     not S. Writing is off at the query because the key would read what SEP wrote.
     """
-    query = _without_writes(config)
+    query = without_writes(config)
     return _interrupted(
-        config, slow, lambda fast: fast.replace(memory=jnp.zeros_like(fast.memory)), query, _weights_of(query, slow)
+        config, slow, lambda fast: fast.replace(memory=jnp.zeros_like(fast.memory)), query, weights_of(query, slow)
     )
 
 
@@ -204,13 +204,13 @@ def _rows_with_state(config: BDHConfig) -> int:
     return int(np.clip(STATE_BYTES // one.nbytes, 1, ROWS))
 
 
-def _without_writes(config: BDHConfig) -> BDHConfig:
+def without_writes(config: BDHConfig) -> BDHConfig:
     # A rate that is learned lies in log space, where 0 is infinitely far: it is given up for a fixed one.
     fast = dataclasses.replace(config.fast, learning_rate=0.0, learn_learning_rate=False)
     return dataclasses.replace(config, fast=fast)
 
 
-def _weights_of(config: BDHConfig, slow: Slow) -> Slow:
+def weights_of(config: BDHConfig, slow: Slow) -> Slow:
     """Those of the weights that a model of this configuration has."""
     names = jax.eval_shape(lambda: BDH(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
     return {name: slow[name] for name in names}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,8 @@ from bdh_jax.config import BDHConfig, ConfigError, ExperimentConfig, ModelConfig
 from bdh_jax.training.step import TrainState
 
 FOLDER = "checkpoints"
+_DELETED = "deleted"
+"""Checkpoints no longer kept are moved here and then deleted: a process killed half-way leaves none that only looks whole."""
 _NOT_EVALUATED = -1.0
 
 
@@ -65,6 +68,7 @@ class Checkpoints:
         self._config = config_json(config)
         self._manager = _open(self._folder) if self._folder.is_dir() else None
         self._best: tuple[int, float] | None = None
+        self._empty_trash()
         if self.last_step is not None:
             try:
                 check_same_config(workdir, _read_info(self._manager, self._folder, self.last_step)["config"], config)
@@ -125,6 +129,7 @@ class Checkpoints:
             if primary is None:
                 return
             # Saved when its evaluation was interrupted: once more, with the score.
+            self._empty_trash()
             self._manager.delete(progress.step)
         info = {"config": self._config, "progress": dataclasses.asdict(progress)}
         self._manager.save(
@@ -143,11 +148,17 @@ class Checkpoints:
         """Return when everything is on disk."""
         if self._manager is not None:
             self._manager.wait_until_finished()
+            self._empty_trash()
 
     def close(self) -> None:
         """As :meth:`wait`, and release what Orbax holds."""
         if self._manager is not None:
             self._manager.close()
+            self._empty_trash()
+
+    def _empty_trash(self) -> None:
+        if jax.process_index() == 0:
+            shutil.rmtree(self._folder / _DELETED, ignore_errors=True)
 
 
 def load(workdir: str | Path, which: Literal["best", "last"] = "best") -> tuple[ModelConfig, dict[str, jax.Array]]:
@@ -278,7 +289,8 @@ def _open(folder: Path) -> ocp.CheckpointManager:
     )
     try:
         return ocp.CheckpointManager(
-            folder.absolute(), options=ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=_primary)
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=_primary, todelete_subdir=_DELETED),
         )
     except Exception as error:
         raise _unreadable(folder, error) from error

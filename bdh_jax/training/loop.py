@@ -300,6 +300,8 @@ class _Training:
     def _save(self, state: TrainState, step: int, evaluated: bool, score: float | None) -> None:
         with self._clock.paused():
             self._checkpoints.save(state, self._progress(step, evaluated), score)
+            # A save in the background would be lost with the process, and with it more work than a save interval.
+            self._checkpoints.wait()
 
     def _stop_if_asked(self, state: TrainState, step: int, evaluated: bool, pending: collections.deque) -> None:
         number = self._signals.number
@@ -311,7 +313,6 @@ class _Training:
 
     def _save_and_stop(self, state: TrainState, step: int, evaluated: bool, number: int) -> None:
         self._save(state, step, evaluated, None)
-        self._checkpoints.wait()
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         raise Interrupted(
             f"{name}: saved step {step} of {self._config.train.steps} in {self._workdir}; the same command goes on there",

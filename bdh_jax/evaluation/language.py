@@ -1,0 +1,195 @@
+"""Language models scored in bits per byte: with carried or reset state, by position in the context, and with parts switched off.
+
+Axis letters: B batch, T time, L layer, K neurons over all heads, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import rich.box
+import rich.console
+import rich.progress
+import rich.table
+
+from bdh_jax.config import BDHConfig, ModelConfig
+from bdh_jax.data.corpus import Corpus, window
+from bdh_jax.data.documents import DataError
+from bdh_jax.evaluation.ablations import weights_of, without_writes
+from bdh_jax.fast_weights.state import zeros
+from bdh_jax.model import BDH
+from bdh_jax.models import make_model
+
+Slow = dict[str, Any]
+Costs = Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]
+
+CHUNK = 128
+"""Tokens of one call of the model while a state is carried."""
+
+
+class PositionScore(NamedTuple):
+    """How well tokens at some distance from the start of their context are predicted."""
+
+    first: int
+    """Distance of the first, in tokens."""
+    last: int
+    """Of the last."""
+    count: int
+    """Bytes."""
+    bits_per_byte: float
+
+
+def score(
+    config: ModelConfig,
+    slow: Slow,
+    corpus: Corpus,
+    token_bytes: np.ndarray,
+    *,
+    context: int,
+    carried: bool = True,
+    rows: int = 8,
+) -> PositionScore:
+    """Bits per byte of a whole text, each stretch of ``context`` tokens read from an empty state.
+
+    Args:
+      config: of the model.
+      slow: its weights.
+      corpus: the text.
+      token_bytes: [V], bytes of each token.
+      context: tokens of a stretch. The first tokens of each are predicted from little.
+      carried: go on from stretch to stretch with the state, so that only the first of a row has an empty one.
+      rows: so many parts of the text are read side by side; each starts with an empty state.
+
+    Returns:
+      One :class:`PositionScore` of all tokens.
+
+    Raises:
+      DataError: if a part is shorter than a stretch.
+      ValueError: if a GPT is to carry a state.
+    """
+    nats = size = 0.0
+    longest = 0
+    for first, losses, weight, counted in _costs(config, slow, corpus, token_bytes, context, carried, rows):
+        nats += float((losses * weight).sum())
+        size += float((counted * weight).sum())
+        longest = max(longest, first + losses.shape[1])
+    return PositionScore(0, longest - 1, int(size), nats / math.log(2) / size)
+
+
+def by_position(
+    config: ModelConfig, slow: Slow, corpus: Corpus, token_bytes: np.ndarray, *, context: int, rows: int = 1
+) -> tuple[PositionScore, ...]:
+    """Bits per byte by how many tokens a model has read before, up to contexts far longer than those it was trained on.
+
+    Args:
+      config, slow, corpus, token_bytes, rows: as in :func:`score`.
+      context: tokens of the longest context; the text is cut into such stretches, and what is left over at its end is not scored.
+
+    Returns:
+      One score for the distances 0 … 63, 64 … 127, 128 … 255 and so on.
+    """
+    edges = [0, *(2**power for power in range(6, 1 + int(math.log2(context)))), context]
+    edges = sorted({edge for edge in edges if edge <= context})
+    nats, size = np.zeros(len(edges) - 1), np.zeros(len(edges) - 1)
+    for first, losses, weight, counted in _costs(config, slow, corpus, token_bytes, context, False, rows, whole=True):
+        distance = first + np.arange(losses.shape[1])
+        place = np.searchsorted(edges, distance, side="right") - 1
+        np.add.at(nats, place, (losses * weight).sum(axis=0))
+        np.add.at(size, place, (counted * weight).sum(axis=0))
+    bits = nats / math.log(2) / size
+    return tuple(
+        PositionScore(low, high - 1, int(count), float(b))
+        for low, high, count, b in zip(edges, edges[1:], size, bits, strict=False)
+    )
+
+
+def cache_bytes(config: ModelConfig, context: int) -> int:
+    """Bytes of a transformer's cache of keys and values: 2·L·D numbers a token, in the state's dtype, of equal layers and width."""
+    return 2 * config.n_layer * config.d_model * config.state_dtype.itemsize * context
+
+
+def equal_context(config: BDHConfig) -> int:
+    """The context at which that cache is as large as the state of one sequence; beyond it the state is smaller."""
+    state = jax.eval_shape(lambda: zeros(config, 1)).nbytes
+    return -(-state // cache_bytes(config, 1))
+
+
+def ablations(config: BDHConfig, slow: Slow) -> dict[str, tuple[BDHConfig, Slow]]:
+    """A model with parts switched off, nothing trained again: name → configuration and weights.
+
+    ``normal``; with fast weights ``fast_write_off`` (S stays empty), ``fast_off`` (no S and no synapse) and ``no_decay`` (λ = 1); with a
+    synapse ``slow_read_off`` (the synapse is zero). :mod:`bdh_jax.evaluation.ablations` has those that tell a query from what was before
+    it, which a text does not.
+    """
+    variants = {"normal": (config, slow)}
+    if not config.fast.enabled:
+        return variants
+    off = dataclasses.replace(config, fast=dataclasses.replace(config.fast, enabled=False))
+    for name, other in {"fast_write_off": without_writes(config), "fast_off": off}.items():
+        variants[name] = (other, weights_of(other, slow))
+    if "synapse" in slow:
+        variants["slow_read_off"] = (config, {**slow, "synapse": jnp.zeros_like(slow["synapse"])})
+    return variants
+
+
+def positions_table(scores: dict[str, Sequence[PositionScore]], title: str) -> rich.table.Table:
+    """Bits per byte: one row for each distance, one column for each model."""
+    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, show_edge=False)
+    table.add_column("tokens read before", justify="right")
+    for name in scores:
+        table.add_column(name, justify="right")
+    for rows in zip(*scores.values(), strict=True):
+        table.add_row(f"{rows[0].first:,} – {rows[0].last:,}", *(f"{row.bits_per_byte:.4f}" for row in rows))
+    return table
+
+
+def _costs(config, slow, corpus, token_bytes, context, carried, rows, whole=False) -> Costs:
+    """(distance of the first token, losses [B,T], weight [B,T], bytes [B,T]) for one chunk of tokens after another."""
+    total = len(corpus.tokens) - 1
+    length = total // rows
+    if whole:
+        length -= length % context
+    if length < 1:
+        raise DataError(
+            f"{len(corpus.tokens)} tokens in {rows} rows are fewer than a context of {context} needs; give more text or a shorter context"
+        )
+    run, empty = _losses(config, carried or context > CHUNK and isinstance(config, BDHConfig), rows)
+    if empty is None and carried:
+        raise ValueError("a GPT has no state to carry; set carried=False")
+    step = CHUNK if empty is not None else context
+    state = empty
+    console = rich.console.Console(stderr=True)
+    with rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("scoring", total=length)
+        done = 0
+        while done < length:
+            distance = done if carried else done % context
+            if distance == 0:
+                state = empty
+            size = min(step, length - done, step if carried else context - distance)
+            pieces = [window(corpus, row * (total // rows) + done, size) for row in range(rows)]
+            tokens, targets, reset, weight = (np.stack(arrays) for arrays in zip(*pieces, strict=True))
+            losses, state = run(slow, tokens, targets, reset, state)
+            yield distance, np.asarray(losses, np.float64), weight, token_bytes[targets]
+            done += size
+            progress.update(bar, completed=done)
+
+
+def _losses(config: ModelConfig, with_state: bool, rows: int) -> tuple[Callable, Any]:
+    """A jitted (slow, tokens, targets, reset, state) → (losses [B,T], state), and the empty state; None for none."""
+    return functools.partial(_run, config, with_state), BDH(config).init_fast(rows) if with_state else None
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(config, with_state, slow, tokens, targets, reset, state):
+    kind = "full" if with_state else "none"
+    out = make_model(config).apply({"params": slow}, tokens, state, reset=reset, state=kind)
+    return optax.softmax_cross_entropy_with_integer_labels(out.logits, targets), out.fast

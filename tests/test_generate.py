@@ -1,0 +1,135 @@
+"""The command that writes text. Each start of JAX costs seconds, so few are made."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bdh_jax.data.tokenizer import load_tokenizer, train_tokenizer
+
+ROOT = Path(__file__).parents[1]
+WORDS = [
+    "to",
+    "be",
+    "or",
+    "not",
+    "to",
+    "be",
+    "that",
+    "is",
+    "the",
+    "question",
+    "whether",
+    "tis",
+    "nobler",
+    "in",
+    "the",
+    "mind",
+]
+
+
+def _run(module, *arguments, stdin=None):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    process = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT, env=environment, input=stdin, capture_output=True
+    )
+    return process.returncode, process.stdout, process.stderr.decode()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A trained model under a BPE: its workdir."""
+    folder = tmp_path_factory.mktemp("text")
+    rng = np.random.default_rng(0)
+    text = " ".join(rng.choice(WORDS, 3000)).encode() + " ünïcödé".encode() * 50
+    (folder / "text.txt").write_bytes(text)
+    (folder / "bpe.json").write_text(train_tokenizer([text], 290))
+    status, _, errors = _run(
+        "bdh_jax.main",
+        "--config=configs/text.py:fast,smoke",
+        f"--workdir={folder / 'run'}",
+        f"--config.data.path={folder / 'text.txt'}",
+        f"--config.data.tokenizer={folder / 'bpe.json'}",
+        "--config.model.vocab_size=290",
+    )
+    assert status == 0, errors
+    (folder / "bpe.json").unlink()  # the run keeps its own
+    return folder / "run"
+
+
+def _generate(run, *arguments, stdin=None):
+    return _run("bdh_jax.generate", f"--workdir={run}", *arguments, stdin=stdin)
+
+
+def test_a_text_saved_and_continued_is_the_text_written_at_once(run, tmp_path):
+    greedy = ["--temperature=0"]
+    status, whole, errors = _generate(run, "--prompt=to be or", *greedy, "--max_tokens=24")
+    assert (status, errors) == (0, "")
+    assert whole.endswith(b"\n")
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("to be or")
+    state = tmp_path / "state"
+    _, first, _ = _generate(run, f"--prompt_file={prompt}", *greedy, "--max_tokens=10", f"--save_state={state}")
+    status, rest, errors = _generate(run, f"--state={state}", *greedy, "--max_tokens=14")
+    assert status == 0, errors
+    assert first[:-1] + rest == whole
+    # Reading goes on where writing stopped.
+    status, _, errors = _generate(run, f"--state={state}", "--prompt= not", "--max_tokens=2", f"--save_state={state}")
+    assert status == 2
+    assert f"--save_state={state} exists; name another file" in errors
+
+
+def test_output_is_valid_utf8_and_prompts_are_continued_as_if_alone(run, tmp_path):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('"to be"\n\n{"prompt": "ünï"}\n')
+    status, printed, errors = _generate(
+        run, f"--prompts={prompts}", f"--out={out}", "--max_tokens=12", "--seed=5", "--temperature=2", "--top_k=200"
+    )
+    assert (status, printed) == (0, b""), errors
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == ["to be", "ünï"]
+    # The second of several has the next seed.
+    status, alone, _ = _generate(
+        run, "--prompt_file=-", "--max_tokens=12", "--seed=6", "--temperature=2", "--top_k=200", stdin="ünï".encode()
+    )
+    assert status == 0
+    assert alone.decode().removesuffix("\n") == rows[1]["text"]
+
+
+def test_a_text_ends_after_a_stop_string(run):
+    whole = _generate(run, "--prompt=to be", "--temperature=0", "--max_tokens=30")[1].decode().removesuffix("\n")
+    stop = whole[7:10]
+    status, cut, _ = _generate(run, "--prompt=to be", "--temperature=0", "--max_tokens=30", f"--stop={stop}", "--stop=never")
+    assert status == 0
+    tokenizer = load_tokenizer(run / "tokenizer.json")
+    text = cut.decode().removesuffix("\n")
+    assert whole.startswith(text)
+    assert stop in text
+    # It ends with the token that completes the string.
+    assert stop not in tokenizer.decode(tokenizer.encode(text.encode())[:-1]).decode(errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "there is nothing to continue"),
+        (["--prompt=a", "--prompts=b"], "--prompt and --prompts exclude each other"),
+        (["--prompt="], "the prompt is empty"),
+        (["--prompts=b"], "--prompts and --out go together"),
+        (["--prompt_file=/nowhere"], "--prompt_file=/nowhere cannot be read"),
+        (["--state=/nowhere"], "/nowhere does not exist"),
+        (["--prompt=a", "--top_p=2"], "top_p=2.0 must lie in (0, 1]"),
+    ],
+)
+def test_mistakes_are_one_message(run, arguments, message):
+    status, output, errors = _generate(run, *arguments)
+    assert (status, output) == (2, b"")
+    assert message in errors
+    assert "Traceback" not in errors
+    assert len(errors.strip().splitlines()) == 1
