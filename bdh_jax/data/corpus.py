@@ -80,7 +80,7 @@ def split_corpus(corpus: Corpus, share: float) -> tuple[Corpus, Corpus]:
         parts = Corpus(corpus.tokens[:cut], before), Corpus(corpus.tokens[cut:], after)
     else:
         documents = [corpus.document(index) for index in range(corpus.documents)]
-        chosen = [_draw(document) < share for document in documents]
+        chosen = [draw(document) < share for document in documents]
         parts = tuple(
             build_corpus([d for d, c in zip(documents, chosen, strict=True) if c == side], lambda document: document)
             for side in (False, True)
@@ -93,7 +93,7 @@ def split_corpus(corpus: Corpus, share: float) -> tuple[Corpus, Corpus]:
     return parts
 
 
-def _draw(document: np.ndarray) -> float:
+def draw(document: np.ndarray) -> float:
     """A number in [0, 1) that the content of a document decides."""
     digest = hashlib.blake2b(np.ascontiguousarray(document).tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64

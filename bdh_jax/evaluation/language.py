@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -118,16 +118,19 @@ def cache_bytes(config: ModelConfig, context: int) -> int:
 
 def equal_context(config: BDHConfig) -> int:
     """The context at which that cache is as large as the state of one sequence; beyond it the state is smaller."""
-    state = jax.eval_shape(lambda: zeros(config, 1)).nbytes
-    return -(-state // cache_bytes(config, 1))
+    return -(-state_bytes(config) // cache_bytes(config, 1))
+
+
+def state_bytes(config: BDHConfig) -> int:
+    """Bytes of the state of one sequence, whatever its length."""
+    return jax.eval_shape(lambda: zeros(config, 1)).nbytes
 
 
 def ablations(config: BDHConfig, slow: Slow) -> dict[str, tuple[BDHConfig, Slow]]:
     """A model with parts switched off, nothing trained again: name → configuration and weights.
 
-    ``normal``; with fast weights ``fast_write_off`` (S stays empty), ``fast_off`` (no S and no synapse) and ``no_decay`` (λ = 1); with a
-    synapse ``slow_read_off`` (the synapse is zero). :mod:`bdh_jax.evaluation.ablations` has those that tell a query from what was before
-    it, which a text does not.
+    ``normal``; with fast weights ``fast_write_off`` (S stays empty) and ``fast_off`` (no S and no synapse); with a synapse
+    ``slow_read_off`` (the synapse is zero). :mod:`bdh_jax.evaluation.ablations` has more, for questions with one answer at their end.
     """
     variants = {"normal": (config, slow)}
     if not config.fast.enabled:
@@ -151,6 +154,23 @@ def positions_table(scores: dict[str, Sequence[PositionScore]], title: str) -> r
     return table
 
 
+def plot_positions(scores: dict[str, Sequence[PositionScore]], train_length: int) -> Any:
+    """A matplotlib figure of :func:`positions_table`'s numbers, with a line where training contexts ended."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, rows in scores.items():
+        axes.plot([row.last + 1 for row in rows], [row.bits_per_byte for row in rows], marker="o", ms=3, lw=1.2, label=name)
+    axes.axvline(train_length, color="0.6", lw=1, ls="--")
+    axes.text(train_length, axes.get_ylim()[1], " training length", color="0.4", va="top", fontsize=8)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("tokens read before, up to")
+    axes.set_ylabel("bits per byte")
+    axes.legend(frameon=False)
+    return figure
+
+
 def _costs(config, slow, corpus, token_bytes, context, carried, rows, whole=False) -> Costs:
     """(distance of the first token, losses [B,T], weight [B,T], bytes [B,T]) for one chunk of tokens after another."""
     total = len(corpus.tokens) - 1
@@ -161,10 +181,13 @@ def _costs(config, slow, corpus, token_bytes, context, carried, rows, whole=Fals
         raise DataError(
             f"{len(corpus.tokens)} tokens in {rows} rows are fewer than a context of {context} needs; give more text or a shorter context"
         )
-    run, empty = _losses(config, carried or context > CHUNK and isinstance(config, BDHConfig), rows)
-    if empty is None and carried:
+    is_bdh = isinstance(config, BDHConfig)
+    if carried and not is_bdh:
         raise ValueError("a GPT has no state to carry; set carried=False")
-    step = CHUNK if empty is not None else context
+    # A long context is read in chunks with a state; a GPT, and a short context, at once.
+    with_state = is_bdh and (carried or context > CHUNK)
+    empty = BDH(config).init_fast(rows) if with_state else None
+    step = CHUNK if with_state else context
     state = empty
     console = rich.console.Console(stderr=True)
     with rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -177,15 +200,10 @@ def _costs(config, slow, corpus, token_bytes, context, carried, rows, whole=Fals
             size = min(step, length - done, step if carried else context - distance)
             pieces = [window(corpus, row * (total // rows) + done, size) for row in range(rows)]
             tokens, targets, reset, weight = (np.stack(arrays) for arrays in zip(*pieces, strict=True))
-            losses, state = run(slow, tokens, targets, reset, state)
+            losses, state = _run(config, with_state, slow, tokens, targets, reset, state)
             yield distance, np.asarray(losses, np.float64), weight, token_bytes[targets]
             done += size
             progress.update(bar, completed=done)
-
-
-def _losses(config: ModelConfig, with_state: bool, rows: int) -> tuple[Callable, Any]:
-    """A jitted (slow, tokens, targets, reset, state) → (losses [B,T], state), and the empty state; None for none."""
-    return functools.partial(_run, config, with_state), BDH(config).init_fast(rows) if with_state else None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

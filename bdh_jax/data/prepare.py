@@ -1,0 +1,243 @@
+"""Turn a large text into shards of token ids, once: ``python -m bdh_jax.data.prepare --dataset=roneneldan/TinyStories --out=data/stories``.
+
+    python -m bdh_jax.data.prepare --dataset=HuggingFaceFW/fineweb-edu --name=sample-10BT --documents=200000 --out=data/fineweb
+    python -m bdh_jax.data.prepare --files='books/*.txt.gz' --train_tokenizer=4096 --out=data/books
+    python -m bdh_jax.main --config=configs/text.py --config.data.path=data/stories --workdir=runs/stories
+
+Data sets are streamed by the ``datasets`` library (``pip install "bdh_jax[text]"``); a local folder in one of its formats works too. A
+document's own content decides whether it is for training or validation. Shards and their checksums are listed in ``manifest.json``
+(:mod:`bdh_jax.data.prepared`). Interrupted, the same command goes on after the last shard.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.progress
+from absl import flags
+
+from bdh_jax import cli
+from bdh_jax.config import ConfigError
+from bdh_jax.data import prepared
+from bdh_jax.data.corpus import build_corpus, draw
+from bdh_jax.data.documents import TEXT_COLUMN, DataError, find_files, read_documents
+from bdh_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+_DATASET = flags.DEFINE_string("dataset", None, "Data set of the Hugging Face hub, or a local folder in one of its formats.")
+_NAME = flags.DEFINE_string("name", None, "Configuration of the data set, such as sample-10BT.")
+_SPLIT = flags.DEFINE_string("split", "train", "Split of the data set to read.")
+_FILES = flags.DEFINE_string("files", None, "Files to read instead: paths, folders or globs, with commas between.")
+_COLUMN = flags.DEFINE_string("column", TEXT_COLUMN, "Column that holds the text.")
+_OUT = flags.DEFINE_string("out", None, "Folder for the shards.")
+_DOCUMENTS = flags.DEFINE_integer("documents", None, "Read so many documents; default all.", lower_bound=1)
+_SHARE = flags.DEFINE_float("validation_share", 0.005, "Share of the documents for validation.")
+_SHARD_TOKENS = flags.DEFINE_integer("shard_tokens", 100_000_000, "Tokens of a shard.", lower_bound=1)
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "tokenizer.json of a byte-level BPE; default: bytes.")
+_TRAIN_TOKENIZER = flags.DEFINE_integer("train_tokenizer", None, "Train a BPE of so many tokens first.", lower_bound=257)
+_TOKENIZER_DOCUMENTS = flags.DEFINE_integer("tokenizer_documents", 10_000, "On so many documents.", lower_bound=1)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prepare what the flags name.
+
+    Raises:
+      ConfigError: a flag is missing or wrong.
+      DataError: the text cannot be read, or the folder holds other text.
+    """
+    del argv
+    if (_DATASET.value is None) == (_FILES.value is None):
+        raise ConfigError("give --dataset=NAME or --files=GLOB, one of the two: what is to be prepared?")
+    if not _OUT.value:
+        raise ConfigError("--out is missing: name a folder for the shards, such as --out=data/stories")
+    if _TOKENIZER.value and _TRAIN_TOKENIZER.value:
+        raise ConfigError("--tokenizer and --train_tokenizer exclude each other; give one of them")
+    if not 0 < _SHARE.value < 1:
+        raise ConfigError(f"--validation_share={_SHARE.value} must lie between 0 and 1")
+    source = {
+        "dataset": _DATASET.value,
+        "name": _NAME.value,
+        "split": _SPLIT.value if _DATASET.value else None,
+        "files": _FILES.value,
+        "column": _COLUMN.value,
+        "documents": _DOCUMENTS.value,
+        "validation_share": _SHARE.value,
+        "train_tokenizer": _TRAIN_TOKENIZER.value,
+    }
+    manifest = prepare(
+        Path(_OUT.value),
+        source,
+        shard_tokens=_SHARD_TOKENS.value,
+        tokenizer=_TOKENIZER.value,
+        tokenizer_documents=_TOKENIZER_DOCUMENTS.value,
+        console=rich.console.Console(stderr=True),
+    )
+    print(_summary(Path(_OUT.value), manifest))
+
+
+def prepare(
+    folder: Path,
+    source: dict[str, Any],
+    *,
+    shard_tokens: int,
+    tokenizer: str | None = None,
+    tokenizer_documents: int = 10_000,
+    console: rich.console.Console | None = None,
+) -> dict[str, Any]:
+    """Prepare a text, or go on where an earlier call stopped.
+
+    Args:
+      folder: for the shards.
+      source: what is read, as the flags of the command: dataset, name, split, files, column, documents, validation_share and
+        train_tokenizer. Kept in the manifest.
+      shard_tokens: a shard is written once so many tokens are at hand.
+      tokenizer: ``tokenizer.json``, or None for bytes.
+      tokenizer_documents: documents on which a tokenizer is trained, if ``source`` asks for one.
+      console: where progress is shown.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      DataError: if the text cannot be read, the folder holds other text, or there is nothing for one of the two sides.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if prepared.is_prepared(folder):
+        manifest = prepared.read_manifest(folder)
+        _check_source(folder, manifest, source)
+        chosen = load_tokenizer(folder / prepared.TOKENIZER if manifest["tokenizer"] != "bytes" else None)
+        if chosen.name != manifest["tokenizer"] or tokenizer is not None and load_tokenizer(tokenizer).name != chosen.name:
+            raise DataError(f"{folder} was begun with another tokenizer; name another --out")
+    else:
+        if any(folder.iterdir()):
+            raise DataError(f"{folder} is not empty and holds no prepared text; name another folder with --out")
+        chosen = _make_tokenizer(folder, source, tokenizer, tokenizer_documents)
+        manifest = {
+            "format": prepared.FORMAT,
+            "source": source,
+            "tokenizer": chosen.name,
+            "documents_read": 0,
+            "complete": False,
+            "shards": [],
+        }
+        prepared.write_manifest(folder, manifest)
+    if not manifest["complete"]:
+        _write_shards(folder, manifest, chosen, shard_tokens, console or rich.console.Console(stderr=True))
+    return manifest
+
+
+def _write_shards(folder, manifest, tokenizer: Tokenizer, shard_tokens: int, console) -> None:
+    source, done = manifest["source"], manifest["documents_read"]
+    parts: dict[str, list[np.ndarray]] = {split: [] for split in prepared.SPLITS}
+    waiting = 0
+
+    def flush() -> None:
+        nonlocal waiting
+        for split, arrays in parts.items():
+            if arrays:
+                number = sum(shard.split == split for shard in manifest["shards"])
+                corpus = build_corpus(arrays, lambda array: array)
+                manifest["shards"].append(prepared.write_shard(folder, split, number, corpus))
+                arrays.clear()
+        waiting = 0
+        manifest["documents_read"] = done
+        prepared.write_manifest(folder, manifest)
+
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.TextColumn("{task.completed:,} documents  {task.fields[tokens]:,} tokens"),
+        rich.progress.TimeElapsedColumn(),
+    )
+    tokens = sum(shard.tokens for shard in manifest["shards"])
+    with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("preparing", total=source["documents"], completed=done, tokens=tokens)
+        for document in _documents(source, skip=done):
+            ids = tokenizer.encode(document)
+            done += 1
+            if len(ids):
+                parts["validation" if draw(ids) < source["validation_share"] else "train"].append(ids)
+                waiting, tokens = waiting + len(ids), tokens + len(ids)
+            if waiting >= shard_tokens:
+                flush()
+            progress.update(bar, completed=done, tokens=tokens)
+    flush()
+    for split in prepared.SPLITS:
+        if not any(shard.split == split for shard in manifest["shards"]):
+            raise DataError(
+                f"{done} documents with --validation_share={source['validation_share']} left none for {split}; read more documents, or "
+                "change the share, into another --out"
+            )
+    manifest["complete"] = True
+    prepared.write_manifest(folder, manifest)
+
+
+def _documents(source: dict[str, Any], skip: int) -> Iterator[bytes]:
+    """The documents that ``source`` names, without the first ``skip``."""
+    if source["files"] is not None:
+        every = (text for path in find_files(source["files"]) for text in read_documents(path, source["column"]))
+        return itertools.islice(every, skip, source["documents"])
+    return itertools.islice(_rows(source, skip), None if source["documents"] is None else max(source["documents"] - skip, 0))
+
+
+def _rows(source: dict[str, Any], skip: int) -> Iterator[bytes]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError('reading data sets needs a package: pip install "bdh_jax[text]"') from error
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.load_dataset(source["dataset"], source["name"], split=source["split"], streaming=True).skip(skip)
+        for number, row in enumerate(rows, skip):
+            text = row.get(source["column"])
+            if not isinstance(text, str):
+                raise DataError(
+                    f"{source['dataset']}, row {number}: no text in column {source['column']!r} (there is {', '.join(row)}); name the column "
+                    "that holds it with --column"
+                )
+            yield text.encode()
+    except DataError:
+        raise
+    except Exception as error:  # of several libraries, by the kind of failure
+        reason = str(error).strip().split("\n")[0][:300]
+        raise DataError(
+            f"{source['dataset']} cannot be read ({type(error).__name__}: {reason}). What is prepared is kept; the same command goes on"
+        ) from error
+
+
+def _make_tokenizer(folder: Path, source: dict[str, Any], path: str | None, documents: int) -> Tokenizer:
+    if source["train_tokenizer"] is not None:
+        content = train_tokenizer(itertools.islice(_documents(source, 0), documents), source["train_tokenizer"])
+    elif path is not None:
+        content = load_tokenizer(path).content
+    else:
+        return load_tokenizer(None)
+    (folder / prepared.TOKENIZER).write_text(content, encoding="utf-8")
+    return load_tokenizer(folder / prepared.TOKENIZER)
+
+
+def _check_source(folder: Path, manifest: dict[str, Any], source: dict[str, Any]) -> None:
+    different = [
+        f"{key}: there {manifest['source'].get(key)!r}, now {source[key]!r}"
+        for key in source
+        if manifest["source"].get(key) != source[key]
+    ]
+    if different:
+        raise DataError(f"{folder} holds other text ({'; '.join(different)}); name another --out, or give the same flags")
+
+
+def _summary(folder: Path, manifest: dict[str, Any]) -> str:
+    lines = [f"{folder}: {manifest['documents_read']:,} documents, tokenizer {manifest['tokenizer']}"]
+    for split in prepared.SPLITS:
+        shards = [shard for shard in manifest["shards"] if shard.split == split]
+        tokens, documents = sum(s.tokens for s in shards), sum(s.documents for s in shards)
+        lines.append(f"  {split}: {tokens:,} tokens in {documents:,} documents, {len(shards)} shards")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,116 @@
+"""Score a trained language model beyond its training length: ``python -m bdh_jax.score_text --workdir=runs/text``.
+
+Prints bits per byte of the validation text from empty and from carried states, by the number of tokens read before, and with parts of
+the model switched off; the bytes of its state beside a transformer's cache; and writes ``results.json`` and ``figure.png`` into
+``WORKDIR/score`` or ``--out``. A GPT, which carries no state, is scored up to ``--gpt_context``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import rich.box
+import rich.console
+import rich.table
+from absl import flags
+
+from bdh_jax import cli
+from bdh_jax.config import BDHConfig, ConfigError, ExperimentConfig, from_config_dict
+from bdh_jax.data.load import load_text
+from bdh_jax.evaluation import language
+from bdh_jax.tasks import CONFIGS, TextConfig
+from bdh_jax.training.checkpoint import load, read_json, seed_folders
+from bdh_jax.training.loop import RUN
+from bdh_jax.training.metrics import describe_start
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run on text, of one seed or several.")
+_WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint to score.")
+_OUT = flags.DEFINE_string("out", None, "Folder for results.json and figure.png; default: score in the workdir.")
+_CONTEXT = flags.DEFINE_integer("context", 16384, "Tokens of the longest context.", lower_bound=64)
+_GPT_CONTEXT = flags.DEFINE_integer(
+    "gpt_context", 1024, "The same for a GPT, whose cost grows with its square.", lower_bound=64
+)
+_ROWS = flags.DEFINE_integer(
+    "rows", 8, "Parts of the text that are read side by side while a state is carried.", lower_bound=1
+)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Score what the flags name.
+
+    Raises:
+      ConfigError: a flag is missing or wrong, or results are there already.
+      DataError: the text is gone, or too short for the context.
+    """
+    del argv
+    if not _WORKDIR.value:
+        raise ConfigError("--workdir is missing: name the folder of a training run, such as --workdir=runs/text")
+    workdir = Path(_WORKDIR.value)
+    out = Path(_OUT.value) if _OUT.value else workdir / "score"
+    files = cli.result_files(out, overwrite=_OVERWRITE.value)
+    folders = seed_folders(workdir) or [workdir]
+    loaded = [load(folder, _WHICH.value) for folder in folders]
+    experiment = from_config_dict(ExperimentConfig, read_json(folders[0] / RUN)["config"], tasks=CONFIGS)
+    if not isinstance(experiment.task, TextConfig):
+        raise ConfigError(f"{workdir} was trained on the task {experiment.task.name!r}, not on text; see bdh_jax.evaluate")
+    data = load_text(experiment.data)
+    config, length = loaded[0][0], experiment.task.length
+    is_bdh = isinstance(config, BDHConfig)
+    arguments = (data.validation, data.tokenizer.token_bytes)
+
+    console = rich.console.Console()
+    if not console.is_terminal:
+        console = rich.console.Console(width=100)
+    record = {"workdir": str(workdir), "which": _WHICH.value, "train_length": length, "start": describe_start(0, 0)}
+    context = _CONTEXT.value if is_bdh else _GPT_CONTEXT.value
+
+    rows = {
+        f"empty state every {length} tokens": lambda slow: language.score(
+            config, slow, *arguments, context=length, carried=False
+        )
+    }
+    if is_bdh:
+        rows["carried state"] = lambda slow: language.score(
+            config, slow, *arguments, context=length, carried=True, rows=_ROWS.value
+        )
+        for name, (other, _) in list(language.ablations(*loaded[0]).items())[1:]:
+            rows[f"{name}, empty every {length}"] = lambda slow, name=name, other=other: language.score(
+                other, language.ablations(config, slow)[name][1], *arguments, context=length, carried=False
+            )
+    table = rich.table.Table(title="validation bits per byte", box=rich.box.SIMPLE_HEAD, show_edge=False)
+    table.add_column("")
+    for folder in folders:
+        table.add_column(folder.name, justify="right")
+    record["whole"] = {}
+    for name, measure in rows.items():
+        bits = [measure(slow).bits_per_byte for _, slow in loaded]
+        record["whole"][name] = bits
+        table.add_row(name, *(f"{b:.4f}" for b in bits))
+    console.print(table)
+    console.print()
+
+    positions = {
+        folder.name: language.by_position(config, slow, *arguments, context=context)
+        for folder, (_, slow) in zip(folders, loaded, strict=True)
+    }
+    title = f"validation bits per byte in contexts of {context:,} (trained on {length})"
+    console.print(language.positions_table(positions, title))
+    record["by_position"] = {name: [row._asdict() for row in scores] for name, scores in positions.items()}
+    if is_bdh:
+        equal = language.equal_context(config)
+        state = language.state_bytes(config)
+        record["state_bytes"], record["equal_context"] = state, equal
+        console.print(
+            f"\nstate of one text: {state / 2**20:.2f} MiB; a transformer's cache of equal layers and width is as large after "
+            f"{equal:,} tokens"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    language.plot_positions(positions, length).savefig(files["figure.png"], dpi=150)
+
+
+if __name__ == "__main__":
+    cli.run(main)

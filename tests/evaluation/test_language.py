@@ -1,0 +1,128 @@
+"""Scores of texts: what is carried, what is cut, and what each distance costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bdh_jax.config import BDHConfig, FastWeightConfig, GPTConfig
+from bdh_jax.data.corpus import Corpus
+from bdh_jax.data.documents import DataError
+from bdh_jax.evaluation import language
+from bdh_jax.models import make_model
+
+VOCAB = 11
+CONFIG = BDHConfig(
+    vocab_size=VOCAB,
+    n_layer=2,
+    d_model=8,
+    n_head=2,
+    n_neurons=16,
+    dropout=0.0,
+    init_std=0.3,
+    fast=FastWeightConfig(synapse=True),
+)
+GPT = GPTConfig(vocab_size=VOCAB, n_layer=1, d_model=8, n_head=2, init_std=0.3)
+TOKENS = np.random.default_rng(0).integers(0, VOCAB, 401).astype(np.uint8)
+CORPUS = Corpus(TOKENS, np.array([0]))
+ONES = np.ones(VOCAB, np.int64)
+
+
+def _slow(config=CONFIG):
+    return make_model(config).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+
+
+def _bits(config, slow, first, last):
+    """Bits of tokens first + 1 … last, read from an empty state at ``first``."""
+    logits = (
+        make_model(config).apply({"params": slow}, jnp.asarray(TOKENS[None, first:last], jnp.int32), state="none").logits[0]
+    )
+    logp = jax.nn.log_softmax(logits.astype(jnp.float32))
+    return -np.take_along_axis(np.asarray(logp), TOKENS[first + 1 : last + 1, None].astype(int), axis=1)[:, 0] / math.log(2)
+
+
+# The same sums of a few hundred float32 numbers, in other chunks.
+CLOSE = {"rtol": 1e-5}
+
+
+@pytest.mark.parametrize("config", [CONFIG, GPT], ids=["bdh", "gpt"])
+def test_empty_states_are_windows_read_alone(config):
+    slow = _slow(config)
+    expected = np.concatenate([_bits(config, slow, first, first + 50) for first in range(0, 400, 50)])
+    score = language.score(config, slow, CORPUS, ONES, context=50, carried=False, rows=2)
+    np.testing.assert_allclose(score.bits_per_byte, expected.mean(), **CLOSE)
+    assert (score.count, score.last) == (400, 49)
+
+
+def test_a_carried_state_reads_on(monkeypatch):
+    slow = _slow()
+    expected = np.concatenate([_bits(CONFIG, slow, first, first + 200) for first in (0, 200)])
+    for chunk in (128, 33):
+        monkeypatch.setattr(language, "CHUNK", chunk)
+        score = language.score(CONFIG, slow, CORPUS, ONES, context=50, carried=True, rows=2)
+        np.testing.assert_allclose(score.bits_per_byte, expected.mean(), **CLOSE)
+        assert (score.count, score.last) == (400, 199)
+
+
+@pytest.mark.parametrize("chunk", [128, 24])
+@pytest.mark.parametrize("config", [CONFIG, GPT], ids=["bdh", "gpt"])
+def test_distances_are_from_the_start_of_a_context(config, chunk, monkeypatch):
+    monkeypatch.setattr(language, "CHUNK", chunk)
+    slow = _slow(config)
+    each = np.stack([_bits(config, slow, first, first + 100) for first in (0, 100, 200, 300)])
+    scores = language.by_position(config, slow, CORPUS, ONES, context=100, rows=2)
+    assert [(s.first, s.last, s.count) for s in scores] == [(0, 63, 256), (64, 99, 144)]
+    np.testing.assert_allclose([s.bits_per_byte for s in scores], [each[:, :64].mean(), each[:, 64:].mean()], **CLOSE)
+
+
+def test_bytes_are_those_of_the_tokens():
+    slow = _slow()
+    twice = language.score(CONFIG, slow, CORPUS, 2 * ONES, context=50, carried=False)
+    once = language.score(CONFIG, slow, CORPUS, ONES, context=50, carried=False)
+    assert twice.count == 2 * once.count
+    np.testing.assert_allclose(2 * twice.bits_per_byte, once.bits_per_byte, rtol=1e-12)
+
+
+def test_a_cache_is_as_large_as_the_state_after_so_many_tokens():
+    # Keys and values, two layers, eight wide, four bytes.
+    assert language.cache_bytes(CONFIG, 10) == 2 * 2 * 8 * 4 * 10
+    state = language.state_bytes(CONFIG)
+    assert state == make_model(CONFIG).init_fast(1).nbytes
+    equal = language.equal_context(CONFIG)
+    assert language.cache_bytes(CONFIG, equal - 1) < state <= language.cache_bytes(CONFIG, equal)
+
+
+def test_parts_are_switched_off():
+    slow = _slow()
+    slow = {**slow, "synapse": jax.random.normal(jax.random.key(1), slow["synapse"].shape)}
+    variants = language.ablations(CONFIG, slow)
+    assert list(variants) == ["normal", "fast_write_off", "fast_off", "slow_read_off"]
+    bits = {
+        name: language.score(config, weights, CORPUS, ONES, context=50, carried=False).bits_per_byte
+        for name, (config, weights) in variants.items()
+    }
+    assert len({round(b, 6) for b in bits.values()}) == 4
+    plain = dataclasses.replace(CONFIG, fast=FastWeightConfig(enabled=False))
+    rest = {name: leaf for name, leaf in slow.items() if name != "synapse"}
+    assert bits["fast_off"] == language.score(plain, rest, CORPUS, ONES, context=50, carried=False).bits_per_byte
+    assert list(language.ablations(plain, rest)) == ["normal"]
+
+
+def test_what_cannot_be_scored_is_refused():
+    with pytest.raises(ValueError, match="a GPT has no state to carry"):
+        language.score(GPT, _slow(GPT), CORPUS, ONES, context=50)
+    with pytest.raises(DataError, match="401 tokens in 1 rows are fewer than a context of 500 needs"):
+        language.by_position(CONFIG, _slow(), CORPUS, ONES, context=500)
+
+
+def test_table_and_figure():
+    scores = {"one": (language.PositionScore(0, 63, 10, 2.5), language.PositionScore(64, 99, 5, 2.25))}
+    table = language.positions_table(scores, "title")
+    assert list(table.columns[1].cells) == ["2.5000", "2.2500"]
+    (axes,) = language.plot_positions(scores, 50).axes
+    assert axes.lines[0].get_xdata().tolist() == [64, 100]
