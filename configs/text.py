@@ -126,7 +126,7 @@ def _gpt(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def _fast(config: ExperimentConfig) -> ExperimentConfig:
-    fast = FastWeightConfig(learning_rate=0.1, decay=0.95, learn_learning_rate=True, learn_decay=True)
+    fast = FastWeightConfig(learning_rate=0.01, decay=0.95, learn_learning_rate=True, learn_decay=True)
     return _model(config, fast=fast)
 
 

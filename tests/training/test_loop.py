@@ -218,6 +218,21 @@ def test_what_cannot_run_here_writes_nothing(tiny, successor, tmp_path):
     assert not workdir.exists()
 
 
+def test_every_save_is_on_disk_before_training_goes_on(tiny, successor, tmp_path, monkeypatch):
+    """A process that is killed later then loses at most a save interval."""
+    events = []
+    for name in ("save", "wait"):
+        real = getattr(Checkpoints, name)
+        monkeypatch.setattr(
+            Checkpoints, name, lambda self, *a, name=name, real=real: (events.append(name), real(self, *a))[1]
+        )
+    config = tiny()
+    loop.train(config, successor(config, lambda what, number: events.append(what)), tmp_path)
+    saves = [i for i, event in enumerate(events) if event == "save"]
+    assert len(saves) >= 2
+    assert all(events[i + 1] == "wait" for i in saves)
+
+
 def test_several_seeds(tiny, successor, tmp_path, monkeypatch, capsys):
     config = dataclasses.replace(tiny(steps=4), seeds=(3, 5))
     monkeypatch.setattr(
