@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import rich.console
 import rich.progress
 from absl import flags
@@ -27,7 +28,7 @@ from bdh_jax import cli
 from bdh_jax.config import ConfigError, ExperimentConfig, from_config_dict
 from bdh_jax.data.prepared import TOKENIZER
 from bdh_jax.data.tokenizer import Tokenizer, load_tokenizer
-from bdh_jax.generation import GenerationState, Sampling, generate, load_state, memory_needed, prefill, save_state
+from bdh_jax.generation import GenerationState, Sampling, check_memory, generate, load_state, prefill, save_state
 from bdh_jax.model import BDH
 from bdh_jax.tasks import CONFIGS, TextConfig
 from bdh_jax.training.checkpoint import load_bdh, read_json
@@ -158,12 +159,7 @@ def _stopper(pieces: list[list[bytes]], tokenizer: Tokenizer, stops: Sequence[by
 def _read(model: BDH, slow, prompts, state: GenerationState | None) -> GenerationState:
     """Read prompts, with a bar if that takes long."""
     batch, longest = len(prompts), max(len(prompt) for prompt in prompts)
-    needed, available = memory_needed(model.config, batch), _available_memory()
-    if available is not None and needed > available:
-        raise ConfigError(
-            f"the state of {batch} texts needs {needed / 2**30:.1f} GiB and there are {available / 2**30:.1f} GiB free; give fewer "
-            "prompts at once. (A longer prompt needs no more: it is read in chunks)"
-        )
+    check_memory(model.config, batch, _available_memory())
     console = rich.console.Console(stderr=True)
     progress = rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal)
     with progress:
@@ -173,8 +169,6 @@ def _read(model: BDH, slow, prompts, state: GenerationState | None) -> Generatio
 
 def _available_memory() -> int | None:
     """Free bytes on the first device, or of the machine; None where neither is known."""
-    import jax
-
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]

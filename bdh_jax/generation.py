@@ -239,6 +239,25 @@ def memory_needed(config: BDHConfig, batch_size: int, chunk: int = PREFILL_CHUNK
     return batch_size * (2 * one + codes)
 
 
+def check_memory(config: BDHConfig, batch_size: int, available: int | None) -> None:
+    """Refuse more sequences than the memory holds, before anything is computed.
+
+    Args:
+      config: of the model.
+      batch_size: sequences to be read at once.
+      available: free bytes; None if they are not known.
+
+    Raises:
+      ConfigError: names both numbers of bytes.
+    """
+    needed = memory_needed(config, batch_size)
+    if available is not None and needed > available:
+        raise ConfigError(
+            f"the state of {batch_size} texts needs {needed / 2**30:.2f} GiB and {available / 2**30:.2f} GiB are free; give fewer prompts at "
+            "once. (A longer prompt needs no more: it is read in chunks)"
+        )
+
+
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _read(model: BDH, slow: Slow, state: GenerationState, tokens: jax.Array, valid: jax.Array) -> GenerationState:
     out = model.apply({"params": slow}, tokens, state.fast, valid=valid)

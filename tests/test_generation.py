@@ -19,9 +19,11 @@ from bdh_jax.generation import (
     GenerationState,
     Sampling,
     StateError,
+    check_memory,
     filter_logits,
     generate,
     load_state,
+    memory_needed,
     prefill,
     sample,
     save_state,
@@ -265,3 +267,14 @@ def test_progress_counts_to_the_length_of_the_longest_prompt():
     state = prefill(model, slow, PROMPTS, chunk=4, progress=lambda *numbers: seen.append(numbers))
     assert seen == [(1, 9), (5, 9), (9, 9)]
     assert isinstance(state, GenerationState)
+
+
+def test_more_prompts_than_memory_holds_are_refused_and_length_does_not_matter():
+    needed = memory_needed(CONFIG, 3)
+    assert needed == 3 * memory_needed(CONFIG, 1) > 3 * BDH(CONFIG).init_fast(1).nbytes
+    check_memory(CONFIG, 3, needed)
+    check_memory(CONFIG, 3, None)
+    with pytest.raises(
+        ConfigError, match=r"the state of 3 texts needs \d+\.\d\d GiB and 0\.00 GiB are free; give fewer prompts"
+    ):
+        check_memory(CONFIG, 3, needed - 1)

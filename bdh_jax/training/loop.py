@@ -46,6 +46,7 @@ from bdh_jax.training.step import (
     make_train_step,
     put_batch,
 )
+from bdh_jax.training.throughput import peak_flops, peak_memory, training_flops_per_token
 
 RUN, RESULTS = "run.json", "results.json"
 _LOGGER = logging.getLogger("bdh_jax")
@@ -157,6 +158,8 @@ class _Training:
         self._optimizer = make_optimizer(config.optimizer, config.train.steps)
         self._init_key, self._step_key = make_keys(config.seed, self._mesh)
         self._train_step = make_train_step(self._model, self._optimizer, config, self._mesh)
+        self._flops_per_token = training_flops_per_token(config.model, task.sequence_length)
+        self._peak = peak_flops(config.model, list(self._mesh.devices.flat))
         logged = config.train.log_contributions and config.model.fast.enabled
         self._contributions = make_contributions(self._model) if logged else None
         self._predict = make_predict(self._model, self._mesh)
@@ -202,6 +205,8 @@ class _Training:
             "steps": steps,
             "seconds": self._progress(steps, evaluated=True).seconds,
             "tokens_per_second": self._clock.rate(),
+            "mfu": None if self._peak is None else (self._clock.rate() or 0.0) * self._flops_per_token / self._peak,
+            "peak_memory_bytes": peak_memory(),
             "primary": evaluation.primary,
             "evaluation": {row.name: row.to_dict() for row in evaluation.rows},
             "note": evaluation.note,
@@ -264,6 +269,8 @@ class _Training:
                     "learning_rate": float(metrics["learning_rate"]),
                     "tokens_per_second": self._clock.recent_rate(),
                 }
+                if self._peak is not None and row["tokens_per_second"] is not None:
+                    row["mfu"] = row["tokens_per_second"] * self._flops_per_token / self._peak
                 self._reporter.training(step, row)
 
     def _describe_divergence(self, step: int, metrics: Any) -> str:

@@ -1,4 +1,4 @@
-"""The command that writes text. Each start of JAX costs seconds, so few are made."""
+"""The commands around text: preparing, training, writing, scoring. Each start of JAX costs seconds, so few are made."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def run(tmp_path_factory):
         "--config.model.vocab_size=290",
     )
     assert status == 0, errors
-    (folder / "bpe.json").unlink()  # the run keeps its own
+    (folder / "bpe.json").rename(folder / "elsewhere.json")  # the run keeps its own
     return folder / "run"
 
 
@@ -133,3 +133,41 @@ def test_mistakes_are_one_message(run, arguments, message):
     assert message in errors
     assert "Traceback" not in errors
     assert len(errors.strip().splitlines()) == 1
+
+
+def test_a_run_is_scored_beyond_its_training_length(run, tmp_path):
+    (run.parent / "elsewhere.json").rename(run.parent / "bpe.json")
+    status, output, errors = _run("bdh_jax.score_text", f"--workdir={run}", f"--out={tmp_path}", "--context=128", "--rows=2")
+    assert status == 0, errors
+    printed = output.decode()
+    for expected in ("empty state every 32 tokens", "carried state", "fast_off", "64 – 127", "state of one text"):
+        assert expected in printed
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [row["last"] for row in results["by_position"]["run"]] == [63, 127]
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+    status, _, errors = _run("bdh_jax.score_text", f"--workdir={run}", f"--out={tmp_path}")
+    assert status == 2
+    assert "results.json exists; name another folder with --out, or pass --overwrite" in errors
+
+
+def test_text_is_prepared_and_trained_on(tmp_path):
+    stories = tmp_path / "stories.jsonl"
+    stories.write_text("".join(json.dumps({"text": f"{' '.join(WORDS)} {i}"}) + "\n" for i in range(60)))
+    arguments = [f"--files={stories}", f"--out={tmp_path / 'prepared'}", "--validation_share=0.3"]
+    status, output, errors = _run("bdh_jax.data.prepare", *arguments)
+    assert status == 0, errors
+    assert "60 documents, tokenizer bytes" in output.decode()
+    run = [f"--config.data.path={tmp_path / 'prepared'}", "--config.train.steps=4", "--config=configs/text.py:gpt,smoke"]
+    status, output, errors = _run("bdh_jax.main", run.pop(), *run, f"--workdir={tmp_path / 'run'}")
+    assert status == 0, errors
+    assert "bits per byte" in output.decode()
+    status, _, errors = _run("bdh_jax.generate", f"--workdir={tmp_path / 'run'}", "--prompt=to")
+    assert status == 2
+    assert "holds a GPT, and only a BDH has neurons and a state" in errors
+    # A damaged shard is one message, and so is too short a text.
+    shard = tmp_path / "prepared" / "train-00000.npy"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    status, _, errors = _run("bdh_jax.main", "--config=configs/text.py:smoke", *run, f"--workdir={tmp_path / 'other'}")
+    assert status == 2
+    assert "train-00000.npy or its starts file is damaged" in errors
+    assert "Traceback" not in errors
