@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import logging
+import os
 import re
 import runpy
 import sys
@@ -84,7 +85,22 @@ def result_files(out: Path, *, overwrite: bool) -> dict[str, Path]:
             raise ConfigError(f"{path} exists; name another folder with --out, or pass --overwrite")
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError('the figure needs matplotlib: pip install "bdh_jax[plot]"')
+    check_writable(files["results.json"])
     return files
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of a file that is to be written later, so that hours of work do not end in a file that cannot be.
+
+    Raises:
+      ConfigError: if the folder cannot be made or written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}; name another place") from error
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"{path} cannot be written: {path.parent} is read-only; name another place")
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:

@@ -325,7 +325,7 @@ class DataConfig:
 
     path: str | None = None
     """Files to train on: one or several paths, folders or globs, with commas between; or a folder that ``bdh_jax.data.prepare``
-    made. None takes tiny Shakespeare, downloaded once."""
+    made, which has its own split, column and tokenizer. None takes tiny Shakespeare, downloaded once."""
     validation_path: str | None = None
     """Files to validate on; None keeps back ``validation_share`` of the others."""
     validation_share: float = 0.1
@@ -486,12 +486,21 @@ class ExperimentConfig:
                 self.mesh.neurons == 1, f"mesh.neurons={self.mesh.neurons}: a GPT has no neurons to spread; set it to 1"
             )
             _require(not self.train.carry_state, "train.carry_state=True: a GPT has no state to carry; set it to False")
+            _require(
+                self.consolidation.function == "none",
+                f"consolidation.function={self.consolidation.function!r}: a GPT has no fast weights to consolidate; set it to 'none'",
+            )
         else:
             self._check_neurons()
         _require(
             self.mesh.data == -1 or (self.train.batch_size // self.train.accumulation) % self.mesh.data == 0,
             f"mesh.data={self.mesh.data} does not divide the {self.train.batch_size // self.train.accumulation} sequences of a "
             f"slice (train.batch_size={self.train.batch_size}, train.accumulation={self.train.accumulation})",
+        )
+        _require(
+            not self.train.carry_state or getattr(self.task, "order", None) == "consecutive",
+            "train.carry_state=True: rows of this task do not go on from batch to batch, so a state would leak into other text; set "
+            'train.carry_state=False, or task.order="consecutive" of a text',
         )
         _require(
             not self.train.carry_state or self.consolidation.function == "none",

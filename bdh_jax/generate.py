@@ -73,11 +73,13 @@ def main(argv: Sequence[str]) -> None:
     for flag in (_OUT, _SAVE_STATE):
         if flag.value and Path(flag.value).exists():
             raise ConfigError(f"--{flag.name}={flag.value} exists; name another file, or delete it first")
-    sampling = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value)
+        if flag.value:
+            cli.check_writable(Path(flag.value))
     workdir = Path(_WORKDIR.value)
     config, slow = load_bdh(workdir, _WHICH.value)
     tokenizer = _tokenizer_of(workdir)
     model = BDH(config)
+    sampling = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value, vocab_size=tokenizer.vocab_size)
     if _PROMPTS.value:
         _write_many(model, slow, tokenizer, sampling)
     else:
@@ -93,7 +95,7 @@ def _write_one(model: BDH, slow, tokenizer: Tokenizer, sampling: Sampling) -> No
         raise ConfigError(f"--state={_STATE.value} holds {state.logits.shape[0]} texts; this command goes on with one")
     if prompt:
         state = _read(model, slow, [tokenizer.encode(prompt)], state)
-    stops = [stop.encode() for stop in _STOP.value]
+    stops = [stop.encode(errors="surrogateescape") for stop in _STOP.value]
     pieces: list[bytes] = []
     newest = [state]
     stream = _Stream()
@@ -120,17 +122,16 @@ def _write_one(model: BDH, slow, tokenizer: Tokenizer, sampling: Sampling) -> No
 
 def _write_many(model: BDH, slow, tokenizer: Tokenizer, sampling: Sampling) -> None:
     prompts = _read_prompts(Path(_PROMPTS.value))
-    ids = [tokenizer.encode(prompt.encode()) for prompt in prompts]
+    ids = [tokenizer.encode(prompt.encode(errors="surrogatepass")) for prompt in prompts]
     state = _read(model, slow, ids, None)
     pieces: list[list[bytes]] = [[] for _ in prompts]
-    stop = _stopper(pieces, tokenizer, [text.encode() for text in _STOP.value])
+    stop = _stopper(pieces, tokenizer, [text.encode(errors="surrogateescape") for text in _STOP.value])
     steps = generate(model, slow, state, max_tokens=_MAX_TOKENS.value, sampling=sampling, seeds=_SEED.value, stop=stop)
     console = rich.console.Console(stderr=True)
     quiet = not console.is_terminal
     for _ in rich.progress.track(steps, "writing", _MAX_TOKENS.value, console=console, transient=True, disable=quiet):
         pass
     out = Path(_OUT.value)
-    out.parent.mkdir(parents=True, exist_ok=True)
     rows = (
         {"prompt": prompt, "text": b"".join(written).decode(errors="replace")}
         for prompt, written in zip(prompts, pieces, strict=True)
@@ -207,7 +208,7 @@ def _prompt() -> bytes:
 
 def _read_prompts(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompts={path} cannot be read: {error}") from error
     prompts = []
@@ -229,10 +230,13 @@ def _read_prompts(path: Path) -> list[str]:
 
 def _tokenizer_of(workdir: Path) -> Tokenizer:
     """The tokenizer that the run was trained with."""
-    config = from_config_dict(ExperimentConfig, read_json(workdir / RUN)["config"], tasks=CONFIGS)
+    run = read_json(workdir / RUN)
+    config = from_config_dict(ExperimentConfig, run["config"], tasks=CONFIGS)
     if not isinstance(config.task, TextConfig):
         raise ConfigError(f"{workdir} was trained on the task {config.task.name!r}, not on text: its tokens are no bytes")
     path = workdir / TOKENIZER
+    if TOKENIZER in run.get("files", ()) and not path.exists():
+        raise ConfigError(f"{path} is missing, without which the model's tokens mean nothing; restore it")
     return load_tokenizer(path if path.exists() else None)
 
 

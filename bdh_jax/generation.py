@@ -53,12 +53,16 @@ class Sampling:
     """Keep the most likely tokens whose probabilities sum up to at least this (arXiv 1904.09751)."""
     min_p: float | None = None
     """Keep tokens at least this many times as likely as the most likely one (arXiv 2407.01082)."""
+    vocab_size: int | None = None
+    """Draw ids below this only, greedily too: a model may have more than its tokenizer knows. None: all."""
 
     def __post_init__(self):
         if not (self.temperature >= 0 and np.isfinite(self.temperature)):
             raise ConfigError(f"temperature={self.temperature} must be ≥ 0; 0 takes the most likely token")
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k={self.top_k} must be at least 1, or None to keep all tokens")
+        if self.vocab_size is not None and self.vocab_size < 1:
+            raise ConfigError(f"vocab_size={self.vocab_size} must be at least 1, or None to draw all ids")
         for name in ("top_p", "min_p"):
             share = getattr(self, name)
             if share is not None and not 0 < share <= 1:
@@ -112,6 +116,9 @@ def sample(logits: jax.Array, keys: jax.Array, positions: jax.Array, sampling: S
     Returns:
       [B] int32.
     """
+    if sampling.vocab_size is not None:
+        known = jnp.arange(logits.shape[-1]) < sampling.vocab_size
+        logits = jnp.where(known[None], logits, jnp.array(-jnp.inf, logits.dtype))
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     keys = jax.vmap(jax.random.fold_in)(keys, positions)

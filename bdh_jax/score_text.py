@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import rich.box
 import rich.console
 import rich.table
@@ -18,9 +19,9 @@ from absl import flags
 
 from bdh_jax import cli
 from bdh_jax.config import BDHConfig, ConfigError, ExperimentConfig, from_config_dict
-from bdh_jax.data.load import load_text
+from bdh_jax.data.corpus import Corpus
 from bdh_jax.evaluation import language
-from bdh_jax.tasks import CONFIGS, TextConfig
+from bdh_jax.tasks import CONFIGS, TextConfig, make_task
 from bdh_jax.training.checkpoint import load, read_json, seed_folders
 from bdh_jax.training.loop import RUN
 from bdh_jax.training.metrics import describe_start
@@ -56,16 +57,21 @@ def main(argv: Sequence[str]) -> None:
     experiment = from_config_dict(ExperimentConfig, read_json(folders[0] / RUN)["config"], tasks=CONFIGS)
     if not isinstance(experiment.task, TextConfig):
         raise ConfigError(f"{workdir} was trained on the task {experiment.task.name!r}, not on text; see bdh_jax.evaluate")
-    data = load_text(experiment.data)
     config, length = loaded[0][0], experiment.task.length
     is_bdh = isinstance(config, BDHConfig)
-    arguments = (data.validation, data.tokenizer.token_bytes)
+    context = _CONTEXT.value if is_bdh else _GPT_CONTEXT.value
+    validation, token_bytes = _validation(experiment, folders[0])
+    if len(validation.tokens) <= context:
+        raise ConfigError(
+            f"the validation text has {len(validation.tokens)} tokens, too few for a context of {context}; give a smaller --context "
+            "(--gpt_context for a GPT)"
+        )
+    arguments = (validation, token_bytes)
 
     console = rich.console.Console()
     if not console.is_terminal:
         console = rich.console.Console(width=100)
     record = {"workdir": str(workdir), "which": _WHICH.value, "train_length": length, "start": describe_start(0, 0)}
-    context = _CONTEXT.value if is_bdh else _GPT_CONTEXT.value
 
     rows = {
         f"empty state every {length} tokens": lambda slow: language.score(
@@ -107,9 +113,24 @@ def main(argv: Sequence[str]) -> None:
             f"\nstate of one text: {state / 2**20:.2f} MiB; a transformer's cache of equal layers and width is as large after "
             f"{equal:,} tokens"
         )
-    out.mkdir(parents=True, exist_ok=True)
     files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     language.plot_positions(positions, length).savefig(files["figure.png"], dpi=150)
+
+
+def _validation(experiment: ExperimentConfig, folder: Path) -> tuple[Corpus, np.ndarray]:
+    """The validation text as the run saw it, and the bytes of each token.
+
+    Raises:
+      ConfigError: if the text is not the one that the run was trained on: what was validation may be training now.
+    """
+    task = make_task(experiment.task, data=experiment.data, seed=experiment.seed, batch_size=experiment.train.batch_size)
+    before = read_json(folder / RUN).get("text")
+    if before not in (None, task.fingerprint):
+        raise ConfigError(
+            f"the text has changed since {folder} was trained: its fingerprint was {before} and is {task.fingerprint} now; restore the "
+            "files or the tokenizer"
+        )
+    return task.validation, task.data.tokenizer.token_bytes
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def main() -> None:
     table = rich.table.Table(title="validation bits per byte", box=rich.box.SIMPLE_HEAD, show_edge=False)
     for column in (
         "",
-        "parameters",
+        "trained parameters",
         *(f"seed {seed}" for seed in options.seeds.split(",")),
         "mean ± sd",
         "to BDH, 95 % interval",
@@ -94,8 +94,8 @@ def _run(name: str, variant: str, options: argparse.Namespace) -> dict[str, Any]
         *(f"--config.{override}" for override in options.override),
         f"--workdir={workdir}",
     ]
-    if not (workdir / "results.json").exists():
-        subprocess.run(command, check=True)
+    # A finished run is only printed, and one of another configuration refused.
+    subprocess.run(command, check=True)
     return json.loads((workdir / "results.json").read_text())
 
 

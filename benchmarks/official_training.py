@@ -30,11 +30,14 @@ import rich.console
 import rich.progress
 import rich.table
 
-from bdh_jax.config import ExperimentConfig, from_config_dict
+from bdh_jax.config import BDHConfig, ExperimentConfig, from_config_dict
 from bdh_jax.tasks import CONFIGS, make_task
 from bdh_jax.training.checkpoint import config_json
 from bdh_jax.training.metrics import METRICS, describe_start, read_rows
 from bdh_jax.training.optimizer import make_schedule
+
+SMOOTH = 50
+"""Steps over which the figure averages training losses."""
 
 
 def main() -> None:
@@ -56,10 +59,7 @@ def main() -> None:
     if "runs" not in ours:
         sys.exit(f"error: {results} is of one seed; train several, with --config.seeds=0,1,2")
     config = from_config_dict(ExperimentConfig, ours["config"], tasks=CONFIGS)
-    if config.model.fast.enabled or config.model.dropout or config.train.loss != "weights":
-        sys.exit(
-            "error: the official code has no fast weights, and dropout would draw other numbers; compare configs/text.py itself"
-        )
+    _check_comparable(config, ours["seeds"])
     theirs = {}
     for seed in ours["seeds"]:
         path = arguments.workdir / f"seed{seed}.json"
@@ -70,6 +70,24 @@ def main() -> None:
         if theirs[seed]["config"] != config_json(config):
             sys.exit(f"error: {path} was trained with another configuration; name another --workdir")
     compare(ours, theirs, arguments)
+
+
+def _check_comparable(config: ExperimentConfig, seeds: list[int]) -> None:
+    """Exit unless the two sides would compute the same function of the same numbers."""
+    model = config.model
+    published = {"dropout": 0.0, "dtype": "float32", "attention": "rope", "attention_decay": (1.0,), "init_std": 0.02}
+    for name, value in {**published, "rope_theta": 2.0**16}.items() if isinstance(model, BDHConfig) else ():
+        if getattr(model, name) != value:
+            sys.exit(f"error: model.{name}={getattr(model, name)!r}, and this comparison needs {value!r}")
+    if not isinstance(model, BDHConfig) or model.fast.enabled or config.train.loss != "weights" or config.train.carry_state:
+        sys.exit(
+            "error: the official code has no fast weights, no other loss and no carried state; compare configs/text.py itself"
+        )
+    task = make_task(config.task, data=config.data, seed=0, batch_size=config.train.batch_size)
+    if task.may_reset or task.validation.documents > 1:
+        sys.exit("error: the official code knows no documents; compare on one, or with task.document_resets=False")
+    if len(seeds) < 2 or config.train.log_every > SMOOTH:
+        sys.exit(f"error: several seeds are needed for a spread, and train.log_every of at most {SMOOTH} for the figure")
 
 
 def train(official: ModuleType, torch: Any, config: ExperimentConfig, seed: int) -> dict[str, Any]:
@@ -163,18 +181,19 @@ def _plot(ours: dict[str, Any], theirs: dict[int, dict[str, Any]], arguments: ar
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    smooth = 50
     for number, (seed, run) in enumerate(theirs.items()):
-        label = {"label": "official PyTorch code"} if number == 0 else {}
-        mean = np.convolve(run["losses"], np.ones(smooth) / smooth, mode="valid")
-        axes.plot(np.arange(smooth, len(run["losses"]) + 1), mean / math.log(2), color="tab:orange", lw=1, **label)
         rows = [row for row in read_rows(arguments.ours / f"seed{seed}" / METRICS, until=ours["steps"]) if "loss" in row]
-        every = rows[1]["step"] - rows[0]["step"]
-        mean = np.convolve([row["loss"] for row in rows], np.ones(smooth // every) * every / smooth, mode="valid")
-        label = {"label": "bdh_jax"} if number == 0 else {}
-        axes.plot([row["step"] for row in rows][-len(mean) :], mean / math.log(2), color="tab:blue", lw=1, ls="--", **label)
+        steps = [row["step"] for row in rows]
+        width = SMOOTH // (steps[1] - steps[0])
+        # This library logs every few steps; of the other side the same steps are shown.
+        for side, losses, color, style in (
+            ("official PyTorch code", [run["losses"][step - 1] for step in steps], "tab:orange", "-"),
+            ("bdh_jax", [row["loss"] for row in rows], "tab:blue", "--"),
+        ):
+            mean = np.convolve(losses, np.ones(width) / width, mode="valid") / math.log(2)
+            axes.plot(steps[-len(mean) :], mean, color=color, lw=1, ls=style, label=side if number == 0 else None)
     axes.set_xlabel("step")
-    axes.set_ylabel(f"training bits per byte, mean of {smooth} steps")
+    axes.set_ylabel(f"training bits per byte, mean over {SMOOTH} steps")
     axes.set_ylim(top=5)
     axes.legend(frameon=False)
     figure.savefig(arguments.workdir / "figure.png", dpi=150)

@@ -278,3 +278,16 @@ def test_more_prompts_than_memory_holds_are_refused_and_length_does_not_matter()
         ConfigError, match=r"the state of 3 texts needs \d+\.\d\d GiB and 0\.00 GiB are free; give fewer prompts"
     ):
         check_memory(CONFIG, 3, needed - 1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_ids_that_a_tokenizer_does_not_know_are_not_drawn(temperature):
+    logits = jnp.asarray(np.linspace(0, 5, 3 * VOCAB).reshape(3, VOCAB))
+    keys = jnp.stack([jax.random.key(number) for number in range(3)])
+    drawn = [sample(logits, keys, jnp.full(3, position), Sampling(temperature, vocab_size=6)) for position in range(20)]
+    assert np.max(drawn) == 5
+    assert (
+        np.max([sample(logits, keys, jnp.full(3, position), Sampling(temperature)) for position in range(20)]) == VOCAB - 1
+    )
+    with pytest.raises(ConfigError, match="vocab_size=0 must be at least 1"):
+        Sampling(vocab_size=0)

@@ -87,13 +87,13 @@ def test_a_text_saved_and_continued_is_the_text_written_at_once(run, tmp_path):
 
 def test_output_is_valid_utf8_and_prompts_are_continued_as_if_alone(run, tmp_path):
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
-    prompts.write_text('"to be"\n\n{"prompt": "ünï"}\n')
+    prompts.write_text('"to\u2028be"\n\n{"prompt": "ünï"}\n')
     status, printed, errors = _generate(
         run, f"--prompts={prompts}", f"--out={out}", "--max_tokens=12", "--seed=5", "--temperature=2", "--top_k=200"
     )
     assert (status, printed) == (0, b""), errors
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["prompt"] for row in rows] == ["to be", "ünï"]
+    assert [row["prompt"] for row in rows] == ["to\u2028be", "ünï"]
     # The second of several has the next seed.
     status, alone, _ = _generate(
         run, "--prompt_file=-", "--max_tokens=12", "--seed=6", "--temperature=2", "--top_k=200", stdin="ünï".encode()
@@ -148,6 +148,12 @@ def test_a_run_is_scored_beyond_its_training_length(run, tmp_path):
     status, _, errors = _run("bdh_jax.score_text", f"--workdir={run}", f"--out={tmp_path}")
     assert status == 2
     assert "results.json exists; name another folder with --out, or pass --overwrite" in errors
+    text = run.parent / "text.txt"
+    text.write_bytes(text.read_bytes() + b" more")
+    for more, message in (([], "the text has changed since"), (["--out=/proc/x"], "/proc/x/results.json cannot be written")):
+        status, _, errors = _run("bdh_jax.score_text", f"--workdir={run}", f"--out={tmp_path / 'b'}", "--context=64", *more)
+        assert (status, "Traceback" in errors) == (2, False)
+        assert message in errors
 
 
 def test_text_is_prepared_and_trained_on(tmp_path):

@@ -152,7 +152,7 @@ def consecutive_windows(corpus: Corpus, length: int, rows: int, seed: int) -> gr
     """Endless windows for B rows, each of which goes on reading where it stopped: element ``step * rows + row``.
 
     The corpus is cut into as many stretches as there are rows. A row reads its stretch to the end and starts again. The first
-    window of a stretch starts a new episode, as a document does.
+    window of a stretch starts a new episode, as a document does. Fewer than B windows at the start of the corpus are over, and never read.
 
     Args:
       corpus: the training part.

@@ -115,7 +115,7 @@ def _json_lines(path: Path, file: BinaryIO, column: str) -> Iterator[bytes]:
             raise DataError(
                 f"{path}, line {number}: no text in column {column!r} (there is {has}); name the column that holds it"
             )
-        yield text.encode()
+        yield text.encode(errors="surrogatepass")
 
 
 def _parquet(path: Path, file: BinaryIO, column: str, compression: str | None) -> Iterator[bytes]:

@@ -42,7 +42,7 @@ def load_text(config: DataConfig) -> TextData:
     Raises:
       DataError: if a file is missing, damaged or empty, or there is nothing to split.
     """
-    if config.path is not None and prepared.is_prepared(Path(config.path)):
+    if config.path is not None and prepared.is_prepared(Path(config.path).expanduser()):
         train, validation, tokenizer = _load_prepared(config)
     else:
         tokenizer = load_tokenizer(config.tokenizer)
@@ -81,7 +81,7 @@ def tiny_shakespeare() -> Path:
 
 
 def _load_prepared(config: DataConfig) -> tuple[Corpus, Corpus, Tokenizer]:
-    folder = Path(config.path)
+    folder = Path(config.path).expanduser()
     for name in ("validation_path", "tokenizer"):
         if getattr(config, name) is not None:
             raise DataError(
@@ -92,6 +92,12 @@ def _load_prepared(config: DataConfig) -> tuple[Corpus, Corpus, Tokenizer]:
 
 def _read(files: Iterable[Path], column: str, tokenizer: Tokenizer) -> Corpus:
     files = list(files)
+    for path in files:
+        if prepared.is_prepared(path.parent):
+            raise DataError(
+                f"{path} is part of prepared text, which is no text to read: name its folder alone, --config.data.path={path.parent}, without "
+                "other files and not as data.validation_path"
+            )
     corpus = build_corpus((document for path in files for document in read_documents(path, column)), tokenizer.encode)
     if not len(corpus.tokens):
         names = ", ".join(map(str, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")

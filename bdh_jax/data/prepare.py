@@ -105,7 +105,10 @@ def prepare(
     Raises:
       DataError: if the text cannot be read, the folder holds other text, or there is nothing for one of the two sides.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be made: {error.strerror}; name another folder") from error
     if prepared.is_prepared(folder):
         manifest = prepared.read_manifest(folder)
         _check_source(folder, manifest, source)
@@ -199,7 +202,7 @@ def _rows(source: dict[str, Any], skip: int) -> Iterator[bytes]:
                     f"{source['dataset']}, row {number}: no text in column {source['column']!r} (there is {', '.join(row)}); name the column "
                     "that holds it with --column"
                 )
-            yield text.encode()
+            yield text.encode(errors="surrogatepass")
     except DataError:
         raise
     except Exception as error:  # of several libraries, by the kind of failure

@@ -64,6 +64,8 @@ def load_tokenizer(path: str | Path | None) -> Tokenizer:
     try:
         content = path.read_text(encoding="utf-8")
         inner = tokenizers.Tokenizer.from_str(content)
+        inner.no_truncation()
+        inner.no_padding()
         kind = json.loads(content)
     except Exception as error:  # the library raises plain Exception
         raise DataError(f"{path} is no tokenizer.json of the tokenizers library ({error})") from error
@@ -73,7 +75,12 @@ def load_tokenizer(path: str | Path | None) -> Tokenizer:
             f"{path}: its decoder is {decoder} and its normalizer {(kind.get('normalizer') or {}).get('type')}; only byte-level "
             "tokenizers without a normalizer keep every byte, such as those `python -m bdh_jax.data.prepare --train_tokenizer` makes"
         )
-    pieces = _pieces(inner)
+    try:
+        pieces = _pieces(inner)
+    except KeyError as error:
+        raise DataError(
+            f"{path}: a token holds {error}, which no byte is written as; it is no byte-level tokenizer"
+        ) from error
     lengths = np.array([len(piece) for piece in pieces], np.int64)
     dtype = np.uint16 if len(pieces) <= 2**16 else np.uint32
 
@@ -85,8 +92,15 @@ def load_tokenizer(path: str | Path | None) -> Tokenizer:
                 f"a document is no UTF-8 (byte {document[error.start]:#04x} at {error.start}), and the tokenizer reads text only; "
                 "leave data.tokenizer out: bytes are never refused"
             ) from error
-        return np.array(inner.encode(text, add_special_tokens=False).ids, dtype)
+        ids = np.array(inner.encode(text, add_special_tokens=False).ids, dtype)
+        if lengths[ids].sum() != len(document):
+            raise DataError(
+                f"{path} makes {lengths[ids].sum()} bytes of {len(document)}: it drops or adds some (a pre-tokenizer other than byte-level, or "
+                "add_prefix_space); such a tokenizer cannot be used"
+            )
+        return ids
 
+    encode(b"a  b\n c1 \xc3\xa9")  # says so now, and not after hours
     return Tokenizer(
         name=_fingerprint(kind),
         encode=encode,
@@ -105,6 +119,9 @@ def train_tokenizer(documents: Iterable[bytes], vocab_size: int) -> str:
 
     Returns:
       The content of a ``tokenizer.json``.
+
+    Raises:
+      DataError: for a document that is no UTF-8.
     """
     tokenizers = tokenizers_library()
     inner = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -113,7 +130,12 @@ def train_tokenizer(documents: Iterable[bytes], vocab_size: int) -> str:
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size, initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()), show_progress=False
     )
-    inner.train_from_iterator((document.decode() for document in documents), trainer)
+    try:
+        inner.train_from_iterator((document.decode() for document in documents), trainer)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"a document is no UTF-8 ({error}), and a tokenizer is trained on text; use bytes instead"
+        ) from error
     return inner.to_str(pretty=True)
 
 

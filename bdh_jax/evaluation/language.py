@@ -29,7 +29,7 @@ from bdh_jax.model import BDH
 from bdh_jax.models import make_model
 
 Slow = dict[str, Any]
-Costs = Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]
+Costs = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
 
 CHUNK = 128
 """Tokens of one call of the model while a state is carried."""
@@ -57,7 +57,7 @@ def score(
     carried: bool = True,
     rows: int = 8,
 ) -> PositionScore:
-    """Bits per byte of a whole text, each stretch of ``context`` tokens read from an empty state.
+    """Bits per byte of a text, each stretch of ``context`` tokens read from an empty state.
 
     Args:
       config: of the model.
@@ -66,48 +66,51 @@ def score(
       token_bytes: [V], bytes of each token.
       context: tokens of a stretch. The first tokens of each are predicted from little.
       carried: go on from stretch to stretch with the state, so that only the first of a row has an empty one.
-      rows: so many parts of the text are read side by side; each starts with an empty state.
+      rows: so many parts of the text are read side by side; each starts with an empty state. What cannot be shared out evenly, fewer
+        than ``rows`` tokens at the end, is not scored.
 
     Returns:
       One :class:`PositionScore` of all tokens.
 
     Raises:
-      DataError: if a part is shorter than a stretch.
+      DataError: if there are fewer tokens than rows.
       ValueError: if a GPT is to carry a state.
     """
     nats = size = 0.0
     longest = 0
-    for first, losses, weight, counted in _costs(config, slow, corpus, token_bytes, context, carried, rows):
+    for distance, losses, weight, counted in _costs(config, slow, corpus, token_bytes, context, carried, rows):
         nats += float((losses * weight).sum())
         size += float((counted * weight).sum())
-        longest = max(longest, first + losses.shape[1])
-    return PositionScore(0, longest - 1, int(size), nats / math.log(2) / size)
+        longest = max(longest, int(distance.max()))
+    return PositionScore(0, longest, int(size), nats / math.log(2) / size)
 
 
 def by_position(
     config: ModelConfig, slow: Slow, corpus: Corpus, token_bytes: np.ndarray, *, context: int, rows: int = 1
 ) -> tuple[PositionScore, ...]:
-    """Bits per byte by how many tokens a model has read before, up to contexts far longer than those it was trained on.
+    """Bits per byte by how many tokens of the same document a model has read before, in contexts far longer than those of its training.
 
     Args:
       config, slow, corpus, token_bytes, rows: as in :func:`score`.
       context: tokens of the longest context; the text is cut into such stretches, and what is left over at its end is not scored.
 
     Returns:
-      One score for the distances 0 … 63, 64 … 127, 128 … 255 and so on.
+      One score for the distances 0 … 63, 64 … 127, 128 … 255 and so on, as far as the documents go.
+
+    Raises:
+      DataError: if the text is shorter than a context.
     """
     edges = [0, *(2**power for power in range(6, 1 + int(math.log2(context)))), context]
     edges = sorted({edge for edge in edges if edge <= context})
     nats, size = np.zeros(len(edges) - 1), np.zeros(len(edges) - 1)
-    for first, losses, weight, counted in _costs(config, slow, corpus, token_bytes, context, False, rows, whole=True):
-        distance = first + np.arange(losses.shape[1])
+    for distance, losses, weight, counted in _costs(config, slow, corpus, token_bytes, context, False, rows, whole=True):
         place = np.searchsorted(edges, distance, side="right") - 1
-        np.add.at(nats, place, (losses * weight).sum(axis=0))
-        np.add.at(size, place, (counted * weight).sum(axis=0))
-    bits = nats / math.log(2) / size
+        np.add.at(nats, place, losses * weight)
+        np.add.at(size, place, counted * weight)
     return tuple(
-        PositionScore(low, high - 1, int(count), float(b))
-        for low, high, count, b in zip(edges, edges[1:], size, bits, strict=False)
+        PositionScore(low, high - 1, int(count), float(cost / math.log(2) / count))
+        for low, high, count, cost in zip(edges, edges[1:], size, nats, strict=False)
+        if count
     )
 
 
@@ -172,14 +175,16 @@ def plot_positions(scores: dict[str, Sequence[PositionScore]], train_length: int
 
 
 def _costs(config, slow, corpus, token_bytes, context, carried, rows, whole=False) -> Costs:
-    """(distance of the first token, losses [B,T], weight [B,T], bytes [B,T]) for one chunk of tokens after another."""
+    """(distances, losses, weights, bytes), each [B,T], for one chunk of tokens after another. A distance is counted from where the state
+    was empty: the start of a stretch or of a document."""
     total = len(corpus.tokens) - 1
     length = total // rows
     if whole:
         length -= length % context
     if length < 1:
         raise DataError(
-            f"{len(corpus.tokens)} tokens in {rows} rows are fewer than a context of {context} needs; give more text or a shorter context"
+            f"{len(corpus.tokens)} tokens in {rows} rows are fewer than a context of {context if whole else 1} needs; give more text, or a "
+            "shorter context"
         )
     is_bdh = isinstance(config, BDHConfig)
     if carried and not is_bdh:
@@ -188,20 +193,23 @@ def _costs(config, slow, corpus, token_bytes, context, carried, rows, whole=Fals
     with_state = is_bdh and (carried or context > CHUNK)
     empty = BDH(config).init_fast(rows) if with_state else None
     step = CHUNK if with_state else context
-    state = empty
+    state, read = empty, np.zeros((rows, 1), np.int64)
     console = rich.console.Console(stderr=True)
     with rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("scoring", total=length)
         done = 0
         while done < length:
-            distance = done if carried else done % context
-            if distance == 0:
-                state = empty
-            size = min(step, length - done, step if carried else context - distance)
+            here = done if carried else done % context
+            if here == 0:
+                state, read = empty, np.zeros((rows, 1), np.int64)
+            size = min(step, length - done, step if carried else context - here)
             pieces = [window(corpus, row * (total // rows) + done, size) for row in range(rows)]
             tokens, targets, reset, weight = (np.stack(arrays) for arrays in zip(*pieces, strict=True))
             losses, state = _run(config, with_state, slow, tokens, targets, reset, state)
+            count = read + np.arange(size)
+            distance = count - np.maximum.accumulate(np.where(reset, count, 0), axis=1)
             yield distance, np.asarray(losses, np.float64), weight, token_bytes[targets]
+            read = distance[:, -1:] + 1
             done += size
             progress.update(bar, completed=done)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import scipy.special
@@ -62,22 +62,29 @@ class Text:
         self.sequence_length = config.length
         self.fingerprint = data.fingerprint
         self.files = {} if data.tokenizer.content is None else {TOKENIZER: data.tokenizer.content}
+        # Whether an episode may start inside a window, or go on from the one before.
+        self.may_reset = config.order == "consecutive" or config.document_resets and data.train.documents > 1
         train = data.train if config.document_resets else _one_document(data.train)
-        self._validation = data.validation if config.document_resets else _one_document(data.validation)
+        self.validation = data.validation if config.document_resets else _one_document(data.validation)
         if config.order == "shuffled":
             windows = training_windows(train, config.length, seed)
         else:
             windows = consecutive_windows(train, config.length, batch_size, seed)
         self._batches = windows.batch(batch_size)
-        if len(self._validation.tokens) < 2:
+        if len(self.validation.tokens) < 2:
             raise DataError(
-                f"the validation text has {len(self._validation.tokens)} tokens, and predicting needs at least 2; give more text, or a "
+                f"the validation text has {len(self.validation.tokens)} tokens, and predicting needs at least 2; give more text, or a "
                 "larger data.validation_share"
             )
 
     def batch(self, step: int) -> Batch:
         """The training batch of a step, each array [batch_size, length]: a pure function of (seed, step)."""
-        return _as_batch(self._batches[step])
+        windows = self._batches[step]
+        if self.config.order == "shuffled":
+            # Every window starts from an empty state anyway.
+            windows.reset[:, 0] = False
+        weights = windows.weight
+        return Batch(windows.tokens, windows.targets, weights, weights, np.ones(weights.shape, bool), windows.reset)
 
     def prefetch(self, start: int, end: int) -> Iterator[Batch]:
         """The batches of steps ``start`` … ``end`` − 1, made ahead in background threads."""
@@ -97,13 +104,18 @@ class Text:
           One row. ``primary`` is 2^(−bits per byte), the geometric mean of the probability given to a byte.
         """
         score = score_windows(
-            predict, self._validation, self.data.tokenizer.token_bytes, self.config.length, self.config.evaluation_windows
+            predict,
+            self.validation,
+            self.data.tokenizer.token_bytes,
+            self.config.length,
+            self.config.evaluation_windows,
+            rows=self.batch_size,
         )
         return Evaluation(rows=(score,), primary=2.0**-score.bits_per_byte)
 
 
 def score_windows(
-    predict: Predict, corpus: Corpus, token_bytes: np.ndarray, length: int, windows: int | None = None
+    predict: Predict, corpus: Corpus, token_bytes: np.ndarray, length: int, windows: int | None = None, *, rows: int = 32
 ) -> TextScore:
     """Score a text in windows end to end.
 
@@ -113,6 +125,7 @@ def score_windows(
       token_bytes: [V], bytes of each token.
       length: tokens of a window; the last one may be shorter, and is then padded.
       windows: take so many, spread evenly; None takes all.
+      rows: windows of one call, about; fewer if their logits would be too large.
 
     Returns:
       The score, in float64. The first token of a document is not predicted: nothing before it foretells it.
@@ -120,7 +133,8 @@ def score_windows(
     total = -(-(len(corpus.tokens) - 1) // length)
     numbers = np.arange(total) if windows is None or windows >= total else np.arange(windows) * total // windows
     vocab_size = len(token_bytes)
-    rows = int(np.clip(LOGITS_BYTES // (4 * vocab_size * length) // 8 * 8, 8, -(-len(numbers) // 8) * 8))
+    most = min(LOGITS_BYTES // (4 * vocab_size * length), -(-rows // 8) * 8, -(-len(numbers) // 8) * 8)
+    rows = max(most // 8 * 8, 8)
     nats = right = predicted = size = 0.0
     for first in range(0, len(numbers), rows):
         pieces = [_padded(window(corpus, int(n) * length, length), length) for n in numbers[first : first + rows]]
@@ -145,11 +159,6 @@ def score_windows(
 
 def _one_document(corpus: Corpus) -> Corpus:
     return corpus._replace(starts=corpus.starts[:1])
-
-
-def _as_batch(windows: Any) -> Batch:
-    weights = windows.weight
-    return Batch(windows.tokens, windows.targets, weights, weights, np.ones(weights.shape, bool), windows.reset)
 
 
 def _padded(piece, length: int) -> tuple[np.ndarray, ...]:

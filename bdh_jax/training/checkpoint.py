@@ -66,6 +66,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, config: ExperimentConfig):
         self._folder = workdir / FOLDER
         self._config = config_json(config)
+        self._put_back()
         self._manager = _open(self._folder) if self._folder.is_dir() else None
         self._best: tuple[int, float] | None = None
         self._empty_trash()
@@ -155,6 +156,16 @@ class Checkpoints:
         if self._manager is not None:
             self._manager.close()
             self._empty_trash()
+
+    def _put_back(self) -> None:
+        """A checkpoint newer than all others was being replaced by the same one with a score when the process was killed."""
+        steps = {
+            folder: [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+            for folder in (self._folder, self._folder / _DELETED)
+        }
+        kept, deleted = (max(numbers, default=-1) for numbers in steps.values())
+        if deleted > kept and jax.process_index() == 0:
+            (self._folder / _DELETED / str(deleted)).replace(self._folder / str(deleted))
 
     def _empty_trash(self) -> None:
         if jax.process_index() == 0:

@@ -23,7 +23,7 @@ from bdh_jax.evaluation.contributions import make_contributions
 from bdh_jax.models import make_model
 from bdh_jax.sharding import make_mesh
 from bdh_jax.tasks import make_task
-from bdh_jax.tasks.base import Evaluation, Task, batches
+from bdh_jax.tasks.base import Batch, Evaluation, Task, batches
 from bdh_jax.training.checkpoint import (
     FOLDER,
     CheckpointError,
@@ -49,6 +49,8 @@ from bdh_jax.training.step import (
 from bdh_jax.training.throughput import peak_flops, peak_memory, training_flops_per_token
 
 RUN, RESULTS = "run.json", "results.json"
+CONTRIBUTION_ROWS = 8
+"""Rows of a batch on which contributions are measured, about: their addresses are held for all layers at once."""
 _LOGGER = logging.getLogger("bdh_jax")
 
 
@@ -169,7 +171,10 @@ class _Training:
         self._carried_rows = config.train.batch_size if config.train.carry_state else None
         self._target = abstract_state(self._model, self._optimizer, self._mesh, self._consolidation, self._carried_rows)
         # Traces the step (the trace is kept): what cannot run here says so before anything is written.
-        self._train_step.eval_shape(self._target, put_batch(task.batch(0), self._mesh), self._step_key)
+        self._train_step.eval_shape(self._target, self._put(task.batch(0)), self._step_key)
+
+    def _put(self, batch: Batch) -> Batch:
+        return put_batch(batch, self._mesh, may_reset=getattr(self._task, "may_reset", False))
 
     def run(self) -> dict[str, Any]:
         progress = Progress(step=0, seconds=0.0, training_seconds=0.0, tokens=0, evaluated=False)
@@ -240,7 +245,7 @@ class _Training:
                 return evaluation
             self._stop_if_asked(state, step, evaluated, pending)
 
-            batch = put_batch(next(data), self._mesh)
+            batch = self._put(next(data))
             with jax.transfer_guard("disallow"):
                 state, metrics = self._train_step(state, batch, self._step_key)
             step, evaluated = step + 1, False
@@ -297,8 +302,12 @@ class _Training:
         return evaluation
 
     def _measure_contributions(self, state: TrainState) -> dict[str, list[float]]:
-        """On the first training batch, so that one evaluation can be compared with the next."""
-        batch = put_batch(self._task.batch(0), self._mesh)
+        """On the first rows of the first training batch, so that one evaluation can be compared with the next."""
+        batch, spread = self._task.batch(0), self._mesh.shape["data"]
+        rows = spread * max(1, CONTRIBUTION_ROWS // spread)
+        batch = self._put(
+            batch._replace(fill=None, **{name: getattr(batch, name)[:rows] for name in batch._fields if name != "fill"})
+        )
         return jax.tree.map(
             lambda sizes: sizes.tolist(),
             jax.device_get(self._contributions(state.slow, batch.tokens, batch.valid, batch.reset)),
@@ -345,9 +354,10 @@ class _Training:
         path = self._workdir / RUN
         starts = read_json(path)["starts"] if step > 0 and path.exists() else []
         starts.append(describe_start(step, self._config.seed))
-        _write_json(path, {"config": config_json(self._config), "text": self._text, "starts": starts})
+        files = getattr(self._task, "files", {})
+        _write_json(path, {"config": config_json(self._config), "text": self._text, "files": list(files), "starts": starts})
         # What a task needs to be used later and cannot be made again from the configuration alone, such as a tokenizer.
-        for name, content in getattr(self._task, "files", {}).items():
+        for name, content in files.items():
             _write_file(self._workdir / name, content)
 
 
@@ -420,6 +430,10 @@ def _signals() -> Iterator[_Signals]:
 
 
 def _train_seed(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
+    if (workdir / RESULTS).exists():
+        # Before the task is made: its text may be gone by now.
+        _check_folder(workdir, config)
+        return read_json(workdir / RESULTS)
     return train(
         config, make_task(config.task, seed=config.seed, batch_size=config.train.batch_size, data=config.data), workdir
     )

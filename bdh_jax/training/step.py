@@ -187,7 +187,8 @@ def make_train_step(
     Returns:
       ``step(state, batch, key) -> (state, metrics)``. ``state`` is donated. ``batch`` comes from :func:`put_batch`, ``key``
       is the run's, replicated; each step folds its number into it. Metrics are scalars: loss, answer_accuracy, grad_norm
-      (before clipping), learning_rate, tokens (valid ones), finite (whether loss, gradient and what consolidation made are).
+      (before clipping), learning_rate, tokens (valid ones), finite (whether loss, gradient, what consolidation made and a
+      carried state are).
 
     Raises:
       ConfigError: for a consolidation function that does not exist, cannot be traced or returns other trees than it was given.
@@ -235,6 +236,8 @@ def make_train_step(
             "tokens": jnp.asarray(batch.tokens.size if batch.valid is None else jnp.sum(batch.valid), jnp.int32),
             "finite": finite,
         }
+        if carry:
+            finite &= jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(fast)]))
         next_state = TrainState(
             step=state.step + 1, slow=slow, opt_state=opt_state, memory=memory, fast=fast if carry else ()
         )
@@ -319,19 +322,20 @@ def make_predict(model: Model, mesh: Mesh) -> Callable[[Slow], Predict]:
     return with_slow
 
 
-def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+def put_batch(batch: Batch, mesh: Mesh, *, may_reset: bool = False) -> Batch:
     """Put a batch of NumPy arrays [B,T] on the mesh.
 
-    Masks that mask nothing become None, which saves the model the work of applying them. With several processes every one
-    passes the whole batch (it is a pure function of seed and step) and feeds its own devices their rows.
+    Masks that mask nothing become None, which saves the model the work of applying them; with ``may_reset`` resets stay, so that
+    batches with and without any are one program. With several processes every one passes the whole batch (it is a pure function of
+    seed and step) and feeds its own devices their rows.
     """
-    return put(_without_masks(batch), mesh)
+    return put(_without_masks(batch, may_reset), mesh)
 
 
-def _without_masks(batch: Batch) -> Batch:
+def _without_masks(batch: Batch, may_reset: bool = False) -> Batch:
     return batch._replace(
         valid=None if np.all(batch.valid) else batch.valid,
-        reset=batch.reset if np.any(batch.reset) else None,
+        reset=batch.reset if may_reset or np.any(batch.reset) else None,
         fill=None if batch.fill is None else _without_masks(batch.fill),
     )
 

@@ -5,7 +5,7 @@ Axis letters: T time, L layer, K neurons over all heads, D model width, V vocabu
 
 from __future__ import annotations
 
-import resource
+import importlib.util
 import sys
 
 import jax
@@ -62,7 +62,9 @@ def peak_memory() -> int | None:
     stats = [device.memory_stats() for device in jax.local_devices()]
     if all(stats):
         return max(stat.get("peak_bytes_in_use", 0) for stat in stats) or None
-    if jax.local_devices()[0].platform != "cpu":
+    if jax.local_devices()[0].platform != "cpu" or importlib.util.find_spec("resource") is None:
         return None
+    import resource  # not on Windows
+
     # Linux counts kilobytes, macOS bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -123,6 +123,15 @@ def test_tokenizers_that_lose_bytes_are_refused(bpe, tmp_path):
     other.write_text(json.dumps({**kind, "decoder": None}))
     with pytest.raises(DataError, match="its decoder is None .* only byte-level tokenizers"):
         load_tokenizer(other)
+    for pre_tokenizer in (None, {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}):
+        other.write_text(json.dumps({**kind, "pre_tokenizer": pre_tokenizer}))
+        with pytest.raises(DataError, match=r"other.json makes \d+ bytes of 11: it drops or adds some"):
+            load_tokenizer(other)
+    truncating = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    other.write_text(json.dumps({**kind, "truncation": truncating}))
+    assert load_tokenizer(other).decode(load_tokenizer(other).encode(SENTENCES[0])) == SENTENCES[0]
+    with pytest.raises(DataError, match="a document is no UTF-8 .* use bytes instead"):
+        train_tokenizer([b"\xff"], 260)
     other.write_text("{")
     with pytest.raises(DataError, match="other.json is no tokenizer.json"):
         load_tokenizer(other)
@@ -173,6 +182,19 @@ def test_damaged_and_unfinished_preparations_are_refused(tmp_path):
     (folder / "manifest.json").write_text('{"format": "other", "shards": []}')
     with pytest.raises(DataError, match="has the format 'other'"):
         load_text(DataConfig(str(folder)))
+
+
+def test_prepared_text_is_never_read_as_bytes(tmp_path, monkeypatch):
+    _prepare(tmp_path / "one")
+    _prepare(tmp_path / "two")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_text(DataConfig("~/one")).train.documents == len(SENTENCES)
+    for path in (tmp_path, f"{tmp_path / 'one'},{tmp_path / 'two'}", tmp_path / "one" / "*.npy"):
+        with pytest.raises(DataError, match="is part of prepared text, which is no text to read: name its folder alone"):
+            load_text(DataConfig(str(path)))
+    (tmp_path / "text.txt").write_text("To be")
+    with pytest.raises(DataError, match="not as data.validation_path"):
+        load_text(DataConfig(str(tmp_path / "text.txt"), validation_path=str(tmp_path / "one")))
 
 
 def test_prepared_text_has_its_own_tokenizer(bpe, tmp_path):

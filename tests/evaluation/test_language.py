@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -78,6 +79,23 @@ def test_distances_are_from_the_start_of_a_context(config, chunk, monkeypatch):
     scores = language.by_position(config, slow, CORPUS, ONES, context=100, rows=2)
     assert [(s.first, s.last, s.count) for s in scores] == [(0, 63, 256), (64, 99, 144)]
     np.testing.assert_allclose([s.bits_per_byte for s in scores], [each[:, :64].mean(), each[:, 64:].mean()], **CLOSE)
+
+
+def test_distances_are_counted_within_documents(monkeypatch):
+    monkeypatch.setattr(language, "CHUNK", 24)
+    slow = _slow()
+    starts = [0, 30, 110, 320]
+    scores = language.by_position(CONFIG, slow, Corpus(TOKENS, np.array(starts)), ONES, context=200)
+    cuts = [0, 30, 110, 200, 320, 400]  # of documents and of contexts
+    costs = {False: [], True: []}
+    for first, last in itertools.pairwise(cuts):
+        bits = _bits(CONFIG, slow, first, last)
+        for distance, cost in enumerate(bits):
+            if first + distance + 1 not in starts:  # a document's first token is not predicted
+                costs[distance >= 64].append(cost)
+    assert [(s.first, s.last) for s in scores] == [(0, 63), (64, 127)]
+    assert [s.count for s in scores] == [len(costs[False]), len(costs[True])]
+    np.testing.assert_allclose([s.bits_per_byte for s in scores], [np.mean(costs[False]), np.mean(costs[True])], **CLOSE)
 
 
 def test_bytes_are_those_of_the_tokens():

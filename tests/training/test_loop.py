@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import signal
 
 import jax
@@ -231,6 +232,23 @@ def test_every_save_is_on_disk_before_training_goes_on(tiny, successor, tmp_path
     saves = [i for i, event in enumerate(events) if event == "save"]
     assert len(saves) >= 2
     assert all(events[i + 1] == "wait" for i in saves)
+
+
+def test_a_checkpoint_that_was_being_replaced_is_put_back(finished, tmp_path):
+    """Killed between taking the last checkpoint away and writing it again with its score."""
+    config, workdir, _ = finished
+    folder = tmp_path / "run"
+    shutil.copytree(workdir, folder)
+    last = Checkpoints(folder, config).last_step
+    (folder / "checkpoints" / "deleted").mkdir()
+    (folder / "checkpoints" / str(last)).rename(folder / "checkpoints" / "deleted" / str(last))
+    shutil.copytree(folder / "checkpoints" / "deleted" / str(last), folder / "checkpoints" / "deleted" / "1")
+    checkpoints = Checkpoints(folder, config)
+    assert checkpoints.last_step == last
+    checkpoints.close()
+    # One that is older than what is kept was to be deleted.
+    assert not (folder / "checkpoints" / "deleted").exists()
+    assert not (folder / "checkpoints" / "1").exists()
 
 
 def test_several_seeds(tiny, successor, tmp_path, monkeypatch, capsys):

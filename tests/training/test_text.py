@@ -33,13 +33,14 @@ def experiment(tiny, tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes(bytes(np.random.default_rng(0).integers(97, 109, 600, dtype=np.uint8)))
 
-    def make(order="shuffled", model=None, **train):
+    def make(order="shuffled", model=None, carry_state=False, **train):
         config = tiny(**train)
         return dataclasses.replace(
             config,
             task=TextConfig(length=8, order=order),
             data=DataConfig(str(path)),
             model=model or dataclasses.replace(config.model, vocab_size=256),
+            train=dataclasses.replace(config.train, carry_state=carry_state),
         )
 
     return make
@@ -70,7 +71,7 @@ def test_a_carried_state_is_what_the_tokens_before_left(experiment, mesh):
     slow = jax.device_get(state.slow)
     losses = []
     for number in range(3):
-        state, metrics = step(state, put_batch(task.batch(number), devices), step_key)
+        state, metrics = step(state, put_batch(task.batch(number), devices, may_reset=True), step_key)
         losses.append(float(metrics["loss"]))
     tokens, targets, reset, weights = (
         np.concatenate([getattr(task.batch(n), name) for n in range(3)], axis=1)
@@ -135,6 +136,25 @@ def test_resuming_on_another_text_is_refused(experiment, tmp_path, kill_at, monk
     assert loop.run(config, workdir)["steps"] == 6
 
 
+def test_a_finished_run_is_read_though_its_text_is_gone(experiment, tmp_path):
+    config = experiment(steps=3)
+    results = loop.run(config, tmp_path / "run")
+    (tmp_path / "text.txt").unlink()
+    assert loop.run(config, tmp_path / "run") == results
+
+
+def test_every_step_of_a_text_is_one_program(experiment):
+    """Resets come and go from batch to batch, and a second program would be compiled in the middle of a run."""
+    config = experiment("consecutive", carry_state=True, batch_size=2)
+    task, devices = _task(config), make_mesh(config.mesh)
+    batches = [put_batch(task.batch(step), devices, may_reset=task.may_reset) for step in range(40)]
+    assert any(bool(batch.reset.any()) for batch in batches)
+    assert not all(bool(batch.reset.any()) for batch in batches)
+    one_document = _task(experiment())
+    assert not one_document.may_reset
+    assert not any(one_document.batch(step).reset.any() for step in range(40))
+
+
 def test_a_gpt_is_trained_saved_and_loaded_like_a_bdh(experiment, tmp_path):
     gpt = GPTConfig(vocab_size=256, n_layer=1, d_model=8, n_head=2, dropout=0.1)
     config = experiment(model=gpt, accumulation=2)
@@ -167,11 +187,16 @@ def test_several_seeds_of_text_have_a_table(experiment, tmp_path, capsys):
 
 def test_what_cannot_carry_a_state_is_refused(experiment):
     with pytest.raises(ConfigError, match=r"train.carry_state=True with train.accumulation=2"):
-        experiment(carry_state=True, accumulation=2)
+        experiment("consecutive", carry_state=True, accumulation=2)
+    with pytest.raises(ConfigError, match=r"rows of this task do not go on from batch to batch"):
+        experiment(carry_state=True)
     with pytest.raises(ConfigError, match=r"a GPT has no state to carry"):
-        experiment(carry_state=True, model=GPTConfig(vocab_size=256))
+        experiment("consecutive", carry_state=True, model=GPTConfig(vocab_size=256))
+    dense = ConsolidationConfig(function="dense")
     with pytest.raises(ConfigError, match=r"with consolidation.function='dense': episodes that go on"):
-        dataclasses.replace(experiment(carry_state=True), consolidation=ConsolidationConfig(function="dense"))
+        dataclasses.replace(experiment("consecutive", carry_state=True), consolidation=dense)
+    with pytest.raises(ConfigError, match=r"consolidation.function='dense': a GPT has no fast weights"):
+        dataclasses.replace(experiment(model=GPTConfig(vocab_size=256)), consolidation=dense)
     with pytest.raises(ConfigError, match=r"mesh.neurons=2: a GPT has no neurons"):
         dataclasses.replace(experiment(model=GPTConfig(vocab_size=256)), mesh=MeshConfig(neurons=2))
 
