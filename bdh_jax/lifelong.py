@@ -35,6 +35,7 @@ _FUNCTIONS = flags.DEFINE_list("functions", None, "Rows of the table, by name; d
 _REFERENCE = flags.DEFINE_string("reference", "dense", "Row that the others are compared with.")
 _RIDGE = flags.DEFINE_float("ridge", LEAST_SQUARES_RIDGE, "Ridge of least_squares, kalman and null_space.", lower_bound=1e-9)
 _LAYERS = flags.DEFINE_list("layers", None, "Layers, from 0, that these three consolidate; default all.")
+_RATES = flags.DEFINE_list("rates", [], "Rates that are not to be chosen: NAME=RATE of rows of the table.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
 
 
@@ -71,6 +72,7 @@ def main(argv: Sequence[str]) -> None:
         reference=_REFERENCE.value,
     )
     layers = _layers(experiment.model.memory_slots)
+    rates = _rates(names)
     files = cli.result_files(out, overwrite=_OVERWRITE.value)
     models = [load_bdh(folder, _WHICH.value) for folder in seed_folders(workdir) or [workdir]]
     console = rich.console.Console()
@@ -83,6 +85,7 @@ def main(argv: Sequence[str]) -> None:
         [slow for _, slow in models],
         {name: rows[name] for name in names},
         config=config,
+        rates=rates,
         console=console,
     )
     out.mkdir(parents=True, exist_ok=True)
@@ -93,6 +96,19 @@ def main(argv: Sequence[str]) -> None:
     for table in (result.gates_table(), result.table(), result.retention_table()):
         console.print(table)
         console.print()
+
+
+def _rates(names: Sequence[str]) -> dict[str, float]:
+    rates = {}
+    for text in _RATES.value:
+        name, _, rate = text.partition("=")
+        try:
+            rates[name] = float(rate)
+        except ValueError:
+            raise ConfigError(f"--rates={text}: {rate!r} is no number; write NAME=RATE, such as kalman=1") from None
+        if name not in names:
+            raise ConfigError(f"--rates={text}: {name!r} is not among the rows: {', '.join(names)}")
+    return rates
 
 
 def _layers(slots: int) -> tuple[int, ...] | None:

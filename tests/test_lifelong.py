@@ -48,6 +48,7 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
         "--reference=none",
         "--ridge=0.5",
         "--layers=1",
+        "--rates=kalman=2.5",
     )
     status, output, errors = _run("bdh_jax.lifelong", *arguments)
     assert status == 0, errors
@@ -58,6 +59,7 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
     record = json.loads((folder / "results.json").read_text())
     assert [row["name"] for row in record["rows"]] == ["none", "nearest_neighbour", "kalman"]
     assert record["config"]["known"] == 8
+    assert record["rows"][2]["rate"] == 2.5
     assert record["least_squares"] == {"ridge": 0.5, "layers": [1]}
     assert (folder / "figure.png").stat().st_size > 1000
     status, output, errors = _run("bdh_jax.lifelong", *arguments)
@@ -75,6 +77,11 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
             "--functions names 'nonsense'; valid names: none, dense, row_topk",
         ),
         ([CONFIG, "--workdir=x", "--layers=0,2"], "--layers=0,2 must be numbers in 0 … 1, each once, with commas between"),
+        ([CONFIG, "--workdir=x", "--rates=kalman=much"], "--rates=kalman=much: 'much' is no number; write NAME=RATE"),
+        (
+            [CONFIG, "--workdir=x", "--functions=none", "--rates=kalman=1"],
+            "--rates=kalman=1: 'kalman' is not among the rows: none",
+        ),
     ],
 )
 def test_mistakes_are_one_message(arguments, message):
