@@ -79,6 +79,7 @@ TABLES = {
     "rules": Table(
         (
             Row("Hebbian (default)"),
+            Row("gated Hebbian", overrides=("model.fast.rule=gated_hebbian",)),
             Row("delta", overrides=("model.fast.rule=delta",)),
             Row("gated delta", overrides=("model.fast.rule=gated_delta",)),
             Row("Longhorn", overrides=("model.fast.rule=longhorn",)),
