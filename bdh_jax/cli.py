@@ -90,17 +90,17 @@ def result_files(out: Path, *, overwrite: bool) -> dict[str, Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of a file that is to be written later, so that hours of work do not end in a file that cannot be.
+    """Ask whether a file can be written later, so that hours of work do not end in one that cannot. Nothing is made.
 
     Raises:
-      ConfigError: if the folder cannot be made or written to.
+      ConfigError: if its folder, or the nearest one that exists, is no folder or may not be written to.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}; name another place") from error
-    if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"{path} cannot be written: {path.parent} is read-only; name another place")
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        reason = "may not be written to" if folder.is_dir() else "is a file"
+        raise ConfigError(f"{path} cannot be written: {folder} {reason}; name another place")
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:

@@ -136,6 +136,7 @@ def _write_many(model: BDH, slow, tokenizer: Tokenizer, sampling: Sampling) -> N
         {"prompt": prompt, "text": b"".join(written).decode(errors="replace")}
         for prompt, written in zip(prompts, pieces, strict=True)
     )
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 

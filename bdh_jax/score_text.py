@@ -113,6 +113,7 @@ def main(argv: Sequence[str]) -> None:
             f"\nstate of one text: {state / 2**20:.2f} MiB; a transformer's cache of equal layers and width is as large after "
             f"{equal:,} tokens"
         )
+    out.mkdir(parents=True, exist_ok=True)
     files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     language.plot_positions(positions, length).savefig(files["figure.png"], dpi=150)
 
