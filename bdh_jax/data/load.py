@@ -73,7 +73,7 @@ def tiny_shakespeare() -> Path:
         return Path(
             pooch.retrieve(TINY_SHAKESPEARE, f"sha256:{TINY_SHAKESPEARE_SHA256}", fname="tinyshakespeare.txt", path=folder)
         )
-    except Exception as error:  # of several libraries, by the kind of failure
+    except (OSError, ValueError) as error:  # no network, nowhere to write; or another file than the checksum's
         raise DataError(
             f"tiny Shakespeare, the text that is trained on without data.path, cannot be downloaded "
             f"({type(error).__name__}). Name your own text: --config.data.path=FILE; or put the file at {folder / 'tinyshakespeare.txt'}"

@@ -205,6 +205,7 @@ def _rows_with_state(config: BDHConfig) -> int:
 
 
 def without_writes(config: BDHConfig) -> BDHConfig:
+    """The same model with a learning rate of 0, so that S stays empty."""
     # A rate that is learned lies in log space, where 0 is infinitely far: it is given up for a fixed one.
     fast = dataclasses.replace(config.fast, learning_rate=0.0, learn_learning_rate=False)
     return dataclasses.replace(config, fast=fast)

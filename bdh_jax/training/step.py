@@ -227,7 +227,9 @@ def make_train_step(
                 slow,
                 memory,
             )
-            finite &= jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((slow, memory))]))
+            finite &= _all_finite((slow, memory))
+        if carry:
+            finite &= _all_finite(fast)
         metrics = {
             "loss": loss,
             "answer_accuracy": accuracy,
@@ -236,8 +238,6 @@ def make_train_step(
             "tokens": jnp.asarray(batch.tokens.size if batch.valid is None else jnp.sum(batch.valid), jnp.int32),
             "finite": finite,
         }
-        if carry:
-            finite &= jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(fast)]))
         next_state = TrainState(
             step=state.step + 1, slow=slow, opt_state=opt_state, memory=memory, fast=fast if carry else ()
         )
@@ -379,6 +379,10 @@ def _slices(array: jax.Array, count: int, mesh: Mesh | None) -> jax.Array:
     """[B, ...] → [A, B / A, ...]. Slice a takes rows a, a + A, …: every device keeps the rows it has."""
     array = array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1)
     return array if mesh is None else jax.lax.with_sharding_constraint(array, NamedSharding(mesh, P(None, "data")))
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def _at_least_something(total: jax.Array) -> jax.Array:

@@ -87,6 +87,26 @@ def test_a_carried_state_is_what_the_tokens_before_left(experiment, mesh):
     assert abs(losses[2] - _loss_without_state(config, slow, task.batch(2))) > 1e-5
 
 
+def test_a_carried_state_that_overflows_is_noticed(experiment):
+    """Before it is saved: each resume would diverge from it."""
+    config = experiment("consecutive", carry_state=True, batch_size=2)
+    task, mesh = _task(config), make_mesh(config.mesh)
+    model, optimizer = make_model(config.model), make_optimizer(config.optimizer, config.train.steps)
+    key, step_key = make_keys(0, mesh)
+    state = init_state(model, optimizer, mesh, key, carried_rows=2)
+    # The strength is written and never read, so neither loss nor gradient knows of it.
+    activity = state.fast.activity
+    activity = activity.replace(strength=jnp.full_like(activity.strength, jnp.inf))
+    batches = [put_batch(task.batch(number), mesh, may_reset=True) for number in range(20)]
+    batch = next(batch for batch in batches if not bool(batch.reset.any()))
+    _, metrics = make_train_step(model, optimizer, config, mesh)(
+        state.replace(fast=state.fast.replace(activity=activity)), batch, step_key
+    )
+    assert np.isfinite(metrics["loss"])
+    assert np.isfinite(metrics["grad_norm"])
+    assert not metrics["finite"]
+
+
 def _loss_without_state(config, slow, batch):
     out = make_model(config.model).apply({"params": slow}, jnp.asarray(batch.tokens))
     return -np.take_along_axis(np.asarray(jax.nn.log_softmax(out.logits)), batch.targets[..., None], axis=-1).mean()
