@@ -95,12 +95,11 @@ def _write_one(model: BDH, slow, tokenizer: Tokenizer, sampling: Sampling) -> No
         raise ConfigError(f"--state={_STATE.value} holds {state.logits.shape[0]} texts; this command goes on with one")
     if prompt:
         state = _read(model, slow, [tokenizer.encode(prompt)], state)
-    stops = [stop.encode(errors="surrogateescape") for stop in _STOP.value]
     pieces: list[bytes] = []
     newest = [state]
     stream = _Stream()
     started = time.perf_counter()
-    stop = _stopper([pieces], tokenizer, stops)
+    stop = _stopper([pieces], tokenizer)
     for (token,) in generate(
         model,
         slow,
@@ -125,7 +124,7 @@ def _write_many(model: BDH, slow, tokenizer: Tokenizer, sampling: Sampling) -> N
     ids = [tokenizer.encode(prompt.encode(errors="surrogatepass")) for prompt in prompts]
     state = _read(model, slow, ids, None)
     pieces: list[list[bytes]] = [[] for _ in prompts]
-    stop = _stopper(pieces, tokenizer, [text.encode(errors="surrogateescape") for text in _STOP.value])
+    stop = _stopper(pieces, tokenizer)
     steps = generate(model, slow, state, max_tokens=_MAX_TOKENS.value, sampling=sampling, seeds=_SEED.value, stop=stop)
     console = rich.console.Console(stderr=True)
     quiet = not console.is_terminal
@@ -140,8 +139,9 @@ def _write_many(model: BDH, slow, tokenizer: Tokenizer, sampling: Sampling) -> N
     out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def _stopper(pieces: list[list[bytes]], tokenizer: Tokenizer, stops: Sequence[bytes]) -> Callable[[int, list[int]], bool]:
-    """Notes what each text says, and ends it once it contains one of ``stops``."""
+def _stopper(pieces: list[list[bytes]], tokenizer: Tokenizer) -> Callable[[int, list[int]], bool]:
+    """Notes what each text says, and ends it once it contains one of the strings of ``--stop``."""
+    stops = [stop.encode(errors="surrogateescape") for stop in _STOP.value]
     longest = max(map(len, stops), default=0)
 
     def stop(row: int, tokens: list[int]) -> bool:

@@ -138,9 +138,8 @@ def train(config: ExperimentConfig, task: Task, workdir: Path) -> dict[str, Any]
       NonFiniteError: if loss or gradient is not finite. That state is never saved.
       Interrupted: after SIGTERM or Ctrl-C, once the state is saved. A second Ctrl-C aborts at once.
     """
-    if (workdir / RESULTS).exists():
-        _check_folder(workdir, config)
-        return read_json(workdir / RESULTS)
+    if (results := _finished(config, workdir)) is not None:
+        return results
     if task.vocab_size > config.model.vocab_size:
         raise ConfigError(
             f"model.vocab_size={config.model.vocab_size} is too small: the task has token ids up to {task.vocab_size - 1}; "
@@ -430,13 +429,20 @@ def _signals() -> Iterator[_Signals]:
 
 
 def _train_seed(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
-    if (workdir / RESULTS).exists():
-        # Before the task is made: its text may be gone by now.
-        _check_folder(workdir, config)
-        return read_json(workdir / RESULTS)
+    # Before the task is made: its text may be gone by now.
+    if (results := _finished(config, workdir)) is not None:
+        return results
     return train(
         config, make_task(config.task, seed=config.seed, batch_size=config.train.batch_size, data=config.data), workdir
     )
+
+
+def _finished(config: ExperimentConfig, workdir: Path) -> dict[str, Any] | None:
+    """The results of a run that came to its end; None of any other."""
+    if not (workdir / RESULTS).exists():
+        return None
+    _check_folder(workdir, config)
+    return read_json(workdir / RESULTS)
 
 
 def _check_folder(workdir: Path, config: ExperimentConfig) -> None:
