@@ -7,24 +7,28 @@ the model switched off; the bytes of its state beside a transformer's cache; and
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import rich.box
 import rich.console
 import rich.table
 from absl import flags
 
 from bdh_jax import cli
-from bdh_jax.config import BDHConfig, ConfigError, ExperimentConfig, from_config_dict
-from bdh_jax.data.corpus import Corpus
+from bdh_jax.config import BDHConfig, ConfigError, ExperimentConfig, MeshConfig, ModelConfig, from_config_dict
 from bdh_jax.evaluation import language
+from bdh_jax.models import make_model
+from bdh_jax.sharding import make_mesh
 from bdh_jax.tasks import CONFIGS, TextConfig, make_task
+from bdh_jax.tasks.text import Text
 from bdh_jax.training.checkpoint import load, read_json, seed_folders
 from bdh_jax.training.loop import RUN
 from bdh_jax.training.metrics import describe_start
+from bdh_jax.training.optimizer import Slow
+from bdh_jax.training.step import make_predict
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run on text, of one seed or several.")
 _WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint to score.")
@@ -60,31 +64,27 @@ def main(argv: Sequence[str]) -> None:
     config, length = loaded[0][0], experiment.task.length
     is_bdh = isinstance(config, BDHConfig)
     context = _CONTEXT.value if is_bdh else _GPT_CONTEXT.value
-    validation, token_bytes = _validation(experiment, folders[0])
+    task = _task(experiment, folders[0])
+    validation = task.validation
     if len(validation.tokens) <= context:
         raise ConfigError(
             f"the validation text has {len(validation.tokens)} tokens, too few for a context of {context}; give a smaller --context "
             "(--gpt_context for a GPT)"
         )
-    arguments = (validation, token_bytes)
+    arguments = (validation, task.data.tokenizer.token_bytes)
 
     console = rich.console.Console()
     if not console.is_terminal:
         console = rich.console.Console(width=100)
     record = {"workdir": str(workdir), "which": _WHICH.value, "train_length": length, "start": describe_start(0, 0)}
 
-    rows = {
-        f"empty state every {length} tokens": lambda slow: language.score(
-            config, slow, *arguments, context=length, carried=False
-        )
-    }
+    rows = {f"empty state every {length} tokens": _from_empty(task, config)}
     if is_bdh:
-        rows["carried state"] = lambda slow: language.score(
-            config, slow, *arguments, context=length, carried=True, rows=_ROWS.value
-        )
+        rows["carried state"] = lambda slow: language.carried(config, slow, *arguments, rows=_ROWS.value).bits_per_byte
         for name, (other, _) in list(language.ablations(*loaded[0]).items())[1:]:
-            rows[f"{name}, empty every {length}"] = lambda slow, name=name, other=other: language.score(
-                other, language.ablations(config, slow)[name][1], *arguments, context=length, carried=False
+            evaluate = _from_empty(task, other)
+            rows[f"{name}, empty every {length}"] = lambda slow, name=name, evaluate=evaluate: evaluate(
+                language.ablations(config, slow)[name][1]
             )
     table = rich.table.Table(title="validation bits per byte", box=rich.box.SIMPLE_HEAD, show_edge=False)
     table.add_column("")
@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
         table.add_column(folder.name, justify="right")
     record["whole"] = {}
     for name, measure in rows.items():
-        bits = [measure(slow).bits_per_byte for _, slow in loaded]
+        bits = [measure(slow) for _, slow in loaded]
         record["whole"][name] = bits
         table.add_row(name, *(f"{b:.4f}" for b in bits))
     console.print(table)
@@ -118,20 +118,27 @@ def main(argv: Sequence[str]) -> None:
     language.plot_positions(positions, length).savefig(files["figure.png"], dpi=150)
 
 
-def _validation(experiment: ExperimentConfig, folder: Path) -> tuple[Corpus, np.ndarray]:
-    """The validation text as the run saw it, and the bytes of each token.
+def _task(experiment: ExperimentConfig, folder: Path) -> Text:
+    """The task of the run, which validates on all of its text.
 
     Raises:
       ConfigError: if the text is not the one that the run was trained on: what was validation may be training now.
     """
-    task = make_task(experiment.task, data=experiment.data, seed=experiment.seed, batch_size=experiment.train.batch_size)
+    config = dataclasses.replace(experiment.task, evaluation_windows=None)
+    task = make_task(config, data=experiment.data, seed=experiment.seed, batch_size=experiment.train.batch_size)
     before = read_json(folder / RUN).get("text")
     if before not in (None, task.fingerprint):
         raise ConfigError(
             f"the text has changed since {folder} was trained: its fingerprint was {before} and is {task.fingerprint} now; restore the "
             "files or the tokenizer"
         )
-    return task.validation, task.data.tokenizer.token_bytes
+    return task
+
+
+def _from_empty(task: Text, config: ModelConfig) -> Callable[[Slow], float]:
+    """Weights → bits per byte as training reports them: of windows, each read from an empty state."""
+    predict = make_predict(make_model(config), make_mesh(MeshConfig()))
+    return lambda slow: task.evaluate(predict(slow)).rows[0].bits_per_byte
 
 
 if __name__ == "__main__":

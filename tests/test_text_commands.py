@@ -144,6 +144,9 @@ def test_a_run_is_scored_beyond_its_training_length(run, tmp_path):
         assert expected in printed
     results = json.loads((tmp_path / "results.json").read_text())
     assert [row["last"] for row in results["by_position"]["run"]] == [63, 127]
+    # The same number, by the same way, as training reports.
+    trained = json.loads((run / "results.json").read_text())["evaluation"]["validation"]["bits_per_byte"]
+    assert results["whole"]["empty state every 32 tokens"] == [trained]
     assert (tmp_path / "figure.png").stat().st_size > 1000
     status, _, errors = _run("bdh_jax.score_text", f"--workdir={run}", f"--out={tmp_path}")
     assert status == 2

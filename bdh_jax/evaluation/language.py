@@ -47,25 +47,14 @@ class PositionScore(NamedTuple):
     bits_per_byte: float
 
 
-def score(
-    config: ModelConfig,
-    slow: Slow,
-    corpus: Corpus,
-    token_bytes: np.ndarray,
-    *,
-    context: int,
-    carried: bool = True,
-    rows: int = 8,
-) -> PositionScore:
-    """Bits per byte of a text, each stretch of ``context`` tokens read from an empty state.
+def carried(config: BDHConfig, slow: Slow, corpus: Corpus, token_bytes: np.ndarray, *, rows: int = 8) -> PositionScore:
+    """Bits per byte of a text that is read through with one state. (What it costs from empty states a task's ``evaluate`` says.)
 
     Args:
       config: of the model.
       slow: its weights.
       corpus: the text.
       token_bytes: [V], bytes of each token.
-      context: tokens of a stretch. The first tokens of each are predicted from little.
-      carried: go on from stretch to stretch with the state, so that only the first of a row has an empty one.
       rows: so many parts of the text are read side by side; each starts with an empty state. What cannot be shared out evenly, fewer
         than ``rows`` tokens at the end, is not scored.
 
@@ -74,11 +63,11 @@ def score(
 
     Raises:
       DataError: if there are fewer tokens than rows.
-      ValueError: if a GPT is to carry a state.
+      ValueError: for a GPT, which has no state to carry.
     """
     nats = size = 0.0
     longest = 0
-    for distance, losses, weight, counted in _costs(config, slow, corpus, token_bytes, context, carried, rows):
+    for distance, losses, weight, counted in _costs(config, slow, corpus, token_bytes, rows, context=None):
         nats += float((losses * weight).sum())
         size += float((counted * weight).sum())
         longest = max(longest, int(distance.max()))
@@ -91,7 +80,7 @@ def by_position(
     """Bits per byte by how many tokens of the same document a model has read before, in contexts far longer than those of its training.
 
     Args:
-      config, slow, corpus, token_bytes, rows: as in :func:`score`.
+      config, slow, corpus, token_bytes, rows: as in :func:`carried`.
       context: tokens of the longest context; the text is cut into such stretches, and what is left over at its end is not scored.
 
     Returns:
@@ -103,7 +92,7 @@ def by_position(
     edges = [0, *(2**power for power in range(6, 1 + int(math.log2(context)))), context]
     edges = sorted({edge for edge in edges if edge <= context})
     nats, size = np.zeros(len(edges) - 1), np.zeros(len(edges) - 1)
-    for distance, losses, weight, counted in _costs(config, slow, corpus, token_bytes, context, False, rows, whole=True):
+    for distance, losses, weight, counted in _costs(config, slow, corpus, token_bytes, rows, context):
         place = np.searchsorted(edges, distance, side="right") - 1
         np.add.at(nats, place, losses * weight)
         np.add.at(size, place, counted * weight)
@@ -174,23 +163,25 @@ def plot_positions(scores: dict[str, Sequence[PositionScore]], train_length: int
     return figure
 
 
-def _costs(config, slow, corpus, token_bytes, context, carried, rows, whole=False) -> Costs:
-    """(distances, losses, weights, bytes), each [B,T], for one chunk of tokens after another. A distance is counted from where the state
-    was empty: the start of a stretch or of a document."""
+def _costs(
+    config: ModelConfig, slow: Slow, corpus: Corpus, token_bytes: np.ndarray, rows: int, context: int | None
+) -> Costs:
+    """(distances, losses, weights, bytes), each [B,T], for one chunk of tokens after another. The state is emptied every ``context``
+    tokens (None: never). A distance is counted from where it was empty: the start of a context or of a document."""
     total = len(corpus.tokens) - 1
     length = total // rows
-    if whole:
+    if context is not None:
         length -= length % context
     if length < 1:
         raise DataError(
-            f"{len(corpus.tokens)} tokens in {rows} rows are fewer than a context of {context if whole else 1} needs; give more text, or a "
+            f"{len(corpus.tokens)} tokens in {rows} rows are fewer than a context of {context or 1} needs; give more text, or a "
             "shorter context"
         )
     is_bdh = isinstance(config, BDHConfig)
-    if carried and not is_bdh:
-        raise ValueError("a GPT has no state to carry; set carried=False")
+    if context is None and not is_bdh:
+        raise ValueError("a GPT has no state to carry")
     # A long context is read in chunks with a state; a GPT, and a short context, at once.
-    with_state = is_bdh and (carried or context > CHUNK)
+    with_state = is_bdh and (context is None or context > CHUNK)
     empty = BDH(config).init_fast(rows) if with_state else None
     step = CHUNK if with_state else context
     state, read = empty, np.zeros((rows, 1), np.int64)
@@ -199,10 +190,10 @@ def _costs(config, slow, corpus, token_bytes, context, carried, rows, whole=Fals
         bar = progress.add_task("scoring", total=length)
         done = 0
         while done < length:
-            here = done if carried else done % context
+            here = done if context is None else done % context
             if here == 0:
                 state, read = empty, np.zeros((rows, 1), np.int64)
-            size = min(step, length - done, step if carried else context - here)
+            size = min(step, (length if context is None else context) - here)
             pieces = [window(corpus, row * (total // rows) + done, size) for row in range(rows)]
             tokens, targets, reset, weight = (np.stack(arrays) for arrays in zip(*pieces, strict=True))
             losses, state = _run(config, with_state, slow, tokens, targets, reset, state)

@@ -51,21 +51,12 @@ def _bits(config, slow, first, last):
 CLOSE = {"rtol": 1e-5}
 
 
-@pytest.mark.parametrize("config", [CONFIG, GPT], ids=["bdh", "gpt"])
-def test_empty_states_are_windows_read_alone(config):
-    slow = _slow(config)
-    expected = np.concatenate([_bits(config, slow, first, first + 50) for first in range(0, 400, 50)])
-    score = language.score(config, slow, CORPUS, ONES, context=50, carried=False, rows=2)
-    np.testing.assert_allclose(score.bits_per_byte, expected.mean(), **CLOSE)
-    assert (score.count, score.last) == (400, 49)
-
-
 def test_a_carried_state_reads_on(monkeypatch):
     slow = _slow()
     expected = np.concatenate([_bits(CONFIG, slow, first, first + 200) for first in (0, 200)])
     for chunk in (128, 33):
         monkeypatch.setattr(language, "CHUNK", chunk)
-        score = language.score(CONFIG, slow, CORPUS, ONES, context=50, carried=True, rows=2)
+        score = language.carried(CONFIG, slow, CORPUS, ONES, rows=2)
         np.testing.assert_allclose(score.bits_per_byte, expected.mean(), **CLOSE)
         assert (score.count, score.last) == (400, 199)
 
@@ -100,8 +91,8 @@ def test_distances_are_counted_within_documents(monkeypatch):
 
 def test_bytes_are_those_of_the_tokens():
     slow = _slow()
-    twice = language.score(CONFIG, slow, CORPUS, 2 * ONES, context=50, carried=False)
-    once = language.score(CONFIG, slow, CORPUS, ONES, context=50, carried=False)
+    twice = language.carried(CONFIG, slow, CORPUS, 2 * ONES)
+    once = language.carried(CONFIG, slow, CORPUS, ONES)
     assert twice.count == 2 * once.count
     np.testing.assert_allclose(2 * twice.bits_per_byte, once.bits_per_byte, rtol=1e-12)
 
@@ -121,19 +112,18 @@ def test_parts_are_switched_off():
     variants = language.ablations(CONFIG, slow)
     assert list(variants) == ["normal", "fast_write_off", "fast_off", "slow_read_off"]
     bits = {
-        name: language.score(config, weights, CORPUS, ONES, context=50, carried=False).bits_per_byte
-        for name, (config, weights) in variants.items()
+        name: language.carried(config, weights, CORPUS, ONES).bits_per_byte for name, (config, weights) in variants.items()
     }
     assert len({round(b, 6) for b in bits.values()}) == 4
     plain = dataclasses.replace(CONFIG, fast=FastWeightConfig(enabled=False))
     rest = {name: leaf for name, leaf in slow.items() if name != "synapse"}
-    assert bits["fast_off"] == language.score(plain, rest, CORPUS, ONES, context=50, carried=False).bits_per_byte
+    assert bits["fast_off"] == language.carried(plain, rest, CORPUS, ONES).bits_per_byte
     assert list(language.ablations(plain, rest)) == ["normal"]
 
 
 def test_what_cannot_be_scored_is_refused():
     with pytest.raises(ValueError, match="a GPT has no state to carry"):
-        language.score(GPT, _slow(GPT), CORPUS, ONES, context=50)
+        language.carried(GPT, _slow(GPT), CORPUS, ONES)
     with pytest.raises(DataError, match="401 tokens in 1 rows are fewer than a context of 500 needs"):
         language.by_position(CONFIG, _slow(), CORPUS, ONES, context=500)
 
