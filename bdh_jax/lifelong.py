@@ -34,7 +34,7 @@ _SEED = flags.DEFINE_integer("stream_seed", 0, "Seed of the first stream.")
 _FUNCTIONS = flags.DEFINE_list("functions", None, "Rows of the table, by name; default all.")
 _REFERENCE = flags.DEFINE_string("reference", "dense", "Row that the others are compared with.")
 _RIDGE = flags.DEFINE_float("ridge", LEAST_SQUARES_RIDGE, "Ridge of least_squares, kalman and null_space.", lower_bound=1e-9)
-_LAYERS = flags.DEFINE_list("layers", None, "Layers, from 0, that these three consolidate; default all.")
+_LAYERS = flags.DEFINE_list("layers", None, "Layers, from 0, that these three and mesa consolidate; default all.")
 _RATES = flags.DEFINE_list("rates", [], "Rates that are not to be chosen: NAME=RATE of rows of the table.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
 

@@ -31,7 +31,8 @@ def least_squares(
     V = Σ k ⊗ (x − Wᵀ k) is what the synapse W does not know yet: S − G W of the Hebbian rule, and S itself of "mesa". So W changes
     where the episode's addresses are and, for background = 1, as little as possible where earlier ones were. With undecayed fast
     weights (λ = η = 1) and background = 1 this is recursive least squares: W is the ridge regression on all pairs of all
-    episodes, the best that any linear read of these addresses can know. The memory is C, K² numbers a layer.
+    episodes, the best that any linear read of these addresses can know. The memory is C, K² numbers a layer; with background = 0
+    there is none, and what is written is what the mesa rule reads after this episode alone.
 
     Args:
       ridge: > 0.
@@ -45,11 +46,13 @@ def least_squares(
 
     def update(slow, fast, activity, memory):
         gram, written = _of_episode(slow, fast, activity, example_weights, layers)
+        if not background:
+            return _written(slow, ridge_solution(gram, written, ridge), layers), memory
         normal = background * memory["background"] + gram
         change = ridge_solution(normal, written, ridge)
         return _written(slow, change, layers), {"background": memory["background"] + gram}
 
-    return Consolidation(functools.partial(_init, layers=layers), update)
+    return Consolidation(functools.partial(_init, layers=layers) if background else lambda slow: {}, update)
 
 
 def kalman(

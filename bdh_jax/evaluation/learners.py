@@ -311,6 +311,7 @@ _AVERAGES = (0.01, 0.03, 0.1, 0.3)
 _STEPS = (1e-3, 3e-3, 1e-2, 3e-2)
 _ERROR_STEPS = (0.1, 0.3, 1.0)
 _BACKGROUNDS = (0.1, 0.3, 1.0)
+_RIDGES = (0.01, 0.1, 1.0, 10.0)
 _DRIFTS = (0.3, 1.0, 3.0, 10.0)
 _TOLERANCES = (0.03, 0.3, 3.0)
 _TRAININGS = (1e-4, 3e-4, 1e-3, 3e-3)
@@ -360,7 +361,7 @@ def contestants(ridge: float = LEAST_SQUARES_RIDGE, layers: Layers = None) -> di
 
     Args:
       ridge: of ``least_squares``, ``kalman`` and ``null_space``.
-      layers: that these three consolidate; None for all.
+      layers: that these three and ``mesa`` consolidate; None for all.
     """
 
     def solved(name: str, function: Callable[..., Function], option: str, rates: tuple[float, ...]) -> Contestant:
@@ -368,6 +369,11 @@ def contestants(ridge: float = LEAST_SQUARES_RIDGE, layers: Layers = None) -> di
             return consolidated(_summing(model), function(ridge, layers=layers, **{option: rate}))
 
         return Contestant(name, build, rates, traced=False)
+
+    def mesa(model, rate, facts):
+        # What the rule would read after the episode, from the sums it keeps: the rule itself solves at every token, which the
+        # stream has no use for.
+        return consolidated(_summing(model), consolidation.least_squares(rate, background=0.0, layers=layers))
 
     kalman = solved("kalman", consolidation.kalman, "drift", _DRIFTS)
     rows = (
@@ -384,6 +390,7 @@ def contestants(ridge: float = LEAST_SQUARES_RIDGE, layers: Layers = None) -> di
         _ruled("delta", _ERROR_STEPS),
         _ruled("longhorn", _ERROR_STEPS),
         _ruled("oja", _ERROR_STEPS),
+        Contestant("mesa", mesa, _RIDGES, traced=False),
         solved("least_squares", consolidation.least_squares, "background", _BACKGROUNDS),
         kalman,
         solved("null_space", consolidation.null_space, "tolerance", _TOLERANCES),

@@ -109,6 +109,16 @@ def test_without_background_earlier_episodes_are_overwritten():
     assert errors[1.0] < 0.7 * errors[0.0]
 
 
+def test_without_background_there_is_no_memory_and_the_mesa_rule_is_written():
+    """Both layers; the episodes' own tokens come again, so that the synapse knows something of them."""
+    tokens = np.concatenate([episodes(2), episodes(2)])
+    alone, _, memory = stream(consolidation.least_squares(RIDGE, background=0.0), tokens, model_of())
+    dense, _, _ = stream(consolidation.as_consolidation(consolidation.dense(1.0)), tokens, model_of())
+    assert jax.tree.leaves(memory) == []
+    for one, other in zip(alone, dense, strict=True):
+        np.testing.assert_allclose(one["synapse"], other["synapse"], atol=1e-10)
+
+
 def test_kalman_without_drift_is_least_squares():
     tokens = episodes(4)
     (a, _, _), (b, _, memory) = (
