@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bdh_jax.data.documents import DataError
+from bdh_jax.data.documents import DataError, text_package
 
 if TYPE_CHECKING:
     import grain
@@ -193,11 +193,7 @@ def grain_library() -> Any:
     Raises:
       DataError: if it is not installed.
     """
-    try:
-        import grain
-    except ImportError as error:
-        raise DataError('training on text needs packages: pip install "bdh_jax[text]"') from error
-    return grain
+    return text_package("training on text", "grain")
 
 
 def _windows(corpus: Corpus, length: int) -> int:

@@ -15,8 +15,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 COMPRESSED = (".gz", ".zst")
 ROWS = (".jsonl", ".ndjson", ".parquet")
@@ -91,14 +90,28 @@ def _open(path: Path, compression: str | None) -> BinaryIO:
     return path.open("rb")
 
 
-def _zstd(path: Path) -> ModuleType:
+def text_package(use: str, *modules: str) -> Any:
+    """Import what the extra ``text`` installs.
+
+    Args:
+      use: what needs it, for the message.
+      modules: names; the first is returned, the others are its submodules.
+
+    Raises:
+      DataError: if it is not installed.
+    """
+    try:
+        package, *_ = map(importlib.import_module, modules)
+    except ImportError as error:
+        raise DataError(f'{use} needs a package that is not installed: pip install "bdh_jax[text]"') from error
+    return package
+
+
+def _zstd(path: Path) -> Any:
     """``compression.zstd`` of Python 3.14, or its backport. Unlike other packages it notices a file that ends too early."""
     if sys.version_info >= (3, 14):
         return importlib.import_module("compression.zstd")
-    try:
-        return importlib.import_module("backports.zstd")
-    except ImportError as error:
-        raise DataError(f'{path} is compressed with zstd, which needs a package: pip install "bdh_jax[text]"') from error
+    return text_package(f"{path} is compressed with zstd, which", "backports.zstd")
 
 
 def _json_lines(path: Path, file: BinaryIO, column: str) -> Iterator[bytes]:
@@ -119,11 +132,7 @@ def _json_lines(path: Path, file: BinaryIO, column: str) -> Iterator[bytes]:
 
 
 def _parquet(path: Path, file: BinaryIO, column: str, compression: str | None) -> Iterator[bytes]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DataError(f'{path} is Parquet, which needs a package: pip install "bdh_jax[text]"') from error
+    pyarrow = text_package(f"{path} is Parquet, which", "pyarrow", "pyarrow.parquet")
     source = io.BytesIO(file.read()) if compression else file  # Parquet is read from its end
     try:
         table = pyarrow.parquet.ParquetFile(source)

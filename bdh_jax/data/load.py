@@ -13,7 +13,7 @@ import numpy as np
 from bdh_jax.config import DataConfig
 from bdh_jax.data import prepared
 from bdh_jax.data.corpus import Corpus, build_corpus, split_corpus
-from bdh_jax.data.documents import DataError, find_files, read_documents
+from bdh_jax.data.documents import DataError, find_files, read_documents, text_package
 from bdh_jax.data.tokenizer import Tokenizer, load_tokenizer
 
 TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -61,12 +61,7 @@ def tiny_shakespeare() -> Path:
     Raises:
       DataError: if it cannot be downloaded.
     """
-    try:
-        import pooch
-    except ImportError as error:
-        raise DataError(
-            'downloading tiny Shakespeare needs a package: pip install "bdh_jax[text]". Or name your own text: --config.data.path=FILE'
-        ) from error
+    pooch = text_package("downloading tiny Shakespeare (without it, name your own text: --config.data.path=FILE)", "pooch")
     folder = Path(os.environ.get("BDH_JAX_CACHE") or pooch.os_cache("bdh_jax"))
     pooch.get_logger().setLevel("WARNING")
     try:

@@ -25,7 +25,7 @@ from bdh_jax import cli
 from bdh_jax.config import ConfigError
 from bdh_jax.data import prepared
 from bdh_jax.data.corpus import build_corpus, draw
-from bdh_jax.data.documents import TEXT_COLUMN, DataError, find_files, read_documents
+from bdh_jax.data.documents import TEXT_COLUMN, DataError, find_files, read_documents, text_package
 from bdh_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 _DATASET = flags.DEFINE_string("dataset", None, "Data set of the Hugging Face hub, or a local folder in one of its formats.")
@@ -188,10 +188,7 @@ def _documents(source: dict[str, Any], skip: int) -> Iterator[bytes]:
 
 
 def _rows(source: dict[str, Any], skip: int) -> Iterator[bytes]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError('reading data sets needs a package: pip install "bdh_jax[text]"') from error
+    datasets = text_package("reading data sets", "datasets")
     datasets.disable_progress_bars()
     try:
         rows = datasets.load_dataset(source["dataset"], source["name"], split=source["split"], streaming=True).skip(skip)

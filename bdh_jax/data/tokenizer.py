@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bdh_jax.data.documents import DataError
+from bdh_jax.data.documents import DataError, text_package
 
 BYTE_VOCABULARY = 256
 
@@ -145,15 +145,8 @@ def tokenizers_library() -> Any:
     Raises:
       DataError: if it is not installed.
     """
-    try:
-        import tokenizers
-        import tokenizers.decoders
-        import tokenizers.models
-        import tokenizers.pre_tokenizers
-        import tokenizers.trainers
-    except ImportError as error:
-        raise DataError('a BPE needs a package: pip install "bdh_jax[text]"') from error
-    return tokenizers
+    parts = ("decoders", "models", "pre_tokenizers", "trainers")
+    return text_package("a BPE", "tokenizers", *(f"tokenizers.{part}" for part in parts))
 
 
 def _pieces(inner: Any) -> list[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 
 import pyarrow
 import pyarrow.parquet
@@ -105,3 +106,12 @@ def test_files_are_found_by_path_folder_and_glob_each_once_and_in_order(tmp_path
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="'none' .* names no file"):
         find_files("none")
+
+
+def test_a_package_that_is_absent_is_named_with_what_installs_it(tmp_path, monkeypatch):
+    (tmp_path / "x.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(
+        DataError, match=r'x\.parquet is Parquet, which needs a package .* not installed: pip install "bdh_jax\[text\]"'
+    ):
+        list(read_documents(tmp_path / "x.parquet", "text"))
