@@ -12,244 +12,29 @@ Axis letters: M models, R streams, F facts, E episodes, P facts of an episode, C
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from bdh_jax import consolidation
 from bdh_jax.config import BDHConfig, ConfigError
 from bdh_jax.consolidation import Function
-from bdh_jax.evaluation.learners import CONTESTANTS, RIDGE, Contestant, Learner, Slow, addresses, answers, consolidated
+from bdh_jax.evaluation.gates import in_episode_recall, measure_gates, probe_episodes, share
+from bdh_jax.evaluation.learners import CONTESTANTS, Contestant, Learner, Slow, answers, consolidated
+from bdh_jax.evaluation.lifelong_result import LifelongConfig, LifelongResult, Row
 from bdh_jax.evaluation.progress import Progress
 from bdh_jax.evaluation.stream import Stream, StreamConfig, make_stream
 from bdh_jax.model import BDH
-from bdh_jax.tasks.facts import (
-    FIRST_VALUE,
-    KINDS,
-    VALUES,
-    VOCABULARY,
-    Kind,
-    combinations,
-    encode,
-    initialise_new_ids,
-    sample_episodes,
-)
+from bdh_jax.tasks.facts import KINDS, VALUES, VOCABULARY, combinations, initialise_new_ids
 
-GATE = 0.99
-"""Least in-episode recall, and least recall of ridge regression, of a model worth testing."""
 AGES = (0, 1, 4, 16, 64, 256)
 """First age, in episodes, of each bin."""
-_PROBE_EPISODES, _GATE_EPISODES, _PROBE_QUERIES, _PROBE_GRID = 48, 192, 8, 32
-_RESAMPLES = 2000
-
-
-@dataclasses.dataclass(frozen=True)
-class LifelongConfig:
-    """Sizes of the benchmark."""
-
-    stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
-    streams: int = 10
-    """R, test streams; every model sees the same ones."""
-    validation_streams: int = 1
-    """Streams, others than those, on which the first model chooses rates."""
-    seed: int = 0
-    """Of the first test stream; the others follow."""
-    known: int = 256
-    """Facts that the model learned by gradient: ``task.known`` of its training."""
-    reference: str = "dense"
-    """The row that all others are compared with."""
-
-    def __post_init__(self):
-        for name in ("streams", "validation_streams"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        most = len(combinations().known)
-        if not 0 <= self.known <= most:
-            raise ConfigError(f"known={self.known} must lie in 0 … {most}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Gates:
-    """Whether a model can be tested at all. A benchmark of retention says nothing of a model that fails them."""
-
-    dead_keys: int
-    """Keys without an address (all zero) in some layer, of all keys of all kinds."""
-    in_episode: dict[str, float]
-    """Recall within an episode without a synapse, by kind of key."""
-    ridge: dict[int, float]
-    """Number of facts → share recalled by ridge regression on the addresses of a fresh state, in the best layer."""
-    ridge_written: dict[int, float]
-    """The same, fitted to the addresses under which an episode writes. Lower where an address depends on what came before."""
-    drift: tuple[float, ...]
-    """Mean cosine between a key's address in an episode and on a fresh state, by layer."""
-    in_episode_raw_ids: float
-    """Recall of keys with new ids whose embeddings are left as initialised."""
-
-    @property
-    def failures(self) -> tuple[str, ...]:
-        """What fails, in words; empty if nothing does."""
-        failed = []
-        if self.dead_keys:
-            failed.append(f"{self.dead_keys} keys have no address in some layer")
-        failed += [
-            f"in-episode recall of {kind} keys is {r:.4f} < {GATE}" for kind, r in self.in_episode.items() if r < GATE
-        ]
-        facts = min(self.ridge)
-        if self.ridge[facts] < GATE:
-            failed.append(f"ridge regression recalls {self.ridge[facts]:.4f} < {GATE} of {facts} facts")
-        return tuple(failed)
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """What one contestant did. Every score is an array [M, R], NaN where it is not defined."""
-
-    name: str
-    rate: float | None
-    scores: dict[str, np.ndarray]
-    curve: np.ndarray
-    """[M, R, C], recall of the facts shown so far at each checkpoint; NaN but for the last of what is made in the end only."""
-    facts_so_far: np.ndarray
-    """[R, C]."""
-
-    def mean(self, score: str) -> float:
-        """Mean over models and streams; NaN if it is not defined."""
-        return float(np.mean(self.scores[score]))
-
-
-_COLUMNS: tuple[tuple[str, str, str], ...] = (
-    ("recall", "recall", ".3f"),
-    ("new_value", "new", ".3f"),
-    ("old_value", "old", ".3f"),
-    ("in_episode", "in-ep.", ".3f"),
-    ("harm", "harm", "+.3f"),
-    ("harm_known", "known", "+.3f"),
-    ("bits_per_byte", "bits/B", ".4f"),
-    ("milliseconds", "ms/ep.", ".1f"),
-)
-_NOTE = (
-    "recall: of all facts after the last reset. new, old: of reassigned facts, answered with the value that holds and with the one "
-    "before. in-ep.: recall within the episodes of the stream. harm, known: drop of recall in unrelated episodes, and of facts "
-    "learned by gradient. bits/B: bits recalled above chance, per byte kept. Δ: against {reference}, mean and half of its 95 % "
-    "interval over models and streams"
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class LifelongResult:
-    """What the benchmark says."""
-
-    rows: tuple[Row, ...]
-    gates: tuple[Gates, ...]
-    """One for each model."""
-    config: LifelongConfig
-
-    def table(self) -> Table:
-        """The scores, means over models and streams, as a table that fits 100 columns."""
-        reference = next((row for row in self.rows if row.name == self.config.reference), None)
-        models, streams = self.rows[0].scores["recall"].shape
-        stream = self.config.stream
-        title = f"{stream.facts} facts, chance {1 / VALUES:.3f}; {models} model{'s' * (models > 1)} × {streams} stream{'s' * (streams > 1)}"
-        table = Table(title=title, caption=self._caption(reference), box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-        table.add_column("function", min_width=20)
-        table.add_column("rate", justify="right")
-        for number, (_, header, _) in enumerate(_COLUMNS):
-            table.add_column(header, justify="right")
-            if number == 0 and reference is not None:
-                table.add_column("Δ recall", justify="right")
-        for row in self.rows:
-            cells = [_number(row.mean(score), form) for score, _, form in _COLUMNS]
-            if reference is not None:
-                cells.insert(1, _difference(row.scores["recall"] - reference.scores["recall"]))
-            table.add_row(row.name, "" if row.rate is None else f"{row.rate:g}", *cells)
-        return table
-
-    def retention_table(self) -> Table:
-        """Recall after the last reset by kind of key, and by age, as a table that fits 100 columns."""
-        names = [name for name in self.rows[0].scores if name.startswith(("kind_", "age_"))]
-        table = Table(
-            title="recall by kind of key, and by episodes since the fact was shown last",
-            box=box.SIMPLE_HEAD,
-            show_edge=False,
-            padding=0,
-        )
-        table.add_column("function", min_width=20)
-        for name in names:
-            table.add_column(name.split("_", 1)[1].replace("_", " "), justify="right")
-        for row in self.rows:
-            table.add_row(row.name, *(_number(row.mean(name), ".3f") for name in names))
-        return table
-
-    def gates_table(self) -> Table:
-        """The gates, one row a model, as a table that fits 100 columns."""
-        table = Table(
-            title="gates",
-            caption="\n".join(f"FAILED, model {i}: {why}" for i, g in enumerate(self.gates) for why in g.failures) or None,
-            box=box.SIMPLE_HEAD,
-            show_edge=False,
-            padding=0,
-        )
-        first = self.gates[0]
-        headers = ["model", "dead", *(k.replace("_", " ") for k in first.in_episode), "new, raw"]
-        headers += [f"ridge {f}" for f in first.ridge] + [f"written {f}" for f in first.ridge_written]
-        headers += [f"cos {layer + 1}" for layer in range(len(first.drift))]
-        for header in headers:
-            table.add_column(header, justify="right")
-        for number, gates in enumerate(self.gates):
-            values = [*gates.in_episode.values(), gates.in_episode_raw_ids, *gates.ridge.values()]
-            values += [*gates.ridge_written.values(), *gates.drift]
-            table.add_row(str(number), str(gates.dead_keys), *(f"{value:.3f}" for value in values))
-        return table
-
-    def plot(self) -> Any:
-        """Recall of the facts so far along the stream, and recall by age at its end.
-
-        Returns:
-          A ``matplotlib.figure.Figure``. Its colours repeat from the eleventh row on, with dashed lines.
-        """
-        from matplotlib.figure import Figure  # an optional dependency
-
-        figure = Figure(figsize=(11, 5), layout="constrained")
-        along, by_age = figure.subplots(1, 2, sharey=True)
-        ages = [name for name in self.rows[0].scores if name.startswith("age_")]
-        for number, row in enumerate(self.rows):
-            style = {
-                "color": f"C{number % 10}",
-                "linestyle": ("-", "--", ":")[number // 10 % 3],
-                "label": row.name,
-                "marker": ".",
-            }
-            along.plot(row.facts_so_far.mean(axis=0), row.curve.mean(axis=(0, 1)), **style)
-            by_age.plot([name.removeprefix("age_") for name in ages], [row.mean(name) for name in ages], **style)
-        along.set(xlabel="facts shown so far", ylabel="recall after reset", ylim=(-0.02, 1.02))
-        by_age.set(xlabel="episodes since the fact was shown last")
-        figure.legend(*along.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
-        return figure
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dict for JSON, every single score included; None where one is not defined."""
-        rows = []
-        for row in self.rows:
-            scores = {name: _plain(array) for name, array in row.scores.items()}
-            mean = {name: _plain(row.mean(name)) for name in row.scores}
-            entry = {"name": row.name, "rate": row.rate, "mean": mean, "scores": scores, "curve": _plain(row.curve)}
-            rows.append({**entry, "facts_so_far": row.facts_so_far.tolist()})
-        gates = [{**dataclasses.asdict(g), "failures": list(g.failures)} for g in self.gates]
-        return {"config": dataclasses.asdict(self.config), "gates": gates, "rows": rows}
-
-    def _caption(self, reference: Row | None) -> str:
-        note = _NOTE if reference else _NOTE.split(". Δ")[0]
-        failures = [f"GATE FAILED, model {i}: {why}" for i, g in enumerate(self.gates) for why in g.failures]
-        return "\n".join([*failures, note.format(reference=self.config.reference)])
 
 
 def run(
@@ -337,7 +122,7 @@ def benchmark(
     with Progress("lifelong", plays, console) as progress:
         gates = []
         for number, slow in enumerate(slows):
-            gates.append(measure_gates(model, slow, raw[number], config))
+            gates.append(measure_gates(model, slow, raw[number], config.stream, seed=config.seed))
             progress.advance(f"gates of model {number}: " + ("; ".join(gates[-1].failures) or "passed"))
         unharmed = _measure_unharmed(model, slows, config)
         rows = []
@@ -370,41 +155,7 @@ def check_model(config: BDHConfig) -> None:
         )
 
 
-def measure_gates(model: BDH, slow: Slow, raw: Slow, config: LifelongConfig) -> Gates:
-    """Test a model before it is benchmarked.
-
-    Args:
-      model: as of :func:`run`.
-      slow: its parameters, with the embeddings of new ids that will be used.
-      raw: the same with those that training left.
-      config: of the benchmark.
-    """
-    keys = combinations()
-    everything = np.concatenate([keys.seen, keys.held_out, keys.new_ids, keys.known, keys.reserved])
-    rows = 512
-    padded = everything[np.minimum(np.arange(-(-len(everything) // rows) * rows), len(everything) - 1)]
-    alive = np.concatenate(
-        [np.asarray(jnp.any(_addresses(model, slow, some) > 0, axis=-1)) for some in padded.reshape(-1, rows, 2)]
-    )
-    dead = int((~alive[: len(everything)]).any(axis=1).sum())
-
-    probes = {kind: _probe(kind, config.stream.pairs, _GATE_EPISODES) for kind in KINDS}
-    in_episode = {kind: float(_recall(model, slow, *probe)) for kind, probe in probes.items()}
-    raw_ids = float(_recall(model, raw, *probes["new_ids"]))
-
-    fresh, written, drift = {}, {}, ()
-    for facts in sorted({256, model.config.n_neurons}):
-        stream = make_stream(dataclasses.replace(config.stream, facts=facts), seed=config.seed, validation=True)
-        order = np.arange(facts - facts % config.stream.pairs)
-        values = stream.truth().value[order]
-        tokens = np.concatenate([stream.keys[order], values[:, None]], axis=1).reshape(-1, 3 * config.stream.pairs)
-        here = np.asarray(_written_addresses(model, slow, tokens), np.float64)
-        alone = np.asarray(_addresses(model, slow, stream.keys[order]), np.float64)
-        layers = range(model.config.n_layer)
-        fresh[facts] = max(_ridge_recall(alone[:, i], alone[:, i], values) for i in layers)
-        written[facts] = max(_ridge_recall(here[:, i], alone[:, i], values) for i in layers)
-        drift = drift or tuple(float((here[:, i] * alone[:, i]).sum(axis=1).mean()) for i in layers)
-    return Gates(dead, in_episode, fresh, written, drift, raw_ids)
+_alone = jax.jit(answers, static_argnums=0)  # compiled once a model, however often it is benchmarked
 
 
 class _Played(NamedTuple):
@@ -442,11 +193,11 @@ def _play(learner: Learner, slow: Slow, keys, values, episodes, probe, known_key
         final = learner.answer(slow, memory, asked)
     start, recall = learner.start(memory), jnp.zeros(())
     if learner.by_model and start is None:
-        recall = _in_episode(model, slow, *probe)
+        recall = in_episode_recall(model, slow, *probe)
     elif learner.by_model:
         tokens, targets, answer = probe
         each = jax.vmap(lambda row: model.apply({"params": slow}, row[None], start, state="none").logits[0])(tokens)
-        recall = _share(jnp.argmax(each, axis=-1) == targets, answer)
+        recall = share(jnp.argmax(each, axis=-1) == targets, answer)
     return _Played(along, final, right, recall)
 
 
@@ -493,7 +244,7 @@ class _Arena:
             stream.keys,
             stream.truth().value,
             facts.reshape(config.checkpoints, -1, config.pairs, 3),
-            _probe("reserved", config.pairs),
+            probe_episodes("reserved", config.pairs),
             combinations().known[: self._config.known],
         )
         play = self._play(rate, slow, *arguments)
@@ -523,8 +274,8 @@ class _Arena:
 
 def _measure_unharmed(model: BDH, slows: Sequence[Slow], config: LifelongConfig) -> list[_Unharmed]:
     keys, values = combinations().known[: config.known], combinations().known_values[: config.known]
-    recalled = [_mean(np.asarray(_answers(model, slow, keys)) == values) if config.known else np.nan for slow in slows]
-    probes = [float(_recall(model, slow, *_probe("reserved", config.stream.pairs))) for slow in slows]
+    recalled = [_mean(np.asarray(_alone(model, slow, keys)) == values) if config.known else np.nan for slow in slows]
+    probes = [float(in_episode_recall(model, slow, *probe_episodes("reserved", config.stream.pairs))) for slow in slows]
     return [_Unharmed(*pair) for pair in zip(probes, recalled, strict=True)]
 
 
@@ -590,79 +341,5 @@ def _tune(arena, contestant, slows, unharmed, validation, progress) -> float:
     return chosen
 
 
-@functools.cache
-def _probe(kind: Kind, pairs: int, count: int = _PROBE_EPISODES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fresh episodes, the same always: tokens [count, T], targets [count, T], where answers are [count, T]."""
-    rng = np.random.default_rng(len(kind))
-    queries = min(_PROBE_QUERIES, pairs)
-    encoded = encode(sample_episodes(rng, kind, count, pairs=pairs, queries=queries, grid=_probe_grid(kind)))
-    return encoded.tokens, encoded.targets, encoded.answer
-
-
-def _probe_grid(kind: Kind) -> int:
-    # Reserved keys are few: only the whole alphabet holds enough of them.
-    return 128 if kind == "reserved" else _PROBE_GRID
-
-
-def _in_episode(model: BDH, slow: Slow, tokens, targets, answer) -> jax.Array:
-    """Share of answers that are right, all queries of an episode one after another as in training."""
-    logits = model.apply({"params": slow}, tokens, state="none").logits
-    return _share(jnp.argmax(logits, axis=-1) == targets, answer)
-
-
-def _share(right: jax.Array, where: jax.Array) -> jax.Array:
-    return jnp.sum(right & where) / jnp.sum(where)
-
-
-# Compiled once a model, however often it is benchmarked.
-_recall = jax.jit(_in_episode, static_argnums=0)
-_addresses = jax.jit(addresses, static_argnums=0)
-_answers = jax.jit(answers, static_argnums=0)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _written_addresses(model: BDH, slow: Slow, tokens: jax.Array) -> jax.Array:
-    """Addresses [F, L, K] at the second token of every fact in episodes [E, 3P]."""
-    address = model.apply({"params": slow}, tokens, state="none", collect=("address",)).collected["address"]
-    address = jnp.moveaxis(address[:, :, :, 1::3], 3, 1)  # [L, P, E, H, N]
-    address = jnp.moveaxis(address, (2, 1), (0, 1))
-    return address.reshape(-1, model.config.n_layer, model.config.n_neurons)
-
-
-def _ridge_recall(fitted: np.ndarray, asked: np.ndarray, values: np.ndarray) -> float:
-    """Share of values [F] recalled from addresses [F, K] by ridge regression of one-hot values on other ones [F, K]."""
-    labels = np.eye(VALUES)[values - FIRST_VALUE]
-    solution = np.linalg.solve(fitted.T @ fitted + RIDGE * np.eye(fitted.shape[1]), fitted.T @ labels)
-    return float(((asked @ solution).argmax(axis=1) == values - FIRST_VALUE).mean())
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Bounds of the 95 % bootstrap interval of a mean, each number drawn as a unit. NaN if any is.
-
-    Args:
-      values: of any shape.
-    """
-    values = np.ravel(values)
-    if np.isnan(values).any():
-        return np.nan, np.nan
-    draws = np.random.default_rng(0).integers(0, len(values), (_RESAMPLES, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _difference(values: np.ndarray) -> str:
-    low, high = interval(values)
-    return "" if np.isnan(low) or not values.any() else f"{values.mean():+.3f}±{(high - low) / 2:.3f}"
-
-
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if values.size else np.nan
-
-
-def _number(value: float, form: str) -> str:
-    return "–" if np.isnan(value) else format(value, form)
-
-
-def _plain(value: Any) -> Any:
-    """Lists of floats with None for NaN, which JSON does not know."""
-    return np.where(np.isnan(value), None, np.asarray(value, object)).tolist()

@@ -15,7 +15,9 @@ from rich.console import Console
 from bdh_jax import BDH, BDHConfig, FastWeightConfig, consolidation
 from bdh_jax.config import ConfigError
 from bdh_jax.evaluation import learners, lifelong
+from bdh_jax.evaluation.gates import measure_gates, probe_episodes
 from bdh_jax.evaluation.lifelong import LifelongConfig
+from bdh_jax.evaluation.lifelong_result import interval
 from bdh_jax.evaluation.stream import StreamConfig, make_stream
 from bdh_jax.tasks.facts import VOCABULARY, combinations
 
@@ -242,7 +244,7 @@ def test_an_untrained_model_fails_the_gates_and_the_table_says_so(result):
 def test_dead_keys_are_counted(model, slow):
     """An embedding of zero has no code, so no key that ends in it has an address."""
     silent = {**slow, "embed": slow["embed"].at[160].set(0)}
-    gates = lifelong.measure_gates(model, silent, silent, SIZES)
+    gates = measure_gates(model, silent, silent, SIZES.stream, seed=SIZES.seed)
     assert gates.dead_keys == 128
     assert "128 keys have no address in some layer" in gates.failures
 
@@ -284,7 +286,7 @@ def test_playing_a_stream_agrees_with_driving_it_by_hand(model, slow, stream):
     episodes = stream.tokens.reshape(2, -1, PAIRS, 3)
     known = combinations().known[:8]
     play = jax.jit(functools.partial(lifelong._play, learner))
-    result = play(slow, stream.keys, stream.truth().value, episodes, lifelong._probe("reserved", PAIRS), known)
+    result = play(slow, stream.keys, stream.truth().value, episodes, probe_episodes("reserved", PAIRS), known)
     ask = jax.jit(learners.answers, static_argnums=0)
     asked = jnp.concatenate([stream.keys, known])
     before = ask(model, slow, asked)
@@ -346,10 +348,10 @@ def test_a_row_that_takes_another_ones_rate_needs_it(model, slow):
 
 def test_interval_is_that_of_the_mean():
     values = np.random.default_rng(1).normal(3.0, 2.0, 400)
-    low, high = lifelong.interval(values.reshape(4, 100))
+    low, high = interval(values.reshape(4, 100))
     assert low < values.mean() < high
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
-    assert np.isnan(lifelong.interval(np.array([1.0, np.nan]))).all()
+    assert np.isnan(interval(np.array([1.0, np.nan]))).all()
 
 
 @pytest.mark.parametrize("name", learners.CONTESTANTS)

@@ -1,0 +1,216 @@
+"""What the lifelong benchmark measures and says: sizes, scores, tables and the figure.
+
+Axis letters: M models, R streams, C checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from bdh_jax.config import ConfigError
+from bdh_jax.evaluation.gates import Gates
+from bdh_jax.evaluation.stream import StreamConfig
+from bdh_jax.tasks.facts import VALUES, combinations
+
+_RESAMPLES = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class LifelongConfig:
+    """Sizes of the benchmark."""
+
+    stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
+    streams: int = 10
+    """R, test streams; every model sees the same ones."""
+    validation_streams: int = 1
+    """Streams, others than those, on which the first model chooses rates."""
+    seed: int = 0
+    """Of the first test stream; the others follow."""
+    known: int = 256
+    """Facts that the model learned by gradient: ``task.known`` of its training."""
+    reference: str = "dense"
+    """The row that all others are compared with."""
+
+    def __post_init__(self):
+        for name in ("streams", "validation_streams"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        most = len(combinations().known)
+        if not 0 <= self.known <= most:
+            raise ConfigError(f"known={self.known} must lie in 0 … {most}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What one contestant did. Every score is an array [M, R], NaN where it is not defined."""
+
+    name: str
+    rate: float | None
+    scores: dict[str, np.ndarray]
+    curve: np.ndarray
+    """[M, R, C], recall of the facts shown so far at each checkpoint; NaN but for the last of what is made in the end only."""
+    facts_so_far: np.ndarray
+    """[R, C]."""
+
+    def mean(self, score: str) -> float:
+        """Mean over models and streams; NaN if it is not defined."""
+        return float(np.mean(self.scores[score]))
+
+
+_COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("recall", "recall", ".3f"),
+    ("new_value", "new", ".3f"),
+    ("old_value", "old", ".3f"),
+    ("in_episode", "in-ep.", ".3f"),
+    ("harm", "harm", "+.3f"),
+    ("harm_known", "known", "+.3f"),
+    ("bits_per_byte", "bits/B", ".4f"),
+    ("milliseconds", "ms/ep.", ".1f"),
+)
+_NOTE = (
+    "recall: of all facts after the last reset. new, old: of reassigned facts, answered with the value that holds and with the one "
+    "before. in-ep.: recall within the episodes of the stream. harm, known: drop of recall in unrelated episodes, and of facts "
+    "learned by gradient. bits/B: bits recalled above chance, per byte kept. Δ: against {reference}, mean and half of its 95 % "
+    "interval over models and streams"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LifelongResult:
+    """What the benchmark says."""
+
+    rows: tuple[Row, ...]
+    gates: tuple[Gates, ...]
+    """One for each model."""
+    config: LifelongConfig
+
+    def table(self) -> Table:
+        """The scores, means over models and streams, as a table that fits 100 columns."""
+        reference = next((row for row in self.rows if row.name == self.config.reference), None)
+        models, streams = self.rows[0].scores["recall"].shape
+        stream = self.config.stream
+        title = f"{stream.facts} facts, chance {1 / VALUES:.3f}; {models} model{'s' * (models > 1)} × {streams} stream{'s' * (streams > 1)}"
+        table = Table(title=title, caption=self._caption(reference), box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+        table.add_column("function", min_width=20)
+        table.add_column("rate", justify="right")
+        for number, (_, header, _) in enumerate(_COLUMNS):
+            table.add_column(header, justify="right")
+            if number == 0 and reference is not None:
+                table.add_column("Δ recall", justify="right")
+        for row in self.rows:
+            cells = [_number(row.mean(score), form) for score, _, form in _COLUMNS]
+            if reference is not None:
+                cells.insert(1, _difference(row.scores["recall"] - reference.scores["recall"]))
+            table.add_row(row.name, "" if row.rate is None else f"{row.rate:g}", *cells)
+        return table
+
+    def retention_table(self) -> Table:
+        """Recall after the last reset by kind of key, and by age, as a table that fits 100 columns."""
+        names = [name for name in self.rows[0].scores if name.startswith(("kind_", "age_"))]
+        table = Table(
+            title="recall by kind of key, and by episodes since the fact was shown last",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            padding=0,
+        )
+        table.add_column("function", min_width=20)
+        for name in names:
+            table.add_column(name.split("_", 1)[1].replace("_", " "), justify="right")
+        for row in self.rows:
+            table.add_row(row.name, *(_number(row.mean(name), ".3f") for name in names))
+        return table
+
+    def gates_table(self) -> Table:
+        """The gates, one row a model, as a table that fits 100 columns."""
+        table = Table(
+            title="gates",
+            caption="\n".join(f"FAILED, model {i}: {why}" for i, g in enumerate(self.gates) for why in g.failures) or None,
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            padding=0,
+        )
+        first = self.gates[0]
+        headers = ["model", "dead", *(k.replace("_", " ") for k in first.in_episode), "new, raw"]
+        headers += [f"ridge {f}" for f in first.ridge] + [f"written {f}" for f in first.ridge_written]
+        headers += [f"cos {layer + 1}" for layer in range(len(first.drift))]
+        for header in headers:
+            table.add_column(header, justify="right")
+        for number, gates in enumerate(self.gates):
+            values = [*gates.in_episode.values(), gates.in_episode_raw_ids, *gates.ridge.values()]
+            values += [*gates.ridge_written.values(), *gates.drift]
+            table.add_row(str(number), str(gates.dead_keys), *(f"{value:.3f}" for value in values))
+        return table
+
+    def plot(self) -> Any:
+        """Recall of the facts so far along the stream, and recall by age at its end.
+
+        Returns:
+          A ``matplotlib.figure.Figure``. Its colours repeat from the eleventh row on, with dashed lines.
+        """
+        from matplotlib.figure import Figure  # an optional dependency
+
+        figure = Figure(figsize=(11, 5), layout="constrained")
+        along, by_age = figure.subplots(1, 2, sharey=True)
+        ages = [name for name in self.rows[0].scores if name.startswith("age_")]
+        for number, row in enumerate(self.rows):
+            style = {
+                "color": f"C{number % 10}",
+                "linestyle": ("-", "--", ":")[number // 10 % 3],
+                "label": row.name,
+                "marker": ".",
+            }
+            along.plot(row.facts_so_far.mean(axis=0), row.curve.mean(axis=(0, 1)), **style)
+            by_age.plot([name.removeprefix("age_") for name in ages], [row.mean(name) for name in ages], **style)
+        along.set(xlabel="facts shown so far", ylabel="recall after reset", ylim=(-0.02, 1.02))
+        by_age.set(xlabel="episodes since the fact was shown last")
+        figure.legend(*along.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+        return figure
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON, every single score included; None where one is not defined."""
+        rows = []
+        for row in self.rows:
+            scores = {name: _plain(array) for name, array in row.scores.items()}
+            mean = {name: _plain(row.mean(name)) for name in row.scores}
+            entry = {"name": row.name, "rate": row.rate, "mean": mean, "scores": scores, "curve": _plain(row.curve)}
+            rows.append({**entry, "facts_so_far": row.facts_so_far.tolist()})
+        gates = [{**dataclasses.asdict(g), "failures": list(g.failures)} for g in self.gates]
+        return {"config": dataclasses.asdict(self.config), "gates": gates, "rows": rows}
+
+    def _caption(self, reference: Row | None) -> str:
+        note = _NOTE if reference else _NOTE.split(". Δ")[0]
+        failures = [f"GATE FAILED, model {i}: {why}" for i, g in enumerate(self.gates) for why in g.failures]
+        return "\n".join([*failures, note.format(reference=self.config.reference)])
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Bounds of the 95 % bootstrap interval of a mean, each number drawn as a unit. NaN if any is.
+
+    Args:
+      values: of any shape.
+    """
+    values = np.ravel(values)
+    if np.isnan(values).any():
+        return np.nan, np.nan
+    draws = np.random.default_rng(0).integers(0, len(values), (_RESAMPLES, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _difference(values: np.ndarray) -> str:
+    low, high = interval(values)
+    return "" if np.isnan(low) or not values.any() else f"{values.mean():+.3f}±{(high - low) / 2:.3f}"
+
+
+def _number(value: float, form: str) -> str:
+    return "–" if np.isnan(value) else format(value, form)
+
+
+def _plain(value: Any) -> Any:
+    """Lists of floats with None for NaN, which JSON does not know."""
+    return np.where(np.isnan(value), None, np.asarray(value, object)).tolist()
