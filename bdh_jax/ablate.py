@@ -13,7 +13,8 @@ import rich.console
 from absl import flags
 
 from bdh_jax import cli
-from bdh_jax.config import ConfigError, ExperimentConfig, from_config_dict
+from bdh_jax.config import ConfigError, ExperimentConfig
+from bdh_jax.config_dict import from_config_dict
 from bdh_jax.evaluation import ablations
 from bdh_jax.tasks import CONFIGS, make_task
 from bdh_jax.training.checkpoint import load_bdh, read_json

@@ -23,7 +23,8 @@ from ml_collections import config_flags
 from ml_collections.config_flags import tuple_parser
 
 from bdh_jax.allocator import keep_freed_memory
-from bdh_jax.config import ConfigError, ExperimentConfig, from_config_dict
+from bdh_jax.config import ConfigError, ExperimentConfig
+from bdh_jax.config_dict import from_config_dict
 from bdh_jax.data.documents import DataError
 from bdh_jax.generation import StateError
 from bdh_jax.tasks import CONFIGS

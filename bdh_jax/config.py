@@ -1,22 +1,16 @@
-"""Configuration: frozen dataclasses inside, a locked ``ConfigDict`` at the edge.
+"""Every setting, as frozen dataclasses. An experiment is one :class:`ExperimentConfig`.
 
-Every experiment is one :class:`ExperimentConfig`. ``configs/*.py`` build a ``ConfigDict`` from it with
-:func:`to_config_dict`, the command line overrides keys of that, and :func:`from_config_dict` turns the result back
-into frozen dataclasses. An unknown key, a value of the wrong type or a value outside its range is a
-:class:`ConfigError` that names the key, the value and what would be accepted.
+A value out of range, or two that contradict each other, are a :class:`ConfigError` that names the key, the value and what would be
+accepted. :mod:`bdh_jax.config_dict` has the way to configuration files and back.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
 import typing
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import jax.numpy as jnp
-import ml_collections
 
 Scope = Literal["layer", "shared"]
 Address = Literal["previous", "current"]
@@ -35,14 +29,14 @@ class ConfigError(ValueError):
     """A configuration that cannot be used. The message names the key, the value and the remedy."""
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
 
 
-def _require_choice(name: str, value: Any, annotation: Any) -> None:
+def require_choice(name: str, value: Any, annotation: Any) -> None:
     choices = typing.get_args(annotation)
-    _require(value in choices, f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
+    require(value in choices, f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,44 +86,44 @@ class FastWeightConfig:
     """Learn λ per head, in logit space, from ``decay``."""
 
     def __post_init__(self):
-        _require_choice("fast.scope", self.scope, Scope)
-        _require_choice("fast.rule", self.rule, Rule)
-        _require_choice("fast.address", self.address, Address)
-        _require_choice("fast.address_source", self.address_source, AddressSource)
-        _require_choice("fast.address_norm", self.address_norm, AddressNorm)
-        _require_choice("fast.write_gradient", self.write_gradient, WriteGradient)
-        _require(self.learning_rate >= 0, f"fast.learning_rate={self.learning_rate} must be ≥ 0")
-        _require(0 < self.decay <= 1, f"fast.decay={self.decay} must lie in (0, 1]")
-        _require(self.address_active >= 1, f"fast.address_active={self.address_active} must be at least 1")
-        _require(self.ridge > 0, f"fast.ridge={self.ridge} must be positive")
+        require_choice("fast.scope", self.scope, Scope)
+        require_choice("fast.rule", self.rule, Rule)
+        require_choice("fast.address", self.address, Address)
+        require_choice("fast.address_source", self.address_source, AddressSource)
+        require_choice("fast.address_norm", self.address_norm, AddressNorm)
+        require_choice("fast.write_gradient", self.write_gradient, WriteGradient)
+        require(self.learning_rate >= 0, f"fast.learning_rate={self.learning_rate} must be ≥ 0")
+        require(0 < self.decay <= 1, f"fast.decay={self.decay} must lie in (0, 1]")
+        require(self.address_active >= 1, f"fast.address_active={self.address_active} must be at least 1")
+        require(self.ridge > 0, f"fast.ridge={self.ridge} must be positive")
         for name, limit in self.limits.items():
-            _require(limit is None or limit > 0, f"fast.{name}={limit} must be positive, or None for no limit")
+            require(limit is None or limit > 0, f"fast.{name}={limit} must be positive, or None for no limit")
         if self.has_gram:
             what = 'fast.rule="mesa"' if self.rule == "mesa" else "fast.keep_gram=True"
-            _require(
+            require(
                 not self.learn_learning_rate and not self.learn_decay,
                 f"{what} sums over all rows with one η and one λ; set fast.learn_learning_rate and fast.learn_decay to False",
             )
-        _require(
+        require(
             not self.keep_gram or ((self.hebbian or self.rule == "mesa") and not self.limited),
             f"fast.keep_gram=True with fast.rule={self.rule!r}: together with S it says what an episode wrote only for the Hebbian "
             'rules and "mesa" without limits on S; set it to False',
         )
         if self.rule == "mesa":
-            _require(
+            require(
                 not self.limited,
                 'fast.rule="mesa" reads a solution of its sums, so limits on them mean nothing; set fast.clamp, '
                 "fast.threshold and fast.row_norm to None",
             )
-        _require(
+        require(
             not self.learn_learning_rate or self.learning_rate > 0,
             "fast.learn_learning_rate needs fast.learning_rate > 0: it is learned in log space",
         )
-        _require(
+        require(
             not self.learn_decay or self.decay < 1,
             "fast.learn_decay needs fast.decay < 1: it is learned in logit space, where 1 is infinitely far",
         )
-        _require(
+        require(
             not self.train_synapse or self.synapse, "fast.train_synapse needs fast.synapse=True: there is nothing to train"
         )
 
@@ -195,30 +189,30 @@ class BDHConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "n_layer", "d_model", "n_head", "n_neurons", "chunk_size"):
-            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        _require(
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        require(
             self.n_neurons % self.n_head == 0,
             f"n_neurons={self.n_neurons} is not divisible by n_head={self.n_head}; use n_neurons={self._round_neurons()}",
         )
-        _require(
+        require(
             (self.n_neurons // self.n_head) % 2 == 0,
             f"n_neurons={self.n_neurons} with n_head={self.n_head} gives an odd number of neurons per head, and the rotary "
             f"embedding pairs them; use n_neurons={self._round_neurons()}",
         )
-        _require(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
-        _require(self.init_std > 0, f"init_std={self.init_std} must be positive")
-        _require(self.rope_theta > 1, f"rope_theta={self.rope_theta} must be greater than 1")
-        _require_choice("dtype", self.dtype, DType)
-        _require_choice("attention", self.attention, Attention)
-        _require(
+        require(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
+        require(self.init_std > 0, f"init_std={self.init_std} must be positive")
+        require(self.rope_theta > 1, f"rope_theta={self.rope_theta} must be greater than 1")
+        require_choice("dtype", self.dtype, DType)
+        require_choice("attention", self.attention, Attention)
+        require(
             len(self.attention_decay) in (1, self.n_head) and all(0 < decay <= 1 for decay in self.attention_decay),
             f"attention_decay={self.attention_decay} must be numbers in (0, 1]: one for all heads, or one for each of "
             f"n_head={self.n_head}",
         )
-        _require_choice("implementation", self.implementation, Implementation)
-        _require_choice("kernel", self.kernel, Kernel)
+        require_choice("implementation", self.implementation, Implementation)
+        require_choice("kernel", self.kernel, Kernel)
         if self.shared_across_layers:
-            _require(
+            require(
                 self.implementation in ("auto", "recurrent"),
                 f'implementation={self.implementation!r} cannot run fast.scope="shared" with n_layer={self.n_layer}: a layer '
                 'reads what earlier layers wrote at the same token, so only implementation="recurrent" (or "auto") exists',
@@ -227,7 +221,7 @@ class BDHConfig:
             what = (
                 'fast.rule="mesa"' if self.fast.rule == "mesa" else "limits on S (fast.clamp, fast.threshold, fast.row_norm)"
             )
-            _require(
+            require(
                 self.implementation in ("auto", "recurrent"),
                 f"implementation={self.implementation!r} cannot run {what}: there is only the form token by token; use "
                 'implementation="recurrent" (or "auto")',
@@ -289,16 +283,16 @@ class GPTConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "n_layer", "d_model", "n_head", "width_factor"):
-            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        _require(
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        require(
             self.d_model % (2 * self.n_head) == 0,
             f"d_model={self.d_model} is not divisible by 2 · n_head={2 * self.n_head}: every head has an even width, as rotary "
             "positions need",
         )
-        _require(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
-        _require(self.init_std > 0, f"init_std={self.init_std} must be positive")
-        _require(self.rope_theta > 1, f"rope_theta={self.rope_theta} must be greater than 1")
-        _require_choice("dtype", self.dtype, DType)
+        require(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
+        require(self.init_std > 0, f"init_std={self.init_std} must be positive")
+        require(self.rope_theta > 1, f"rope_theta={self.rope_theta} must be greater than 1")
+        require_choice("dtype", self.dtype, DType)
 
     @property
     def fast(self) -> FastWeightConfig:
@@ -336,7 +330,7 @@ class DataConfig:
     """A byte-level BPE, as the file ``tokenizer.json`` of the tokenizers library; None: bytes are the tokens."""
 
     def __post_init__(self):
-        _require(0 < self.validation_share < 1, f"data.validation_share={self.validation_share} must lie in (0, 1)")
+        require(0 < self.validation_share < 1, f"data.validation_share={self.validation_share} must lie in (0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,14 +358,14 @@ class OptimizerConfig:
     """Global gradient norm limit; None does not clip."""
 
     def __post_init__(self):
-        _require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate} must be positive")
-        _require(self.warmup_steps >= 0, f"optimizer.warmup_steps={self.warmup_steps} must be ≥ 0")
-        _require(0 <= self.final_fraction <= 1, f"optimizer.final_fraction={self.final_fraction} must lie in [0, 1]")
-        _require_choice("optimizer.schedule", self.schedule, Literal["cosine", "constant"])
-        _require(self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay} must be ≥ 0")
-        _require(0 <= self.b1 < 1 and 0 <= self.b2 < 1, f"optimizer.b1={self.b1}, b2={self.b2} must lie in [0, 1)")
-        _require(self.eps > 0, f"optimizer.eps={self.eps} must be positive")
-        _require(
+        require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate} must be positive")
+        require(self.warmup_steps >= 0, f"optimizer.warmup_steps={self.warmup_steps} must be ≥ 0")
+        require(0 <= self.final_fraction <= 1, f"optimizer.final_fraction={self.final_fraction} must lie in [0, 1]")
+        require_choice("optimizer.schedule", self.schedule, Literal["cosine", "constant"])
+        require(self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay} must be ≥ 0")
+        require(0 <= self.b1 < 1 and 0 <= self.b2 < 1, f"optimizer.b1={self.b1}, b2={self.b2} must lie in [0, 1)")
+        require(self.eps > 0, f"optimizer.eps={self.eps} must be positive")
+        require(
             self.clip_norm is None or self.clip_norm > 0, f"optimizer.clip_norm={self.clip_norm} must be positive or None"
         )
 
@@ -402,14 +396,14 @@ class TrainConfig:
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulation", "evaluate_every", "checkpoint_every", "log_every"):
-            _require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)} must be at least 1")
-        _require(
+            require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)} must be at least 1")
+        require(
             self.batch_size % self.accumulation == 0,
             f"train.batch_size={self.batch_size} is not divisible by train.accumulation={self.accumulation}",
         )
-        _require_choice("train.loss", self.loss, Loss)
-        _require(self.fill_ridge > 0, f"train.fill_ridge={self.fill_ridge} must be positive")
-        _require(
+        require_choice("train.loss", self.loss, Loss)
+        require(self.fill_ridge > 0, f"train.fill_ridge={self.fill_ridge} must be positive")
+        require(
             not self.carry_state or self.accumulation == 1,
             f"train.carry_state=True with train.accumulation={self.accumulation}: the state of all rows is held anyway, so slices save "
             "no memory; set train.accumulation=1",
@@ -441,7 +435,7 @@ class ConsolidationConfig:
     target: str | None = None
 
     def __post_init__(self):
-        _require(self.every >= 1, f"consolidation.every={self.every} must be at least 1")
+        require(self.every >= 1, f"consolidation.every={self.every} must be at least 1")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -460,8 +454,8 @@ class MeshConfig:
     """Call ``jax.distributed.initialize()`` first: one process per host of a pod."""
 
     def __post_init__(self):
-        _require(self.data == -1 or self.data >= 1, f"mesh.data={self.data} must be at least 1, or -1 for all devices left")
-        _require(self.neurons >= 1, f"mesh.neurons={self.neurons} must be at least 1")
+        require(self.data == -1 or self.data >= 1, f"mesh.data={self.data} must be at least 1, or -1 for all devices left")
+        require(self.neurons >= 1, f"mesh.neurons={self.neurons} must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -480,173 +474,40 @@ class ExperimentConfig:
     """Several seeds: each runs in its own folder ``seed<k>`` of the workdir, and the table gives mean and spread."""
 
     def __post_init__(self):
-        _require(len(set(self.seeds)) == len(self.seeds), f"seeds={self.seeds} names a seed twice")
+        require(len(set(self.seeds)) == len(self.seeds), f"seeds={self.seeds} names a seed twice")
         if isinstance(self.model, GPTConfig):
-            _require(
-                self.mesh.neurons == 1, f"mesh.neurons={self.mesh.neurons}: a GPT has no neurons to spread; set it to 1"
-            )
-            _require(not self.train.carry_state, "train.carry_state=True: a GPT has no state to carry; set it to False")
-            _require(
+            require(self.mesh.neurons == 1, f"mesh.neurons={self.mesh.neurons}: a GPT has no neurons to spread; set it to 1")
+            require(not self.train.carry_state, "train.carry_state=True: a GPT has no state to carry; set it to False")
+            require(
                 self.consolidation.function == "none",
                 f"consolidation.function={self.consolidation.function!r}: a GPT has no fast weights to consolidate; set it to 'none'",
             )
         else:
             self._check_neurons()
-        _require(
+        require(
             self.mesh.data == -1 or (self.train.batch_size // self.train.accumulation) % self.mesh.data == 0,
             f"mesh.data={self.mesh.data} does not divide the {self.train.batch_size // self.train.accumulation} sequences of a "
             f"slice (train.batch_size={self.train.batch_size}, train.accumulation={self.train.accumulation})",
         )
-        _require(
+        require(
             not self.train.carry_state or getattr(self.task, "order", None) == "consecutive",
             "train.carry_state=True: rows of this task do not go on from batch to batch, so a state would leak into other text; set "
             'train.carry_state=False, or task.order="consecutive" of a text',
         )
-        _require(
+        require(
             not self.train.carry_state or self.consolidation.function == "none",
             f"train.carry_state=True with consolidation.function={self.consolidation.function!r}: episodes that go on from step to "
             "step would be consolidated again and again; use one of them",
         )
 
     def _check_neurons(self) -> None:
-        _require(
+        require(
             self.model.n_neurons // self.model.n_head % self.mesh.neurons == 0,
             f"mesh.neurons={self.mesh.neurons} does not divide the {self.model.n_neurons // self.model.n_head} neurons of a head "
             f"(model.n_neurons={self.model.n_neurons}, model.n_head={self.model.n_head})",
         )
-        _require(
+        require(
             self.mesh.neurons == 1 or not (self.model.fast.enabled and self.model.fast.has_gram),
             f'mesh.neurons={self.mesh.neurons} splits the rows that model.fast.rule="mesa" and model.fast.keep_gram need together; '
             "set it to 1",
         )
-
-
-T = TypeVar("T")
-
-
-def parse_variants(arg: str, valid: Iterable[str]) -> list[str]:
-    """The variants that a ``--config=FILE.py:a,b`` names.
-
-    Args:
-      arg: names joined by commas; empty for none.
-      valid: the names that exist.
-
-    Raises:
-      ConfigError: for an unknown or repeated one.
-    """
-    valid = list(valid)
-    names = arg.split(",") if arg else []
-    for name in names:
-        if name not in valid:
-            raise ConfigError(f"unknown variant {name!r}. Valid variants: {', '.join(valid)}")
-        if names.count(name) > 1:
-            raise ConfigError(f"variant {name!r} is named twice")
-    return names
-
-
-def to_config_dict(config: Any) -> ml_collections.ConfigDict:
-    """Turn a dataclass into a locked ``ConfigDict`` whose keys can be overridden from the command line.
-
-    Args:
-      config: a dataclass instance, nested as deep as needed.
-
-    Returns:
-      A locked ``ConfigDict``. Optional fields that are None become typed placeholders, so that they can be set.
-    """
-    result = ml_collections.ConfigDict()
-    hints = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            result[field.name] = to_config_dict(value)
-        elif value is None:
-            (kind,) = (a for a in typing.get_args(hints[field.name]) if a is not type(None))
-            result[field.name] = ml_collections.config_dict.placeholder(kind)
-        elif _is_optional(hints[field.name]):
-            reference = ml_collections.config_dict.placeholder(type(value))
-            reference.set(value)
-            result[field.name] = reference
-        else:
-            result[field.name] = value
-    return result.lock()
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Plain nested dict of a configuration, for JSON."""
-    return dataclasses.asdict(config)
-
-
-def from_config_dict(
-    cls: type[T], values: Mapping[str, Any], path: str = "config", *, tasks: Mapping[str, type] | None = None
-) -> T:
-    """Build a frozen dataclass from a mapping, strictly.
-
-    Args:
-      cls: the dataclass to build.
-      values: a ``ConfigDict`` or dict (from JSON, say), nested like ``cls``. Missing keys keep their defaults.
-      path: how messages name the mapping.
-      tasks: task name → its configuration class; needed where ``cls`` has a field of type :class:`TaskConfig`.
-
-    Returns:
-      An instance of ``cls``.
-
-    Raises:
-      ConfigError: for an unknown key, an ill-typed value, or a value out of range.
-    """
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]
-    arguments = {}
-    for key in values:
-        if key not in names:
-            close = difflib.get_close_matches(key, names, n=1)
-            hint = f" Did you mean {path}.{close[0]}?" if close else ""
-            raise ConfigError(f"{path}.{key} does not exist.{hint} Valid keys of {path}: {', '.join(names)}")
-        arguments[key] = _convert(hints[key], values[key], f"{path}.{key}", tasks)
-    try:
-        return cls(**arguments)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
-def model_config(values: Mapping[str, Any], path: str = "config") -> ModelConfig:
-    """The model that a mapping describes; see :func:`from_config_dict`. Without ``architecture`` it is a BDH."""
-    architecture = values.get("architecture")
-    _require(architecture in (None, "gpt"), f"{path}.architecture={architecture!r} is not 'gpt'; leave it out for BDH")
-    return from_config_dict(BDHConfig if architecture is None else GPTConfig, values, path)
-
-
-def _is_optional(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType) and type(None) in typing.get_args(annotation)
-
-
-def _convert(annotation: Any, value: Any, path: str, tasks: Mapping[str, type] | None) -> Any:
-    if _is_optional(annotation):
-        if value is None:
-            return None
-        (annotation,) = (a for a in typing.get_args(annotation) if a is not type(None))
-    if annotation == ModelConfig:
-        _require(isinstance(value, Mapping | ml_collections.ConfigDict), f"{path}={value!r} should be a mapping")
-        return model_config(value, path)
-    if isinstance(annotation, type) and issubclass(annotation, TaskConfig):
-        _require(isinstance(value, Mapping | ml_collections.ConfigDict), f"{path}={value!r} should be a mapping")
-        names = dict(tasks or {})
-        name = value.get("name")
-        _require(name in names, f"{path}.name={name!r} is not a task. Valid tasks: {', '.join(sorted(names))}")
-        return from_config_dict(names[name], value, path)
-    if dataclasses.is_dataclass(annotation):
-        _require(isinstance(value, Mapping | ml_collections.ConfigDict), f"{path}={value!r} should be a mapping")
-        return from_config_dict(annotation, value, path, tasks=tasks)
-    if typing.get_origin(annotation) is Literal:
-        _require_choice(path, value, annotation)
-        return value
-    if typing.get_origin(annotation) is tuple:
-        (item, *_) = typing.get_args(annotation)
-        if isinstance(value, str) or not isinstance(value, list | tuple):
-            value = (value,)
-        return tuple(_convert(item, v, f"{path}[{i}]", tasks) for i, v in enumerate(value))
-    # bool is an int in Python, and an int is a fine float: be exact about the first, lenient about the second.
-    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if annotation is int and isinstance(value, bool) or not isinstance(value, annotation):
-        raise ConfigError(f"{path}={value!r} is a {type(value).__name__}, expected {annotation.__name__}")
-    return value

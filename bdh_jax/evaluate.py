@@ -14,7 +14,8 @@ import rich.console
 from absl import flags
 
 from bdh_jax import cli
-from bdh_jax.config import ConfigError, MeshConfig, to_dict
+from bdh_jax.config import ConfigError, MeshConfig
+from bdh_jax.config_dict import to_dict
 from bdh_jax.models import make_model
 from bdh_jax.sharding import make_mesh
 from bdh_jax.tasks import make_task

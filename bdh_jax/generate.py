@@ -25,7 +25,8 @@ import rich.progress
 from absl import flags
 
 from bdh_jax import cli
-from bdh_jax.config import ConfigError, ExperimentConfig, from_config_dict
+from bdh_jax.config import ConfigError, ExperimentConfig
+from bdh_jax.config_dict import from_config_dict
 from bdh_jax.data.prepared import TOKENIZER
 from bdh_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bdh_jax.generation import GenerationState, Sampling, check_memory, generate, load_state, prefill, save_state

@@ -18,7 +18,8 @@ import rich.table
 from absl import flags
 
 from bdh_jax import cli
-from bdh_jax.config import BDHConfig, ConfigError, ExperimentConfig, MeshConfig, ModelConfig, from_config_dict
+from bdh_jax.config import BDHConfig, ConfigError, ExperimentConfig, MeshConfig, ModelConfig
+from bdh_jax.config_dict import from_config_dict
 from bdh_jax.evaluation import language
 from bdh_jax.models import make_model
 from bdh_jax.sharding import make_mesh

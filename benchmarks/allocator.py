@@ -16,7 +16,8 @@ import jax
 import measure
 
 from bdh_jax import BDH, allocator
-from bdh_jax.config import ExperimentConfig, from_config_dict
+from bdh_jax.config import ExperimentConfig
+from bdh_jax.config_dict import from_config_dict
 from bdh_jax.sharding import make_mesh
 from bdh_jax.tasks import CONFIGS, make_task
 from bdh_jax.training.optimizer import make_optimizer

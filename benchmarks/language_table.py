@@ -25,7 +25,8 @@ import rich.console
 import rich.table
 import scipy.stats
 
-from bdh_jax.config import ExperimentConfig, from_config_dict
+from bdh_jax.config import ExperimentConfig
+from bdh_jax.config_dict import from_config_dict
 from bdh_jax.models import make_model
 from bdh_jax.tasks import CONFIGS
 

@@ -30,7 +30,8 @@ import rich.console
 import rich.progress
 import rich.table
 
-from bdh_jax.config import BDHConfig, ExperimentConfig, from_config_dict
+from bdh_jax.config import BDHConfig, ExperimentConfig
+from bdh_jax.config_dict import from_config_dict
 from bdh_jax.tasks import CONFIGS, make_task
 from bdh_jax.training.checkpoint import config_json
 from bdh_jax.training.metrics import METRICS, describe_start, read_rows

@@ -20,20 +20,13 @@ counter-benchmarks are scored with ``python -m bdh_jax.evaluate --config=configs
 
 from __future__ import annotations
 
-import dataclasses
 import runpy
 from pathlib import Path
 
 import ml_collections
 
-from bdh_jax.config import (
-    ConfigError,
-    ConsolidationConfig,
-    ExperimentConfig,
-    from_config_dict,
-    parse_variants,
-    to_config_dict,
-)
+from bdh_jax.config import ConfigError, ConsolidationConfig, ExperimentConfig
+from bdh_jax.config_dict import change, from_config_dict, parse_variants, to_config_dict
 from bdh_jax.tasks import CONFIGS
 
 FUNCTIONS = {
@@ -71,8 +64,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if "equal_norm" in names:
         if consolidation.function == "none":
             raise ConfigError("variant 'equal_norm' scales a change, and the control makes none: name a function beside it")
-        consolidation = dataclasses.replace(consolidation, norm=EQUAL_NORM)
-    fast = dataclasses.replace(config.model.fast, synapse=True)
-    return to_config_dict(
-        dataclasses.replace(config, model=dataclasses.replace(config.model, fast=fast), consolidation=consolidation)
-    )
+        consolidation = change(consolidation, norm=EQUAL_NORM)
+    return to_config_dict(change(change(config, "model.fast", synapse=True), consolidation=consolidation))

@@ -13,19 +13,12 @@ Variants follow a colon: ``--config=configs/counter.py:smoke`` runs a tiny model
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 
 import ml_collections
 
-from bdh_jax.config import (
-    BDHConfig,
-    ConfigError,
-    ExperimentConfig,
-    FastWeightConfig,
-    OptimizerConfig,
-    TrainConfig,
-    to_config_dict,
-)
+from bdh_jax.config import BDHConfig, ExperimentConfig, FastWeightConfig, OptimizerConfig, TrainConfig
+from bdh_jax.config_dict import apply_variants, change, to_config_dict
 from bdh_jax.tasks.counter import CounterConfig
 from bdh_jax.tasks.nback import INTEGER_VOCABULARY
 
@@ -58,16 +51,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=100),
         train=TrainConfig(steps=6000, batch_size=32, loss="weights", evaluate_every=1000, checkpoint_every=500),
     )
-    if arg == "smoke":
-        config = dataclasses.replace(
-            config,
-            task=dataclasses.replace(config.task, evaluation_sequences=16),
-            model=dataclasses.replace(config.model, n_layer=2, d_model=16, n_neurons=64),
-            optimizer=dataclasses.replace(config.optimizer, warmup_steps=2),
-            train=dataclasses.replace(
-                config.train, steps=20, batch_size=4, evaluate_every=10, checkpoint_every=10, log_every=5
-            ),
-        )
-    elif arg:
-        raise ConfigError(f"unknown variant {arg!r}. Valid variants: smoke")
-    return to_config_dict(config)
+    return to_config_dict(apply_variants(config, arg, VARIANTS))
+
+
+def _smoke(config: ExperimentConfig) -> ExperimentConfig:
+    config = change(config, "task", evaluation_sequences=16)
+    config = change(config, "model", n_layer=2, d_model=16, n_neurons=64)
+    config = change(config, "optimizer", warmup_steps=2)
+    return change(config, "train", steps=20, batch_size=4, evaluate_every=10, checkpoint_every=10, log_every=5)
+
+
+VARIANTS: dict[str, Callable[[ExperimentConfig], ExperimentConfig]] = {"smoke": _smoke}

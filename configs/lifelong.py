@@ -19,22 +19,13 @@ Any key can be overridden, as in ``configs/nback.py``.
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 
 import ml_collections
 
-from bdh_jax.config import (
-    BDHConfig,
-    ExperimentConfig,
-    FastWeightConfig,
-    OptimizerConfig,
-    TrainConfig,
-    parse_variants,
-    to_config_dict,
-)
+from bdh_jax.config import BDHConfig, ExperimentConfig, FastWeightConfig, OptimizerConfig, TrainConfig
+from bdh_jax.config_dict import apply_variants, change, to_config_dict
 from bdh_jax.tasks.facts import VOCABULARY, FactsConfig
-
-VARIANTS = ("aware", "local", "smoke")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -43,7 +34,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     Raises:
       ConfigError: for an unknown or repeated variant.
     """
-    names = parse_variants(arg, VARIANTS)
     config = ExperimentConfig(
         task=FactsConfig(),
         model=BDHConfig(
@@ -62,26 +52,25 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=100),
         train=TrainConfig(steps=600, batch_size=32, loss="answer", evaluate_every=200, checkpoint_every=200),
     )
-    if "aware" in names:
-        config = dataclasses.replace(config, task=dataclasses.replace(config.task, fill_every=2))
-    if "local" in names:
-        fast = dataclasses.replace(config.model.fast, rule="gated_hebbian")
-        config = dataclasses.replace(
-            config,
-            task=dataclasses.replace(config.task, fill_every=2, fill_episodes=64),
-            model=dataclasses.replace(config.model, attention_decay=(0.1,), fast=fast),
-            train=dataclasses.replace(config.train, steps=900, fill_ridge=0.01, fill_layers=(0,), evaluate_every=300),
-        )
-    if "smoke" in names:
-        config = dataclasses.replace(
-            config,
-            task=dataclasses.replace(
-                config.task, known=8, known_rows=1, fill_episodes=2, fill_rows=1, evaluation_sequences=16
-            ),
-            model=dataclasses.replace(config.model, d_model=16, n_neurons=64),
-            optimizer=dataclasses.replace(config.optimizer, warmup_steps=2),
-            train=dataclasses.replace(
-                config.train, steps=20, batch_size=4, evaluate_every=10, checkpoint_every=10, log_every=5
-            ),
-        )
-    return to_config_dict(config)
+    return to_config_dict(apply_variants(config, arg, VARIANTS))
+
+
+def _aware(config: ExperimentConfig) -> ExperimentConfig:
+    return change(config, "task", fill_every=2)
+
+
+def _local(config: ExperimentConfig) -> ExperimentConfig:
+    config = change(_aware(config), "task", fill_episodes=64)
+    config = change(config, "model", attention_decay=(0.1,))
+    config = change(config, "model.fast", rule="gated_hebbian")
+    return change(config, "train", steps=900, fill_ridge=0.01, fill_layers=(0,), evaluate_every=300)
+
+
+def _smoke(config: ExperimentConfig) -> ExperimentConfig:
+    config = change(config, "task", known=8, known_rows=1, fill_episodes=2, fill_rows=1, evaluation_sequences=16)
+    config = change(config, "model", d_model=16, n_neurons=64)
+    config = change(config, "optimizer", warmup_steps=2)
+    return change(config, "train", steps=20, batch_size=4, evaluate_every=10, checkpoint_every=10, log_every=5)
+
+
+VARIANTS: dict[str, Callable[[ExperimentConfig], ExperimentConfig]] = {"aware": _aware, "local": _local, "smoke": _smoke}

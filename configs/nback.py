@@ -22,20 +22,12 @@ Any key can be overridden: ``--config.model.d_model=128 --config.optimizer.clip_
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import ml_collections
 
-from bdh_jax.config import (
-    BDHConfig,
-    ExperimentConfig,
-    FastWeightConfig,
-    OptimizerConfig,
-    TrainConfig,
-    parse_variants,
-    to_config_dict,
-)
+from bdh_jax.config import BDHConfig, ExperimentConfig, FastWeightConfig, OptimizerConfig, TrainConfig
+from bdh_jax.config_dict import apply_variants, change, to_config_dict
 from bdh_jax.tasks.nback import INTEGER_VOCABULARY, TEXT_VOCABULARY, NBackConfig
 
 
@@ -48,12 +40,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     Raises:
       ConfigError: for an unknown or repeated variant.
     """
-    names = parse_variants(arg, VARIANTS)
-    config = _default()
-    for name, change in VARIANTS.items():
-        if name in names:
-            config = change(config)
-    return to_config_dict(config)
+    return to_config_dict(apply_variants(_default(), arg, VARIANTS))
 
 
 def _default() -> ExperimentConfig:
@@ -76,52 +63,38 @@ def _default() -> ExperimentConfig:
     )
 
 
-def _model(config: ExperimentConfig, **changes) -> ExperimentConfig:
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
-
-
-def _fast(config: ExperimentConfig, **changes) -> ExperimentConfig:
-    return _model(config, fast=dataclasses.replace(config.model.fast, **changes))
-
-
-def _task(config: ExperimentConfig, **changes) -> ExperimentConfig:
-    return dataclasses.replace(config, task=dataclasses.replace(config.task, **changes))
-
-
-def _train(config: ExperimentConfig, **changes) -> ExperimentConfig:
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
-
-
 def _seed25m(config: ExperimentConfig) -> ExperimentConfig:
-    return _rate(_model(config, n_layer=6, d_model=256, n_head=4, n_neurons=32768), 1e-3)
-
-
-def _rate(config: ExperimentConfig, learning_rate: float) -> ExperimentConfig:
-    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=learning_rate))
+    config = change(config, "model", n_layer=6, d_model=256, n_head=4, n_neurons=32768)
+    return change(config, "optimizer", learning_rate=1e-3)
 
 
 def _baseline(config: ExperimentConfig) -> ExperimentConfig:
-    return _rate(_train(_fast(config, enabled=False), steps=48000, evaluate_every=4000, checkpoint_every=4000), 8e-3)
+    config = change(config, "model.fast", enabled=False)
+    config = change(config, "train", steps=48000, evaluate_every=4000, checkpoint_every=4000)
+    return change(config, "optimizer", learning_rate=8e-3)
 
 
 def _shift_attention(config: ExperimentConfig) -> ExperimentConfig:
-    return _rate(_train(_model(_fast(config, enabled=False), attention="shift"), steps=1500), 4e-3)
+    config = change(change(config, "model.fast", enabled=False), "model", attention="shift")
+    config = change(config, "train", steps=18000, evaluate_every=3000, checkpoint_every=3000)
+    return change(config, "optimizer", learning_rate=8e-3)
 
 
 def _stop_gradient(config: ExperimentConfig) -> ExperimentConfig:
-    return _fast(config, write_gradient="stop")
+    return change(config, "model.fast", write_gradient="stop")
 
 
 def _all_positions(config: ExperimentConfig) -> ExperimentConfig:
-    return _rate(_train(config, loss="all", steps=3000, evaluate_every=500, checkpoint_every=500), 2e-3)
+    config = change(config, "train", loss="all", steps=3000, evaluate_every=500, checkpoint_every=500)
+    return change(config, "optimizer", learning_rate=2e-3)
 
 
 def _shared(config: ExperimentConfig) -> ExperimentConfig:
-    return _fast(config, scope="shared")
+    return change(config, "model.fast", scope="shared")
 
 
 def _clean(config: ExperimentConfig) -> ExperimentConfig:
-    return _task(config, clean=True)
+    return change(config, "task", clean=True)
 
 
 def _text(config: ExperimentConfig) -> ExperimentConfig:
@@ -130,22 +103,35 @@ def _text(config: ExperimentConfig) -> ExperimentConfig:
     # bytes or so, and is the same when the key is asked for. Short sequences come first: retrieval is learned there. In two thirds
     # of them only some digits tell the values apart, which must then be recalled by the key. The delta rule replaces the value of a
     # key that occurs again, so that S may forget slowly: a sequence has 320 bytes.
-    config = _task(
-        config, encoding="text", train_pairs=(4, 8, 16, 32), curriculum=(250, 450, 700), queries=4, train_alike=0.67
+    config = change(
+        config,
+        "task",
+        encoding="text",
+        train_pairs=(4, 8, 16, 32),
+        curriculum=(250, 450, 700),
+        queries=4,
+        train_alike=0.67,
     )
-    config = _model(
-        config, vocab_size=TEXT_VOCABULARY, n_layer=3, n_head=4, n_neurons=1024, rope_theta=10.0, attention_decay=(0.8,)
+    config = change(
+        config,
+        "model",
+        vocab_size=TEXT_VOCABULARY,
+        n_layer=3,
+        n_head=4,
+        n_neurons=1024,
+        rope_theta=10.0,
+        attention_decay=(0.8,),
     )
-    config = _fast(config, rule="delta", decay=0.998, address_source="gated")
-    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, warmup_steps=100))
-    return _train(config, loss="weights", steps=2000, batch_size=8, evaluate_every=2000, checkpoint_every=250)
+    config = change(config, "model.fast", rule="delta", decay=0.998, address_source="gated")
+    config = change(config, "optimizer", warmup_steps=100)
+    return change(config, "train", loss="weights", steps=2000, batch_size=8, evaluate_every=2000, checkpoint_every=250)
 
 
 def _smoke(config: ExperimentConfig) -> ExperimentConfig:
-    config = _task(config, evaluation_sequences=16)
-    config = _model(config, n_layer=min(config.model.n_layer, 2), d_model=16, n_neurons=64)
-    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, warmup_steps=2))
-    return _train(config, steps=20, batch_size=4, evaluate_every=10, checkpoint_every=10, log_every=5)
+    config = change(config, "task", evaluation_sequences=16)
+    config = change(config, "model", n_layer=min(config.model.n_layer, 2), d_model=16, n_neurons=64)
+    config = change(config, "optimizer", warmup_steps=2)
+    return change(config, "train", steps=20, batch_size=4, evaluate_every=10, checkpoint_every=10, log_every=5)
 
 
 VARIANTS: dict[str, Callable[[ExperimentConfig], ExperimentConfig]] = {

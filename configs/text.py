@@ -19,7 +19,6 @@ docs/language.md has the results.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import ml_collections
@@ -33,9 +32,8 @@ from bdh_jax.config import (
     GPTConfig,
     OptimizerConfig,
     TrainConfig,
-    parse_variants,
-    to_config_dict,
 )
+from bdh_jax.config_dict import apply_variants, change, parse_variants, to_config_dict
 from bdh_jax.tasks.text import TextConfig
 
 
@@ -52,11 +50,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     for name in ("fast", "fast_topk", "tbptt"):
         if name in names and "gpt" in names:
             raise ConfigError(f"variants 'gpt' and {name!r} do not go together: a GPT has no fast weights and no state")
-    config = _default()
-    for name, change in VARIANTS.items():
-        if name in names:
-            config = change(config)
-    return to_config_dict(config)
+    return to_config_dict(apply_variants(_default(), arg, VARIANTS))
 
 
 def _default() -> ExperimentConfig:
@@ -78,34 +72,26 @@ def _default() -> ExperimentConfig:
     )
 
 
-def _model(config: ExperimentConfig, **changes) -> ExperimentConfig:
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
-
-
-def _task(config: ExperimentConfig, **changes) -> ExperimentConfig:
-    return dataclasses.replace(config, task=dataclasses.replace(config.task, **changes))
-
-
-def _train(config: ExperimentConfig, **changes) -> ExperimentConfig:
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
-
-
 def _published(config: ExperimentConfig) -> ExperimentConfig:
     """The published optimiser: AdamW at a constant rate, without warm-up and clipping."""
     optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, schedule="constant", weight_decay=0.1, clip_norm=None)
-    return dataclasses.replace(config, optimizer=optimizer)
+    return change(config, optimizer=optimizer)
 
 
 def _official(config: ExperimentConfig) -> ExperimentConfig:
-    config = _model(config, n_layer=6, d_model=256, n_head=4, n_neurons=32768, dropout=0.1, dtype="bfloat16", remat=True)
-    config = _task(config, length=512)
-    return _published(_train(config, steps=3000, batch_size=32))
+    config = change(
+        config, "model", n_layer=6, d_model=256, n_head=4, n_neurons=32768, dropout=0.1, dtype="bfloat16", remat=True
+    )
+    config = change(config, "task", length=512)
+    return _published(change(config, "train", steps=3000, batch_size=32))
 
 
 def _v03(config: ExperimentConfig) -> ExperimentConfig:
-    config = _model(config, n_layer=6, d_model=768, n_head=4, n_neurons=32768, dropout=0.1, dtype="bfloat16", remat=True)
-    config = _task(config, length=192)
-    return _published(_train(config, steps=3000, batch_size=48))
+    config = change(
+        config, "model", n_layer=6, d_model=768, n_head=4, n_neurons=32768, dropout=0.1, dtype="bfloat16", remat=True
+    )
+    config = change(config, "task", length=192)
+    return _published(change(config, "train", steps=3000, batch_size=48))
 
 
 def _gpt(config: ExperimentConfig) -> ExperimentConfig:
@@ -121,34 +107,33 @@ def _gpt(config: ExperimentConfig) -> ExperimentConfig:
         dtype=model.dtype,
         remat=model.remat,
     )
-    config = dataclasses.replace(config, model=gpt)
-    return _train(config, log_contributions=False)
+    return change(change(config, model=gpt), "train", log_contributions=False)
 
 
 def _fast(config: ExperimentConfig) -> ExperimentConfig:
     fast = FastWeightConfig(learning_rate=0.01, decay=0.95, learn_learning_rate=True, learn_decay=True)
-    return _model(config, fast=fast)
+    return change(config, "model", fast=fast)
 
 
 def _fast_topk(config: ExperimentConfig) -> ExperimentConfig:
     config = _fast(config)
-    config = _model(config, fast=dataclasses.replace(config.model.fast, synapse=True))
+    config = change(config, "model.fast", synapse=True)
     consolidation = ConsolidationConfig(function="row_topk", fraction=0.1, rate=1e-2, every=100)
-    return dataclasses.replace(config, consolidation=consolidation)
+    return change(config, consolidation=consolidation)
 
 
 def _tbptt(config: ExperimentConfig) -> ExperimentConfig:
-    return _train(_task(config, order="consecutive"), carry_state=True)
+    return change(change(config, "task", order="consecutive"), "train", carry_state=True)
 
 
 def _smoke(config: ExperimentConfig) -> ExperimentConfig:
     if isinstance(config.model, GPTConfig):
-        config = _model(config, n_layer=1, d_model=16, n_head=2)
+        config = change(config, "model", n_layer=1, d_model=16, n_head=2)
     else:
-        config = _model(config, n_layer=2, d_model=16, n_head=2, n_neurons=64, dtype="float32", remat=False)
-    config = _task(config, length=32, evaluation_windows=16)
-    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, warmup_steps=2))
-    return _train(config, steps=20, batch_size=4, evaluate_every=10, checkpoint_every=10)
+        config = change(config, "model", n_layer=2, d_model=16, n_head=2, n_neurons=64, dtype="float32", remat=False)
+    config = change(config, "task", length=32, evaluation_windows=16)
+    config = change(config, "optimizer", warmup_steps=2)
+    return change(config, "train", steps=20, batch_size=4, evaluate_every=10, checkpoint_every=10)
 
 
 VARIANTS: dict[str, Callable[[ExperimentConfig], ExperimentConfig]] = {

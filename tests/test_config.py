@@ -25,10 +25,8 @@ from bdh_jax.config import (
     OptimizerConfig,
     TaskConfig,
     TrainConfig,
-    from_config_dict,
-    to_config_dict,
-    to_dict,
 )
+from bdh_jax.config_dict import apply_variants, change, from_config_dict, to_config_dict, to_dict
 from bdh_jax.models import make_model
 from bdh_jax.tasks import CONFIGS, NBackConfig
 
@@ -271,3 +269,20 @@ def test_a_task_without_a_registry_is_named():
     with pytest.raises(ConfigError, match=r"config\.task\.name=None is not a task"):
         from_config_dict(ExperimentConfig, {"task": {}})
     assert TaskConfig().name == ""
+
+
+def test_changes_reach_any_depth_and_nothing_else():
+    before = ExperimentConfig(task=NBackConfig())
+    after = change(before, "model.fast", decay=0.5)
+    assert after.model.fast.decay == 0.5
+    assert change(after, "model.fast", decay=before.model.fast.decay) == before
+    assert change(before, seed=3) == dataclasses.replace(before, seed=3)
+    with pytest.raises(ConfigError, match="decay=2"):
+        change(before, "model.fast", decay=2.0)
+
+
+def test_variants_are_applied_in_their_own_order_whatever_the_order_of_the_names():
+    variants = {"first": lambda names: (*names, "first"), "second": lambda names: (*names, "second")}
+    assert apply_variants((), "second,first", variants) == ("first", "second")
+    assert apply_variants((), "second", variants) == ("second",)
+    assert apply_variants((), "", variants) == ()

@@ -17,7 +17,7 @@ CONFIGS: dict[str, type[TaskConfig]] = {
     "facts": FactsConfig,
     "text": TextConfig,
 }
-"""Task name → its configuration class, for :func:`bdh_jax.config.from_config_dict`."""
+"""Task name → its configuration class, for :func:`bdh_jax.config_dict.from_config_dict`."""
 
 _TASKS: dict[type[TaskConfig], type] = {NBackConfig: NBack, CounterConfig: Counter, FactsConfig: Facts}
 

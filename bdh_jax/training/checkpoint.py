@@ -24,7 +24,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from bdh_jax.config import BDHConfig, ConfigError, ExperimentConfig, ModelConfig, from_config_dict, model_config, to_dict
+from bdh_jax.config import BDHConfig, ConfigError, ExperimentConfig, ModelConfig
+from bdh_jax.config_dict import from_config_dict, model_config, to_dict
 from bdh_jax.training.step import TrainState
 
 FOLDER = "checkpoints"

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bdh_jax import BDH, BDHConfig, FastWeightConfig, consolidation, sharding
-from bdh_jax.config import ConfigError, ConsolidationConfig, MeshConfig, from_config_dict, to_config_dict
+from bdh_jax.config import ConfigError, ConsolidationConfig, MeshConfig
+from bdh_jax.config_dict import from_config_dict, to_config_dict
 from bdh_jax.consolidation import ConsolidationError
 
 # tests/consolidation/test_least_squares.py has those that need more of a state than the Hebbian rule keeps.

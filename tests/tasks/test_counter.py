@@ -5,7 +5,8 @@ import collections
 import numpy as np
 import pytest
 
-from bdh_jax.config import ConfigError, from_config_dict, to_config_dict
+from bdh_jax.config import ConfigError
+from bdh_jax.config_dict import from_config_dict, to_config_dict
 from bdh_jax.evaluation import ceiling
 from bdh_jax.tasks import CounterConfig, counter, make_task
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bdh_jax.config import ConfigError, TaskConfig, from_config_dict, to_config_dict
+from bdh_jax.config import ConfigError, TaskConfig
+from bdh_jax.config_dict import from_config_dict, to_config_dict
 from bdh_jax.evaluation import ceiling
 from bdh_jax.tasks import CONFIGS, Evaluation, NBackConfig, Score, check_tokens, make_task, nback
 
