@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import rich.console
 from absl import flags
 
 from bdh_jax import cli
@@ -50,9 +49,7 @@ def main(argv: Sequence[str]) -> None:
     kinds = [capacity.Addresses(count, _AT_ACTIVE.value) for count in rows]
     kinds += [capacity.Addresses(_AT_ROWS.value, share) for share in _numbers("active", _ACTIVE.value, float)]
     kinds += [capacity.Addresses(count, None) for count in rows]
-    console = rich.console.Console()
-    if not console.is_terminal:
-        console = rich.console.Console(width=100)
+    console = cli.table_console()
     result = capacity.measure(
         list(dict.fromkeys(kinds)), rules=_RULES.value, seeds=range(_SEEDS.value), trained=_trained(), console=console
     )

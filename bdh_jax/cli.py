@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
+import rich.console
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
@@ -32,6 +33,12 @@ from bdh_jax.training.checkpoint import CheckpointError
 from bdh_jax.training.loop import Interrupted, NonFiniteError
 
 USAGE_ERROR = 2
+
+
+def table_console(width: int = 100) -> rich.console.Console:
+    """A console for tables. A log or a file has no width of its own, and rich takes it for 80 columns, which the tables do not fit."""
+    console = rich.console.Console()
+    return console if console.is_terminal else rich.console.Console(width=width)
 
 
 class _OptionalParser(flags.ArgumentParser):

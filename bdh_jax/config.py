@@ -157,6 +157,12 @@ class FastWeightConfig:
         """Whether the rule writes what reading would get wrong, so that what the synapse knows already is not written."""
         return self.rule in ("delta", "gated_delta", "longhorn", "mesa")
 
+    def sums(self) -> FastWeightConfig:
+        """The same with S and G as plain sums over an episode, as least squares needs them: undecayed Hebbian writes, behind the gate if
+        there is one before Hebbian writes already."""
+        rule = self.rule if self.hebbian else "hebbian"
+        return dataclasses.replace(self, rule=rule, learning_rate=1.0, decay=1.0, keep_gram=True)
+
 
 @dataclasses.dataclass(frozen=True)
 class BDHConfig:

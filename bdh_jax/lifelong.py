@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import rich.console
 from absl import flags
 
 from bdh_jax import cli
@@ -75,10 +74,7 @@ def main(argv: Sequence[str]) -> None:
     rates = _rates(names)
     files = cli.result_files(out, overwrite=_OVERWRITE.value)
     models = [load_bdh(folder, _WHICH.value) for folder in seed_folders(workdir) or [workdir]]
-    console = rich.console.Console()
-    if not console.is_terminal:
-        # A log or a file has no width of its own, and rich takes it for 80 columns, which the tables do not fit.
-        console = rich.console.Console(width=100)
+    console = cli.table_console()
     rows = contestants(_RIDGE.value, layers)
     result = lifelong.benchmark(
         BDH(models[0][0]),

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import rich.box
-import rich.console
 import rich.table
 from absl import flags
 
@@ -74,9 +73,7 @@ def main(argv: Sequence[str]) -> None:
         )
     arguments = (validation, task.data.tokenizer.token_bytes)
 
-    console = rich.console.Console()
-    if not console.is_terminal:
-        console = rich.console.Console(width=100)
+    console = cli.table_console()
     record = {"workdir": str(workdir), "which": _WHICH.value, "train_length": length, "start": describe_start(0, 0)}
 
     rows = {f"empty state every {length} tokens": _from_empty(task, config)}

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ from bdh_jax.tasks.facts import VALUES, combinations
 from bdh_jax.training.optimizer import Slow
 
 CapacityRule = Literal["hebbian", "delta", "longhorn", "oja", "mesa"]
-RULES: tuple[CapacityRule, ...] = ("hebbian", "delta", "longhorn", "oja", "mesa")
+RULES: tuple[CapacityRule, ...] = get_args(CapacityRule)
 RIDGE = 0.01
 RECALL = 0.95
 _DENSE, _TRAINED = "dense ±", "trained model"
@@ -265,9 +265,8 @@ class CapacityResult:
         by_rows, by_active = figure.subplots(1, 2)
         drawn = [entry for entry in self.entries if entry.kind != _TRAINED]
         sparse = [entry for entry in drawn if entry.kind != _DENSE]
-        counts = collections.Counter(entry.rows for entry in sparse)
-        rows = counts.most_common(1)[0][0]
-        kind = collections.Counter(entry.kind for entry in sparse).most_common(1)[0][0]
+        rows = collections.Counter(entry.rows for entry in sparse or self.entries).most_common(1)[0][0]
+        kind = collections.Counter(entry.kind for entry in sparse or self.entries).most_common(1)[0][0]
         for number, rule in enumerate(dict.fromkeys(entry.rule for entry in self.entries)):
             style = {"color": f"C{number}", "label": rule}
             line = [entry for entry in sparse if entry.rule == rule and entry.kind == kind]

@@ -16,6 +16,7 @@ import optax
 
 from bdh_jax import consolidation
 from bdh_jax.config import ConfigError, Rule
+from bdh_jax.config_dict import change
 from bdh_jax.consolidation import Function, as_consolidation, memory_nbytes
 from bdh_jax.consolidation.least_squares import Layers
 from bdh_jax.fast_weights.state import FastState
@@ -80,11 +81,9 @@ def consolidated(model: BDH, function: Function) -> Learner:
     )
 
 
-def with_rule(model: BDH, rule: Rule, learning_rate: float, *, keep_gram: bool = False) -> BDH:
+def with_rule(model: BDH, rule: Rule, learning_rate: float) -> BDH:
     """The model with another write rule, undecayed (λ = 1), so that what a consolidation adds up is one long sequence of writes."""
-    changes = dict(rule=rule, learning_rate=learning_rate, decay=1.0, keep_gram=keep_gram)
-    fast = dataclasses.replace(model.config.fast, **changes)
-    return BDH(dataclasses.replace(model.config, fast=fast))
+    return BDH(change(model.config, "fast", rule=rule, learning_rate=learning_rate, decay=1.0, keep_gram=False))
 
 
 def answers(model: BDH, slow: Slow, keys: jax.Array, fast: FastState | None = None) -> jax.Array:
@@ -105,8 +104,7 @@ def addresses(model: BDH, slow: Slow, keys: jax.Array) -> jax.Array:
 
 def never_reset(model: BDH) -> Learner:
     """No consolidation and no reset: the whole state is carried on, and nothing in it decays (λ = 1)."""
-    fast = dataclasses.replace(model.config.fast, decay=1.0)
-    model = BDH(dataclasses.replace(model.config, fast=fast))
+    model = BDH(change(model.config, "fast", decay=1.0))
     return consolidated(model, consolidation.none())._replace(
         init=lambda slow: model.init_fast(1),
         start=lambda memory: memory,
@@ -346,9 +344,7 @@ def _ruled(rule: Rule, rates: tuple[float, ...]) -> Contestant:
 
 
 def _summing(model: BDH) -> BDH:
-    """The model with undecayed Hebbian writes, gated if it has a gate, and their address products."""
-    fast = model.config.fast
-    return with_rule(model, fast.rule if fast.hebbian else "hebbian", 1.0, keep_gram=True)
+    return BDH(change(model.config, fast=model.config.fast.sums()))
 
 
 _NONE = Contestant("none", lambda model, rate, facts: consolidated(model, consolidation.none()))

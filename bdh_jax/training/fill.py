@@ -6,13 +6,13 @@ A model that was only trained on an empty synapse has never seen what consolidat
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from bdh_jax.config import ConfigError
+from bdh_jax.config_dict import change
 from bdh_jax.consolidation import least_squares
 from bdh_jax.model import BDH
 from bdh_jax.tasks.base import Batch
@@ -48,8 +48,7 @@ def fill_synapse(model: BDH, slow: Slow, fill: Batch, ridge: float, layers: Sequ
 
 def make_reader(model: BDH) -> BDH:
     """The model that reads a filled synapse. Gradients flow through it, so that how episodes are written is learned, too."""
-    fast = dataclasses.replace(model.config.fast, train_synapse=True)
-    return BDH(dataclasses.replace(model.config, fast=fast), model.mesh)
+    return BDH(change(model.config, "fast", train_synapse=True), model.mesh)
 
 
 def _undecayed(model: BDH) -> BDH:
@@ -68,6 +67,4 @@ def _undecayed(model: BDH) -> BDH:
             f"mesh.neurons={model.mesh.shape['neurons']} splits the rows that filling the synapse (task.fill_every) needs together; "
             "set it to 1"
         )
-    rule = fast.rule if fast.hebbian else "hebbian"
-    fast = dataclasses.replace(fast, rule=rule, learning_rate=1.0, decay=1.0, keep_gram=True)
-    return BDH(dataclasses.replace(model.config, fast=fast), model.mesh)
+    return BDH(change(model.config, fast=fast.sums()), model.mesh)

@@ -108,3 +108,14 @@ def test_a_trained_model_has_rows_of_its_own():
     assert 0 < trained.active < 1
     assert 1 < trained.mean < 11264
     assert result.plot().axes
+
+
+@pytest.mark.parametrize("drawn", [[], [Addresses(32, None)]], ids=["trained only", "dense only"])
+def test_the_figure_needs_no_sparse_row(drawn):
+    fast = FastWeightConfig(address_source="gated")
+    model = BDH(BDHConfig(vocab_size=VOCABULARY, n_layer=1, d_model=8, n_head=1, n_neurons=32, dropout=0.0, fast=fast))
+    slow = model.init(jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
+    result = capacity.measure(drawn, rules=["hebbian"], seeds=[0], trained=() if drawn else [(model, slow)])
+    by_rows, by_active = result.plot().axes
+    assert by_rows.get_xlabel().startswith("rows K")
+    assert by_active.get_xlabel() == "share of active rows at K = 32"
