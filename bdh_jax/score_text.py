@@ -135,8 +135,19 @@ def _task(experiment: ExperimentConfig, folder: Path) -> Text:
 
 def _from_empty(task: Text, config: ModelConfig) -> Callable[[Slow], float]:
     """Weights → bits per byte as training reports them: of windows, each read from an empty state."""
-    predict = make_predict(make_model(config), make_mesh(MeshConfig()))
-    return lambda slow: task.evaluate(predict(slow)).rows[0].bits_per_byte
+    make = make_predict(make_model(config), make_mesh(MeshConfig()))
+
+    def bits_per_byte(slow: Slow) -> float:
+        predict = make(slow)
+        with language.scoring_bar(len(task.validation.tokens)) as advance:
+
+            def counted(tokens, valid, reset):
+                advance(int(valid.sum()))
+                return predict(tokens, valid, reset)
+
+            return task.evaluate(counted).rows[0].bits_per_byte
+
+    return bits_per_byte
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ Axis letters: B batch, T time, L layer, K neurons over all heads, D model width,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -135,6 +136,15 @@ def ablations(config: BDHConfig, slow: Slow) -> dict[str, tuple[BDHConfig, Slow]
     return variants
 
 
+@contextlib.contextmanager
+def scoring_bar(total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error, in a terminal only. Yields a function that advances it by so many tokens of ``total``."""
+    console = rich.console.Console(stderr=True)
+    with rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("scoring", total=total)
+        yield lambda tokens: progress.advance(bar, tokens)
+
+
 def positions_table(scores: dict[str, Sequence[PositionScore]], title: str) -> rich.table.Table:
     """Bits per byte: one row for each distance, one column for each model."""
     table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, show_edge=False)
@@ -185,9 +195,7 @@ def _costs(
     empty = BDH(config).init_fast(rows) if with_state else None
     step = CHUNK if with_state else context
     state, read = empty, np.zeros((rows, 1), np.int64)
-    console = rich.console.Console(stderr=True)
-    with rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("scoring", total=length)
+    with scoring_bar(length) as advance:
         done = 0
         while done < length:
             here = done if context is None else done % context
@@ -202,7 +210,7 @@ def _costs(
             yield distance, np.asarray(losses, np.float64), weight, token_bytes[targets]
             read = distance[:, -1:] + 1
             done += size
-            progress.update(bar, completed=done)
+            advance(size)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
