@@ -30,11 +30,13 @@ class ConfigError(ValueError):
 
 
 def require(condition: bool, message: str) -> None:
+    """Raise a :class:`ConfigError` with this message unless the condition holds."""
     if not condition:
         raise ConfigError(message)
 
 
 def require_choice(name: str, value: Any, annotation: Any) -> None:
+    """Raise a :class:`ConfigError` that lists the choices unless the value is one of those of a ``Literal``."""
     choices = typing.get_args(annotation)
     require(value in choices, f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
 

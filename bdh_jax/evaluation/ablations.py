@@ -30,6 +30,7 @@ import rich.progress
 import rich.table
 
 from bdh_jax.config import AddressSource, BDHConfig, ConfigError
+from bdh_jax.config_dict import change
 from bdh_jax.evaluation.scoring import ROWS, ceiling, credit
 from bdh_jax.fast_weights.state import FastState
 from bdh_jax.model import BDH
@@ -62,7 +63,7 @@ def normal(config: BDHConfig, slow: Slow) -> Predict:
 
 def fast_off(config: BDHConfig, slow: Slow) -> Predict:
     """No S and no synapse, neither read nor written: ``fast.enabled=False`` with the other slow weights."""
-    config = dataclasses.replace(config, fast=dataclasses.replace(config.fast, enabled=False))
+    config = change(config, "fast", enabled=False)
     return normal(config, weights_of(config, slow))
 
 
@@ -125,7 +126,7 @@ def context_last(config: BDHConfig, slow: Slow, pairs: int, pair_length: int = 2
 
 def address_source(config: BDHConfig, slow: Slow, source: AddressSource) -> Predict:
     """Addresses come from another source than the model was trained with."""
-    return normal(dataclasses.replace(config, fast=dataclasses.replace(config.fast, address_source=source)), slow)
+    return normal(change(config, "fast", address_source=source), slow)
 
 
 def shuffle_rows(fast: FastState, *, seed: int) -> FastState:
@@ -207,8 +208,7 @@ def _rows_with_state(config: BDHConfig) -> int:
 def without_writes(config: BDHConfig) -> BDHConfig:
     """The same model with a learning rate of 0, so that S stays empty."""
     # A rate that is learned lies in log space, where 0 is infinitely far: it is given up for a fixed one.
-    fast = dataclasses.replace(config.fast, learning_rate=0.0, learn_learning_rate=False)
-    return dataclasses.replace(config, fast=fast)
+    return change(config, "fast", learning_rate=0.0, learn_learning_rate=False)
 
 
 def weights_of(config: BDHConfig, slow: Slow) -> Slow:

@@ -6,7 +6,6 @@ Axis letters: B batch, T time, L layer, K neurons over all heads, D model width,
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ import rich.progress
 import rich.table
 
 from bdh_jax.config import BDHConfig, ModelConfig
+from bdh_jax.config_dict import change
 from bdh_jax.data.corpus import Corpus, window
 from bdh_jax.data.documents import DataError
 from bdh_jax.evaluation.ablations import weights_of, without_writes
@@ -128,7 +128,7 @@ def ablations(config: BDHConfig, slow: Slow) -> dict[str, tuple[BDHConfig, Slow]
     variants = {"normal": (config, slow)}
     if not config.fast.enabled:
         return variants
-    off = dataclasses.replace(config, fast=dataclasses.replace(config.fast, enabled=False))
+    off = change(config, "fast", enabled=False)
     for name, other in {"fast_write_off": without_writes(config), "fast_off": off}.items():
         variants[name] = (other, weights_of(other, slow))
     if "synapse" in slow:

@@ -228,7 +228,7 @@ def gradient(model: BDH, rate: float, *, target: Target, replay: bool, facts: in
       facts: F, how many there will be; a larger buffer would stay empty.
     """
     config = model.config
-    model = BDH(dataclasses.replace(config, fast=dataclasses.replace(config.fast, train_synapse=target == "synapse")))
+    model = BDH(change(config, "fast", train_synapse=target == "synapse"))
     synapse_bytes = config.memory_slots * config.n_neurons * config.d_model * 4
     capacity = min(facts, synapse_bytes // 6) if replay else 0
     optimizer = optax.adam(rate)
