@@ -159,6 +159,9 @@ def test_the_text_experiments():
     for size in ("", "official,", "v03,"):
         bdh, gpt = (_parameters(_experiment(module.get_config(name)).model) for name in (size.rstrip(","), f"{size}gpt"))
         assert 0.99 < gpt / bdh < 1.03
+    carried = _experiment(module.get_config("tbptt"))
+    assert (carried.task.order, carried.train.carry_state) == ("consecutive", True)
+    assert max(carried.model.attention_decay) < 1  # without forgetting it hardly learns: docs/language.md
     with pytest.raises(ConfigError, match="'gpt' and 'fast' do not go together"):
         module.get_config("gpt,fast")
     with pytest.raises(ConfigError, match=r"architecture='bert' is not 'gpt'; leave it out for BDH"):

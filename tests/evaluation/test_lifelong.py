@@ -393,3 +393,9 @@ def test_least_squares_recalls_an_episode_that_it_has_seen(model, slow, stream):
     )
     np.testing.assert_allclose(after["synapse"].reshape(solved.shape), solved, atol=1e-3 * np.abs(solved).max())
     np.testing.assert_allclose(memory["background"], gram, rtol=1e-6)
+
+
+def test_mesa_keeps_nothing_but_the_synapse(model, slow):
+    learner = learners.CONTESTANTS["mesa"].build(model, 0.1, 32)
+    assert jax.tree.leaves(learner.init(slow)) == []
+    assert learner.nbytes(slow, learner.init(slow)) == slow["synapse"].nbytes
