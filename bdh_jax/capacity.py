@@ -45,9 +45,9 @@ def main(argv: Sequence[str]) -> None:
     files = cli.result_files(out, overwrite=_OVERWRITE.value)
     if _SEEDS.value < 1:
         raise ConfigError(f"--trials={_SEEDS.value} must be at least 1")
-    rows = _numbers("rows", _ROWS.value, int)
+    rows = cli.numbers("rows", _ROWS.value, int)
     kinds = [capacity.Addresses(count, _AT_ACTIVE.value) for count in rows]
-    kinds += [capacity.Addresses(_AT_ROWS.value, share) for share in _numbers("active", _ACTIVE.value, float)]
+    kinds += [capacity.Addresses(_AT_ROWS.value, share) for share in cli.numbers("active", _ACTIVE.value, float)]
     kinds += [capacity.Addresses(count, None) for count in rows]
     console = cli.table_console()
     result = capacity.measure(
@@ -72,13 +72,6 @@ def _trained():
                 f"configs/lifelong.py (vocab_size={VOCABULARY}), and their addresses need fast weights"
             )
     return [(BDH(config), slow) for config, slow in models]
-
-
-def _numbers(flag: str, texts: Sequence[str], kind: type) -> list:
-    try:
-        return [kind(text) for text in texts]
-    except ValueError:
-        raise ConfigError(f"--{flag}={','.join(texts)} must be numbers with commas between them") from None
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_collections
 import rich.console
@@ -33,6 +33,7 @@ from bdh_jax.training.checkpoint import CheckpointError
 from bdh_jax.training.loop import Interrupted, NonFiniteError
 
 USAGE_ERROR = 2
+_Number = TypeVar("_Number", int, float)
 
 
 def table_console(width: int = 100) -> rich.console.Console:
@@ -95,6 +96,18 @@ def result_files(out: Path, *, overwrite: bool) -> dict[str, Path]:
         raise ConfigError('the figure needs matplotlib: pip install "bdh_jax[plot]"')
     check_writable(files["results.json"])
     return files
+
+
+def numbers(flag: str, texts: Sequence[str], kind: type[_Number]) -> list[_Number]:
+    """The numbers of a flag that is a list.
+
+    Raises:
+      ConfigError: if one of them is no number.
+    """
+    try:
+        return [kind(text) for text in texts]
+    except ValueError:
+        raise ConfigError(f"--{flag}={','.join(texts)} must be numbers with commas between them") from None
 
 
 def check_writable(path: Path) -> None:

@@ -1,7 +1,8 @@
 """The lifelong benchmark on trained models: ``python -m bdh_jax.lifelong --config=configs/lifelong.py --workdir=runs/lifelong``.
 
 The models come from the workdir, one or several seeds, the facts they know from the configuration. Prints the tables and writes
-``results.json`` and ``figure.png`` into ``WORKDIR/lifelong`` or ``--out``.
+``results.json`` and ``figure.png`` into ``WORKDIR/lifelong`` or ``--out``. With several numbers of facts,
+``--facts=256,1024,4096``, tables and figure compare them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from absl import flags
 
 from bdh_jax import cli
 from bdh_jax.config import ConfigError
-from bdh_jax.evaluation import lifelong
+from bdh_jax.evaluation import lifelong, lifelong_sweep
 from bdh_jax.evaluation.learners import CONTESTANTS, LEAST_SQUARES_RIDGE, contestants
 from bdh_jax.evaluation.stream import StreamConfig
 from bdh_jax.model import BDH
@@ -26,7 +27,7 @@ _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run, of one seed or several.")
 _OUT = flags.DEFINE_string("out", None, "Folder for results.json and figure.png; default: lifelong in the workdir.")
 _WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint to test.")
-_FACTS = flags.DEFINE_integer("facts", 1024, "Facts of a stream.")
+_FACTS = flags.DEFINE_list("facts", ["1024"], "Facts of a stream; several numbers to compare them.")
 _STREAMS = flags.DEFINE_integer("streams", 10, "Test streams.")
 _VALIDATION = flags.DEFINE_integer("validation_streams", 1, "Streams on which the first model chooses rates.")
 _SEED = flags.DEFINE_integer("stream_seed", 0, "Seed of the first stream.")
@@ -62,8 +63,9 @@ def main(argv: Sequence[str]) -> None:
     for name in names:
         if name not in CONTESTANTS:
             raise ConfigError(f"--functions names {name!r}; valid names: {', '.join(CONTESTANTS)}")
+    facts = cli.numbers("facts", _FACTS.value, int)
     config = lifelong.LifelongConfig(
-        stream=StreamConfig(facts=_FACTS.value, pairs=experiment.task.pairs),
+        stream=StreamConfig(pairs=experiment.task.pairs),
         streams=_STREAMS.value,
         validation_streams=_VALIDATION.value,
         seed=_SEED.value,
@@ -76,22 +78,28 @@ def main(argv: Sequence[str]) -> None:
     models = [load_bdh(folder, _WHICH.value) for folder in seed_folders(workdir) or [workdir]]
     console = cli.table_console()
     rows = contestants(_RIDGE.value, layers)
-    result = lifelong.benchmark(
+    sweep = lifelong_sweep.run(
         BDH(models[0][0]),
         [slow for _, slow in models],
         {name: rows[name] for name in names},
+        facts=facts,
         config=config,
         rates=rates,
         console=console,
     )
+    result = sweep.results[0] if len(facts) == 1 else sweep
     out.mkdir(parents=True, exist_ok=True)
     solved = {"ridge": _RIDGE.value, "layers": layers}
     record = {**result.to_dict(), "least_squares": solved, "start": describe_start(0, config.seed)}
     files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     result.plot().savefig(files["figure.png"], dpi=150)
-    for table in (result.gates_table(), result.table(), result.retention_table()):
-        console.print(table)
+    console.print(sweep.results[0].gates_table())
+    tables = [sweep.table(score) for score in lifelong_sweep.SCORES]
+    if len(facts) == 1:
+        tables = [sweep.results[0].table(), sweep.results[0].retention_table()]
+    for table in tables:
         console.print()
+        console.print(table)
 
 
 def _rates(names: Sequence[str]) -> dict[str, float]:

@@ -68,6 +68,19 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
     assert "Traceback" not in errors
 
 
+def test_several_numbers_of_facts_are_compared(trained, tmp_path):
+    arguments = [CONFIG, f"--workdir={trained}", f"--out={tmp_path}", "--facts=48,32", "--streams=1"]
+    status, output, errors = _run("bdh_jax.lifelong", *arguments, "--functions=none,nearest_neighbour")
+    assert status == 0, errors
+    for expected in ("recall after the last reset", "bits recalled per byte", "harm in other episodes", "harm to known"):
+        assert expected in output
+    columns = [line.split() for line in output.splitlines() if line.startswith("function")]
+    assert columns == [["function", "32", "48"]] * 4
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert [result["config"]["stream"]["facts"] for result in record["results"]] == [32, 48]
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -76,6 +89,7 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
             [CONFIG, "--workdir=x", "--functions=nonsense"],
             "--functions names 'nonsense'; valid names: none, dense, row_topk",
         ),
+        ([CONFIG, "--workdir=x", "--facts=64,many"], "--facts=64,many must be numbers with commas between them"),
         ([CONFIG, "--workdir=x", "--layers=0,2"], "--layers=0,2 must be numbers in 0 … 1, each once, with commas between"),
         ([CONFIG, "--workdir=x", "--rates=kalman=much"], "--rates=kalman=much: 'much' is no number; write NAME=RATE"),
         (

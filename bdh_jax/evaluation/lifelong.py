@@ -119,7 +119,7 @@ def benchmark(
         make_stream(config.stream, seed=config.seed + i, validation=True) for i in range(config.validation_streams)
     ]
     plays = sum(1 + (0 if c.name in chosen else len(c.rates)) for c in contestants.values()) + len(slows)
-    with Progress("lifelong", plays, console) as progress:
+    with Progress(f"{config.stream.facts} facts", plays, console) as progress:
         gates = []
         for number, slow in enumerate(slows):
             gates.append(measure_gates(model, slow, raw[number], config.stream, seed=config.seed))

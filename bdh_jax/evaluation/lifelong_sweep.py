@@ -1,0 +1,139 @@
+"""The lifelong benchmark at several numbers of facts: where does each function stop keeping what it is shown?
+
+result = lifelong_sweep.run(model, [slow], {"kalman": CONTESTANTS["kalman"]}, facts=(256, 1024, 4096))
+rich.print(result.table())
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bdh_jax.config import ConfigError
+from bdh_jax.evaluation.learners import Contestant, Slow
+from bdh_jax.evaluation.lifelong import benchmark
+from bdh_jax.evaluation.lifelong_result import LifelongConfig, LifelongResult, Row, interval
+from bdh_jax.model import BDH
+
+SCORES: Mapping[str, tuple[str, str]] = {
+    "recall": ("recall after the last reset", ".3f"),
+    "bits_per_byte": ("bits recalled per byte", ".4f"),
+    "harm": ("harm in other episodes", "+.3f"),
+    "harm_known": ("harm to known facts", "+.3f"),
+}
+"""Score → what it is, and its form in a table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LifelongSweep:
+    """What the benchmark says at several numbers of facts."""
+
+    results: tuple[LifelongResult, ...]
+    """One for each number of facts, ascending; all have the same rows."""
+    neurons: int
+    """K of a layer, which the figure marks."""
+
+    @property
+    def facts(self) -> tuple[int, ...]:
+        """F of every result."""
+        return tuple(result.config.stream.facts for result in self.results)
+
+    def table(self, score: str = "recall") -> Table:
+        """One score, means over models and streams, by function and number of facts.
+
+        Args:
+          score: a key of ``SCORES``.
+        """
+        meaning, form = SCORES[score]
+        models, streams = self.results[0].rows[0].scores[score].shape
+        spread = [half for row in self._rows() for half in [self._half(row, score)] if not np.isnan(half)]
+        caption = f"{models} model{'s' * (models > 1)} × {streams} stream{'s' * (streams > 1)}"
+        if models * streams > 1 and spread:
+            caption += f", 95 % ± {max(spread):{form.strip('+')}} at most"
+        table = Table(title=meaning, caption=caption, box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+        table.add_column("function", min_width=20)
+        for facts in self.facts:
+            table.add_column(str(facts), justify="right", min_width=7)
+        for rows in zip(*(result.rows for result in self.results), strict=True):
+            means = [row.mean(score) for row in rows]
+            table.add_row(rows[0].name, *("–" if np.isnan(mean) else format(mean, form) for mean in means))
+        return table
+
+    def plot(self) -> Any:
+        """Recall and recalled bits per byte against the number of facts, with 95 % intervals.
+
+        Returns:
+          A ``matplotlib.figure.Figure``. Its colours repeat from the eleventh row on, with dashed lines.
+        """
+        from matplotlib.figure import Figure  # an optional dependency
+
+        figure = Figure(figsize=(11, 5), layout="constrained")
+        axes = figure.subplots(1, 2)
+        for axis, score in zip(axes, ("recall", "bits_per_byte"), strict=True):
+            for number, rows in enumerate(zip(*(result.rows for result in self.results), strict=True)):
+                style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3], "marker": "."}
+                axis.plot(self.facts, [row.mean(score) for row in rows], label=rows[0].name, **style)
+                low, high = zip(*(interval(row.scores[score]) for row in rows), strict=True)
+                axis.fill_between(self.facts, low, high, color=style["color"], alpha=0.2, linewidth=0)
+            axis.axvline(self.neurons, color="grey", linestyle=":", linewidth=1)
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(self.facts, [str(facts) for facts in self.facts])
+            axis.set_xlabel(f"facts (dotted line: K = {self.neurons})")
+        axes[0].set(ylabel="recall after reset", ylim=(-0.02, 1.02))
+        axes[1].set(ylabel="bits recalled per byte", ylim=(0, None))
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+        return figure
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON: every result, as it would be alone."""
+        return {"neurons": self.neurons, "results": [result.to_dict() for result in self.results]}
+
+    def _rows(self) -> list[Row]:
+        return [row for result in self.results for row in result.rows]
+
+    @staticmethod
+    def _half(row: Row, score: str) -> float:
+        low, high = interval(row.scores[score])
+        return (high - low) / 2
+
+
+def run(
+    model: BDH,
+    slows: Sequence[Slow],
+    contestants: Mapping[str, Contestant] | None = None,
+    *,
+    facts: Sequence[int],
+    config: LifelongConfig | None = None,
+    rates: Mapping[str, float] | None = None,
+    new_ids: int | None = 0,
+    console: Console | None = None,
+) -> LifelongSweep:
+    """Benchmark contestants at several numbers of facts.
+
+    Args:
+      model: as of :func:`bdh_jax.evaluation.lifelong.benchmark`, like all that is not named here.
+      slows: M parameter trees of it.
+      contestants: by name.
+      facts: numbers of facts, in any order. A rate that is not given is chosen anew for each of them.
+      config: everything but the number of facts.
+      rates: contestant → rate.
+      new_ids: seed of new embeddings.
+      console: where progress is shown.
+
+    Raises:
+      ConfigError: for a number of facts that no stream can have or that comes twice, or a model that cannot be used.
+    """
+    if not facts or len(set(facts)) < len(facts):
+        raise ConfigError(f"facts={','.join(map(str, facts))} must be one number or several, each once")
+    base = LifelongConfig() if config is None else config
+    configs = [dataclasses.replace(base, stream=dataclasses.replace(base.stream, facts=number)) for number in sorted(facts)]
+    results = [
+        benchmark(model, slows, contestants, config=each, rates=rates, new_ids=new_ids, console=console) for each in configs
+    ]
+    return LifelongSweep(tuple(results), model.config.n_neurons)
