@@ -100,7 +100,9 @@ def make_stream(config: StreamConfig, *, seed: int, validation: bool = False) ->
     rng = np.random.default_rng([seed, validation])
     keys, kind = _keys(rng, config.facts)
     order, changes = _events(rng, config)
-    episodes = -(-len(order) // (config.pairs * config.checkpoints)) * config.checkpoints
+    # Not from the number of events: a frequent fact cannot come as often as the law says, and all streams are equally long.
+    total = round(config.repeats * config.facts)
+    episodes = -(-total // (config.pairs * config.checkpoints)) * config.checkpoints
     value = rng.integers(0, VALUES, config.facts)
     facts = np.full((episodes, config.pairs), -1)
     written = np.zeros((episodes, config.pairs), np.int32)

@@ -20,6 +20,15 @@ def test_every_fact_is_shown_and_no_key_twice_in_an_episode(facts):
     assert stream.written.max() < FIRST_VALUE + VALUES
 
 
+@pytest.mark.parametrize(("facts", "episodes"), [(512, 64), (2048, 256)])
+def test_all_streams_are_equally_long(facts, episodes):
+    """Also where the most frequent facts cannot come as often as the law says, as they cannot among 2,048."""
+    for seed in range(3):
+        stream = make_stream(StreamConfig(facts=facts), seed=seed)
+        assert len(stream.facts) == episodes
+        assert all(len(set(episode)) == 16 for episode in stream.facts.tolist())
+
+
 def test_truth_is_what_the_tokens_say():
     """Read from the tokens with a dictionary."""
     stream = make_stream(StreamConfig(facts=64), seed=3)
