@@ -13,12 +13,11 @@ import rich.console
 from absl import flags
 
 from bdh_jax import cli
-from bdh_jax.config import ConfigError, ExperimentConfig
-from bdh_jax.config_dict import from_config_dict
+from bdh_jax.config import ConfigError
 from bdh_jax.evaluation import ablations
-from bdh_jax.tasks import CONFIGS, make_task
-from bdh_jax.training.checkpoint import load_bdh, read_json
-from bdh_jax.training.loop import RUN
+from bdh_jax.tasks import make_task
+from bdh_jax.training.checkpoint import load_bdh
+from bdh_jax.training.record import experiment_of
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run (of one seed).")
@@ -37,9 +36,10 @@ def main(argv: Sequence[str]) -> None:
     workdir = Path(_WORKDIR.value)
     config, slow = load_bdh(workdir, _WHICH.value)
     if _CONFIG.value is None:
-        experiment = from_config_dict(ExperimentConfig, read_json(workdir / RUN)["config"], tasks=CONFIGS)
+        experiment = experiment_of(workdir)
     else:
         experiment = cli.experiment(_CONFIG.value)
+    ablations.check_task(experiment.task)
     task = make_task(experiment.task, seed=experiment.seed, batch_size=experiment.train.batch_size)
     result = ablations.run(config, slow, task)
     console = rich.console.Console()

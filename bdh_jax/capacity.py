@@ -49,6 +49,8 @@ def main(argv: Sequence[str]) -> None:
     kinds = [capacity.Addresses(count, _AT_ACTIVE.value) for count in rows]
     kinds += [capacity.Addresses(_AT_ROWS.value, share) for share in cli.numbers("active", _ACTIVE.value, float)]
     kinds += [capacity.Addresses(count, None) for count in rows]
+    if not kinds:
+        raise ConfigError("--rows and --active name nothing to draw addresses for; give one of them a number")
     console = cli.table_console()
     result = capacity.measure(
         list(dict.fromkeys(kinds)), rules=_RULES.value, seeds=range(_SEEDS.value), trained=_trained(), console=console

@@ -29,7 +29,7 @@ from bdh_jax.config_dict import from_config_dict
 from bdh_jax.data.documents import DataError
 from bdh_jax.generation import StateError
 from bdh_jax.tasks import CONFIGS
-from bdh_jax.training.checkpoint import CheckpointError
+from bdh_jax.training.checkpoint import FOLDER, RUN, CheckpointError, seed_folders
 from bdh_jax.training.loop import Interrupted, NonFiniteError
 
 USAGE_ERROR = 2
@@ -86,8 +86,11 @@ def result_files(out: Path, *, overwrite: bool) -> dict[str, Path]:
     """Where a benchmark's command writes ``results.json`` and ``figure.png``, asked before it measures anything.
 
     Raises:
-      ConfigError: if a file is there and ``overwrite`` is false, or if there is nothing to draw a figure with.
+      ConfigError: if a file is there and ``overwrite`` is false, if ``out`` is the folder of a training run, which has a
+        ``results.json`` of its own, or if there is nothing to draw a figure with.
     """
+    if any((out / name).exists() for name in (RUN, FOLDER)) or seed_folders(out):
+        raise ConfigError(f"--out={out} holds a training run, whose results.json is another one; name another folder")
     files = {name: out / name for name in ("results.json", "figure.png")}
     for path in files.values():
         if path.exists() and not overwrite:

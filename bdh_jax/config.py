@@ -483,6 +483,7 @@ class ExperimentConfig:
 
     def __post_init__(self):
         require(len(set(self.seeds)) == len(self.seeds), f"seeds={self.seeds} names a seed twice")
+        require(min((self.seed, *self.seeds)) >= 0, f"seed={self.seed}, seeds={self.seeds} must not be negative")
         if isinstance(self.model, GPTConfig):
             require(self.mesh.neurons == 1, f"mesh.neurons={self.mesh.neurons}: a GPT has no neurons to spread; set it to 1")
             require(not self.train.carry_state, "train.carry_state=True: a GPT has no state to carry; set it to False")

@@ -18,8 +18,10 @@ from bdh_jax.config import ConfigError, MeshConfig
 from bdh_jax.config_dict import to_dict
 from bdh_jax.models import make_model
 from bdh_jax.sharding import make_mesh
-from bdh_jax.tasks import make_task
+from bdh_jax.tasks import Task, TextConfig, make_task
+from bdh_jax.tasks.text import Text
 from bdh_jax.training.checkpoint import load
+from bdh_jax.training.record import experiment_of, token_meaning, tokenizer_of
 from bdh_jax.training.step import make_predict
 
 _CONFIG = cli.define_config()
@@ -40,8 +42,10 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError("--config is missing: name the configuration of a task, such as --config=configs/counter.py")
     if not _WORKDIR.value:
         raise ConfigError("--workdir is missing: name the folder of a training run, such as --workdir=runs/nback")
-    if out is not None and out.exists():
-        raise ConfigError(f"--out={out} exists; name another file, or delete it first")
+    if out is not None:
+        if out.exists():
+            raise ConfigError(f"--out={out} exists; name another file, or delete it first")
+        cli.check_writable(out)
     experiment = cli.experiment(_CONFIG.value)
     config, slow = load(Path(_WORKDIR.value), _WHICH.value)
     task = make_task(experiment.task, seed=experiment.seed, batch_size=experiment.train.batch_size, data=experiment.data)
@@ -50,7 +54,9 @@ def main(argv: Sequence[str]) -> None:
             f"the task has token ids up to {task.vocab_size - 1}, but the model in {_WORKDIR.value} was trained with "
             f"vocab_size={config.vocab_size}: it knows none of the others"
         )
+    _check_tokens(Path(_WORKDIR.value), task)
     evaluation = task.evaluate(make_predict(make_model(config), make_mesh(MeshConfig()))(slow))
+    rich.console.Console().print(evaluation.table())
     if out is not None:
         record = {"task": to_dict(experiment.task), "workdir": _WORKDIR.value, "which": _WHICH.value, **evaluation.to_dict()}
         try:
@@ -58,7 +64,22 @@ def main(argv: Sequence[str]) -> None:
             out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"--out={out} cannot be written: {error.strerror}; name another file") from error
-    rich.console.Console().print(evaluation.table())
+
+
+def _check_tokens(workdir: Path, task: Task) -> None:
+    """Refuse a task whose token ids stand for something else than those that the model was trained on.
+
+    Raises:
+      ConfigError: names both.
+    """
+    trained = experiment_of(workdir).task
+    there = token_meaning(trained, tokenizer_of(workdir) if isinstance(trained, TextConfig) else None)
+    here = token_meaning(task.config, task.data.tokenizer if isinstance(task, Text) else None)
+    if there != here:
+        raise ConfigError(
+            f"the token ids of the task {task.config.name!r} are {here}, but the model in {workdir} was trained on {trained.name!r}, where "
+            f"they are {there}: its scores would mean nothing. Name a task that fits, or the tokenizer with --config.data.tokenizer"
+        )
 
 
 if __name__ == "__main__":

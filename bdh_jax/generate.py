@@ -25,15 +25,12 @@ import rich.progress
 from absl import flags
 
 from bdh_jax import cli
-from bdh_jax.config import ConfigError, ExperimentConfig
-from bdh_jax.config_dict import from_config_dict
-from bdh_jax.data.prepared import TOKENIZER
-from bdh_jax.data.tokenizer import Tokenizer, load_tokenizer
+from bdh_jax.config import ConfigError
+from bdh_jax.data.tokenizer import Tokenizer
 from bdh_jax.generation import GenerationState, Sampling, check_memory, generate, load_state, prefill, save_state
 from bdh_jax.model import BDH
-from bdh_jax.tasks import CONFIGS, TextConfig
-from bdh_jax.training.checkpoint import load_bdh, read_json
-from bdh_jax.training.loop import RUN
+from bdh_jax.training.checkpoint import load_bdh
+from bdh_jax.training.record import tokenizer_of
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run on text (of one seed).")
 _WHICH = flags.DEFINE_enum("which", "best", ["last", "best"], "Which checkpoint to use.")
@@ -78,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
             cli.check_writable(Path(flag.value))
     workdir = Path(_WORKDIR.value)
     config, slow = load_bdh(workdir, _WHICH.value)
-    tokenizer = _tokenizer_of(workdir)
+    tokenizer = tokenizer_of(workdir)
     model = BDH(config)
     sampling = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value, vocab_size=tokenizer.vocab_size)
     if _PROMPTS.value:
@@ -228,18 +225,6 @@ def _read_prompts(path: Path) -> list[str]:
     if not prompts:
         raise ConfigError(f"{path} holds no prompt; write one on each line, as JSON")
     return prompts
-
-
-def _tokenizer_of(workdir: Path) -> Tokenizer:
-    """The tokenizer that the run was trained with."""
-    run = read_json(workdir / RUN)
-    config = from_config_dict(ExperimentConfig, run["config"], tasks=CONFIGS)
-    if not isinstance(config.task, TextConfig):
-        raise ConfigError(f"{workdir} was trained on the task {config.task.name!r}, not on text: its tokens are no bytes")
-    path = workdir / TOKENIZER
-    if TOKENIZER in run.get("files", ()) and not path.exists():
-        raise ConfigError(f"{path} is missing, without which the model's tokens mean nothing; restore it")
-    return load_tokenizer(path if path.exists() else None)
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ _WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint 
 _FACTS = flags.DEFINE_list("facts", ["1024"], "Facts of a stream; several numbers to compare them.")
 _STREAMS = flags.DEFINE_integer("streams", 10, "Test streams.")
 _VALIDATION = flags.DEFINE_integer("validation_streams", 1, "Streams on which the first model chooses rates.")
-_SEED = flags.DEFINE_integer("stream_seed", 0, "Seed of the first stream.")
+_SEED = flags.DEFINE_integer("stream_seed", 0, "Seed of the first stream.", lower_bound=0)
 _FUNCTIONS = flags.DEFINE_list("functions", None, "Rows of the table, by name; default all.")
-_REFERENCE = flags.DEFINE_string("reference", "dense", "Row that the others are compared with.")
+_REFERENCE = flags.DEFINE_string("reference", "dense", "Row that the others are compared with, or none.")
 _RIDGE = flags.DEFINE_float("ridge", LEAST_SQUARES_RIDGE, "Ridge of least_squares, kalman and null_space.", lower_bound=1e-9)
 _LAYERS = flags.DEFINE_list("layers", None, "Layers, from 0, that these three and mesa consolidate; default all.")
 _RATES = flags.DEFINE_list("rates", [], "Rates that are not to be chosen: NAME=RATE of rows of the table.")
@@ -63,6 +63,10 @@ def main(argv: Sequence[str]) -> None:
     for name in names:
         if name not in CONTESTANTS:
             raise ConfigError(f"--functions names {name!r}; valid names: {', '.join(CONTESTANTS)}")
+    if flags.FLAGS["reference"].present and _REFERENCE.value not in (*names, "none"):
+        raise ConfigError(
+            f"--reference={_REFERENCE.value} is not among the rows: {', '.join(names)}; --reference=none compares with nothing"
+        )
     facts = cli.numbers("facts", _FACTS.value, int)
     config = lifelong.LifelongConfig(
         stream=StreamConfig(pairs=experiment.task.pairs),
@@ -112,6 +116,9 @@ def _rates(names: Sequence[str]) -> dict[str, float]:
             raise ConfigError(f"--rates={text}: {rate!r} is no number; write NAME=RATE, such as kalman=1") from None
         if name not in names:
             raise ConfigError(f"--rates={text}: {name!r} is not among the rows: {', '.join(names)}")
+        if not CONTESTANTS[name].rates:
+            other = CONTESTANTS[name].rate_of
+            raise ConfigError(f"--rates={text}: {name!r} {f'takes the rate of {other!r}' if other else 'has no rate'}")
     return rates
 
 

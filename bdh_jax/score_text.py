@@ -18,16 +18,15 @@ from absl import flags
 
 from bdh_jax import cli
 from bdh_jax.config import BDHConfig, ConfigError, ExperimentConfig, MeshConfig, ModelConfig
-from bdh_jax.config_dict import from_config_dict
 from bdh_jax.evaluation import language
 from bdh_jax.models import make_model
 from bdh_jax.sharding import make_mesh
-from bdh_jax.tasks import CONFIGS, TextConfig, make_task
+from bdh_jax.tasks import TextConfig, make_task
 from bdh_jax.tasks.text import Text
-from bdh_jax.training.checkpoint import load, read_json, seed_folders
-from bdh_jax.training.loop import RUN
+from bdh_jax.training.checkpoint import check_text, load, seed_folders, trained_texts
 from bdh_jax.training.metrics import describe_start
 from bdh_jax.training.optimizer import Slow
+from bdh_jax.training.record import experiment_of
 from bdh_jax.training.step import make_predict
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run on text, of one seed or several.")
@@ -49,6 +48,7 @@ def main(argv: Sequence[str]) -> None:
     Raises:
       ConfigError: a flag is missing or wrong, or results are there already.
       DataError: the text is gone, or too short for the context.
+      CheckpointError: the text is another one than a model was trained on.
     """
     del argv
     if not _WORKDIR.value:
@@ -58,13 +58,13 @@ def main(argv: Sequence[str]) -> None:
     files = cli.result_files(out, overwrite=_OVERWRITE.value)
     folders = seed_folders(workdir) or [workdir]
     loaded = [load(folder, _WHICH.value) for folder in folders]
-    experiment = from_config_dict(ExperimentConfig, read_json(folders[0] / RUN)["config"], tasks=CONFIGS)
+    experiment = experiment_of(folders[0])
     if not isinstance(experiment.task, TextConfig):
         raise ConfigError(f"{workdir} was trained on the task {experiment.task.name!r}, not on text; see bdh_jax.evaluate")
     config, length = loaded[0][0], experiment.task.length
     is_bdh = isinstance(config, BDHConfig)
     context = _CONTEXT.value if is_bdh else _GPT_CONTEXT.value
-    task = _task(experiment, folders[0])
+    task = _task(experiment, folders)
     validation = task.validation
     if len(validation.tokens) <= context:
         raise ConfigError(
@@ -116,20 +116,17 @@ def main(argv: Sequence[str]) -> None:
     language.plot_positions(positions, length).savefig(files["figure.png"], dpi=150)
 
 
-def _task(experiment: ExperimentConfig, folder: Path) -> Text:
-    """The task of the run, which validates on all of its text.
+def _task(experiment: ExperimentConfig, folders: Sequence[Path]) -> Text:
+    """The task of the runs, which validates on all of its text.
 
     Raises:
-      ConfigError: if the text is not the one that the run was trained on: what was validation may be training now.
+      CheckpointError: if the text is not the one that each was trained on: what was validation may be training now.
     """
     config = dataclasses.replace(experiment.task, evaluation_windows=None)
+    before = trained_texts(folders)
     task = make_task(config, data=experiment.data, seed=experiment.seed, batch_size=experiment.train.batch_size)
-    before = read_json(folder / RUN).get("text")
-    if before not in (None, task.fingerprint):
-        raise ConfigError(
-            f"the text has changed since {folder} was trained: its fingerprint was {before} and is {task.fingerprint} now; restore the "
-            "files or the tokenizer"
-        )
+    for folder, text in before.items():
+        check_text(folder, text, task.fingerprint)
     return task
 
 

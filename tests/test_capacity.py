@@ -44,6 +44,7 @@ def test_it_prints_a_table_writes_files_and_never_replaces_them(tmp_path):
     [
         ([], "--out is missing"),
         (["--out=OUT", "--rows=many"], "--rows=many must be numbers with commas between them"),
+        (["--out=OUT", "--rows=", "--active="], "--rows and --active name nothing to draw addresses for"),
         (["--out=OUT", "--rules=hopfield"], "rule 'hopfield' is not one of hebbian"),
         (["--out=OUT", "--active=2"], "active=2.0 of rows=1024 must lie in"),
     ],

@@ -62,6 +62,9 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
     assert record["rows"][2]["rate"] == 2.5
     assert record["least_squares"] == {"ridge": 0.5, "layers": [1]}
     assert (folder / "figure.png").stat().st_size > 1000
+    status, output, errors = _run("bdh_jax.lifelong", *arguments, f"--out={trained}", "--overwrite")
+    assert (status, output) == (2, "")
+    assert f"--out={trained} holds a training run, whose results.json is another one" in errors
     status, output, errors = _run("bdh_jax.lifelong", *arguments)
     assert (status, output) == (2, "")
     assert "results.json exists; name another folder with --out, or pass --overwrite" in errors
@@ -96,6 +99,9 @@ def test_several_numbers_of_facts_are_compared(trained, tmp_path):
             [CONFIG, "--workdir=x", "--functions=none", "--rates=kalman=1"],
             "--rates=kalman=1: 'kalman' is not among the rows: none",
         ),
+        ([CONFIG, "--workdir=x", "--rates=none=5"], "--rates=none=5: 'none' has no rate"),
+        ([CONFIG, "--workdir=x", "--rates=dense_shuffled=3"], "'dense_shuffled' takes the rate of 'dense'"),
+        ([CONFIG, "--workdir=x", "--functions=none", "--reference=dnse"], "--reference=dnse is not among the rows: none;"),
     ],
 )
 def test_mistakes_are_one_message(arguments, message):

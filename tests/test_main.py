@@ -92,6 +92,13 @@ def test_a_trained_model_is_scored_on_another_task(smoke):
     assert (status, output) == (2, "")
     assert f"--out={out} exists; name another file" in errors
     assert out.read_text() == written
+    for more, message in (
+        ([arguments[1], f"--out={out}/more.json"], "counter.json is a file"),
+        (["--config=configs/lifelong.py:smoke"], "the task has token ids up to 384"),
+    ):
+        status, output, errors = _run(arguments[0], *more, module="bdh_jax.evaluate")
+        assert (status, output) == (2, "")
+        assert message in errors
 
 
 def test_a_trained_model_is_scored_with_parts_switched_off(smoke):

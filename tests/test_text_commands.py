@@ -157,7 +157,7 @@ def test_a_run_is_scored_beyond_its_training_length(run, tmp_path):
     assert "results.json exists; name another folder with --out, or pass --overwrite" in errors
     text = run.parent / "text.txt"
     text.write_bytes(text.read_bytes() + b" more")
-    for more, message in (([], "the text has changed since"), ([f"--out={text}/x"], "text.txt is a file")):
+    for more, message in (([], "holds a run on another text"), ([f"--out={text}/x"], "text.txt is a file")):
         status, _, errors = _run("bdh_jax.score_text", f"--workdir={run}", f"--out={tmp_path / 'b'}", "--context=64", *more)
         assert (status, "Traceback" in errors) == (2, False)
         assert message in errors

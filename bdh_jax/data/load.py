@@ -51,7 +51,13 @@ def load_text(config: DataConfig) -> TextData:
         if config.validation_path is None:
             train, validation = split_corpus(corpus, config.validation_share)
         else:
-            train, validation = corpus, _read(find_files(config.validation_path), config.column, tokenizer)
+            held_out = find_files(config.validation_path)
+            if both := {file.resolve() for file in files} & {file.resolve() for file in held_out}:
+                raise DataError(
+                    f"{sorted(both)[0]} is named by data.path={config.path} and by data.validation_path={config.validation_path}: the model "
+                    "would train on what validates it. Name other files, or leave data.validation_path out and have documents split"
+                )
+            train, validation = corpus, _read(held_out, config.column, tokenizer)
     return TextData(train, validation, tokenizer, _fingerprint(train, validation, tokenizer))
 
 

@@ -109,19 +109,25 @@ def prepare(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder} cannot be made: {error.strerror}; name another folder") from error
+    files = None
     if prepared.is_prepared(folder):
         manifest = prepared.read_manifest(folder)
         _check_source(folder, manifest, source)
         chosen = load_tokenizer(folder / prepared.TOKENIZER if manifest["tokenizer"] != "bytes" else None)
         if chosen.name != manifest["tokenizer"] or tokenizer is not None and load_tokenizer(tokenizer).name != chosen.name:
             raise DataError(f"{folder} was begun with another tokenizer; name another --out")
+        if not manifest["complete"]:
+            files = _files(source, folder)
+            _check_files(folder, manifest, files)
     else:
         if any(folder.iterdir()):
             raise DataError(f"{folder} is not empty and holds no prepared text; name another folder with --out")
-        chosen = _make_tokenizer(folder, source, tokenizer, tokenizer_documents)
+        files = _files(source, folder)
+        chosen = _make_tokenizer(folder, source, files, tokenizer, tokenizer_documents)
         manifest = {
             "format": prepared.FORMAT,
             "source": source,
+            "files": _describe(files),
             "tokenizer": chosen.name,
             "documents_read": 0,
             "complete": False,
@@ -129,11 +135,11 @@ def prepare(
         }
         prepared.write_manifest(folder, manifest)
     if not manifest["complete"]:
-        _write_shards(folder, manifest, chosen, shard_tokens, console or rich.console.Console(stderr=True))
+        _write_shards(folder, manifest, files, chosen, shard_tokens, console or rich.console.Console(stderr=True))
     return manifest
 
 
-def _write_shards(folder, manifest, tokenizer: Tokenizer, shard_tokens: int, console) -> None:
+def _write_shards(folder, manifest, files: list[Path], tokenizer: Tokenizer, shard_tokens: int, console) -> None:
     source, done = manifest["source"], manifest["documents_read"]
     parts: dict[str, list[np.ndarray]] = {split: [] for split in prepared.SPLITS}
     waiting = 0
@@ -159,7 +165,7 @@ def _write_shards(folder, manifest, tokenizer: Tokenizer, shard_tokens: int, con
     tokens = sum(shard.tokens for shard in manifest["shards"])
     with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("preparing", total=source["documents"], completed=done, tokens=tokens)
-        for document in _documents(source, skip=done):
+        for document in _documents(source, files, skip=done):
             ids = tokenizer.encode(document)
             done += 1
             if len(ids):
@@ -179,10 +185,34 @@ def _write_shards(folder, manifest, tokenizer: Tokenizer, shard_tokens: int, con
     prepared.write_manifest(folder, manifest)
 
 
-def _documents(source: dict[str, Any], skip: int) -> Iterator[bytes]:
+def _files(source: dict[str, Any], folder: Path) -> list[Path]:
+    """The files that ``source`` names, none for a data set. What is prepared may lie among them, and is no text to read."""
+    if source["files"] is None:
+        return []
+    files = [file for file in find_files(source["files"]) if folder.resolve() not in file.resolve().parents]
+    if not files:
+        raise DataError(f"--files={source['files']} names nothing but what lies in --out={folder}; name the text itself")
+    return files
+
+
+def _describe(files: list[Path]) -> list[list[Any]]:
+    return [[str(file), file.stat().st_size] for file in files]
+
+
+def _check_files(folder: Path, manifest: dict[str, Any], files: list[Path]) -> None:
+    """Refuse to go on among other files: documents are counted, and would come twice or never."""
+    before, now = manifest.get("files"), _describe(files)
+    if before is not None and before != now:
+        changed = next((pair for pair in itertools.zip_longest(before, now) if pair[0] != pair[1]), None)
+        raise DataError(
+            f"{folder} was begun with other files: there {changed[0]}, now {changed[1]} (name and bytes). Restore them, or name another --out"
+        )
+
+
+def _documents(source: dict[str, Any], files: list[Path], skip: int) -> Iterator[bytes]:
     """The documents that ``source`` names, without the first ``skip``."""
     if source["files"] is not None:
-        every = (text for path in find_files(source["files"]) for text in read_documents(path, source["column"]))
+        every = (text for path in files for text in read_documents(path, source["column"]))
         return itertools.islice(every, skip, source["documents"])
     return itertools.islice(_rows(source, skip), None if source["documents"] is None else max(source["documents"] - skip, 0))
 
@@ -209,9 +239,9 @@ def _rows(source: dict[str, Any], skip: int) -> Iterator[bytes]:
         ) from error
 
 
-def _make_tokenizer(folder: Path, source: dict[str, Any], path: str | None, documents: int) -> Tokenizer:
+def _make_tokenizer(folder: Path, source: dict[str, Any], files: list[Path], path: str | None, documents: int) -> Tokenizer:
     if source["train_tokenizer"] is not None:
-        content = train_tokenizer(itertools.islice(_documents(source, 0), documents), source["train_tokenizer"])
+        content = train_tokenizer(itertools.islice(_documents(source, files, 0), documents), source["train_tokenizer"])
     elif path is not None:
         content = load_tokenizer(path).content
     else:

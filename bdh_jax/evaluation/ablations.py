@@ -29,12 +29,14 @@ import rich.console
 import rich.progress
 import rich.table
 
-from bdh_jax.config import AddressSource, BDHConfig, ConfigError
+from bdh_jax.config import AddressSource, BDHConfig, ConfigError, TaskConfig
 from bdh_jax.config_dict import change
 from bdh_jax.evaluation.scoring import ROWS, ceiling, credit
 from bdh_jax.fast_weights.state import FastState
 from bdh_jax.model import BDH
 from bdh_jax.tasks.base import Score, Task
+from bdh_jax.tasks.counter import CounterConfig
+from bdh_jax.tasks.nback import NBackConfig
 from bdh_jax.tasks.recall import EvaluationSet
 
 Slow = dict[str, jax.Array]
@@ -341,7 +343,8 @@ def run(config: BDHConfig, slow: Slow, task: Task) -> AblationResult:
     Raises:
       ConfigError: if the task has answers of several tokens, or token ids that the model does not know.
     """
-    sets = _evaluation_sets(task)
+    check_task(task.config)
+    sets = task.evaluation_sets
     if task.vocab_size > config.vocab_size:
         raise ConfigError(
             f"the task has token ids up to {task.vocab_size - 1}, but the model has vocab_size={config.vocab_size}: it knows none "
@@ -400,15 +403,18 @@ def _pair_length(data: EvaluationSet) -> int:
     return (data.encoded.tokens.shape[1] - QUERY) // data.values.shape[1]
 
 
-def _evaluation_sets(task: Task) -> dict[str, EvaluationSet]:
-    sets = getattr(task, "evaluation_sets", {})
-    ends = [(data.positions == data.encoded.tokens.shape[1] - 1).all() for data in sets.values()]
-    if not sets or not all(ends):
+def check_task(config: TaskConfig) -> None:
+    """Refuse a task whose sequences are not pairs and a query with an answer of one token.
+
+    Raises:
+      ConfigError: names the task and the remedy.
+    """
+    integers = isinstance(config, NBackConfig) and config.encoding == "integer"
+    if not integers and not isinstance(config, CounterConfig):
         raise ConfigError(
-            f"task.name={task.config.name!r}, as configured, has answers that are not one token at the end of a sequence of pairs. "
+            f"task.name={config.name!r}, as configured, has no sequences of pairs with a query, whose answer is one token. "
             'Ablations are for n-back with task.encoding="integer" and for the counter-benchmarks: name one of them with --config'
         )
-    return sets
 
 
 def _score(name: str, data: EvaluationSet, logits: np.ndarray) -> Score:

@@ -251,7 +251,7 @@ class Facts:
         """See :func:`bdh_jax.tasks.make_task`.
 
         Raises:
-          ConfigError: if known facts leave no row for episodes.
+          ConfigError: if known facts leave no row for episodes, or the largest grid holds too few keys that are held out.
         """
         taken = config.known_rows + config.fill_rows * bool(config.fill_every)
         if taken >= batch_size:
@@ -264,6 +264,11 @@ class Facts:
         self.batch_size = batch_size
         self.vocab_size = VOCABULARY
         self.sequence_length = 3 * config.pairs + 2 * config.queries
+        try:
+            # Drawn now rather than after an hour of training: whether enough keys are in a grid shows when it is drawn.
+            self.evaluation_sets  # noqa: B018
+        except ValueError as error:
+            raise ConfigError(f"task.grids={config.grids}, task.pairs={config.pairs}: {error}, or fewer pairs") from None
 
     def batch(self, step: int) -> Batch:
         """The training batch of a step, each array [batch_size, sequence_length]: a pure function of (seed, step).

@@ -16,7 +16,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ from bdh_jax.config import BDHConfig, ConfigError, ExperimentConfig, ModelConfig
 from bdh_jax.config_dict import from_config_dict, model_config, to_dict
 from bdh_jax.training.step import TrainState
 
-FOLDER = "checkpoints"
+RUN, RESULTS, FOLDER = "run.json", "results.json", "checkpoints"
 _DELETED = "deleted"
 """Checkpoints no longer kept are moved here and then deleted: a process killed half-way leaves none that only looks whole."""
 _NOT_EVALUATED = -1.0
@@ -124,6 +125,9 @@ class Checkpoints:
           state: what to save. It may be donated as soon as this returns.
           progress: at this state.
           primary: the evaluation's score of this very state, if it was evaluated.
+
+        Raises:
+          CheckpointError: if it cannot be written; so does :meth:`wait`. Those saved before are kept.
         """
         if self._manager is None:
             self._manager = _open(self._folder)
@@ -134,22 +138,24 @@ class Checkpoints:
             self._empty_trash()
             self._manager.delete(progress.step)
         info = {"config": self._config, "progress": dataclasses.asdict(progress)}
-        self._manager.save(
-            progress.step,
-            args=ocp.args.Composite(
-                slow=ocp.args.StandardSave(state.slow),
-                optimizer=ocp.args.StandardSave(_besides_slow(state)),
-                info=ocp.args.JsonSave(info),
-            ),
-            metrics={"primary": _NOT_EVALUATED if primary is None else primary},
-        )
+        with self._writing():
+            self._manager.save(
+                progress.step,
+                args=ocp.args.Composite(
+                    slow=ocp.args.StandardSave(state.slow),
+                    optimizer=ocp.args.StandardSave(_besides_slow(state)),
+                    info=ocp.args.JsonSave(info),
+                ),
+                metrics={"primary": _NOT_EVALUATED if primary is None else primary},
+            )
         if primary is not None and (self._best is None or primary >= self._best[1]):
             self._best = (progress.step, primary)
 
     def wait(self) -> None:
         """Return when everything is on disk."""
         if self._manager is not None:
-            self._manager.wait_until_finished()
+            with self._writing():
+                self._manager.wait_until_finished()
             self._empty_trash()
 
     def close(self) -> None:
@@ -157,6 +163,17 @@ class Checkpoints:
         if self._manager is not None:
             self._manager.close()
             self._empty_trash()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax documents none, and raises those of several libraries
+            reason = str(error).strip().split("\n")[0][:300]
+            raise CheckpointError(
+                f"no checkpoint can be written into {self._folder} ({type(error).__name__}: {reason}). Those that were saved are kept: "
+                "make room, and the same command goes on from the last one"
+            ) from error
 
     def _put_back(self) -> None:
         """A checkpoint newer than all others was being replaced by the same one with a score when the process was killed."""
@@ -263,6 +280,40 @@ def check_same_config(workdir: Path, stored: Mapping[str, Any], config: Experime
             f"{workdir} holds a run of another configuration:\n"
             + "\n".join(different)
             + "\nUse another --workdir, or the configuration that made it; nothing was changed"
+        )
+
+
+def trained_texts(folders: Iterable[Path]) -> dict[Path, str]:
+    """The fingerprint of the text that each folder was trained on; folders without one are left out.
+
+    Raises:
+      CheckpointError: if they differ, or a record cannot be read.
+    """
+    texts = {}
+    for folder in folders:
+        text = read_json(folder / RUN).get("text") if (folder / RUN).exists() else None
+        if text is not None:
+            texts[folder] = text
+    first = next(iter(texts), None)
+    for folder, text in texts.items():
+        if text != texts[first]:
+            raise CheckpointError(
+                f"{first} and {folder} were trained on different texts: their fingerprints are {texts[first]} and {text}, so their scores "
+                "cannot be compared, and what validates one may have trained the other. Move one of them away"
+            )
+    return texts
+
+
+def check_text(folder: Path, before: str | None, now: str | None) -> None:
+    """Refuse another text than a folder was trained on: the files of a configuration's path may have changed since.
+
+    Raises:
+      CheckpointError: names both fingerprints.
+    """
+    if before not in (None, now):
+        raise CheckpointError(
+            f"{folder} holds a run on another text: its fingerprint is {before}, and that of the files now is {now}. Restore the files or "
+            "the tokenizer, or use another --workdir; nothing was changed"
         )
 
 

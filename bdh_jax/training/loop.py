@@ -9,7 +9,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,17 @@ from bdh_jax.tasks import make_task
 from bdh_jax.tasks.base import Batch, Evaluation, Task, batches
 from bdh_jax.training.checkpoint import (
     FOLDER,
+    RESULTS,
+    RUN,
     CheckpointError,
     Checkpoints,
     Progress,
     check_same_config,
+    check_text,
     config_json,
     read_json,
     seed_folders,
+    trained_texts,
 )
 from bdh_jax.training.metrics import Reporter, describe_start, results_table, summarise
 from bdh_jax.training.optimizer import make_optimizer
@@ -48,7 +52,6 @@ from bdh_jax.training.step import (
 )
 from bdh_jax.training.throughput import peak_flops, peak_memory, training_flops_per_token
 
-RUN, RESULTS = "run.json", "results.json"
 CONTRIBUTION_ROWS = 8
 """Rows of a batch on which contributions are measured, about: their addresses are held for all layers at once."""
 _LOGGER = logging.getLogger("bdh_jax")
@@ -98,8 +101,11 @@ def run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
             )
         for folder in seed_folders(workdir):
             _check_folder(folder, dataclasses.replace(config, seed=int(folder.name[4:]), seeds=()))
+        trained_texts(seed_folders(workdir))
         runs = {
-            str(seed): _train_seed(dataclasses.replace(config, seed=seed, seeds=()), workdir / f"seed{seed}")
+            str(seed): _train_seed(
+                dataclasses.replace(config, seed=seed, seeds=()), workdir / f"seed{seed}", others=seed_folders(workdir)
+            )
             for seed in config.seeds
         }
         mean, spread = summarise(list(runs.values()))
@@ -155,6 +161,7 @@ class _Training:
         self._config, self._task, self._workdir = config, task, workdir
         self._started = time.perf_counter()
         self._mesh = make_mesh(config.mesh)
+        _check_rows(config, self._mesh.shape["data"])
         self._model = make_model(config.model, self._mesh if self._mesh.size > 1 else None)
         self._optimizer = make_optimizer(config.optimizer, config.train.steps)
         self._init_key, self._step_key = make_keys(config.seed, self._mesh)
@@ -182,7 +189,12 @@ class _Training:
                 self._model, self._optimizer, self._mesh, self._init_key, self._consolidation, self._carried_rows
             )
         else:
-            self._check_text()
+            try:
+                for folder, text in trained_texts([self._workdir]).items():
+                    check_text(folder, text, self._text)
+            except CheckpointError:
+                self._checkpoints.close()
+                raise
             state, progress = self._checkpoints.restore(self._target)
             _LOGGER.info("resuming %s at step %d", self._workdir, progress.step)
         self._write_run_file(progress.step)
@@ -200,8 +212,10 @@ class _Training:
             with _signals() as self._signals:
                 evaluation = self._train_and_evaluate(state, progress)
         finally:
-            self._reporter.close()
-            self._checkpoints.close()
+            try:
+                self._reporter.close()
+            finally:
+                self._checkpoints.close()
         best_step, best_primary = self._checkpoints.best
         results = {
             "config": config_json(self._config),
@@ -338,17 +352,6 @@ class _Training:
         seconds = self._seconds_before + time.perf_counter() - self._started
         return Progress(step, seconds, self._clock.seconds, self._clock.tokens, evaluated)
 
-    def _check_text(self) -> None:
-        """Refuse to go on with another text: the files of a configuration's path may have changed since."""
-        path = self._workdir / RUN
-        before = read_json(path).get("text") if path.exists() else None
-        if before not in (None, self._text):
-            self._checkpoints.close()
-            raise CheckpointError(
-                f"{self._workdir} holds a run on another text: its fingerprint is {before}, and that of the files now is {self._text}. "
-                "Restore the files, or use another --workdir; nothing was changed"
-            )
-
     def _write_run_file(self, step: int) -> None:
         path = self._workdir / RUN
         starts = read_json(path)["starts"] if step > 0 and path.exists() else []
@@ -358,6 +361,23 @@ class _Training:
         # What a task needs to be used later and cannot be made again from the configuration alone, such as a tokenizer.
         for name, content in files.items():
             _write_file(self._workdir / name, content)
+
+
+def _check_rows(config: ExperimentConfig, data: int) -> None:
+    """Refuse batches that the mesh, whose size may come from the machine, cannot split."""
+    sizes = {
+        f"the {config.train.batch_size // config.train.accumulation} sequences of a slice "
+        f"(train.batch_size={config.train.batch_size}, train.accumulation={config.train.accumulation})": (
+            config.train.batch_size // config.train.accumulation
+        )
+    }
+    if getattr(config.task, "fill_every", 0):
+        sizes[f"task.fill_episodes={config.task.fill_episodes}"] = config.task.fill_episodes
+    for what, size in sizes.items():
+        if size % data:
+            raise ConfigError(
+                f"mesh.data={config.mesh.data} is {data} devices here, which do not divide {what}; change one of them"
+            )
 
 
 class _Clock:
@@ -428,29 +448,37 @@ def _signals() -> Iterator[_Signals]:
             signal.signal(number, handler)
 
 
-def _train_seed(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
+def _train_seed(config: ExperimentConfig, workdir: Path, others: Sequence[Path] = ()) -> dict[str, Any]:
+    """Train one seed in its folder; ``others`` are folders of the same run, which must have the same text."""
     # Before the task is made: its text may be gone by now.
     if (results := _finished(config, workdir)) is not None:
         return results
-    return train(
-        config, make_task(config.task, seed=config.seed, batch_size=config.train.batch_size, data=config.data), workdir
-    )
+    task = make_task(config.task, seed=config.seed, batch_size=config.train.batch_size, data=config.data)
+    for folder, text in trained_texts(others).items():
+        check_text(folder, text, getattr(task, "fingerprint", None))
+    return train(config, task, workdir)
 
 
 def _finished(config: ExperimentConfig, workdir: Path) -> dict[str, Any] | None:
-    """The results of a run that came to its end; None of any other."""
-    if not (workdir / RESULTS).exists():
-        return None
-    _check_folder(workdir, config)
-    return read_json(workdir / RESULTS)
+    """The results of a run that came to its end; None of any other, which may be begun or gone on with here."""
+    _check_records(workdir, config)
+    return read_json(workdir / RESULTS) if (workdir / RESULTS).exists() else None
 
 
 def _check_folder(workdir: Path, config: ExperimentConfig) -> None:
-    """Refuse a folder whose results or checkpoints another configuration made."""
-    if (workdir / RESULTS).exists():
-        check_same_config(workdir, read_json(workdir / RESULTS)["config"], config)
-    else:
+    """Refuse a folder whose results, checkpoints or metrics another configuration made."""
+    _check_records(workdir, config)
+    if not (workdir / RESULTS).exists():
         Checkpoints(workdir, config).close()
+
+
+def _check_records(workdir: Path, config: ExperimentConfig) -> None:
+    for name in (RESULTS, RUN):
+        if (workdir / name).exists():
+            stored = read_json(workdir / name)
+            if not isinstance(stored, dict) or "config" not in stored:
+                raise CheckpointError(f"{workdir / name} is not of a training run; move it, or use another --workdir")
+            check_same_config(workdir, stored["config"], config)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -10,7 +10,8 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ import rich.box
 import rich.console
 import rich.progress
 import rich.table
-import tensorboardX
 
 from bdh_jax.tasks.base import Evaluation, read_score
+from bdh_jax.training.checkpoint import CheckpointError
+from bdh_jax.training.events import EventFile
 
 METRICS = "metrics.jsonl"
 _LOGGER = logging.getLogger("bdh_jax")
@@ -56,6 +58,9 @@ class Reporter:
       start: updates already made. What the metrics file says of later steps is cut off.
       title: shown before the bar.
       accuracy_name: what the rows of :meth:`training` call the share of right answers.
+
+    Raises:
+      CheckpointError: if a file cannot be written; so do all methods that write.
     """
 
     def __init__(self, workdir: Path, *, steps: int, start: int, title: str, accuracy_name: str):
@@ -68,9 +73,11 @@ class Reporter:
         if not self._active:
             return
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        (workdir / METRICS).write_text(text, encoding="utf-8")
-        self._file = (workdir / METRICS).open("a", encoding="utf-8")
-        self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+        self._workdir = workdir
+        with self._writing():
+            (workdir / METRICS).write_text(text, encoding="utf-8")
+            self._file = (workdir / METRICS).open("a", encoding="utf-8")
+            self._events = EventFile(workdir / "tensorboard", start=start + 1)
         console = rich.console.Console()
         if console.is_terminal or console.is_jupyter:
             self._progress = _progress_bar(console)
@@ -81,10 +88,11 @@ class Reporter:
         """Record a step's loss, share of right answers, grad_norm, learning_rate and tokens_per_second (None while not known)."""
         if not self._active:
             return
-        self._write({"step": step, **row})
-        for name, value in row.items():
-            if value is not None:
-                self._events.add_scalar(f"train/{name}", value, step)
+        with self._writing():
+            self._write({"step": step, **row})
+            for name, value in row.items():
+                if value is not None:
+                    self._events.scalar(f"train/{name}", value, step)
         rate = "" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:,.0f} tokens/s"
         loss, accuracy = f"loss {row['loss']:.4f}", f"{self._accuracy_name} {row[self._accuracy_name]:.3f}"
         if self._progress is not None:
@@ -100,17 +108,17 @@ class Reporter:
             return
         self.evaluated.add(step)
         scores = {row.name: row.to_dict() for row in evaluation.rows}
-        self._write({"step": step, "evaluation": {"primary": evaluation.primary, **scores}})
-        if contributions is not None:
-            self._write({"step": step, "contributions": contributions})
-            for name, sizes in contributions.items():
-                for layer, size in enumerate(sizes):
-                    self._events.add_scalar(f"contribution/{name}/layer{layer}", size, step)
-        self._events.add_scalar("evaluation/primary", evaluation.primary, step)
-        for row in evaluation.rows:
-            for name in row.COLUMNS:
-                self._events.add_scalar(f"evaluation/{row.name}/{name}", getattr(row, name), step)
-        self._events.flush()
+        numbers = {"evaluation/primary": evaluation.primary}
+        numbers |= {f"evaluation/{row.name}/{name}": getattr(row, name) for row in evaluation.rows for name in row.COLUMNS}
+        for name, sizes in (contributions or {}).items():
+            numbers |= {f"contribution/{name}/layer{layer}": size for layer, size in enumerate(sizes)}
+        with self._writing():
+            self._write({"step": step, "evaluation": {"primary": evaluation.primary, **scores}})
+            if contributions is not None:
+                self._write({"step": step, "contributions": contributions})
+            for name, number in numbers.items():
+                self._events.scalar(name, number, step)
+            self._events.flush()
         scores = "  ".join(f"{row.name} {getattr(row, row.LOGGED):.3f}" for row in evaluation.rows)
         self.say(f"{self._title} step {step}/{self._steps}  evaluation: {scores}")
 
@@ -127,8 +135,21 @@ class Reporter:
             return
         if self._progress is not None:
             self._progress.stop()
-        self._file.close()
-        self._events.close()
+        with self._writing():
+            try:
+                self._file.close()
+            finally:
+                self._events.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"the metrics in {self._workdir} cannot be written: {error.strerror}. The checkpoints that were saved are kept: make room, "
+                "and the same command goes on from the last one"
+            ) from error
 
     def _write(self, row: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(row) + "\n")

@@ -46,6 +46,8 @@ def test_validation_is_kept_back_or_named(tmp_path):
     assert (bytes(data.train.tokens), bytes(data.validation.tokens)) == (b"x" * 90, b"y" * 10)
     data = load_text(DataConfig(str(train), validation_path=str(validation)))
     assert (len(data.train.tokens), bytes(data.validation.tokens)) == (100, b"z" * 7)
+    with pytest.raises(DataError, match=r"b.txt is named by data.path=.* and by data.validation_path=.*would train on what"):
+        load_text(DataConfig(str(tmp_path), validation_path=str(validation)))
 
 
 def test_the_fingerprint_is_of_the_content(tmp_path):

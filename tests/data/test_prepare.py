@@ -52,9 +52,9 @@ def test_an_interrupted_preparation_goes_on(source, kind, tmp_path, monkeypatch)
     whole = command.prepare(tmp_path / "whole", source, shard_tokens=1000)
     real, read = command._documents, []
 
-    def breaking(source, skip):
+    def breaking(source, files, skip):
         read.append(skip)
-        for number, document in enumerate(real(source, skip)):
+        for number, document in enumerate(real(source, files, skip)):
             if number == 70:
                 raise KeyboardInterrupt
             yield document
@@ -91,6 +91,41 @@ def test_other_text_is_not_mixed_in(source, tmp_path):
     (tmp_path / "full" / "diary.txt").write_text("mine")
     with pytest.raises(DataError, match="is not empty and holds no prepared text"):
         command.prepare(tmp_path / "full", source, shard_tokens=1000)
+
+
+def test_what_is_prepared_is_not_read_as_text(tmp_path, monkeypatch):
+    """Where it lies among the text, an interrupted preparation finds its own shards."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number, text in enumerate(TEXTS):
+        (folder / f"{number:03}.txt").write_text(text)
+    names = ("dataset", "name", "split", "documents", "train_tokenizer")
+    source = {**dict.fromkeys(names), "files": str(folder), "column": "text", "validation_share": 0.2}
+    real = command._documents
+
+    def breaking(source, files, skip):
+        yield from list(real(source, files, skip))[:70]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_documents", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        command.prepare(folder / "out", source, shard_tokens=1000)
+    monkeypatch.setattr(command, "_documents", real)
+    (folder / "000a.txt").write_text("a story that came later")
+    with pytest.raises(DataError, match=r"begun with other files: there \['.*001.txt', \d+\], now \['.*000a.txt', 23\]"):
+        command.prepare(folder / "out", source, shard_tokens=1000)
+    (folder / "000a.txt").unlink()
+    away = tmp_path / "away"
+    away.mkdir()
+    for path in folder.glob("*.txt"):
+        path.rename(away / path.name)
+    with pytest.raises(DataError, match="names nothing but what lies in --out"):
+        command.prepare(folder / "out", source, shard_tokens=1000)
+    for path in away.iterdir():
+        path.rename(folder / path.name)
+    assert command.prepare(folder / "out", source, shard_tokens=1000)["documents_read"] == len(TEXTS)
+    train, validation = _read(folder / "out")
+    assert sorted(train + validation) == sorted(TEXTS)
 
 
 def test_what_cannot_be_prepared_is_named(source, tmp_path):

@@ -146,6 +146,11 @@ def test_known_rows_leave_room():
         make_task(FactsConfig(known_rows=2), seed=0, batch_size=2)
 
 
+def test_grids_hold_enough_keys_to_evaluate_on():
+    with pytest.raises(ConfigError, match=r"task.grids=\(8,\), task.pairs=32: grids of 8 × 8 .*fewer than 32 keys of kind"):
+        make_task(FactsConfig(grids=(8,), pairs=32), seed=0, batch_size=8)
+
+
 def test_configuration_survives_the_command_line():
     config = FactsConfig(grids=(7, 9), known=8)
     assert from_config_dict(FactsConfig, to_config_dict(config)) == config

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from bdh_jax.config import BDHConfig, ConfigError
+from bdh_jax.config import BDHConfig, ConfigError, MeshConfig
 from bdh_jax.model import BDH
 from bdh_jax.training import loop
 from bdh_jax.training.checkpoint import CheckpointError, Checkpoints, load
@@ -303,3 +303,37 @@ def test_load_names_what_is_missing(tmp_path):
         load(tmp_path)
     with pytest.raises(ValueError, match="which='first' is not one of"):
         load(tmp_path, "first")
+
+
+def test_the_start_of_another_configuration_is_not_written_over(tiny, successor, tmp_path):
+    """Also where the run was killed before it had saved anything but what it had measured."""
+    config, other = tiny(), tiny(log_every=2)
+
+    def killed(what, number):
+        if (what, number) == ("batch", 2):
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        loop.train(config, successor(config, killed), tmp_path)
+    before = _files(tmp_path)
+    assert not [path for path in before if path.parts[0] == "checkpoints"]
+    with pytest.raises(CheckpointError, match=r"(?s)another configuration:.*train.log_every: there 1, now 2"):
+        loop.train(other, successor(other), tmp_path)
+    assert _files(tmp_path) == before
+    assert loop.train(config, successor(config), tmp_path)["steps"] == 6
+
+
+def test_results_of_something_else_are_named(tiny, successor, tmp_path):
+    (tmp_path / "results.json").write_text('{"whole": {}}')
+    with pytest.raises(CheckpointError, match=r"results.json is not of a training run; move it"):
+        loop.train(tiny(), successor(tiny()), tmp_path)
+
+
+def test_a_mesh_that_does_not_divide_the_rows_is_named(tiny, successor, tmp_path):
+    """Its size may come from the machine, where the configuration cannot know it."""
+    config = tiny(mesh=MeshConfig(data=-1), batch_size=9)
+    devices = jax.device_count()
+    assert 9 % devices, "the tests run on several devices"
+    with pytest.raises(ConfigError, match=rf"mesh.data=-1 is {devices} devices here, which do not divide the 9 sequences"):
+        loop.train(config, successor(config), tmp_path)
+    assert not list(tmp_path.iterdir())

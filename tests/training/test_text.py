@@ -156,6 +156,20 @@ def test_resuming_on_another_text_is_refused(experiment, tmp_path, kill_at, monk
     assert loop.run(config, workdir)["steps"] == 6
 
 
+def test_seeds_on_different_texts_are_refused(experiment, tmp_path):
+    config, workdir, path = experiment(steps=3), tmp_path / "run", tmp_path / "text.txt"
+    text = path.read_bytes()
+    loop.run(dataclasses.replace(config, seeds=(0,)), workdir)
+    path.write_bytes(text[:-1] + b"z")
+    with pytest.raises(CheckpointError, match=r"seed0 holds a run on another text"):
+        loop.run(dataclasses.replace(config, seeds=(0, 1)), workdir)
+    assert not (workdir / "seed1").exists()
+    loop.run(dataclasses.replace(config, seed=1), tmp_path / "alone")
+    (tmp_path / "alone").rename(workdir / "seed1")
+    with pytest.raises(CheckpointError, match=r"seed0 and .*seed1 were trained on different texts"):
+        loop.run(dataclasses.replace(config, seeds=(0, 1)), workdir)
+
+
 def test_a_finished_run_is_read_though_its_text_is_gone(experiment, tmp_path):
     config = experiment(steps=3)
     results = loop.run(config, tmp_path / "run")
