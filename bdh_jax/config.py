@@ -41,6 +41,14 @@ def require_choice(name: str, value: Any, annotation: Any) -> None:
     require(value in choices, f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
 
 
+def _make_floats(config: Any) -> None:
+    """A whole number where a float belongs becomes one: 1 and 1.0 are the same setting, also to what hashes or traces it."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.type in ("float", "float | None") and type(value) is int:
+            object.__setattr__(config, field.name, float(value))
+
+
 @dataclasses.dataclass(frozen=True)
 class FastWeightConfig:
     """Fast weights: the write-back S of shape [H, N, D] per layer and example (see ``bdh_jax.fast_weights.rules``)."""
@@ -88,6 +96,7 @@ class FastWeightConfig:
     """Learn λ per head, in logit space, from ``decay``."""
 
     def __post_init__(self):
+        _make_floats(self)
         require_choice("fast.scope", self.scope, Scope)
         require_choice("fast.rule", self.rule, Rule)
         require_choice("fast.address", self.address, Address)
@@ -100,6 +109,10 @@ class FastWeightConfig:
         require(self.ridge > 0, f"fast.ridge={self.ridge} must be positive")
         for name, limit in self.limits.items():
             require(limit is None or limit > 0, f"fast.{name}={limit} must be positive, or None for no limit")
+        require(
+            self.clamp is None or self.threshold is None or self.threshold <= self.clamp,
+            f"fast.threshold={self.threshold} above fast.clamp={self.clamp} would leave nothing of S; make it smaller",
+        )
         if self.has_gram:
             what = 'fast.rule="mesa"' if self.rule == "mesa" else "fast.keep_gram=True"
             require(
@@ -145,6 +158,11 @@ class FastWeightConfig:
         return self.rule == "mesa" or self.keep_gram
 
     @property
+    def state_ridge(self) -> float:
+        """The ridge that reading the state takes: that of "mesa", 0 for the other rules."""
+        return self.ridge if self.enabled and self.rule == "mesa" else 0.0
+
+    @property
     def limits(self) -> dict[str, float | None]:
         """Arguments of ``bdh_jax.fast_weights.rules.bound``."""
         return {"clamp": self.clamp, "threshold": self.threshold, "row_norm": self.row_norm}
@@ -160,10 +178,11 @@ class FastWeightConfig:
         return self.rule in ("delta", "gated_delta", "longhorn", "mesa")
 
     def sums(self) -> FastWeightConfig:
-        """The same with S and G as plain sums over an episode, as least squares needs them: undecayed Hebbian writes, behind the gate if
-        there is one before Hebbian writes already."""
+        """The same with S and G as plain sums over an episode, as least squares needs them: undecayed Hebbian writes without limits,
+        behind the gate if there is one before Hebbian writes already."""
         rule = self.rule if self.hebbian else "hebbian"
-        return dataclasses.replace(self, rule=rule, learning_rate=1.0, decay=1.0, keep_gram=True)
+        no_limits = dict.fromkeys(self.limits)
+        return dataclasses.replace(self, rule=rule, learning_rate=1.0, decay=1.0, keep_gram=True, **no_limits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +215,9 @@ class BDHConfig:
     fast: FastWeightConfig = FastWeightConfig()
 
     def __post_init__(self):
+        _make_floats(self)
+        decays = self.attention_decay if isinstance(self.attention_decay, list | tuple) else (self.attention_decay,)
+        object.__setattr__(self, "attention_decay", tuple(decays))
         for name in ("vocab_size", "n_layer", "d_model", "n_head", "n_neurons", "chunk_size"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         require(
@@ -510,10 +532,12 @@ class ExperimentConfig:
         )
 
     def _check_neurons(self) -> None:
+        pairs = 2 if self.model.attention == "rope" else 1
         require(
-            self.model.n_neurons // self.model.n_head % self.mesh.neurons == 0,
+            self.model.n_neurons // self.model.n_head % (pairs * self.mesh.neurons) == 0,
             f"mesh.neurons={self.mesh.neurons} does not divide the {self.model.n_neurons // self.model.n_head} neurons of a head "
-            f"(model.n_neurons={self.model.n_neurons}, model.n_head={self.model.n_head})",
+            f"(model.n_neurons={self.model.n_neurons}, model.n_head={self.model.n_head})"
+            + (" into even parts, and the rotary embedding pairs them" if pairs == 2 else ""),
         )
         require(
             self.mesh.neurons == 1 or not (self.model.fast.enabled and self.model.fast.has_gram),

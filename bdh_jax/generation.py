@@ -150,9 +150,10 @@ def prefill(
       The state after the prompts.
 
     Raises:
-      ValueError: for no prompts, an empty one without a state, an id outside the vocabulary, or a state of another batch.
+      ValueError: for no prompts, an empty one without a state, what is no sequence of integers, an id outside the vocabulary, or a
+        state of another batch.
     """
-    if not prompts:
+    if len(prompts) == 0:
         raise ValueError("there are no prompts; give at least one sequence of token ids")
     if chunk < 1:
         raise ValueError(f"chunk={chunk} must be at least 1")
@@ -280,7 +281,18 @@ def _step(model, slow, state, keys, going, sampling):
 
 
 def _ids(prompt: Sequence[int], index: int, vocab_size: int) -> np.ndarray:
-    array = np.asarray(prompt, np.int64).reshape(-1)
+    if isinstance(prompt, str | bytes):
+        raise ValueError(
+            f"prompt {index} is a {type(prompt).__name__}, not token ids; encode it first with the tokenizer of the model (list(...) of bytes)"
+        )
+    array = np.asarray(prompt)
+    if array.size == 0:
+        return np.zeros(0, np.int64)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(
+            f"prompt {index} has shape {array.shape} and dtype {array.dtype}; prompts are sequences of integers, one for each text"
+        )
+    array = array.astype(np.int64)
     wrong = array[(array < 0) | (array >= vocab_size)]
     if len(wrong):
         raise ValueError(f"prompt {index} holds token id {wrong[0]}, outside the vocabulary of vocab_size={vocab_size}")

@@ -112,6 +112,7 @@ class BDH(nn.Module):
           ConfigError: for an implementation or kernel that cannot run here.
         """
         config = self.config
+        tokens, valid, reset = (np.asarray(a) if isinstance(a, list | tuple) else a for a in (tokens, valid, reset))
         _check_arguments(config, tokens, fast, valid, reset, state, collect)
         slow = self._slow_weights()
         if state == "mean" and not config.fast.enabled:
@@ -198,6 +199,12 @@ def _run_layers(weights, x, fast, valid, reset, dropout_masks, *, config, mesh, 
             'spread over "data" only'
         )
 
+    if config.attention == "rope" and config.neurons_per_head % (2 * mesh.shape["neurons"]):
+        raise ConfigError(
+            f'a mesh of {mesh.shape["neurons"]} over "neurons" does not split the {config.neurons_per_head} neurons of a head into even '
+            "parts, and the rotary embedding pairs them"
+        )
+
     rows = P(None, "data", None, None, "neurons")
     collected = {name: rows if name in BY_NEURON else P(None, "data") for name in collect}
     final = jax.eval_shape(lambda: fast_state.zeros(config, 1))
@@ -258,8 +265,6 @@ def _layers(weights, x, fast, valid, reset, dropout_masks, *, config, form, stat
     # What one layer writes to a shared S the next one reads, whatever the caller wants in the end.
     kept = "full" if config.shared_across_layers else state
     function = functools.partial(_layer, config=config, form=form, state=kept, axis=axis)
-    if config.remat:
-        function = jax.checkpoint(function)
 
     states, collected = [], []
     shared_memory = fast.memory[0] if shared and fast is not None else None
@@ -269,7 +274,14 @@ def _layers(weights, x, fast, valid, reset, dropout_masks, *, config, form, stat
         if shared:
             layer_state = layer_state._replace(memory=shared_memory, gram=shared_gram)
         synapse = weights["synapse"][0 if shared else index] if "synapse" in weights else None
-        x, layer_state, seen = function(
+        # A shared S decays, or is cleared, once a token, before the first layer writes.
+        layer_decay = decay if index == 0 or not shared else 1.0
+        layer = function
+        if config.remat:
+            # Rates that are numbers stay numbers, for which there are shorter ways.
+            numbers = tuple(place for place, rate in ((6, learning_rate), (7, layer_decay)) if isinstance(rate, float))
+            layer = jax.checkpoint(function, static_argnums=numbers)
+        x, layer_state, seen = layer(
             weights,
             synapse,
             x,
@@ -277,8 +289,7 @@ def _layers(weights, x, fast, valid, reset, dropout_masks, *, config, form, stat
             None if dropout_masks is None else dropout_masks[index],
             episode,
             learning_rate,
-            # A shared S decays, or is cleared, once a token, before the first layer writes.
-            decay if index == 0 or not shared else 1.0,
+            layer_decay,
             reset if index == 0 or not shared else None,
         )
         shared_memory, shared_gram = layer_state.memory, layer_state.gram
@@ -305,7 +316,7 @@ def _layers(weights, x, fast, valid, reset, dropout_masks, *, config, form, stat
         attention=layers.attention,
         memory=memory,
         gram=gram,
-        ridge=config.fast.ridge if config.fast.enabled and config.fast.rule == "mesa" else 0.0,
+        ridge=config.fast.state_ridge,
         previous_address=layers.previous_address,
         previous_code=layers.previous_code,
         position=episode.end_position,
@@ -411,6 +422,11 @@ def _choose_form(config: BDHConfig, length: int) -> str:
     if config.shared_across_layers or config.memory_is_recurrent:
         implementation = "recurrent"
     if kernel in ("pallas", "pallas_interpret"):
+        if config.shared_across_layers or config.memory_is_recurrent:
+            raise ConfigError(
+                f"kernel={kernel!r} is a chunked kernel, and fast.scope={config.fast.scope!r} with fast.rule={config.fast.rule!r} and the "
+                'limits on S has the form token by token only; use kernel="xla" (or "auto")'
+            )
         if implementation in ("recurrent", "parallel"):
             raise ConfigError(
                 f"kernel={kernel!r} is a chunked kernel; it cannot run implementation={implementation!r}. "
@@ -431,8 +447,8 @@ def _check_arguments(config, tokens, fast, valid, reset, state, collect) -> None
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"tokens has shape {tokens.shape} and dtype {tokens.dtype}; it must be integers [B, T]")
     batch, length = tokens.shape
-    if length < 1:
-        raise ValueError("tokens is empty: T must be at least 1")
+    if length < 1 or batch < 1:
+        raise ValueError(f"tokens is empty, {tokens.shape}: B and T must be at least 1")
     if not isinstance(tokens, jax.core.Tracer):
         ids = np.asarray(tokens)
         low, high = int(ids.min()), int(ids.max())

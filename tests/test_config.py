@@ -289,3 +289,28 @@ def test_variants_are_applied_in_their_own_order_whatever_the_order_of_the_names
     assert apply_variants((), "second,first", variants) == ("first", "second")
     assert apply_variants((), "second", variants) == ("second",)
     assert apply_variants((), "", variants) == ()
+
+
+def test_equal_settings_are_one_setting():
+    """Whole numbers and single ones as they are written by hand."""
+    by_hand = BDHConfig(attention_decay=0.9, rope_theta=10, fast=FastWeightConfig(learning_rate=1, clamp=2))
+    config = BDHConfig(attention_decay=(0.9,), rope_theta=10.0, fast=FastWeightConfig(learning_rate=1.0, clamp=2.0))
+    assert by_hand == config
+    assert repr(by_hand) == repr(config)
+    assert BDHConfig(attention_decay=[0.9]) == BDHConfig(attention_decay=(0.9,))
+
+
+def test_limits_that_leave_nothing_are_refused():
+    with pytest.raises(ConfigError, match=r"fast.threshold=0.5 above fast.clamp=0.1 would leave nothing of S"):
+        FastWeightConfig(clamp=0.1, threshold=0.5)
+
+
+def test_plain_sums_have_no_limits():
+    sums = FastWeightConfig(clamp=1.0, row_norm=1.0, decay=0.5, learning_rate=2.0).sums()
+    assert sums == FastWeightConfig(decay=1.0, learning_rate=1.0, keep_gram=True)
+
+
+def test_negative_seeds_are_refused():
+    for seeds in ({"seed": -1}, {"seeds": (0, -2)}):
+        with pytest.raises(ConfigError, match="must not be negative"):
+            ExperimentConfig(**seeds)

@@ -247,10 +247,17 @@ def test_prompts_that_cannot_be_read_are_refused():
     for prompts, message in (
         ([], "there are no prompts"),
         ([[1], []], "prompt 1 is empty"),
+        ([1, 2], r"prompt 0 has shape \(\) and dtype int64; prompts are sequences of integers"),
+        ([[[1, 2], [3, 4]]], r"prompt 0 has shape \(2, 2\)"),
+        ([[1], [1.5, 2.5]], "prompt 1 has shape .* and dtype float64"),
+        (["12"], "prompt 0 is a str, not token ids; encode it first"),
+        ([b"12"], "prompt 0 is a bytes"),
         ([[1, VOCAB]], f"prompt 0 holds token id {VOCAB}, outside the vocabulary of vocab_size={VOCAB}"),
     ):
         with pytest.raises(ValueError, match=message):
             prefill(model, slow, prompts)
+    state = prefill(model, slow, np.array([[1, 2], [3, 4]]))
+    np.testing.assert_array_equal(state.logits, prefill(model, slow, [[1, 2], [3, 4]]).logits)
     with pytest.raises(ValueError, match="the state holds 1 sequences and there are 2 prompts"):
         prefill(model, slow, [[1], [2]], prefill(model, slow, [[1]]))
     with pytest.raises(ValueError, match="chunk=0 must be at least 1"):

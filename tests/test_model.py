@@ -228,13 +228,14 @@ def test_collect_returns_what_it_names_for_every_layer_and_token(_float64):
     assert jax.eval_shape(compiled(config), slow, TOKENS, None).collected == {}
 
 
-def test_remat_changes_neither_values_nor_gradients(_float64):
-    plain = make(dtype="float64", fast={"learn_decay": True})
+@pytest.mark.parametrize("fast", [{"learn_decay": True}, {"keep_gram": True}, {"keep_gram": True, "scope": "shared"}])
+def test_remat_changes_neither_values_nor_gradients(fast, _float64):
+    plain = make(dtype="float64", fast=fast)
     slow = weights(plain)
 
     def number(slow, config):
         out = BDH(config).apply({"params": slow}, TOKENS)
-        return jnp.sum(jnp.sin(out.logits)) + jnp.sum(out.fast.memory)
+        return jnp.sum(jnp.sin(out.logits)) + sum(jnp.sum(a) for a in (out.fast.memory, out.fast.gram) if a is not None)
 
     configs = [dataclasses.replace(plain, remat=remat) for remat in (False, True)]
     values = [quick(lambda slow, config=config: jax.value_and_grad(number)(slow, config))(slow) for config in configs]
@@ -294,6 +295,23 @@ def test_numpy_weights_may_be_constants_of_a_compiled_function():
     assert_close(logits, compiled(config)(slow, TOKENS, None).logits, 1e-5)
 
 
+def test_a_rule_that_is_switched_off_leaves_no_trace_in_the_state():
+    """Fast weights are switched off by one setting; the others stay as they were."""
+    config = make("recurrent", fast={"enabled": False, "rule": "mesa"})
+    slow = weights(config)
+    start = BDH(config).init_fast(2)
+    after = compiled(config)(slow, TOKENS, start).fast
+    assert jax.tree.structure(after) == jax.tree.structure(start)
+    plain = make("recurrent", fast={"enabled": False})
+    np.testing.assert_array_equal(compiled(plain)(slow, TOKENS, None).logits, compiled(config)(slow, TOKENS, None).logits)
+
+
+def test_tokens_may_be_lists():
+    config = make()
+    out = [BDH(config).apply({"params": weights(config)}, tokens).logits for tokens in (TOKENS, TOKENS.tolist())]
+    np.testing.assert_array_equal(*out)
+
+
 def test_auto_takes_the_form_that_exists():
     for fast in ({"scope": "shared"}, {"scope": "layer"}):
         config = make("auto", fast=fast)
@@ -311,6 +329,8 @@ def test_auto_takes_the_form_that_exists():
         ({"tokens": np.zeros((2, 3))}, r"tokens has shape \(2, 3\) and dtype float64; it must be integers"),
         ({"tokens": np.zeros(3, np.int32)}, r"tokens has shape \(3,\)"),
         ({"tokens": np.zeros((2, 0), np.int32)}, "T must be at least 1"),
+        ({"tokens": np.zeros((0, 2), np.int32)}, r"tokens is empty, \(0, 2\): B and T must be at least 1"),
+        ({"tokens": [[0.5, 1.5]]}, r"tokens has shape \(1, 2\) and dtype float64; it must be integers"),
         ({"valid": np.ones((2, LENGTH - 1), bool)}, r"valid has shape \(2, 7\).*bool \[2, 8\]"),
         ({"valid": np.ones((2, LENGTH))}, "valid has shape.*float64; it must be bool"),
         ({"reset": np.ones((1, LENGTH), bool)}, r"reset has shape \(1, 8\)"),
@@ -335,6 +355,13 @@ def test_a_state_of_another_model_is_refused():
         jax.eval_shape(compiled(config), slow["params"], TOKENS, mean)
     with pytest.raises(ValueError, match="fast.previous_address should be absent"):
         BDH(make(fast={"address": "current"})).apply(slow, TOKENS, model.init_fast(2))
+    with pytest.raises(ValueError, match="fast is a BDHOutput and must be a FastState; pass its .fast"):
+        model.apply(slow, TOKENS, model.apply(slow, TOKENS))
+    with pytest.raises(ValueError, match=r"fast.attention is bfloat16, but this model \(dtype='float32'\) carries float32"):
+        model.apply(slow, TOKENS, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.init_fast(2)))
+    mesa, other = (BDH(make(fast={"rule": "mesa", "ridge": ridge})) for ridge in (0.1, 0.2))
+    with pytest.raises(ValueError, match=r"fast is a state of fast.ridge=0.2, but this model has 0.1"):
+        mesa.apply(slow, TOKENS, other.init_fast(2))
     with pytest.raises(ValueError, match="collect names 'address'; this model can return code, gate, decoded(?!,)"):
         BDH(make(fast={"enabled": False})).apply(slow, TOKENS, collect=("address",))
 
@@ -348,6 +375,10 @@ def test_what_cannot_run_here_is_an_error_and_not_something_else():
         config = dataclasses.replace(make(implementation), kernel="pallas_interpret")
         with pytest.raises(ConfigError, match="kernel='pallas_interpret' is a chunked kernel"):
             BDH(config).apply({"params": weights(config)}, TOKENS)
+    for fast in ({"rule": "mesa"}, {"scope": "shared"}, {"clamp": 1.0}):
+        config = dataclasses.replace(make(fast=fast), kernel="pallas_interpret")
+        with pytest.raises(ConfigError, match='has the form token by token only; use kernel="xla"'):
+            BDH(config).apply({"params": weights(make(fast=fast))}, TOKENS)
     config = dataclasses.replace(make(), kernel="pallas")
     with pytest.raises(ConfigError, match="pallas"):
         BDH(config).apply({"params": weights(make())}, TOKENS)

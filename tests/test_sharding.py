@@ -306,6 +306,16 @@ def test_rules_that_solve_for_all_rows_refuse_to_split_them():
         ExperimentConfig(model=config, mesh=MeshConfig(neurons=2))
 
 
+def test_rotary_pairs_are_not_split():
+    config = dataclasses.replace(experiment(1, 1).model, n_head=2, n_neurons=12)
+    model = BDH(config, sharding.make_mesh(MeshConfig(data=1, neurons=2)))
+    with pytest.raises(ConfigError, match='mesh of 2 over "neurons" does not split the 6 neurons of a head into even parts'):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    with pytest.raises(ConfigError, match="mesh.neurons=2 does not divide the 6 neurons of a head .* into even parts"):
+        ExperimentConfig(model=config, mesh=MeshConfig(neurons=2))
+    ExperimentConfig(model=dataclasses.replace(config, attention="shift"), mesh=MeshConfig(neurons=2))
+
+
 def test_specs_follow_the_last_name_and_the_rank():
     leaf = jax.ShapeDtypeStruct
     tree = {

@@ -55,7 +55,7 @@ def as_consolidation(function: Function) -> Consolidation:
       function: a plain function, or anything with ``init`` and ``update``.
 
     Raises:
-      ConsolidationError: if it is neither.
+      ConsolidationError: if it is neither, or a factory of ``FUNCTIONS`` that was not called.
     """
     if isinstance(function, _HasInitAndUpdate):
         return Consolidation(function.init, function.update)
@@ -65,6 +65,12 @@ def as_consolidation(function: Function) -> Consolidation:
             "init(slow) and update(slow, fast, activity, memory)"
         )
 
+    from bdh_jax.consolidation import FUNCTIONS  # which imports this module
+
+    for name, factory in FUNCTIONS.items():
+        if function is factory:
+            raise ConsolidationError(f"{name} makes a consolidation function and is none itself: call it, {name}(...)")
+
     def update(slow, fast, activity, memory):
         return function(slow, fast, activity), memory
 
@@ -73,7 +79,8 @@ def as_consolidation(function: Function) -> Consolidation:
 
 def memory_nbytes(memory: Memory) -> int:
     """Bytes of what a consolidation function remembers."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(memory))
+    shapes = jax.tree.leaves(jax.eval_shape(lambda: jax.tree.map(jnp.zeros_like, memory)))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +115,7 @@ class Consolidator:
         new_slow, new_memory, finite = self._jitted(slow, fast, activity, memory)
         bad = [name for name, is_finite in jax.device_get(finite).items() if not is_finite]
         if bad:
-            given = [name for name, ok in _finite({"slow": slow, "fast": fast}).items() if not ok]
+            given = [name for name, ok in _finite({"slow": slow, "fast": fast, "memory": memory}).items() if not ok]
             cause = f"already so before: {given[0]}" if given else "what it was given is finite; try a smaller rate"
             raise ConsolidationError(f"consolidation made {bad[0]} NaN or infinite ({cause})")
         return new_slow, new_memory
@@ -157,13 +164,15 @@ def check(function: Function, slow: Slow, fast: FastState) -> None:
         result = jax.eval_shape(consolidation.update, slow, fast, fast.activity, memory)
     except (
         jax.errors.ConcretizationTypeError,
+        jax.errors.NonConcreteBooleanIndexError,
         jax.errors.TracerArrayConversionError,
+        jax.errors.TracerIntegerConversionError,
         jax.errors.UnexpectedTracerError,
     ) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConsolidationError(
             "the consolidation function is not jittable: it uses the value of a traced array in Python (if, int, float, "
-            f"numpy). Use jnp.where, jax.lax.cond or jax.lax.top_k instead. JAX says: {reason}"
+            f"range, a mask as an index, numpy). Use jnp.where, jax.lax.cond or jax.lax.top_k instead. JAX says: {reason}"
         ) from error
     if not (isinstance(result, tuple) and len(result) == 2):
         raise ConsolidationError(f"update returned a {type(result).__name__}; it must return the pair (slow, memory)")

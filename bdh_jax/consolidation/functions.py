@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from bdh_jax.config import ConfigError
 from bdh_jax.consolidation.base import Consolidation, ConsolidationError, Function, Plain, Slow, as_consolidation
+from bdh_jax.fast_weights.rules import ridge_solution
 from bdh_jax.fast_weights.state import Activity, FastState
 
 Target = Literal["synapse", "decoder"]
@@ -285,8 +286,8 @@ def at_norm(function: Function, norm: float) -> Consolidation:
     def update(slow, fast, activity, memory):
         changed, memory = inner.update(slow, fast, activity, memory)
         change = jax.tree.map(jnp.subtract, changed, slow)
-        size = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(change)))
-        wanted = norm * jnp.sqrt(jnp.sum(jnp.square(mean_state(fast, activity, None))))
+        size = _root(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(change)))
+        wanted = norm * _root(jnp.sum(jnp.square(mean_state(fast, activity, None))))
         # A change of nothing has no direction: it stays nothing.
         scale = jnp.where(size > 0, wanted / jnp.where(size > 0, size, 1), 0)
         return jax.tree.map(lambda old, d: (old + scale * d).astype(old.dtype), slow, change), memory
@@ -294,15 +295,26 @@ def at_norm(function: Function, norm: float) -> Consolidation:
     return Consolidation(inner.init, update)
 
 
+def _root(square: jax.Array) -> jax.Array:
+    """Square root whose gradient at zero is zero."""
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+
 def mean_state(fast: FastState, activity: Activity, example_weights: ExampleWeights = None) -> jax.Array:
     """F̄ [L, H, N, D] ([1, H, N, D] when shared): the weighted mean over examples of the fast weights S.
+
+    Of rule "mesa" it is the solution of the mean sums, whether these come as a batch or as its mean: one regression on all examples.
 
     Args:
       fast: a state, its batch mean included (B = 1).
       activity: what a function as ``example_weights`` looks at.
       example_weights: see :data:`ExampleWeights`.
     """
-    return mean_over_examples(fast.effective_memory(), activity, example_weights)
+    mean = mean_over_examples(fast.memory, activity, example_weights)
+    if fast.ridge == 0:
+        return mean
+    gram = mean_over_examples(fast.gram, activity, example_weights)
+    return ridge_solution(gram[:, None], mean[:, None], fast.ridge)[:, 0]
 
 
 def row_scores(score: Score, fast: FastState, activity: Activity, example_weights: ExampleWeights = None) -> jax.Array:

@@ -41,5 +41,6 @@ def sigma_update(
     written = jnp.einsum("bp,bq->pq", post, pre, preferred_element_type=sigma.dtype) * (learning_rate / post.shape[0])
     sigma = jnp.clip((1 - forget) * sigma + written, -clamp, clamp)
     sigma = jnp.where(jnp.abs(sigma) < threshold, jnp.zeros((), sigma.dtype), sigma)
-    norm = jnp.sqrt(jnp.sum(jnp.square(sigma), axis=1, keepdims=True))
-    return sigma / jnp.maximum(norm, 1)
+    square = jnp.sum(jnp.square(sigma), axis=1, keepdims=True)
+    # Not max(1, √square), whose gradient at an empty row is 0 · ∞.
+    return sigma / jnp.sqrt(jnp.maximum(square, 1))

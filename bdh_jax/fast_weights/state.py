@@ -22,7 +22,7 @@ class Activity:
     """How much each row of the fast weights was used in this episode. It is what a consolidation function looks at.
 
     Attributes:
-      strength: [L, B, H, N], the sum over valid tokens of the address.
+      strength: [L, B, H, N], the sum over valid tokens of the address, of its size where it may be negative.
       energy: [L, B, H, N], the sum over valid tokens of the squared norm of the row that the Hebbian rule writes, ‖η k_i x‖².
         Rules that write what is not predicted yet write less than that.
       count: [B], the number of valid tokens, in the dtype of the others.
@@ -37,7 +37,7 @@ class Activity:
 class FastState:
     """Everything an episode carries from one call of the model to the next. Nothing is hidden and nothing is in place.
 
-    With ``state="mean"`` the batch axis has length 1, only ``memory`` and ``activity`` are present, and the state serves
+    With ``state="mean"`` the batch axis has length 1, only ``memory``, ``gram`` and ``activity`` are present, and the state serves
     consolidation, not continuation.
 
     Attributes:
@@ -72,8 +72,20 @@ class FastState:
         return self.memory if self.ridge == 0 else ridge_solution(self.gram, self.memory, self.ridge)
 
     def select(self, indices: jax.Array) -> FastState:
-        """The examples ``indices`` [B'] of the batch, in that order; repeats are allowed."""
+        """The examples ``indices`` [B'] of the batch, in that order; repeats are allowed.
+
+        Raises:
+          ValueError: for a mask, and for an index outside the batch where its value is known, that is outside ``jit``.
+        """
         indices = jnp.asarray(indices)
+        if not jnp.issubdtype(indices.dtype, jnp.integer):
+            raise ValueError(
+                f"indices has dtype {indices.dtype}; name examples by number (of a mask: jnp.flatnonzero(mask))"
+            )
+        if not isinstance(indices, jax.core.Tracer) and indices.size:
+            low, high = int(indices.min()), int(indices.max())
+            if low < 0 or high >= self._batch_size:
+                raise ValueError(f"index {low if low < 0 else high} is outside the batch of {self._batch_size} examples")
         return self._map(lambda leaf, axis: jnp.take(leaf, indices, axis=axis))
 
     def detach(self) -> FastState:
@@ -81,10 +93,16 @@ class FastState:
         return jax.lax.stop_gradient(self)
 
     def reset(self, where: jax.Array | None = None) -> FastState:
-        """Zeros for the examples where ``where`` [B] is true: their next token starts a new episode. None resets all."""
+        """Zeros for the examples where ``where`` [B] is true: their next token starts a new episode. None resets all.
+
+        Raises:
+          ValueError: if ``where`` is not one bool for each example.
+        """
         if where is None:
             return jax.tree.map(jnp.zeros_like, self)
         where = jnp.asarray(where, bool)
+        if where.shape != (self._batch_size,):
+            raise ValueError(f"where has shape {where.shape}; it must be one bool for each example, [{self._batch_size}]")
 
         def clear(leaf: jax.Array, axis: int) -> jax.Array:
             shape = [1] * leaf.ndim
@@ -92,6 +110,10 @@ class FastState:
             return jnp.where(where.reshape(shape), jnp.zeros((), leaf.dtype), leaf)
 
         return self._map(clear)
+
+    @property
+    def _batch_size(self) -> int:
+        return (self.attention if self.memory is None else self.memory).shape[1]
 
     @property
     def nbytes(self) -> int:
@@ -125,7 +147,7 @@ def zeros(config: BDHConfig, batch_size: int) -> FastState:
         gram=jnp.zeros((config.memory_slots, batch_size, config.n_neurons, config.n_neurons), config.state_dtype)
         if fast.enabled and fast.has_gram
         else None,
-        ridge=fast.ridge if fast.rule == "mesa" else 0.0,
+        ridge=fast.state_ridge,
         previous_address=code if fast.enabled and fast.address == "previous" else None,
         previous_code=code if config.attention == "shift" else None,
         position=jnp.zeros((batch_size,), jnp.int32),
@@ -172,8 +194,16 @@ def check(fast: FastState, config: BDHConfig, batch_size: int) -> None:
     """Refuse a state that does not belong to this model and batch.
 
     Raises:
-      ValueError: naming the leaf, its shape and the shape expected.
+      ValueError: naming the leaf, its shape or dtype and those expected.
     """
+    if not isinstance(fast, FastState):
+        hint = "; pass its .fast" if hasattr(fast, "fast") else ""
+        raise ValueError(f"fast is a {type(fast).__name__} and must be a FastState{hint}")
+    if fast.ridge != config.fast.state_ridge:
+        raise ValueError(
+            f"fast is a state of fast.ridge={fast.ridge}, but this model has {config.fast.state_ridge} (0 for rules other than mesa); "
+            "continue it with the model that made it"
+        )
     expected = jax.eval_shape(lambda: zeros(config, batch_size))
     for field in dataclasses.fields(FastState):
         if not field.metadata.get("pytree_node", True):
@@ -189,4 +219,9 @@ def check(fast: FastState, config: BDHConfig, batch_size: int) -> None:
             if w.shape != jnp.shape(h):
                 raise ValueError(
                     f"fast.{field.name} has shape {jnp.shape(h)}, but this model with a batch of {batch_size} needs {w.shape}"
+                )
+            if w.dtype != jnp.asarray(h).dtype:
+                raise ValueError(
+                    f"fast.{field.name} is {jnp.asarray(h).dtype}, but this model (dtype={config.dtype!r}) carries {w.dtype}; continue the "
+                    "state with the model that made it, or cast it"
                 )

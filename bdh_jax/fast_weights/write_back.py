@@ -198,7 +198,8 @@ def _limits(config: BDHConfig) -> dict[str, float | None] | None:
 def _activity(source, scale, key, value, learning_rate, layer_state, episode):
     """Strength and energy of one layer's rows, [B, H, N] each, over this call and the episode's earlier ones."""
     dtype = episode.counted.dtype
-    strength = jnp.einsum("bhtn,bt->bhn", source.astype(dtype), episode.counted * scale[:, 0, :, 0])
+    # Addresses of norm "centred" have both signs, and how much a row was used has not.
+    strength = jnp.einsum("bhtn,bt->bhn", jnp.abs(source).astype(dtype), episode.counted * scale[:, 0, :, 0])
     size = episode.counted * jnp.sum(jnp.square(value.astype(dtype)), axis=-1)
     rate = jnp.asarray(learning_rate, dtype).reshape(-1, 1)
     energy = jnp.square(rate)[None] * jnp.einsum("bhtn,bt->bhn", jnp.square(key.astype(dtype)), size)

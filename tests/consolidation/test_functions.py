@@ -294,6 +294,31 @@ def test_the_batch_mean_serves_as_well_as_the_whole_state(name, scope):
     close(np.asarray(a["synapse"]), np.asarray(b["synapse"]))
 
 
+def test_the_batch_mean_of_mesa_serves_as_well_as_the_whole_state():
+    """Which is one regression on the sums of all examples, and no mean of regressions."""
+    model = BDH(config(rule="mesa", ridge=0.1))
+    tokens = jax.random.randint(jax.random.key(1), (BATCH, 12), 0, 20)
+    slow = model.init(jax.random.key(0), tokens)["params"]
+    full, mean = (model.apply({"params": slow}, tokens, state=kind).fast for kind in ("full", "mean"))
+    (a, _), (b, _) = (run(consolidation.dense(1.0), slow, fast) for fast in (full, mean))
+    np.testing.assert_allclose(a["synapse"], b["synapse"], rtol=1e-3, atol=1e-4)  # a solution, of condition 1/ridge
+    gram, memory = (np.asarray(leaf, np.float64).mean(axis=1) for leaf in (full.gram, full.memory))
+    solved = np.linalg.solve(gram + 0.1 * np.eye(ROWS), memory.reshape(LAYERS, ROWS, WIDTH))
+    np.testing.assert_allclose(change(slow, a).reshape(solved.shape), solved, rtol=1e-3, atol=1e-4)
+
+
+def test_the_norm_of_no_change_has_a_gradient(episode):
+    slow, fast = episode
+    nothing = fast.reset()
+    function = consolidation.at_norm(consolidation.dense(), 1.0)
+
+    def size(memory):
+        changed = consolidation.as_consolidation(function).update(slow, nothing.replace(memory=memory), fast.activity, ())[0]
+        return jnp.sum(changed["synapse"])
+
+    assert np.all(np.isfinite(jax.grad(size)(nothing.memory)))
+
+
 def test_what_was_written_is_read_after_a_reset(episode):
     """With rate 1 and one example, a fresh state with the new synapse reads what the old state held."""
     slow, fast = episode
@@ -419,6 +444,9 @@ def test_a_model_without_fast_weights_has_nothing_to_consolidate():
         (lambda s, f, a: s if f.memory.sum() > 0 else {**s}, "not jittable"),
         (lambda s, f, a: {**s, "synapse": s["synapse"] + float(f.memory.sum())}, "not jittable"),
         (lambda s, f, a: {**s, "synapse": jnp.asarray(np.asarray(f.memory).mean(1))}, "not jittable"),
+        (lambda s, f, a: {**s, "synapse": s["synapse"] + f.memory[f.memory > 0].sum()}, "not jittable"),
+        (lambda s, f, a: {**s, "synapse": s["synapse"] * len(range(f.position[0]))}, "not jittable"),
+        (consolidation.row_topk, r"row_topk makes a consolidation function and is none itself: call it, row_topk\(...\)"),
         (consolidation.Consolidation(lambda s: (), lambda s, f, a, m: s), "pair"),
         (consolidation.Consolidation(lambda s: jnp.zeros(3), lambda s, f, a, m: (s, m[:2])), r"memory with shape \(2,\)"),
         ("dense", "'dense' is no consolidation function"),
@@ -435,5 +463,8 @@ def test_a_number_that_is_not_finite_is_refused(episode):
     with jax.debug_nans(False):
         with pytest.raises(ConsolidationError, match=r"slow\['synapse'\] NaN or infinite.*smaller rate"):
             run(lambda s, f, a: {**s, "synapse": s["synapse"] + jnp.inf}, slow, fast)
+        remembers = consolidation.Consolidation(lambda s: jnp.full(2, jnp.nan), lambda s, f, a, m: (s, m))
+        with pytest.raises(ConsolidationError, match=r"memory NaN or infinite \(already so before: memory"):
+            run(remembers, slow, fast)
         with pytest.raises(ConsolidationError, match=r"NaN or infinite \(already so before: slow\['decoder'\]"):
             run(consolidation.none(), {**slow, "decoder": slow["decoder"] * jnp.nan}, fast)

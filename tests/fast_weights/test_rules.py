@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +18,7 @@ from bdh_jax.fast_weights import bound, delta, longhorn_gate, mesa, oja, ridge_s
 from bdh_jax.fast_weights.sigma import sigma_update
 from bdh_jax.kernels import fast_weight_scan
 
+ROOT = Path(__file__).parents[2]
 H, N, D = 2, 8, 4
 # A few dozen float64 operations on numbers of order one.
 EXACT = 1e-13
@@ -254,3 +259,18 @@ def test_the_operation_refuses_what_it_cannot_do(options, error, message):
     array = np.ones((1, 3, 4))
     with pytest.raises(error, match=message):
         fast_weight_scan(array, array, array, **options)
+
+
+def test_mesa_comes_to_an_end_on_several_threads():
+    """A process of its own, without the flags of the tests: with those of a user the runtime once waited forever."""
+    program = """
+import jax
+from bdh_jax import BDH, BDHConfig, FastWeightConfig
+model = BDH(BDHConfig(vocab_size=9, n_layer=2, d_model=16, n_head=1, n_neurons=64, dropout=0.0, fast=FastWeightConfig(rule="mesa")))
+tokens = jax.random.randint(jax.random.key(1), (4, 35), 0, 9)
+slow = model.init(jax.random.key(0), tokens)["params"]
+print(bool(jax.jit(lambda slow: model.apply({"params": slow}, tokens).logits)(slow).any()))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "True\n", done.stderr

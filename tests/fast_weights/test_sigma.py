@@ -1,5 +1,6 @@
 """The σ rule: each of its steps, and its published order (``tests/test_golden.py`` has the recorded vectors)."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,6 +32,18 @@ def test_small_entries_become_zero_before_rows_are_divided():
 
 def test_a_row_shorter_than_one_is_not_lengthened():
     np.testing.assert_allclose(update([[0.3, 0.4]], [[0]], [[0, 0]]), [[0.3, 0.4]], rtol=1e-6)
+
+
+def test_a_silent_neuron_has_a_gradient():
+    post = jnp.array([[1.0, 0.0]])
+
+    def size(pre):
+        zeros = jnp.zeros((2, 3))
+        return jnp.sum(sigma_update(zeros, post, pre, forget=0.0, learning_rate=1.0, clamp=100.0, threshold=0.0))
+
+    gradient = jax.grad(size)(jnp.ones((1, 3)))
+    assert np.all(np.isfinite(gradient))
+    assert np.any(gradient)
 
 
 def test_it_names_shapes_that_do_not_fit():

@@ -98,6 +98,28 @@ def test_reset_starts_the_chosen_examples_anew(run):
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(fast.reset()))
 
 
+def test_examples_that_do_not_exist_are_named(run):
+    *_, fast = run
+    for indices, message in (
+        ([0, 3], "index 3 is outside the batch of 3 examples"),
+        ([-1], "index -1 is outside"),
+        ([True, False, True], "indices has dtype bool; name examples by number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fast.select(jnp.array(indices))
+    with pytest.raises(ValueError, match=r"where has shape \(1,\); it must be one bool for each example, \[3\]"):
+        fast.reset(jnp.array([True]))
+
+
+def test_strength_has_no_sign_where_addresses_have():
+    model = model_of(fast=FastWeightConfig(address_norm="centred"))
+    slow = model.init(jax.random.key(0), TOKENS)["params"]
+    out = model.apply({"params": slow}, TOKENS, collect=("address",))
+    address = np.asarray(out.collected["address"])
+    assert address.min() < 0
+    np.testing.assert_allclose(out.activity.strength, np.abs(address).sum(axis=3), rtol=1e-5)
+
+
 def test_detach_keeps_values_and_cuts_gradients(run):
     model, slow, fast = run
     jax.tree.map(np.testing.assert_array_equal, fast.detach(), fast)

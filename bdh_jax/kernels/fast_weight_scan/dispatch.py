@@ -99,6 +99,8 @@ def fast_weight_scan(
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1")
     _check_shapes(query, key, value, state, valid, reset)
+    if state is not None:
+        state = state.astype(jnp.promote_types(jnp.float32, query.dtype))
 
     heads = max([1, *(jnp.size(rate) for rate in (learning_rate, decay) if jnp.ndim(rate))])
     shape = query.shape
