@@ -20,6 +20,7 @@ from bdh_jax.training.checkpoint import load_bdh
 from bdh_jax.training.record import experiment_of
 
 _CONFIG = cli.define_config()
+flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run (of one seed).")
 _WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint to score.")
 

@@ -1,6 +1,6 @@
 """How many facts a matrix of fast weights holds: ``python -m bdh_jax.capacity --out=runs/capacity``.
 
-Prints a table of F95, the number of facts of which 95 % are recalled, for each write rule and kind of address, and writes
+Prints a table of F95, the number of facts of which 95 in 100 are recalled, for each write rule and kind of address, and writes
 ``results.json`` and ``figure.png`` into ``--out``. With ``--workdir`` the addresses of a trained model have rows of their own.
 docs/capacity.md says more.
 """
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     record = {"entries": result.to_dict(), "start": describe_start(0, 0)}
     files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    result.plot().savefig(files["figure.png"], dpi=150)
+    cli.save_figure(result.plot, files["figure.png"])
     console.print(result.table())
 
 

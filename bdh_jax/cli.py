@@ -70,7 +70,9 @@ def define_config() -> flags.FlagHolder:
     config_flags.register_flag_parser_for_type(float, _OptionalParser(flags.FloatParser()))
     config_flags.register_flag_parser_for_type(int, _OptionalParser(flags.IntegerParser()))
     config_flags.register_flag_parser_for_type(tuple, _NamesParser())
-    return config_flags.DEFINE_config_file("config", None, "Configuration file and variant, such as configs/nback.py:smoke.")
+    return config_flags.DEFINE_config_file(
+        "config", None, "Configuration file and variant, such as configs/nback.py:smoke; --config.KEY=VALUE changes a key."
+    )
 
 
 def experiment(config: ml_collections.ConfigDict) -> ExperimentConfig:
@@ -87,7 +89,7 @@ def result_files(out: Path, *, overwrite: bool) -> dict[str, Path]:
 
     Raises:
       ConfigError: if a file is there and ``overwrite`` is false, if ``out`` is the folder of a training run, which has a
-        ``results.json`` of its own, or if there is nothing to draw a figure with.
+        ``results.json`` of its own.
     """
     if any((out / name).exists() for name in (RUN, FOLDER)) or seed_folders(out):
         raise ConfigError(f"--out={out} holds a training run, whose results.json is another one; name another folder")
@@ -95,10 +97,21 @@ def result_files(out: Path, *, overwrite: bool) -> dict[str, Path]:
     for path in files.values():
         if path.exists() and not overwrite:
             raise ConfigError(f"{path} exists; name another folder with --out, or pass --overwrite")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError('the figure needs matplotlib: pip install "bdh_jax[plot]"')
     check_writable(files["results.json"])
     return files
+
+
+def save_figure(plot: Callable[[], Any], path: Path) -> None:
+    """Draw a figure and write it, or say in the log what is missing to draw it. Tables do not wait for it.
+
+    Args:
+      plot: makes a ``matplotlib.figure.Figure``.
+      path: where it goes.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        logging.getLogger("bdh_jax").warning('%s is not drawn: figures need matplotlib, pip install -e ".[plot]"', path)
+        return
+    plot().savefig(path, dpi=150)
 
 
 def numbers(flag: str, texts: Sequence[str], kind: type[_Number]) -> list[_Number]:

@@ -7,6 +7,7 @@ accepted. :mod:`bdh_jax.config_dict` has the way to configuration files and back
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import typing
 from typing import Any, Literal
 
@@ -41,12 +42,17 @@ def require_choice(name: str, value: Any, annotation: Any) -> None:
     require(value in choices, f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
 
 
-def _make_floats(config: Any) -> None:
-    """A whole number where a float belongs becomes one: 1 and 1.0 are the same setting, also to what hashes or traces it."""
+def _check_types(config: Any) -> None:
+    """Refuse what is no whole number, or no part of a configuration, where one belongs. A whole number where a float belongs becomes
+    one: 1 and 1.0 are the same setting, also to what hashes or traces it."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.type in ("float", "float | None") and type(value) is int:
             object.__setattr__(config, field.name, float(value))
+        elif field.type == "int" and not isinstance(value, numbers.Integral):
+            raise ConfigError(f"{field.name}={value!r} must be a whole number")
+        elif field.type == "FastWeightConfig" and not isinstance(value, FastWeightConfig):
+            raise ConfigError(f"{field.name}={value!r} must be a FastWeightConfig, such as FastWeightConfig(rule='delta')")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +102,7 @@ class FastWeightConfig:
     """Learn λ per head, in logit space, from ``decay``."""
 
     def __post_init__(self):
-        _make_floats(self)
+        _check_types(self)
         require_choice("fast.scope", self.scope, Scope)
         require_choice("fast.rule", self.rule, Rule)
         require_choice("fast.address", self.address, Address)
@@ -215,7 +221,7 @@ class BDHConfig:
     fast: FastWeightConfig = FastWeightConfig()
 
     def __post_init__(self):
-        _make_floats(self)
+        _check_types(self)
         decays = self.attention_decay if isinstance(self.attention_decay, list | tuple) else (self.attention_decay,)
         object.__setattr__(self, "attention_decay", tuple(decays))
         for name in ("vocab_size", "n_layer", "d_model", "n_head", "n_neurons", "chunk_size"):

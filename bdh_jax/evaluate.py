@@ -25,6 +25,7 @@ from bdh_jax.training.record import experiment_of, token_meaning, tokenizer_of
 from bdh_jax.training.step import make_predict
 
 _CONFIG = cli.define_config()
+flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run (of one seed).")
 _WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint to score.")
 _OUT = flags.DEFINE_string("out", None, "New file for the scores, as JSON; without it they are only printed.")

@@ -15,6 +15,7 @@ from absl import flags
 
 from bdh_jax import cli
 from bdh_jax.config import ConfigError
+from bdh_jax.consolidation import make_function
 from bdh_jax.evaluation import lifelong, lifelong_sweep
 from bdh_jax.evaluation.learners import CONTESTANTS, LEAST_SQUARES_RIDGE, contestants
 from bdh_jax.evaluation.stream import StreamConfig
@@ -22,8 +23,10 @@ from bdh_jax.model import BDH
 from bdh_jax.tasks.facts import FactsConfig
 from bdh_jax.training.checkpoint import load_bdh, seed_folders
 from bdh_jax.training.metrics import describe_start
+from bdh_jax.training.record import experiment_of
 
 _CONFIG = cli.define_config()
+flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run, of one seed or several.")
 _OUT = flags.DEFINE_string("out", None, "Folder for results.json and figure.png; default: lifelong in the workdir.")
 _WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint to test.")
@@ -31,7 +34,7 @@ _FACTS = flags.DEFINE_list("facts", ["1024"], "Facts of a stream; several number
 _STREAMS = flags.DEFINE_integer("streams", 10, "Test streams.")
 _VALIDATION = flags.DEFINE_integer("validation_streams", 1, "Streams on which the first model chooses rates.")
 _SEED = flags.DEFINE_integer("stream_seed", 0, "Seed of the first stream.", lower_bound=0)
-_FUNCTIONS = flags.DEFINE_list("functions", None, "Rows of the table, by name; default all.")
+_FUNCTIONS = flags.DEFINE_list("functions", None, "Rows of the table, by name or as module:function; default all.")
 _REFERENCE = flags.DEFINE_string("reference", "dense", "Row that the others are compared with, or none.")
 _RIDGE = flags.DEFINE_float("ridge", LEAST_SQUARES_RIDGE, "Ridge of least_squares, kalman and null_space.", lower_bound=1e-9)
 _LAYERS = flags.DEFINE_list("layers", None, "Layers, from 0, that these three and mesa consolidate; default all.")
@@ -60,9 +63,12 @@ def main(argv: Sequence[str]) -> None:
     workdir = Path(_WORKDIR.value)
     out = Path(_OUT.value) if _OUT.value else workdir / "lifelong"
     names = _FUNCTIONS.value or list(CONTESTANTS)
+    own = {name: lifelong.own_function(name, make_function(name)) for name in names if ":" in name}
     for name in names:
-        if name not in CONTESTANTS:
-            raise ConfigError(f"--functions names {name!r}; valid names: {', '.join(CONTESTANTS)}")
+        if name not in CONTESTANTS and name not in own:
+            raise ConfigError(
+                f"--functions names {name!r}; valid names: {', '.join(CONTESTANTS)}; or module:function for your own"
+            )
     if flags.FLAGS["reference"].present and _REFERENCE.value not in (*names, "none"):
         raise ConfigError(
             f"--reference={_REFERENCE.value} is not among the rows: {', '.join(names)}; --reference=none compares with nothing"
@@ -79,9 +85,12 @@ def main(argv: Sequence[str]) -> None:
     layers = _layers(experiment.model.memory_slots)
     rates = _rates(names)
     files = cli.result_files(out, overwrite=_OVERWRITE.value)
-    models = [load_bdh(folder, _WHICH.value) for folder in seed_folders(workdir) or [workdir]]
+    folders = seed_folders(workdir) or [workdir]
+    models = [load_bdh(folder, _WHICH.value) for folder in folders]
+    for folder in folders:
+        _check_trained(folder, experiment.task)
     console = cli.table_console()
-    rows = contestants(_RIDGE.value, layers)
+    rows = {**contestants(_RIDGE.value, layers), **own}
     sweep = lifelong_sweep.run(
         BDH(models[0][0]),
         [slow for _, slow in models],
@@ -96,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
     solved = {"ridge": _RIDGE.value, "layers": layers}
     record = {**result.to_dict(), "least_squares": solved, "start": describe_start(0, config.seed)}
     files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    result.plot().savefig(files["figure.png"], dpi=150)
+    cli.save_figure(result.plot, files["figure.png"])
     console.print(sweep.results[0].gates_table())
     tables = [sweep.table(score) for score in lifelong_sweep.SCORES]
     if len(facts) == 1:
@@ -104,6 +113,18 @@ def main(argv: Sequence[str]) -> None:
     for table in tables:
         console.print()
         console.print(table)
+
+
+def _check_trained(folder: Path, task: FactsConfig) -> None:
+    """Refuse to ask a model for facts that it was not taught by gradient."""
+    trained = experiment_of(folder).task
+    if not isinstance(trained, FactsConfig):
+        raise ConfigError(f"{folder} was trained on the task {trained.name!r}; the benchmark needs a model of facts")
+    if trained.known != task.known:
+        raise ConfigError(
+            f"{folder} was trained with task.known={trained.known}, and --config has task.known={task.known}: name the configuration of the "
+            f"training, with --config.task.known={trained.known}"
+        )
 
 
 def _rates(names: Sequence[str]) -> dict[str, float]:
@@ -116,8 +137,8 @@ def _rates(names: Sequence[str]) -> dict[str, float]:
             raise ConfigError(f"--rates={text}: {rate!r} is no number; write NAME=RATE, such as kalman=1") from None
         if name not in names:
             raise ConfigError(f"--rates={text}: {name!r} is not among the rows: {', '.join(names)}")
-        if not CONTESTANTS[name].rates:
-            other = CONTESTANTS[name].rate_of
+        if name not in CONTESTANTS or not CONTESTANTS[name].rates:
+            other = CONTESTANTS[name].rate_of if name in CONTESTANTS else None
             raise ConfigError(f"--rates={text}: {name!r} {f'takes the rate of {other!r}' if other else 'has no rate'}")
     return rates
 

@@ -17,6 +17,7 @@ from bdh_jax.config import ConfigError
 from bdh_jax.training.loop import run
 
 _CONFIG = cli.define_config()
+flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and results; resumes what it holds.")
 
 

@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> None:
         )
     out.mkdir(parents=True, exist_ok=True)
     files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    language.plot_positions(positions, length).savefig(files["figure.png"], dpi=150)
+    cli.save_figure(lambda: language.plot_positions(positions, length), files["figure.png"])
 
 
 def _task(experiment: ExperimentConfig, folders: Sequence[Path]) -> Text:

@@ -314,3 +314,10 @@ def test_negative_seeds_are_refused():
     for seeds in ({"seed": -1}, {"seeds": (0, -2)}):
         with pytest.raises(ConfigError, match="must not be negative"):
             ExperimentConfig(**seeds)
+
+
+def test_what_is_no_part_of_a_configuration_is_named():
+    with pytest.raises(ConfigError, match=r"fast=\{'rule': 'delta'\} must be a FastWeightConfig"):
+        BDHConfig(fast={"rule": "delta"})
+    with pytest.raises(ConfigError, match="d_model='64' must be a whole number"):
+        BDHConfig(d_model="64")

@@ -14,6 +14,11 @@ ROOT = Path(__file__).parents[1]
 CONFIG = "--config=configs/lifelong.py:smoke"
 
 
+def unchanged(slow, fast, activity):
+    """A consolidation function of one's own, by module and name."""
+    return slow
+
+
 def _run(module: str, *arguments: str) -> tuple[int, str, str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", module, *arguments]
@@ -73,7 +78,8 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
 
 def test_several_numbers_of_facts_are_compared(trained, tmp_path):
     arguments = [CONFIG, f"--workdir={trained}", f"--out={tmp_path}", "--facts=48,32", "--streams=1"]
-    status, output, errors = _run("bdh_jax.lifelong", *arguments, "--functions=none,nearest_neighbour")
+    functions = "--functions=none,tests.test_lifelong:unchanged,nearest_neighbour"
+    status, output, errors = _run("bdh_jax.lifelong", *arguments, functions)
     assert status == 0, errors
     for expected in ("recall after the last reset", "bits recalled per byte", "harm in other episodes", "harm to known"):
         assert expected in output
@@ -81,7 +87,17 @@ def test_several_numbers_of_facts_are_compared(trained, tmp_path):
     assert columns == [["function", "32", "48"]] * 4
     record = json.loads((tmp_path / "results.json").read_text())
     assert [result["config"]["stream"]["facts"] for result in record["results"]] == [32, 48]
+    none, own, _ = record["results"][0]["rows"]
+    assert own["name"] == "tests.test_lifelong:unchanged"
+    assert own["scores"]["recall"] == none["scores"]["recall"]
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_facts_that_were_not_taught_are_not_asked_for(trained):
+    more = ["--config.task.known=0", "--config.task.known_rows=0"]
+    status, output, errors = _run("bdh_jax.lifelong", CONFIG, f"--workdir={trained}", f"--out={trained}/x", *more)
+    assert (status, output) == (2, "")
+    assert "was trained with task.known=8, and --config has task.known=0" in errors
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -200,3 +201,11 @@ def test_a_file_without_get_config(tmp_path):
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(ConfigError, match="has no function get_config"):
         cli.check_config_flags([f"--config={tmp_path / 'empty.py'}"])
+
+
+def test_a_figure_that_cannot_be_drawn_is_left_out(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(logging.getLogger("bdh_jax"), "propagate", True)
+    cli.save_figure(lambda: pytest.fail("it was drawn"), tmp_path / "figure.png")
+    assert "figure.png is not drawn: figures need matplotlib" in caplog.text
+    assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ Both are pure and jittable. ``slow`` is a dict of arrays, ``fast`` a :class:`Fas
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -70,6 +71,16 @@ def as_consolidation(function: Function) -> Consolidation:
     for name, factory in FUNCTIONS.items():
         if function is factory:
             raise ConsolidationError(f"{name} makes a consolidation function and is none itself: call it, {name}(...)")
+
+    try:
+        inspect.signature(function).bind("slow", "fast", "activity")
+    except TypeError as error:
+        raise ConsolidationError(
+            f"{getattr(function, '__name__', function)!r} cannot be called as (slow, fast, activity) -> slow: {error}. Use optax's shape, "
+            "Consolidation(init, update), for a function that remembers something"
+        ) from None
+    except ValueError:  # a callable of C has no signature
+        pass
 
     def update(slow, fast, activity, memory):
         return function(slow, fast, activity), memory

@@ -4,8 +4,8 @@ A model that recalls facts within an episode (:mod:`bdh_jax.tasks.facts`) sees a
 one a consolidation function may move part of the fast weights into the synapse; then they are reset. Measured are recall on a
 fresh state, of all facts at their latest values, and what it did to everything else.
 
-    result = lifelong.run(model, slow, consolidation.row_topk(fraction=0.1, rate=0.1))
-    rich.print(result.table())
+    result = lifelong.run(model, slow, consolidation.row_topk(fraction=0.1, rate=0.1), beside=("none", "dense"))
+    result.print()
 
 Axis letters: M models, R streams, F facts, E episodes, P facts of an episode, C checkpoints, L layer, K neurons of a layer, T time.
 """
@@ -43,6 +43,7 @@ def run(
     consolidate: Function,
     *,
     name: str = "consolidation",
+    beside: Sequence[str] = (),
     config: LifelongConfig | None = None,
     new_ids: int | None = 0,
 ) -> LifelongResult:
@@ -53,21 +54,36 @@ def run(
       slow: its parameters.
       consolidate: either form, see :mod:`bdh_jax.consolidation.base`.
       name: of the table's row.
+      beside: rows to compare it with, of ``CONTESTANTS``; their rates are chosen first.
       config: sizes; None for 256 facts and two streams.
       new_ids: seed of :func:`bdh_jax.tasks.facts.initialise_new_ids`; None leaves new embeddings as they are.
 
     Returns:
-      A result of one row.
+      A result whose first row is the function's.
 
     Raises:
-      ConfigError: for a model that the benchmark cannot use.
-      ConsolidationError: for a function that cannot be used.
+      ConfigError: for a model that the benchmark cannot use, or a row that does not exist.
+      ConsolidationError: for a function that cannot be used, or that left slow weights which are NaN or infinite.
     """
     config = LifelongConfig(stream=StreamConfig(facts=256), streams=2) if config is None else config
     check_model(model.config)
     consolidation.check(consolidate, slow, jax.eval_shape(lambda: model.init_fast(1)))
-    contestant = Contestant(name, lambda model, rate, facts: consolidated(model, consolidate))
-    return benchmark(model, [slow], {name: contestant}, config=config, new_ids=new_ids)
+    for other in beside:
+        if other not in CONTESTANTS or other == name:
+            raise ConfigError(f"beside names {other!r}; valid names: {', '.join(n for n in CONTESTANTS if n != name)}")
+    rows = {name: own_function(name, consolidate), **{other: CONTESTANTS[other] for other in beside}}
+    result = benchmark(model, [slow], rows, config=config, new_ids=new_ids)
+    if not result.rows[0].scores["finite"].all():
+        raise consolidation.ConsolidationError(
+            f"{name} made slow weights NaN or infinite before the end of a stream: try a smaller rate, or look at one episode with "
+            "consolidation.make_consolidator"
+        )
+    return result
+
+
+def own_function(name: str, function: Function) -> Contestant:
+    """A row of the table for a consolidation function of your own, which has no rate to be chosen."""
+    return Contestant(name, lambda model, rate, facts: consolidated(model, function))
 
 
 def benchmark(
@@ -132,7 +148,8 @@ def benchmark(
                 chosen[contestant.name] = _tune(arena, contestant, slows[:1], unharmed[:1], validation, progress)
             rate = chosen.get(contestant.rate_of or contestant.name)
             rows.append(arena.row(slows, unharmed, rate, streams))
-            progress.advance(f"{contestant.name}: recall {rows[-1].mean('recall'):.3f}")
+            broken = "" if rows[-1].scores["finite"].all() else "; WEIGHTS NaN OR INFINITE at the end of a stream"
+            progress.advance(f"{contestant.name}: recall {rows[-1].mean('recall'):.3f}{broken}")
     return LifelongResult(tuple(rows), tuple(gates), config)
 
 
@@ -165,6 +182,7 @@ class _Played(NamedTuple):
     final: jax.Array  # [F + known] in the end
     in_episode: jax.Array  # [C, E / C, P] whether the answer within the episode was right
     probe: jax.Array  # recall in unrelated episodes, in the end
+    finite: jax.Array  # whether all slow weights are, in the end
 
 
 def _play(learner: Learner, slow: Slow, keys, values, episodes, probe, known_keys) -> _Played:
@@ -198,7 +216,8 @@ def _play(learner: Learner, slow: Slow, keys, values, episodes, probe, known_key
         tokens, targets, answer = probe
         each = jax.vmap(lambda row: model.apply({"params": slow}, row[None], start, state="none").logits[0])(tokens)
         recall = share(jnp.argmax(each, axis=-1) == targets, answer)
-    return _Played(along, final, right, recall)
+    finite = jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(slow)]).all()
+    return _Played(along, final, right, recall, finite)
 
 
 class _Unharmed(NamedTuple):
@@ -315,6 +334,7 @@ def _score(
         "harm_known": before.known - _mean(known == combinations().known_values[: config.known]),
         "bits_per_byte": float(bits / nbytes),
         "kilobytes": nbytes / 1000,
+        "finite": float(played.finite),
     }
     if not learner.by_model:
         scores |= dict.fromkeys(("in_episode", "harm", "harm_known"), np.nan)

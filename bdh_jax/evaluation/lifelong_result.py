@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from bdh_jax.config import ConfigError
@@ -146,6 +147,14 @@ class LifelongResult:
             table.add_row(str(number), str(gates.dead_keys), *(f"{value:.3f}" for value in values))
         return table
 
+    def print(self) -> None:
+        """Print all tables, in lines long enough for them: a narrow terminal wraps them, and nothing is cut off."""
+        console = Console(soft_wrap=True)
+        console.width = max(console.width, 110)
+        for table in (self.gates_table(), self.table(), self.retention_table()):
+            console.print(table)
+            console.print()
+
     def plot(self) -> Any:
         """Recall of the facts so far along the stream, and recall by age at its end.
 
@@ -189,13 +198,14 @@ class LifelongResult:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """Bounds of the 95 % bootstrap interval of a mean, each number drawn as a unit. NaN if any is.
+    """Bounds of the 95 % bootstrap interval of a mean, each number drawn as a unit. NaN if any is, and of a single number, which
+    says nothing of how much others would differ.
 
     Args:
       values: of any shape.
     """
     values = np.ravel(values)
-    if np.isnan(values).any():
+    if len(values) < 2 or np.isnan(values).any():
         return np.nan, np.nan
     draws = np.random.default_rng(0).integers(0, len(values), (_RESAMPLES, len(values)))
     low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
@@ -203,8 +213,10 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def _difference(values: np.ndarray) -> str:
+    if np.isnan(values).any() or not values.any():
+        return ""
     low, high = interval(values)
-    return "" if np.isnan(low) or not values.any() else f"{values.mean():+.3f}±{(high - low) / 2:.3f}"
+    return f"{values.mean():+.3f}" + ("" if np.isnan(low) else f"±{(high - low) / 2:.3f}")
 
 
 def _number(value: float, form: str) -> str:

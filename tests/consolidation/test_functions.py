@@ -450,6 +450,7 @@ def test_a_model_without_fast_weights_has_nothing_to_consolidate():
         (consolidation.Consolidation(lambda s: (), lambda s, f, a, m: s), "pair"),
         (consolidation.Consolidation(lambda s: jnp.zeros(3), lambda s, f, a, m: (s, m[:2])), r"memory with shape \(2,\)"),
         ("dense", "'dense' is no consolidation function"),
+        (lambda slow, fast: slow, r"cannot be called as \(slow, fast, activity\) -> slow: too many positional arguments"),
     ],
 )
 def test_what_a_function_returns_is_checked(episode, function, message):

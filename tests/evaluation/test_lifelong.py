@@ -179,7 +179,7 @@ def played(stream, answers_, **changes):
     """What a learner that gives these answers [F + known] would have left."""
     shape = (2, len(stream.facts) // 2, PAIRS)
     asked = np.stack([answers_, answers_])
-    result = lifelong._Played(asked, answers_, np.ones(shape, bool), np.float32(0.75))
+    result = lifelong._Played(asked, answers_, np.ones(shape, bool), np.float32(0.75), np.array(True))
     return result._replace(**changes)
 
 
@@ -302,9 +302,30 @@ def test_run_takes_your_own_function(model, slow):
     def mine(slow, fast, activity):
         return {**slow, "synapse": slow["synapse"] + 0.25 * consolidation.mean_state(fast, activity)}
 
-    row = lifelong.run(model, slow, mine, name="mine", config=dataclasses.replace(SIZES, streams=1), new_ids=None).rows[0]
-    assert (row.name, row.rate) == ("mine", None)
-    assert row.scores["recall"].shape == (1, 1)
+    config = dataclasses.replace(SIZES, streams=1)
+    result = lifelong.run(model, slow, mine, name="mine", beside=("none", "ridge"), config=config, new_ids=None)
+    assert [(row.name, row.rate) for row in result.rows] == [("mine", None), ("none", None), ("ridge", None)]
+    assert result.rows[0].scores["recall"].shape == (1, 1)
+    with pytest.raises(ConfigError, match="beside names 'nonsense'; valid names: none, dense"):
+        lifelong.run(model, slow, mine, beside=("nonsense",))
+
+
+def test_a_function_that_breaks_the_weights_is_no_row(model, slow):
+    def broken(slow, fast, activity):
+        return {**slow, "synapse": slow["synapse"] * jnp.nan}
+
+    config = dataclasses.replace(SIZES, streams=1)
+    with jax.debug_nans(False), pytest.raises(consolidation.ConsolidationError, match="broken made slow weights NaN"):
+        lifelong.run(model, slow, broken, name="broken", config=config, new_ids=None)
+
+
+def test_all_tables_are_printed_whole_on_a_narrow_terminal(result, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    result.print()
+    printed = capsys.readouterr().out
+    for expected in ("bits/B", "ms/ep.", "cos 1", "by episodes since"):
+        assert expected in printed
+    assert "…" not in printed.replace("0 … ", "")
 
 
 def test_rates_are_chosen_by_recall_minus_harm():
@@ -352,6 +373,7 @@ def test_interval_is_that_of_the_mean():
     assert low < values.mean() < high
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
     assert np.isnan(interval(np.array([1.0, np.nan]))).all()
+    assert np.isnan(interval(np.array([1.0]))).all()  # one number says nothing of how much others would differ
 
 
 @pytest.mark.parametrize("name", learners.CONTESTANTS)

@@ -39,7 +39,8 @@ def test_a_silent_neuron_has_a_gradient():
 
     def size(pre):
         zeros = jnp.zeros((2, 3))
-        return jnp.sum(sigma_update(zeros, post, pre, forget=0.0, learning_rate=1.0, clamp=100.0, threshold=0.0))
+        sigma = sigma_update(zeros, post, pre, forget=0.0, learning_rate=1.0, clamp=100.0, threshold=0.0)
+        return jnp.sum(sigma * jnp.arange(3.0)[None])
 
     gradient = jax.grad(size)(jnp.ones((1, 3)))
     assert np.all(np.isfinite(gradient))
