@@ -2,8 +2,8 @@
 
     python -m bdh_jax.main --config=configs/counter.py --workdir=runs/counter
 
-takes 42 minutes of one busy CPU core and reaches 0.992, 0.988, 0.994 and 1.000 of the ceiling on vargap1, vargap2, repeated8 and n16
-(seed 0); docs/counter.md says what it takes.
+takes 21 to 42 minutes of one busy CPU core and reaches 0.992, 0.986, 0.996 and 0.998 of the ceiling on vargap1, vargap2, repeated8 and
+n16 (mean of seeds 0, 1, 2); docs/counter.md says what it takes.
 
 Variants follow a colon: ``--config=configs/counter.py:smoke`` runs a tiny model for a few steps. Any key can be overridden, as in
 ``configs/nback.py``. A model trained on n-back is scored on these sets, without training, by
