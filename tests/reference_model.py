@@ -129,7 +129,7 @@ def _token(config, slow, token, state, place, writes, made, scale):
             rows = rate[:, None] * written
             _write(fast, slow, memory[slot], gram[slot], synapse, written, value, rate)
             addresses[layer] = address
-            strength[layer] += address
+            strength[layer] += np.abs(address)
             energy[layer] += rows**2 * np.sum(value**2)
         x = _norm(x + _norm(y))
     changed = State(attention, memory, gram, addresses, codes, state.position + 1, strength, energy, state.count + 1)
