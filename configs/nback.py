@@ -76,7 +76,7 @@ def _baseline(config: ExperimentConfig) -> ExperimentConfig:
 
 def _shift_attention(config: ExperimentConfig) -> ExperimentConfig:
     config = change(change(config, "model.fast", enabled=False), "model", attention="shift")
-    config = change(config, "train", steps=18000, evaluate_every=3000, checkpoint_every=3000)
+    config = change(config, "train", steps=36000, evaluate_every=6000, checkpoint_every=6000)
     return change(config, "optimizer", learning_rate=8e-3)
 
 
