@@ -526,6 +526,11 @@ class ExperimentConfig:
             f"mesh.data={self.mesh.data} does not divide the {self.train.batch_size // self.train.accumulation} sequences of a "
             f"slice (train.batch_size={self.train.batch_size}, train.accumulation={self.train.accumulation})",
         )
+        filled = getattr(self.task, "fill_episodes", 0) if getattr(self.task, "fill_every", 0) else 0
+        require(
+            self.mesh.data == -1 or filled % self.mesh.data == 0,
+            f"mesh.data={self.mesh.data} does not divide task.fill_episodes={filled}; change one of them",
+        )
         require(
             not self.train.carry_state or getattr(self.task, "order", None) == "consecutive",
             "train.carry_state=True: rows of this task do not go on from batch to batch, so a state would leak into other text; set "

@@ -106,13 +106,9 @@ def main(argv: Sequence[str]) -> None:
     record = {**result.to_dict(), "least_squares": solved, "start": describe_start(0, config.seed)}
     files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     cli.save_figure(result.plot, files["figure.png"])
-    console.print(sweep.results[0].gates_table())
-    tables = [sweep.table(score) for score in lifelong_sweep.SCORES]
-    if len(facts) == 1:
-        tables = [sweep.results[0].table(), sweep.results[0].retention_table()]
-    for table in tables:
-        console.print()
+    for table in result.tables():
         console.print(table)
+        console.print()
 
 
 def _check_trained(folder: Path, task: FactsConfig) -> None:

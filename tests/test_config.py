@@ -28,7 +28,7 @@ from bdh_jax.config import (
 )
 from bdh_jax.config_dict import apply_variants, change, from_config_dict, to_config_dict, to_dict
 from bdh_jax.models import make_model
-from bdh_jax.tasks import CONFIGS, NBackConfig
+from bdh_jax.tasks import CONFIGS, FactsConfig, NBackConfig
 
 
 def _config_file(name: str):
@@ -321,3 +321,10 @@ def test_what_is_no_part_of_a_configuration_is_named():
         BDHConfig(fast={"rule": "delta"})
     with pytest.raises(ConfigError, match="d_model='64' must be a whole number"):
         BDHConfig(d_model="64")
+
+
+def test_a_mesh_divides_what_fills_the_synapse():
+    task = FactsConfig(fill_every=2, fill_episodes=3)
+    with pytest.raises(ConfigError, match="mesh.data=2 does not divide task.fill_episodes=3"):
+        ExperimentConfig(task=task, mesh=MeshConfig(data=2))
+    ExperimentConfig(task=FactsConfig(fill_episodes=3), mesh=MeshConfig(data=2))

@@ -90,6 +90,10 @@ class LifelongResult:
     """One for each model."""
     config: LifelongConfig
 
+    def tables(self) -> list[Table]:
+        """The gates, the scores, and recall by age."""
+        return [self.gates_table(), self.table(), self.retention_table()]
+
     def table(self) -> Table:
         """The scores, means over models and streams, as a table that fits 100 columns."""
         reference = next((row for row in self.rows if row.name == self.config.reference), None)
@@ -151,7 +155,7 @@ class LifelongResult:
         """Print all tables, in lines long enough for them: a narrow terminal wraps them, and nothing is cut off."""
         console = Console(soft_wrap=True)
         console.width = max(console.width, 110)
-        for table in (self.gates_table(), self.table(), self.retention_table()):
+        for table in self.tables():
             console.print(table)
             console.print()
 

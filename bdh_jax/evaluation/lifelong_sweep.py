@@ -1,7 +1,9 @@
 """The lifelong benchmark at several numbers of facts: where does each function stop keeping what it is shown?
 
-result = lifelong_sweep.run(model, [slow], {"kalman": CONTESTANTS["kalman"]}, facts=(256, 1024, 4096))
-rich.print(result.table())
+    result = lifelong_sweep.run(model, [slow], {"kalman": CONTESTANTS["kalman"]}, facts=(256, 1024, 4096))
+    rich.print(result.table())
+
+Axis letters: M models, F facts, K neurons of a layer.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from rich.table import Table
 from bdh_jax.config import ConfigError
 from bdh_jax.evaluation.learners import Contestant, Slow
 from bdh_jax.evaluation.lifelong import benchmark
-from bdh_jax.evaluation.lifelong_result import LifelongConfig, LifelongResult, Row, interval
+from bdh_jax.evaluation.lifelong_result import LifelongConfig, LifelongResult, interval
 from bdh_jax.model import BDH
 
 SCORES: Mapping[str, tuple[str, str]] = {
@@ -44,6 +46,10 @@ class LifelongSweep:
         """F of every result."""
         return tuple(result.config.stream.facts for result in self.results)
 
+    def tables(self) -> list[Table]:
+        """The gates, and a table for each of ``SCORES``."""
+        return [self.results[0].gates_table(), *(self.table(score) for score in SCORES)]
+
     def table(self, score: str = "recall") -> Table:
         """One score, means over models and streams, by function and number of facts.
 
@@ -52,10 +58,10 @@ class LifelongSweep:
         """
         meaning, form = SCORES[score]
         models, streams = self.results[0].rows[0].scores[score].shape
-        spread = [half for row in self._rows() for half in [self._half(row, score)] if not np.isnan(half)]
+        bounds = np.array([interval(row.scores[score]) for result in self.results for row in result.rows])
         caption = f"{models} model{'s' * (models > 1)} × {streams} stream{'s' * (streams > 1)}"
-        if models * streams > 1 and spread:
-            caption += f", 95 % ± {max(spread):{form.strip('+')}} at most"
+        if not np.isnan(bounds).all():
+            caption += f", 95 % ± {np.nanmax(bounds[:, 1] - bounds[:, 0]) / 2:{form.strip('+')}} at most"
         table = Table(title=meaning, caption=caption, box=box.SIMPLE_HEAD, show_edge=False, padding=0)
         table.add_column("function", min_width=20)
         for facts in self.facts:
@@ -93,14 +99,6 @@ class LifelongSweep:
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON: every result, as it would be alone."""
         return {"neurons": self.neurons, "results": [result.to_dict() for result in self.results]}
-
-    def _rows(self) -> list[Row]:
-        return [row for result in self.results for row in result.rows]
-
-    @staticmethod
-    def _half(row: Row, score: str) -> float:
-        low, high = interval(row.scores[score])
-        return (high - low) / 2
 
 
 def run(

@@ -220,8 +220,8 @@ def check(fast: FastState, config: BDHConfig, batch_size: int) -> None:
                 raise ValueError(
                     f"fast.{field.name} has shape {jnp.shape(h)}, but this model with a batch of {batch_size} needs {w.shape}"
                 )
-            if w.dtype != jnp.asarray(h).dtype:
+            if w.dtype != jnp.result_type(h):
                 raise ValueError(
-                    f"fast.{field.name} is {jnp.asarray(h).dtype}, but this model (dtype={config.dtype!r}) carries {w.dtype}; continue the "
+                    f"fast.{field.name} is {jnp.result_type(h)}, but this model (dtype={config.dtype!r}) carries {w.dtype}; continue the "
                     "state with the model that made it, or cast it"
                 )

@@ -161,7 +161,8 @@ class _Training:
         self._config, self._task, self._workdir = config, task, workdir
         self._started = time.perf_counter()
         self._mesh = make_mesh(config.mesh)
-        _check_rows(config, self._mesh.shape["data"])
+        # data=-1 is a number now, which has to divide what a configuration's number has to.
+        dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=self._mesh.shape["data"]))
         self._model = make_model(config.model, self._mesh if self._mesh.size > 1 else None)
         self._optimizer = make_optimizer(config.optimizer, config.train.steps)
         self._init_key, self._step_key = make_keys(config.seed, self._mesh)
@@ -361,23 +362,6 @@ class _Training:
         # What a task needs to be used later and cannot be made again from the configuration alone, such as a tokenizer.
         for name, content in files.items():
             _write_file(self._workdir / name, content)
-
-
-def _check_rows(config: ExperimentConfig, data: int) -> None:
-    """Refuse batches that the mesh, whose size may come from the machine, cannot split."""
-    sizes = {
-        f"the {config.train.batch_size // config.train.accumulation} sequences of a slice "
-        f"(train.batch_size={config.train.batch_size}, train.accumulation={config.train.accumulation})": (
-            config.train.batch_size // config.train.accumulation
-        )
-    }
-    if getattr(config.task, "fill_every", 0):
-        sizes[f"task.fill_episodes={config.task.fill_episodes}"] = config.task.fill_episodes
-    for what, size in sizes.items():
-        if size % data:
-            raise ConfigError(
-                f"mesh.data={config.mesh.data} is {data} devices here, which do not divide {what}; change one of them"
-            )
 
 
 class _Clock:
