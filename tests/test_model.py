@@ -302,6 +302,7 @@ def test_a_rule_that_is_switched_off_leaves_no_trace_in_the_state():
     start = BDH(config).init_fast(2)
     after = compiled(config)(slow, TOKENS, start).fast
     assert jax.tree.structure(after) == jax.tree.structure(start)
+    assert start.ridge == 0
     plain = make("recurrent", fast={"enabled": False})
     np.testing.assert_array_equal(compiled(plain)(slow, TOKENS, None).logits, compiled(config)(slow, TOKENS, None).logits)
 

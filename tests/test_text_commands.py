@@ -135,6 +135,13 @@ def test_mistakes_are_one_message(run, arguments, message):
     assert len(errors.strip().splitlines()) == 1
 
 
+def test_token_ids_that_stand_for_something_else_are_not_scored(run):
+    status, output, errors = _run("bdh_jax.evaluate", f"--workdir={run}", "--config=configs/nback.py:smoke")
+    assert (status, output) == (2, b"")
+    assert "the token ids of the task 'nback' are integers, but the model" in errors
+    assert "they are tokens of" in errors
+
+
 def test_a_run_is_scored_beyond_its_training_length(run, tmp_path):
     (run.parent / "elsewhere.json").rename(run.parent / "bpe.json")
     # Training may validate on a part; what is scored here is always the whole text.
