@@ -79,8 +79,9 @@ class NBackConfig(TaskConfig):
     """Sets to train on, one for each row of a batch in turn; a name given twice gets twice the rows."""
     train_pairs: tuple[int, ...] = ()
     """Train on sequences of these many pairs instead of the mixture, one for each row of a batch in turn."""
-    train_window: int = 8
-    """With ``train_pairs``: the query is one of this many last keys (of all, in a shorter sequence)."""
+    train_window: tuple[int, ...] = (8,)
+    """With ``train_pairs``: the query is one of this many last keys (of all, in a shorter sequence). One number for all lengths or
+    one for each: ``train_pairs=(4, 16, 8, 16)`` with ``train_window=(4, 8, 2, 4)`` are two easier shapes, then n2's and n4's."""
     curriculum: tuple[int, ...] = ()
     """Step from which each further entry of the mixture (or of ``train_pairs``) is trained on, beside those before it; empty:
     all from the start. With mixture ("n2", "n4", "n8") and curriculum (500, 1000) n8 joins at step 1000."""
@@ -101,6 +102,9 @@ class NBackConfig(TaskConfig):
                 raise ConfigError(f"task.{name}={value!r} is not one of {', '.join(map(repr, choices))}")
         check_sets("mixture", self.mixture, SetName, distinct=False)
         check_sets("evaluation_sets", self.evaluation_sets, SetName, distinct=True)
+        if isinstance(self.train_window, int):
+            object.__setattr__(self, "train_window", (self.train_window,))
+        self._check_window()
         self._check_curriculum()
         for pairs in self.train_pairs:
             if pairs < 1:
@@ -109,8 +113,6 @@ class NBackConfig(TaskConfig):
                 raise ConfigError(
                     f"task.train_pairs={self.train_pairs} must be at most 64: with task.clean there are 64 keys"
                 )
-        if self.train_window < 1:
-            raise ConfigError(f"task.train_window={self.train_window} must be at least 1")
         widest = max(shape.window for shape in self.training_shapes)
         if not 1 <= self.queries <= widest:
             raise ConfigError(f"task.queries={self.queries} must lie in 1 … {widest}, the widest window that is trained on")
@@ -126,6 +128,16 @@ class NBackConfig(TaskConfig):
                 "digits of values that are drawn"
             )
         check_evaluation_sequences(self.evaluation_sequences, EVALUATION_SEQUENCES)
+
+    def _check_window(self) -> None:
+        windows = self.train_window
+        if any(window < 1 for window in windows):
+            raise ConfigError(f"task.train_window={windows} must be at least 1 each")
+        if len(windows) not in {1, len(self.train_pairs)}:
+            raise ConfigError(
+                f"task.train_window={windows} must be one number for all of task.train_pairs={self.train_pairs}, or one for "
+                "each of them"
+            )
 
     def _check_curriculum(self) -> None:
         steps = self.curriculum
@@ -145,7 +157,8 @@ class NBackConfig(TaskConfig):
     def training_shapes(self) -> tuple[Shape, ...]:
         """The shapes to train on, one for each row of a batch in turn."""
         if self.train_pairs:
-            return tuple(Shape(pairs, min(pairs, self.train_window)) for pairs in self.train_pairs)
+            windows = self.train_window if len(self.train_window) > 1 else self.train_window * len(self.train_pairs)
+            return tuple(Shape(pairs, min(pairs, w)) for pairs, w in zip(self.train_pairs, windows, strict=True))
         return tuple(SETS[name] for name in self.mixture)
 
 

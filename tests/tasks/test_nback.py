@@ -393,6 +393,27 @@ def test_training_on_long_sequences_only():
     assert task(train_pairs=(12,)).evaluation_sets.keys() == PAIRS.keys()
 
 
+def test_training_on_easier_shapes_before_those_that_are_asked_for():
+    train = task(train_pairs=(4, 8, 8), train_window=(8, 8, 2), curriculum=(2, 4), clean=True, batch_size=32)
+    assert train.config.training_shapes == ((4, 4), (8, 8), (8, 2))
+    asked = [collections.Counter(places_asked(train, range(a, b))) for a, b in ((0, 2), (2, 4), (4, 60))]
+    assert set(asked[0]) == {(4, back) for back in range(1, 5)}
+    assert set(asked[1]) == set(asked[2]) == set(asked[0]) | {(8, back) for back in range(1, 9)}
+    # The third shape asks for the last two keys only, the second for all eight: (2/8 + 1) / 2 = 0.625.
+    recent, older = (sum(asked[2][8, back] for back in backs) for backs in (range(1, 3), range(3, 9)))
+    assert recent + older > 1000
+    assert 0.57 < recent / (recent + older) < 0.68
+
+
+def places_asked(train, steps):
+    """(pairs, how many pairs back the answer stands) of every episode of some batches, whose keys are distinct."""
+    for step in steps:
+        batch = train.batch(step)
+        for row, a, b in episodes_of(batch):
+            keys = batch.tokens[row, a : b - 2 : 2].tolist()
+            yield len(keys), len(keys) - keys.index(batch.tokens[row, b - 1])
+
+
 @pytest.mark.parametrize("clean", [False, True])
 def test_alike_values_are_told_apart_by_some_of_their_digits(clean):
     last = 127 if clean else 128
@@ -694,7 +715,12 @@ def test_what_is_no_value_earns_nothing(spelt):
         ({"curriculum": (1, 2), "train_pairs": (16,)}, r"curriculum=.*must name 0 steps.*train_pairs=\(16,\)"),
         ({"train_pairs": (8, 0)}, r"train_pairs=\(8, 0\)"),
         ({"train_pairs": (65,), "clean": True}, r"train_pairs=\(65,\).*64"),
-        ({"train_window": 0}, "train_window=0"),
+        ({"train_window": (0,)}, r"train_window=\(0,\)"),
+        ({"train_window": (2, 4)}, r"train_window=\(2, 4\) must be one number for all of task.train_pairs=\(\)"),
+        (
+            {"train_window": (2, 4, 8), "train_pairs": (8, 16)},
+            r"train_window=\(2, 4, 8\).*train_pairs=\(8, 16\).*each of them",
+        ),
         ({"train_alike": 1.5, "encoding": "text"}, "train_alike=1.5 must lie in"),
         ({"train_alike": 0.5}, 'train_alike=0.5 needs task.encoding="text"'),
         ({"train_alike": 0.5, "encoding": "text", "train_set": "published"}, "train_alike=0.5 needs"),
