@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import typing
 from pathlib import Path
@@ -84,6 +85,8 @@ def test_variants_combine(nback):
     assert both.model.fast.write_gradient == "stop"
     assert both.train.loss == "all"
     assert _experiment(nback.get_config("text,smoke")).task.encoding == "text"
+    for pair in itertools.combinations(nback.VARIANTS, 2):
+        assert _experiment(nback.get_config(",".join(pair)))
 
 
 @pytest.mark.parametrize("name", ["foo", "smoke,foo", "Smoke", "smoke,", " smoke"])
