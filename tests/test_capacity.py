@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.commands import run_text
+
 SMALL = ["--rows=64,128", "--active=0.1", "--at_rows=64", "--at_active=0.1", "--trials=2", "--rules=hebbian,mesa"]
 
 
 def _run(*arguments: str) -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "bdh_jax.capacity", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    return done.returncode, done.stdout, done.stderr
+    return run_text("bdh_jax.capacity", *arguments)
 
 
 def test_it_prints_a_table_writes_files_and_never_replaces_them(tmp_path):

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.commands import run_text
+
 CONFIG = "--config=configs/lifelong.py:smoke"
 
 
@@ -19,17 +16,10 @@ def unchanged(slow, fast, activity):
     return slow
 
 
-def _run(module: str, *arguments: str) -> tuple[int, str, str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    return done.returncode, done.stdout, done.stderr
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("smoke")
-    status, output, errors = _run("bdh_jax.main", CONFIG, f"--workdir={workdir}", "--config.train.steps=4")
+    status, output, errors = run_text("bdh_jax.main", CONFIG, f"--workdir={workdir}", "--config.train.steps=4")
     assert status == 0, errors
     for name in ("seen", "held_out", "new_ids", "known"):
         assert name in output
@@ -44,7 +34,7 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
         "--streams=1",
         "--functions=none,dense_untrained,ridge_untrained",
     )
-    status, _, errors = _run("bdh_jax.lifelong", *arguments)
+    status, _, errors = run_text("bdh_jax.lifelong", *arguments)
     assert status == 2
     assert "error: contestant 'dense_untrained' takes the rate of 'dense': name that one before it" in errors
     arguments = (
@@ -55,7 +45,7 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
         "--layers=1",
         "--rates=kalman=2.5",
     )
-    status, output, errors = _run("bdh_jax.lifelong", *arguments)
+    status, output, errors = run_text("bdh_jax.lifelong", *arguments)
     assert status == 0, errors
     for expected in ("nearest_neighbour", "32 facts", "1 model × 1 stream", "GATE FAILED, model 0", "dead", "Δ recall"):
         assert expected in output
@@ -67,10 +57,10 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
     assert record["rows"][2]["rate"] == 2.5
     assert record["least_squares"] == {"ridge": 0.5, "layers": [1]}
     assert (folder / "figure.png").stat().st_size > 1000
-    status, output, errors = _run("bdh_jax.lifelong", *arguments, f"--out={trained}", "--overwrite")
+    status, output, errors = run_text("bdh_jax.lifelong", *arguments, f"--out={trained}", "--overwrite")
     assert (status, output) == (2, "")
     assert f"--out={trained} holds a training run, whose results.json is another one" in errors
-    status, output, errors = _run("bdh_jax.lifelong", *arguments)
+    status, output, errors = run_text("bdh_jax.lifelong", *arguments)
     assert (status, output) == (2, "")
     assert "results.json exists; name another folder with --out, or pass --overwrite" in errors
     assert "Traceback" not in errors
@@ -79,7 +69,7 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
 def test_several_numbers_of_facts_are_compared(trained, tmp_path):
     arguments = [CONFIG, f"--workdir={trained}", f"--out={tmp_path}", "--facts=48,32", "--streams=1"]
     functions = "--functions=none,tests.test_lifelong:unchanged,nearest_neighbour"
-    status, output, errors = _run("bdh_jax.lifelong", *arguments, functions)
+    status, output, errors = run_text("bdh_jax.lifelong", *arguments, functions)
     assert status == 0, errors
     for expected in ("recall after the last reset", "bits recalled per byte", "harm in other episodes", "harm to known"):
         assert expected in output
@@ -95,7 +85,7 @@ def test_several_numbers_of_facts_are_compared(trained, tmp_path):
 
 def test_facts_that_were_not_taught_are_not_asked_for(trained):
     more = ["--config.task.known=0", "--config.task.known_rows=0"]
-    status, output, errors = _run("bdh_jax.lifelong", CONFIG, f"--workdir={trained}", f"--out={trained}/x", *more)
+    status, output, errors = run_text("bdh_jax.lifelong", CONFIG, f"--workdir={trained}", f"--out={trained}/x", *more)
     assert (status, output) == (2, "")
     assert "was trained with task.known=8, and --config has task.known=0" in errors
 
@@ -121,7 +111,7 @@ def test_facts_that_were_not_taught_are_not_asked_for(trained):
     ],
 )
 def test_mistakes_are_one_message(arguments, message):
-    status, output, errors = _run("bdh_jax.lifelong", *arguments)
+    status, output, errors = run_text("bdh_jax.lifelong", *arguments)
     assert (status, output) == (2, "")
     assert message in errors
     assert "Traceback" not in errors

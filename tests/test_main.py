@@ -1,4 +1,4 @@
-"""The command: what it prints and how it exits, for good input and bad. Each start of JAX costs seconds, so few are made."""
+"""The command: what it prints and how it exits, for good input and bad."""
 
 from __future__ import annotations
 
@@ -10,29 +10,26 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from bdh_jax import cli
 from bdh_jax.config import ConfigError
+from tests.commands import ROOT, run_text
 
-ROOT = Path(__file__).parents[1]
 SMOKE = "--config=configs/nback.py:smoke"
 # Many steps of a tiny model, without pauses.
 LONG = ["--config.train.steps=1000000", "--config.train.evaluate_every=1000000", "--config.train.checkpoint_every=1000000"]
 
 
-def _start(*arguments: str, module: str = "bdh_jax.main") -> subprocess.Popen:
+def _start(*arguments: str) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=ROOT, env=environment, **pipes)
+    return subprocess.Popen([sys.executable, "-m", "bdh_jax.main", *arguments], cwd=ROOT, env=environment, **pipes)
 
 
 def _run(*arguments: str, module: str = "bdh_jax.main") -> tuple[int, str, str]:
-    process = _start(*arguments, module=module)
-    output, errors = process.communicate(timeout=300)
-    return process.returncode, output, errors
+    return run_text(module, *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,15 @@
-"""The commands around text: preparing, training, writing, scoring. Each start of JAX costs seconds, so few are made."""
+"""The commands around text: preparing, training, writing, scoring."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bdh_jax.data.tokenizer import load_tokenizer, train_tokenizer
+from tests import commands
 
-ROOT = Path(__file__).parents[1]
 WORDS = [
     "to",
     "be",
@@ -34,12 +30,9 @@ WORDS = [
 ]
 
 
-def _run(module, *arguments, stdin=None):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-    process = subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT, env=environment, input=stdin, capture_output=True
-    )
-    return process.returncode, process.stdout, process.stderr.decode()
+def _run(module, *arguments, stdin=b""):
+    status, output, errors = commands.run(module, *arguments, stdin=stdin)
+    return status, output, errors.decode()
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +56,7 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
-def _generate(run, *arguments, stdin=None):
+def _generate(run, *arguments, stdin=b""):
     return _run("bdh_jax.generate", f"--workdir={run}", *arguments, stdin=stdin)
 
 

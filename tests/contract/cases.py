@@ -147,6 +147,17 @@ class Case:
         return jax.jit(self._run(), compiler_options={"xla_backend_optimization_level": 0})
 
     @functools.cached_property
+    def gradient(self):
+        """``(slow, floats, fast, weights, valid, reset)`` to gradients of the mixture by slow weights and the floating leaves of
+        the state, the others of which are ``fast``'s."""
+
+        def number(slow, floats, fast, weights, valid, reset):
+            fast = jax.tree.map(lambda leaf, new: leaf if new is None else new, fast, floats, is_leaf=lambda x: x is None)
+            return mixed(*self._run()(slow, self.tokens, fast, valid, reset), weights)
+
+        return self.compile(jax.grad(number, argnums=(0, 1)))
+
+    @functools.cached_property
     def _applied(self):
         return {state: self.compile(self._run(state)) for state in ("full", "mean", "none")}
 
@@ -263,6 +274,15 @@ def random_state(model: BDH, rng: np.random.Generator, batch: int) -> FastState:
         return np.asarray(array if name in ("attention", "memory") else np.abs(array), leaf.dtype)
 
     return jax.tree.map(jnp.asarray, jax.tree_util.tree_map_with_path(fill, shapes))
+
+
+def mixed(logits, final, weights):
+    """The sum of all outputs, logits and every floating leaf of the state, each times its weight."""
+    total = (logits * weights[0]).sum()
+    for leaf, weight in zip(jax.tree.leaves(final), jax.tree.leaves(weights[1]), strict=True):
+        if np.issubdtype(leaf.dtype, np.floating):
+            total = total + (leaf * weight).sum()
+    return total
 
 
 def to_reference(config: BDHConfig, fast: FastState) -> list[reference_model.State]:

@@ -36,15 +36,13 @@ def moved_by_later_tokens(logits: Callable[[np.ndarray], jax.Array], tokens: np.
     return float(worst)
 
 
-def influence(logits: Callable[..., jax.Array], embed: np.ndarray, tokens: np.ndarray, *rest, compile=jax.jit) -> np.ndarray:
+def influence(gradients: Callable[[np.ndarray], jax.Array], tokens: np.ndarray, vocab: int) -> np.ndarray:
     """How much each token's embedding moves the logits at each position, by gradient.
 
     Args:
-      logits: embedding table [V, D] and ``rest`` to logits [B, T, V].
-      embed: [V, D].
+      gradients: weights of the logits [M, B, T, V] to the gradients of the M weighted sums by the embedding table, [M, V, D].
       tokens: [B, T], all distinct, so that every row of the table belongs to one token.
-      *rest: further arguments of ``logits``.
-      compile: how to compile the gradient.
+      vocab: V.
 
     Returns:
       [B, T, B, T]: entry [b, t, c, s] is the norm of the gradient of a random mix of the logits at (b, t) by the embedding of
@@ -52,16 +50,29 @@ def influence(logits: Callable[..., jax.Array], embed: np.ndarray, tokens: np.nd
     """
     batch, length = tokens.shape
     assert len(np.unique(tokens)) == tokens.size
-    mix = np.random.default_rng(1).normal(size=len(embed))
+    mix = np.random.default_rng(1).normal(size=vocab)
     here = np.eye(batch * length).reshape(-1, batch, length, 1) * mix
+    norms = np.linalg.norm(np.asarray(gradients(here), np.float64), axis=-1)[:, tokens]
+    return norms.reshape(batch, length, batch, length)
 
-    def all_gradients(embed, here, *rest):
+
+def at_once(
+    logits: Callable[..., jax.Array], embed: np.ndarray, *rest, compile=jax.jit
+) -> Callable[[np.ndarray], jax.Array]:
+    """``gradients`` of :func:`influence`, in one program.
+
+    Args:
+      logits: embedding table [V, D] and ``rest`` to logits [B, T, V].
+      embed: [V, D].
+      *rest: further arguments of ``logits``.
+      compile: how to compile the program.
+    """
+
+    def all_gradients(here, embed, *rest):
         out, pull = jax.vjp(lambda embed: logits(embed, *rest), embed)
         return jax.vmap(pull)(here.astype(out.dtype))[0]
 
-    gradient = compile(all_gradients)(jnp.asarray(embed), jnp.asarray(here), *rest)  # [B·T, V, D]
-    norms = np.linalg.norm(np.asarray(gradient, np.float64), axis=-1)[:, tokens]
-    return norms.reshape(batch, length, batch, length)
+    return lambda here: compile(all_gradients)(jnp.asarray(here), jnp.asarray(embed), *rest)
 
 
 def allowed(tokens: np.ndarray, valid: np.ndarray | None, reset: np.ndarray | None) -> np.ndarray:

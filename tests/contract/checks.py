@@ -13,8 +13,8 @@ import numpy as np
 
 from bdh_jax import FastState
 from tests import reference_model
-from tests.contract.cases import EXACT, LENGTH, VOCAB, Case, assert_close, build, from_reference, to_reference
-from tests.contract.causality import allowed, influence, moved_by_later_tokens
+from tests.contract.cases import EXACT, LENGTH, VOCAB, Case, assert_close, build, from_reference, mixed, to_reference
+from tests.contract.causality import allowed, at_once, influence, moved_by_later_tokens
 
 ROUGH = 0.15
 
@@ -56,9 +56,14 @@ def check_influence(case: Case) -> None:
         slow = {**slow, "embed": embed}
         return case.model.apply({"params": slow}, case.tokens, fast, valid=valid, reset=reset, state="none").logits
 
-    seen = influence(
-        logits, case.slow["embed"], case.tokens, case.slow, case.fast, case.valid, case.reset, compile=case.compile
-    )
+    def one_by_one(here):
+        """With the function that :func:`check_gradients` compiles, too, and no weight on the final state."""
+        nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape), case.fast)
+        return np.stack([gradients(case, (weights, nothing))[0]["embed"] for weights in here])
+
+    if case.op_by_op:
+        together = at_once(logits, case.slow["embed"], case.slow, case.fast, case.valid, case.reset, compile=case.compile)
+    seen = influence(together if case.op_by_op else one_by_one, case.tokens, VOCAB)
     may = allowed(case.tokens, case.valid, case.reset)
     np.testing.assert_array_equal(seen[~may], 0)
     assert np.isfinite(seen).all()
@@ -192,26 +197,11 @@ def mixture(case: Case):
     return logits, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), case.fast)
 
 
-def mixed(logits, final, weights):
-    """The number."""
-    total = (logits * weights[0]).sum()
-    for leaf, weight in zip(jax.tree.leaves(final), jax.tree.leaves(weights[1]), strict=True):
-        if np.issubdtype(leaf.dtype, np.floating):
-            total = total + (leaf * weight).sum()
-    return total
-
-
-def gradients(case: Case):
-    """Gradients of the mixture by slow weights and the floating leaves of the initial state."""
-
-    def number(slow, floats, fast, weights, valid, reset):
-        fast = jax.tree.map(lambda leaf, new: leaf if new is None else new, fast, floats, is_leaf=lambda x: x is None)
-        out = case.model.apply({"params": slow}, case.tokens, fast, valid=valid, reset=reset)
-        return mixed(out.logits, out.fast, weights)
-
+def gradients(case: Case, weights=None):
+    """Gradients of the mixture with those weights, or random ones, by slow weights and the floating leaves of the initial state."""
     floats = jax.tree.map(lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else None, case.fast)
-    gradient = case.compile(jax.grad(number, argnums=(0, 1)))
-    return gradient(case.slow, floats, case.fast, mixture(case), case.valid, case.reset)
+    weights = mixture(case) if weights is None else weights
+    return case.gradient(case.slow, floats, case.fast, weights, case.valid, case.reset)
 
 
 def compare_with_finite_differences(case: Case, gradient) -> None:

@@ -12,7 +12,7 @@ import pytest
 from bdh_jax import BDH, BDHConfig, FastWeightConfig
 from bdh_jax.evaluation import scoring
 from tests.contract import leaky_toy
-from tests.contract.causality import allowed, influence, moved_by_later_tokens
+from tests.contract.causality import allowed, at_once, influence, moved_by_later_tokens
 
 LENGTH, VOCAB = 8, 18
 TOKENS = np.random.default_rng(0).permutation(VOCAB)[: 2 * LENGTH].reshape(2, LENGTH).astype(np.int32)
@@ -69,7 +69,7 @@ def test_gradient_flags_the_toy_with_two_layers_and_not_with_one():
                 {**slow, "embed": embed}, TOKENS, layers=layers, learning_rate=0.05, stop_gradient=stop_gradient
             )[0]
 
-        return influence(logits, slow["embed"], TOKENS, slow, compile=quick)
+        return influence(at_once(logits, slow["embed"], slow, compile=quick), TOKENS, VOCAB)
 
     assert seen(2, stop_gradient=False)[future].max() > 1e-3
     assert seen(1, stop_gradient=False)[future].max() == 0
