@@ -11,6 +11,7 @@ from bdh_jax import BDH, BDHConfig, FastWeightConfig, consolidation, sharding
 from bdh_jax.config import ConfigError, ConsolidationConfig, MeshConfig
 from bdh_jax.config_dict import from_config_dict, to_config_dict
 from bdh_jax.consolidation import ConsolidationError
+from tests.compiled import apply, init
 
 # tests/consolidation/test_least_squares.py has those that need more of a state than the Hebbian rule keeps.
 NAMES = sorted(consolidation.FUNCTIONS.keys() - {"kalman", "least_squares", "null_space"})
@@ -40,10 +41,10 @@ def episode():
 def make_episode(model_config, seed=0):
     model = BDH(model_config)
     tokens = jax.random.randint(jax.random.key(seed + 1), (BATCH, 12), 0, 20)
-    slow = dict(model.init(jax.random.key(0), tokens)["params"])
+    slow = init(model, 0)
     if "synapse" in slow:
         slow["synapse"] = 0.1 * jax.random.normal(jax.random.key(2), slow["synapse"].shape)
-    return slow, model.apply({"params": slow}, tokens).fast
+    return slow, apply(model, slow, tokens).fast
 
 
 def run(function, slow, fast, episodes=1):
@@ -287,8 +288,8 @@ def test_the_batch_mean_serves_as_well_as_the_whole_state(name, scope):
     model_config = config(scope=scope)
     model = BDH(model_config)
     tokens = jax.random.randint(jax.random.key(1), (BATCH, 12), 0, 20)
-    slow = model.init(jax.random.key(0), tokens)["params"]
-    full, mean = (model.apply({"params": slow}, tokens, state=kind).fast for kind in ("full", "mean"))
+    slow = init(model, 0)
+    full, mean = (apply(model, slow, tokens, state=kind).fast for kind in ("full", "mean"))
     function = consolidation.FUNCTIONS[name]()
     (a, _), (b, _) = run(function, slow, full), run(function, slow, mean)
     close(np.asarray(a["synapse"]), np.asarray(b["synapse"]))
@@ -298,8 +299,8 @@ def test_the_batch_mean_of_mesa_serves_as_well_as_the_whole_state():
     """Which is one regression on the sums of all examples, and no mean of regressions."""
     model = BDH(config(rule="mesa", ridge=0.1))
     tokens = jax.random.randint(jax.random.key(1), (BATCH, 12), 0, 20)
-    slow = model.init(jax.random.key(0), tokens)["params"]
-    full, mean = (model.apply({"params": slow}, tokens, state=kind).fast for kind in ("full", "mean"))
+    slow = init(model, 0)
+    full, mean = (apply(model, slow, tokens, state=kind).fast for kind in ("full", "mean"))
     (a, _), (b, _) = (run(consolidation.dense(1.0), slow, fast) for fast in (full, mean))
     np.testing.assert_allclose(a["synapse"], b["synapse"], rtol=1e-3, atol=1e-4)  # a solution, of condition 1/ridge
     gram, memory = (np.asarray(leaf, np.float64).mean(axis=1) for leaf in (full.gram, full.memory))
@@ -327,9 +328,9 @@ def test_what_was_written_is_read_after_a_reset(episode):
     after, _ = run(consolidation.dense(1.0), slow, fast)
     model, token = BDH(config()), jnp.array([[5]])
     kept = fast.reset().replace(memory=fast.memory)
-    expected = model.apply({"params": slow}, token, kept).logits
-    close(np.asarray(model.apply({"params": after}, token).logits), np.asarray(expected))
-    assert np.abs(expected - model.apply({"params": slow}, token).logits).max() > 1e-2
+    expected = apply(model, slow, token, kept).logits
+    close(np.asarray(apply(model, after, token).logits), np.asarray(expected))
+    assert np.abs(expected - apply(model, slow, token).logits).max() > 1e-2
 
 
 # On a mesh

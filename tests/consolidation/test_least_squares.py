@@ -12,6 +12,7 @@ import pytest
 from bdh_jax import BDH, BDHConfig, ConfigError, FastWeightConfig, consolidation, sharding
 from bdh_jax.config import ConsolidationConfig, MeshConfig
 from bdh_jax.consolidation import ConsolidationError
+from tests.compiled import apply, init
 
 LAYERS, HEADS, ROWS, WIDTH, VOCAB = 2, 2, 32, 4, 40
 RIDGE = 0.05
@@ -56,7 +57,7 @@ def compiled(model):
 
 
 def start(model):
-    return dict(jax.jit(model.init)(jax.random.key(0), np.zeros((1, 1), np.int32))["params"])
+    return init(model, 0)
 
 
 def episodes(count, length=5):
@@ -220,7 +221,7 @@ def test_batches_enter_as_their_mean():
     after, memory = function.update(slow, out.fast, out.activity, function.init(slow))
     np.testing.assert_allclose(np.reshape(after["synapse"], expected.shape), expected, atol=1e-10)
     np.testing.assert_allclose(memory["background"], gram, atol=1e-12)
-    mean = model.apply({"params": slow}, tokens, state="mean").fast
+    mean = apply(model, slow, tokens, state="mean").fast
     again, _ = function.update(slow, mean, mean.activity, function.init(slow))
     np.testing.assert_allclose(again["synapse"], after["synapse"], atol=1e-10)
 

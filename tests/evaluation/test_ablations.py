@@ -14,6 +14,7 @@ import rich.console
 from bdh_jax import BDH, BDHConfig, ConfigError, FastWeightConfig
 from bdh_jax.evaluation import ablations
 from bdh_jax.tasks import CounterConfig, NBackConfig, make_task
+from tests.compiled import apply, init
 
 CONFIG = BDHConfig(
     vocab_size=130,
@@ -33,7 +34,7 @@ def with_fast(**changes):
 
 def weights(config, seed=0):
     """Random weights; the synapse and what is learned of the rates too, so that leaving one out is noticed."""
-    slow = jax.jit(BDH(config).init)(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
+    slow = init(BDH(config), seed)
     if "synapse" in slow:
         slow["synapse"] = jax.random.normal(jax.random.key(1), slow["synapse"].shape)
     return slow
@@ -194,7 +195,7 @@ def test_cosines_of_addresses(slow, name):
     rows = ablations.address_cosines(CONFIG, slow, name, data)
     tokens, pairs = data.encoded.tokens, data.values.shape[1]
     window = 8
-    address = BDH(CONFIG).apply({"params": slow}, tokens, collect=("address",)).collected["address"]
+    address = apply(BDH(CONFIG), slow, tokens, collect=("address",)).collected["address"]
     address = np.asarray(address).transpose(0, 1, 3, 2, 4).reshape(2, len(tokens), tokens.shape[1], 48)
     for layer in range(2):
         means = []
@@ -237,7 +238,7 @@ def test_one_run_has_every_ablation_and_its_normal_row_is_the_evaluation(slow):
         "address_source_gated",
         "address_source_gate",
     ]
-    evaluation = task.evaluate(lambda tokens, valid: BDH(CONFIG).apply({"params": slow}, tokens).logits)
+    evaluation = task.evaluate(lambda tokens, valid: apply(BDH(CONFIG), slow, tokens).logits)
     assert tuple(result.scores["normal"].values()) == evaluation.rows
     assert list(result.scores["context_last_8"]) == ["n4"]
     assert [(row.name, row.layer) for row in result.addresses] == [("n2", 1), ("n2", 2), ("n4", 1), ("n4", 2)]

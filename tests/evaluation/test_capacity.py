@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from bdh_jax.config import ConfigError
 from bdh_jax.evaluation import capacity
 from bdh_jax.evaluation.capacity import RULES, Addresses
 from bdh_jax.tasks.facts import VALUES, VOCABULARY
+from tests.compiled import init
 
 
 @pytest.mark.parametrize("active", [None, 0.05, 1.0])
@@ -100,7 +100,7 @@ def test_an_unknown_rule_is_refused():
 def test_a_trained_model_has_rows_of_its_own():
     fast = FastWeightConfig(address_source="gated")
     model = BDH(BDHConfig(vocab_size=VOCABULARY, n_layer=1, d_model=8, n_head=1, n_neurons=32, dropout=0.0, fast=fast))
-    slow = model.init(jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
+    slow = init(model, 0)
     result = capacity.measure([Addresses(32, 0.1)], rules=["hebbian"], seeds=[0], trained=[(model, slow), (model, slow)])
     drawn, trained = result.entries
     assert (drawn.kind, trained.kind) == ("10.00% active", "trained model")
@@ -114,7 +114,7 @@ def test_a_trained_model_has_rows_of_its_own():
 def test_the_figure_needs_no_sparse_row(drawn):
     fast = FastWeightConfig(address_source="gated")
     model = BDH(BDHConfig(vocab_size=VOCABULARY, n_layer=1, d_model=8, n_head=1, n_neurons=32, dropout=0.0, fast=fast))
-    slow = model.init(jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
+    slow = init(model, 0)
     result = capacity.measure(drawn, rules=["hebbian"], seeds=[0], trained=() if drawn else [(model, slow)])
     by_rows, by_active = result.plot().axes
     assert by_rows.get_xlabel().startswith("rows K")

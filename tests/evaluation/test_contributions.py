@@ -12,6 +12,7 @@ import pytest
 from bdh_jax.config import BDHConfig, FastWeightConfig
 from bdh_jax.evaluation.contributions import make_contributions
 from bdh_jax.model import BDH
+from tests.compiled import apply, init
 
 CONFIG = BDHConfig(
     vocab_size=7,
@@ -27,7 +28,7 @@ TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 7, (2, 9)), jnp.int32)
 
 
 def _slow(config=CONFIG, synapse=0.1):
-    slow = BDH(config).init(jax.random.key(0), TOKENS)["params"]
+    slow = init(BDH(config), 0)
     return {**slow, "synapse": synapse * jax.random.normal(jax.random.key(1), slow["synapse"].shape)}
 
 
@@ -38,7 +39,7 @@ def _rms(array):
 def test_sources_are_told_apart():
     slow = _slow()
     sizes = make_contributions(BDH(CONFIG))(slow, TOKENS)
-    seen = BDH(CONFIG).apply({"params": slow}, TOKENS, collect=("decoded", "read", "address")).collected
+    seen = apply(BDH(CONFIG), slow, TOKENS, collect=("decoded", "read", "address")).collected
     # Root mean squares of a hundred numbers, in float32.
     np.testing.assert_allclose(sizes["decoder"], _rms(seen["decoded"]), rtol=1e-5)
     known = np.einsum("lbhtn,lhnd->lbtd", seen["address"], slow["synapse"])

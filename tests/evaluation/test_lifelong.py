@@ -20,6 +20,7 @@ from bdh_jax.evaluation.lifelong import LifelongConfig
 from bdh_jax.evaluation.lifelong_result import interval
 from bdh_jax.evaluation.stream import StreamConfig, make_stream
 from bdh_jax.tasks.facts import VOCABULARY, combinations
+from tests.compiled import apply, init
 
 FAST = FastWeightConfig(synapse=True, address_source="gated", decay=0.9)
 CONFIG = BDHConfig(
@@ -44,7 +45,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def slow(model):
-    return initialise(model, 0)
+    return init(model, 0)
 
 
 @pytest.fixture(scope="module")
@@ -56,23 +57,13 @@ def facts_of(stream, episode):
     return jnp.asarray(stream.tokens[episode].reshape(-1, 3))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def initialise(model, seed):
-    return model.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def apply(model, slow, tokens, start=None, collect=()):
-    return model.apply({"params": slow}, tokens, start, collect=collect)
-
-
 def drive(learner, slow, stream):
     """The stream, episode by episode, without any of the benchmark's own code: slow weights and memory at its end."""
     slow = learner.prepare(slow)
     memory = learner.init(slow)
     update = jax.jit(learner.update)
     for episode in range(len(stream.facts)):
-        output = apply(learner.model, slow, stream.tokens[episode][None], learner.start(memory), learner.collect)
+        output = apply(learner.model, slow, stream.tokens[episode][None], learner.start(memory), collect=learner.collect)
         slow, memory = update(slow, memory, output, facts_of(stream, episode))
     return slow, memory
 
@@ -145,7 +136,7 @@ def test_nearest_neighbour_keeps_the_latest_within_the_bytes(model, slow, stream
     assert learner.nbytes(slow, memory) <= CONFIG.n_layer * 128 * 16 * 4
     latest = stream.written[-2:].ravel()[::-1][:31]
     assert memory["value"].tolist() == latest.tolist()
-    address = apply(model, slow, stream.tokens[-1][None], None, ("address",)).collected["address"]
+    address = apply(model, slow, stream.tokens[-1][None], collect=("address",)).collected["address"]
     np.testing.assert_allclose(memory["address"][0], address[0, 0, 0, -2], atol=1e-6)
     # Asked with stored addresses instead of fresh ones, it gives their values.
     nearest = jnp.argmax(memory["address"] @ memory["address"].T, axis=1)
@@ -215,7 +206,7 @@ def test_scores_are_a_count(model, stream):
 def result(model, slow):
     names = ("none", "dense", "dense_shuffled", "nearest_neighbour")
     contestants = {name: learners.CONTESTANTS[name] for name in names}
-    return lifelong.benchmark(model, [slow, initialise(model, 1)], contestants, config=SIZES, rates={"dense": 0.25})
+    return lifelong.benchmark(model, [slow, init(model, 1)], contestants, config=SIZES, rates={"dense": 0.25})
 
 
 def test_rows_hold_every_model_and_stream(result):
@@ -404,7 +395,7 @@ def test_least_squares_recalls_an_episode_that_it_has_seen(model, slow, stream):
     """One episode without another that could disturb it: all that the addresses let it know."""
     learner = learners.CONTESTANTS["least_squares"].build(model, 1.0, 32)
     facts = facts_of(stream, 0)
-    output = learner.model.apply({"params": slow}, facts.reshape(1, -1))
+    output = apply(learner.model, slow, facts.reshape(1, -1))
     after, memory = learner.update(slow, learner.init(slow), output, facts)
     gram, state = (np.asarray(a[:, 0], np.float64) for a in (output.fast.gram, output.fast.memory))
     solved = np.stack(

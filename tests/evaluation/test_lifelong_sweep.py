@@ -3,8 +3,6 @@
 import dataclasses
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
@@ -16,6 +14,7 @@ from bdh_jax.evaluation.learners import CONTESTANTS
 from bdh_jax.evaluation.lifelong import LifelongConfig
 from bdh_jax.evaluation.stream import StreamConfig
 from bdh_jax.tasks.facts import VOCABULARY
+from tests.compiled import init
 
 FAST = FastWeightConfig(synapse=True, address_source="gated", decay=0.9)
 CONFIG = BDHConfig(
@@ -33,7 +32,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def slow(model):
-    return model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    return init(model, 0)
 
 
 @pytest.fixture(scope="module")

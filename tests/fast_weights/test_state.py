@@ -11,6 +11,7 @@ import pytest
 
 from bdh_jax import BDH, BDHConfig, FastWeightConfig
 from bdh_jax.fast_weights.rules import hebbian
+from tests.compiled import apply, init
 
 TOKENS = np.random.default_rng(0).integers(0, 19, (3, 6)).astype(np.int32)
 
@@ -113,8 +114,8 @@ def test_examples_that_do_not_exist_are_named(run):
 
 def test_strength_has_no_sign_where_addresses_have():
     model = model_of(fast=FastWeightConfig(address_norm="centred"))
-    slow = model.init(jax.random.key(0), TOKENS)["params"]
-    out = model.apply({"params": slow}, TOKENS, collect=("address",))
+    slow = init(model, 0)
+    out = apply(model, slow, TOKENS, collect=("address",))
     address = np.asarray(out.collected["address"])
     assert address.min() < 0
     np.testing.assert_allclose(out.activity.strength, np.abs(address).sum(axis=3), rtol=1e-5)

@@ -5,6 +5,7 @@ import pytest
 
 from bdh_jax import BDH
 from bdh_jax.interop import from_pathway, to_pathway
+from tests.compiled import apply
 
 
 def published():
@@ -19,7 +20,7 @@ def test_the_configuration_is_read_from_the_shapes():
     assert (config.vocab_size, config.d_model, config.n_head, config.n_neurons) == (7, 4, 2, 12)
     assert (config.n_layer, config.dropout, config.fast.enabled) == (3, 0.0, False)
     assert from_pathway(published())[0].n_layer == 6
-    logits = BDH(config).apply({"params": slow}, np.zeros((1, 3), np.int32)).logits
+    logits = apply(BDH(config), slow, np.zeros((1, 3), np.int32)).logits
     assert logits.shape == (1, 3, 7)
 
 

@@ -18,6 +18,7 @@ from bdh_jax.training import optimizer as optimizers
 from bdh_jax.training.checkpoint import load
 from bdh_jax.training.loop import Interrupted, NonFiniteError, train
 from bdh_jax.training.step import init_state, make_consolidation, make_train_step, put_batch
+from tests.compiled import apply
 
 DENSE = ConsolidationConfig(function="dense", rate=0.5)
 
@@ -46,7 +47,7 @@ def test_the_step_writes_what_its_episodes_left(tiny, successor):
     states, _, _ = steps(config, task, 2)
     for number in range(2):
         before, after = states[number].slow, states[number + 1].slow
-        fast = BDH(config.model).apply({"params": before}, task.batch(number).tokens).fast
+        fast = apply(BDH(config.model), before, task.batch(number).tokens).fast
         expected = before["synapse"] + 0.5 * np.asarray(fast.memory).mean(axis=1)
         np.testing.assert_allclose(after["synapse"], expected, rtol=1e-5, atol=1e-6)
         assert np.abs(after["synapse"] - before["synapse"]).max() > 0.01

@@ -26,8 +26,13 @@ from bdh_jax.tasks.facts import VOCABULARY
 from bdh_jax.training import optimizer as optimizers
 from bdh_jax.training.fill import fill_synapse
 from bdh_jax.training.step import gradients, init_state, make_train_step, put_batch
+from tests.compiled import apply, init
 
 FACTS = FactsConfig(pairs=4, queries=2, known=8, known_rows=1, fill_every=2, fill_episodes=6, fill_rows=2)
+
+
+fill_by = jax.jit(fill_synapse, static_argnums=(0, 3, 4))
+derivatives = jax.jit(gradients, static_argnums=(0, 3, 4))
 
 
 def experiment(*, data=1, n_layer=1, train=(), **fast):
@@ -67,17 +72,18 @@ def test_it_is_what_least_squares_leaves_of_the_episodes_one_by_one():
     """In one layer, where what the synapse holds changes no address and no value."""
     config = experiment()
     fill = batch_of(config, 0).fill
-    slow = BDH(config.model).init(jax.random.key(0), fill.tokens)["params"]
-    filled = fill_synapse(BDH(config.model), slow, fill, ridge=0.1)
+    slow = init(BDH(config.model), 0)
+    filled = fill_by(BDH(config.model), slow, fill, 0.1)
 
     fast = dataclasses.replace(config.model.fast, learning_rate=1.0, decay=1.0, keep_gram=True)
     writer = BDH(dataclasses.replace(config.model, fast=fast))
     regression = least_squares(0.1)
     expected, memory = slow, regression.init(slow)
+    update = jax.jit(regression.update)
     for tokens in fill.tokens:
-        written = writer.apply({"params": expected}, tokens[None]).fast
+        written = apply(writer, expected, tokens[None]).fast
         # One after the other the ridge would be added six times; all of it counts at the first.
-        expected, memory = least_squares(0.1).update(expected, written, written.activity, memory)
+        expected, memory = update(expected, written, written.activity, memory)
     for name in slow:
         if name != "synapse":
             np.testing.assert_array_equal(filled[name], slow[name])
@@ -88,17 +94,17 @@ def test_it_is_what_least_squares_leaves_of_the_episodes_one_by_one():
 def test_what_the_synapse_held_before_is_left_out():
     config = experiment()
     fill = batch_of(config, 0).fill
-    slow = BDH(config.model).init(jax.random.key(0), fill.tokens)["params"]
+    slow = init(BDH(config.model), 0)
     other = {**slow, "synapse": jnp.ones_like(slow["synapse"])}
-    one, two = (fill_synapse(BDH(config.model), start, fill, 0.1)["synapse"] for start in (slow, other))
+    one, two = (fill_by(BDH(config.model), start, fill, 0.1)["synapse"] for start in (slow, other))
     np.testing.assert_array_equal(one, two)
 
 
 def test_only_the_layers_that_are_named_are_filled():
     config = experiment(n_layer=2)
     fill = batch_of(config, 0).fill
-    slow = BDH(config.model).init(jax.random.key(0), fill.tokens)["params"]
-    both, second = (np.asarray(fill_synapse(BDH(config.model), slow, fill, 0.1, layers)["synapse"]) for layers in ((), (1,)))
+    slow = init(BDH(config.model), 0)
+    both, second = (np.asarray(fill_by(BDH(config.model), slow, fill, 0.1, layers)["synapse"]) for layers in ((), (1,)))
     assert np.abs(both[0]).max() > 0.1
     np.testing.assert_array_equal(second[0], 0)
     np.testing.assert_array_equal(second[1], both[1])
@@ -113,9 +119,9 @@ def test_a_batch_with_fill_is_trained_beside_it_and_leaves_the_synapse_alone():
     start = init_state(
         model, optimizers.make_optimizer(config.optimizer, 6), make_mesh(MeshConfig()), jax.random.key(0)
     ).slow
-    filled = fill_synapse(model, start, batch.fill, config.train.fill_ridge)
+    filled = fill_by(model, start, batch.fill, config.train.fill_ridge)
     expected, without = (
-        float(gradients(model, slow, batch._replace(fill=None), "answer", 1, None)[0]) for slow in (filled, start)
+        float(derivatives(model, slow, batch._replace(fill=None), "answer", 1, None)[0]) for slow in (filled, start)
     )
     assert losses[0] == pytest.approx(expected, rel=1e-5)
     assert abs(losses[0] - without) > 1e-3
@@ -129,9 +135,8 @@ def test_gradients_flow_through_what_fills():
         config = experiment(n_layer=2)
         model = BDH(dataclasses.replace(config.model, dtype="float64"))
         batch = batch_of(config, 0)
-        slow = model.init(jax.random.key(0), batch.tokens)["params"]
-        derivative = jax.jit(gradients, static_argnums=(0, 3, 4))
-        gradient = derivative(model, slow, batch, "answer", 1, None)[2]
+        slow = init(model, 0)
+        gradient = derivatives(model, slow, batch, "answer", 1, None)[2]
 
         def loss(slow, fill=None):
             filled = fill_synapse(model, slow if fill is None else fill, batch.fill, 0.1)["synapse"]

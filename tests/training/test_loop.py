@@ -16,6 +16,7 @@ from bdh_jax.model import BDH
 from bdh_jax.training import loop
 from bdh_jax.training.checkpoint import CheckpointError, Checkpoints, load
 from bdh_jax.training.metrics import read_rows
+from tests.compiled import apply
 
 UNTIL_END = 10**9
 
@@ -294,7 +295,7 @@ def test_load_gives_what_a_model_takes(finished):
         assert loaded == config.model
         assert isinstance(loaded, BDHConfig)
         assert set(slow) == {"embed", "encoder", "encoder_v", "decoder", "lm_head"}
-        logits = BDH(loaded).apply({"params": slow}, np.zeros((1, 3), np.int32)).logits
+        logits = apply(BDH(loaded), slow, np.zeros((1, 3), np.int32)).logits
         assert logits.shape == (1, 3, 12)
 
 

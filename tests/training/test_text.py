@@ -18,6 +18,7 @@ from bdh_jax.training import Interrupted, init_state, loop, make_optimizer, make
 from bdh_jax.training.checkpoint import CheckpointError, load, load_bdh
 from bdh_jax.training.metrics import read_rows
 from bdh_jax.training.step import make_keys
+from tests.compiled import apply
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,7 +79,7 @@ def test_a_carried_state_is_what_the_tokens_before_left(experiment, mesh):
         for name in ("tokens", "targets", "reset", "weights")
     )
     assert not reset[:, 1:].any(), "the rows of this seed should not jump within three windows"
-    out = make_model(config.model).apply({"params": slow}, jnp.asarray(tokens))
+    out = apply(make_model(config.model), slow, tokens)
     picked = np.take_along_axis(np.asarray(jax.nn.log_softmax(out.logits)), targets[..., None], axis=-1)[..., 0]
     expected = -(picked * weights).reshape(2, 3, 8).mean(axis=(0, 2))
     # The same sums in other chunks, in float32.
@@ -108,7 +109,7 @@ def test_a_carried_state_that_overflows_is_noticed(experiment):
 
 
 def _loss_without_state(config, slow, batch):
-    out = make_model(config.model).apply({"params": slow}, jnp.asarray(batch.tokens))
+    out = apply(make_model(config.model), slow, batch.tokens)
     return -np.take_along_axis(np.asarray(jax.nn.log_softmax(out.logits)), batch.targets[..., None], axis=-1).mean()
 
 
