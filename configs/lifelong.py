@@ -3,12 +3,13 @@
     python -m bdh_jax.main --config=configs/lifelong.py --workdir=runs/lifelong
     python -m bdh_jax.lifelong --config=configs/lifelong.py --workdir=runs/lifelong
 
-Training is 600 steps, five and a half minutes a seed on one busy CPU core, and reaches 0.992 or more on every set but new ids, whose embeddings
-it never trains.
+Training is 1200 steps, about six minutes a seed on one idle CPU core, and reaches 0.992 or more on every set but new ids, whose
+embeddings it never trains.
 
 Variants follow a colon, joined by commas if several:
 
     aware   consolidation-aware: half of the batches start from a synapse that holds 512 other facts, and ask for some of them
+            (about eighteen minutes a seed)
     local   aware, and made for it: attention sees about one token back, so that a key has the same address in the first layer
             whenever it occurs; a learned gate keeps all but values from being written; 1024 facts, in the first layer only
             (900 steps, a quarter of an hour a seed)
@@ -50,7 +51,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             fast=FastWeightConfig(learning_rate=1.0, decay=0.99, address_norm="l2", address_source="gated", synapse=True),
         ),
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=100),
-        train=TrainConfig(steps=600, batch_size=32, loss="answer", evaluate_every=200, checkpoint_every=200),
+        # After 600 steps keys of new ids are recalled in 0.987 of the cases, and the gate of the benchmark asks for 0.99.
+        train=TrainConfig(steps=1200, batch_size=32, loss="answer", evaluate_every=300, checkpoint_every=300),
     )
     return to_config_dict(apply_variants(config, arg, VARIANTS))
 

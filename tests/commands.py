@@ -1,7 +1,8 @@
 """Commands of the package, each in a process of its own as with ``python -m``, but without the seconds that imports take.
 
 A server imports JAX and the package once and forks for every command. It computes nothing itself, so a command starts without
-devices, compiled functions or another command's flags.
+devices, compiled functions or another command's flags. JAX reads its variables of the environment when it is imported, so those are
+the server's.
 """
 
 from __future__ import annotations
