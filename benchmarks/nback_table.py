@@ -49,7 +49,7 @@ NBACK = ("n2", "n4", "n8")
 COUNTER = ("vargap1", "vargap2", "repeated8", "n16")
 
 
-FUNCTIONS = {"dense": 0.03, "row_topk": 0.2, "row_random": 0.4, "row_bottom": 0.01}
+FUNCTIONS = {"dense": 0.1, "row_topk": 0.2, "row_random": 0.4, "row_bottom": 0.01}
 """Consolidation functions, each with the rate that the lifelong benchmark chose for it (docs/lifelong.md)."""
 
 
