@@ -35,7 +35,6 @@ def toy(layers: int, stop_gradient: bool = True):
     return quick(functools.partial(leaky_toy.logits, layers=layers, learning_rate=0.05, stop_gradient=stop_gradient))
 
 
-@functools.cache
 def causal_model(implementation: str):
     kernel = implementation if implementation == "pallas_interpret" else "xla"
     config = BDHConfig(
@@ -51,7 +50,7 @@ def causal_model(implementation: str):
         chunk_size=3,
         fast=FastWeightConfig(learning_rate=0.05, decay=1.0, address_norm="none"),
     )
-    return quick(lambda slow, tokens: BDH(config).apply({"params": slow}, tokens, state="none").logits)
+    return lambda slow, tokens: BDH(config).apply({"params": slow}, tokens, state="none").logits
 
 
 def test_perturbation_flags_the_toy_with_two_layers_and_not_with_one():
@@ -75,6 +74,19 @@ def test_gradient_flags_the_toy_with_two_layers_and_not_with_one():
     assert seen(1, stop_gradient=False)[future].max() == 0
     # As published the writes carry no gradient: then this check is blind, which is why there are two.
     assert seen(2, stop_gradient=True)[future].max() == 0
+
+
+@pytest.mark.parametrize("implementation", ["recurrent", "chunked", "parallel", "pallas_interpret"])
+def test_gradient_sees_no_future_where_no_state_is_formed(implementation):
+    """As in training; the contract suite asks for the final state."""
+    slow = weights()
+
+    def logits(embed, slow):
+        return causal_model(implementation)({**slow, "embed": embed}, TOKENS)
+
+    seen, may = influence(at_once(logits, slow["embed"], slow, compile=quick), TOKENS, VOCAB), allowed(TOKENS, None, None)
+    np.testing.assert_array_equal(seen[~may], 0)
+    assert seen[may].min() > 0
 
 
 def test_perturbation_refuses_a_function_of_nothing():
@@ -114,8 +126,8 @@ def answers_swapped(predict):
 
 @pytest.mark.parametrize("implementation", ["recurrent", "chunked", "parallel", "pallas_interpret"])
 def test_swapping_answers_never_changes_their_own_prediction(implementation):
-    slow = weights()
-    assert answers_swapped(lambda tokens, valid: causal_model(implementation)(slow, tokens)) == (1.0, 0.0)
+    slow, model = weights(), quick(causal_model(implementation))
+    assert answers_swapped(lambda tokens, valid: model(slow, tokens)) == (1.0, 0.0)
 
 
 def test_swapping_answers_flags_the_toy():
