@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
 from pathlib import Path
@@ -31,3 +32,10 @@ jax.config.update("jax_debug_nans", True)
 # Examples compile: they take long, but the same ones always.
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("default")
+
+
+def pytest_collection_finish():
+    # What is there by now stays to the end. JAX makes so many objects while it traces that the collector would look through all of
+    # it again and again.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)

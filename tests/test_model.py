@@ -133,7 +133,7 @@ def test_dropout_needs_a_key_and_changes_with_it():
     ],
 )
 def test_state_none_and_mean_change_nothing_else(implementation, scope, length, _float64):
-    config = make(implementation, dtype="float64", fast={"scope": scope})
+    config = make(implementation, dtype="float64", n_layer=2 if scope == "shared" else 1, fast={"scope": scope})
     fast = random_state(BDH(config), np.random.default_rng(1), 2)
     tokens, slow = TOKENS[:, :length], weights(config)
     full, mean, none = (compiled(config, state=state)(slow, tokens, fast) for state in ("full", "mean", "none"))
@@ -162,7 +162,7 @@ def test_every_form_has_the_same_gradients(_float64):
     gradients = {}
     for implementation in IMPLEMENTATIONS:
         learned = {"synapse": True, "train_synapse": True, "learn_learning_rate": True, "learn_decay": True}
-        config = make(implementation, dtype="float64", fast=learned)
+        config = make(implementation, dtype="float64", n_layer=1, fast=learned)
         fast = random_state(BDH(config), np.random.default_rng(1), 2)
         run = quick(functools.partial(jax.grad(number, argnums=(0, 1, 2)), config=config, fast=fast))
         gradients[implementation] = run(weights(config), fast.memory, fast.attention)
@@ -257,7 +257,7 @@ def test_bfloat16_keeps_weights_state_and_logits_wide():
 @pytest.mark.parametrize("norm", ["none", "l2", "sum"])
 def test_a_token_without_active_neurons(norm):
     """Its address is zero: nothing is read, nothing is written under it, and no gradient is NaN."""
-    config = make(fast={"address_norm": norm})
+    config = make(n_layer=1, fast={"address_norm": norm})
     slow = {**weights(config), "encoder": -np.abs(weights(config)["encoder"])}
     width = config.d_model
     slow["embed"] = np.tile(np.linspace(0, 1, VOCAB)[:, None], (1, width)).astype(np.float32)
@@ -277,7 +277,7 @@ def test_a_token_without_active_neurons(norm):
 def test_a_learned_decay_that_underflows_gives_numbers():
     """sigmoid(−120) is zero in float32; zero to the power of zero steps is still one."""
     for implementation in ("recurrent", "parallel", "chunked"):
-        config = make(implementation, fast={"learn_decay": True})
+        config = make(implementation, n_layer=1, fast={"learn_decay": True})
         slow = weights(config) | {"fast_logit_decay": np.full(2, -120, np.float32)}
 
         def number(slow, config=config):
@@ -308,8 +308,11 @@ def test_a_rule_that_is_switched_off_leaves_no_trace_in_the_state():
 
 
 def test_tokens_may_be_lists():
-    config = make()
-    out = [BDH(config).apply({"params": weights(config)}, tokens).logits for tokens in (TOKENS, TOKENS.tolist())]
+    config = make(n_layer=1)
+    out = [
+        quick(lambda slow, tokens=tokens: BDH(config).apply({"params": slow}, tokens).logits)(weights(config))
+        for tokens in (TOKENS, TOKENS.tolist())
+    ]
     np.testing.assert_array_equal(*out)
 
 

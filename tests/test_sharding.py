@@ -195,11 +195,17 @@ FORMS = {
     "chunked": {"implementation": "chunked"},
     "recurrent": {"implementation": "recurrent"},
     "shared": {"scope": "shared"},
-    "shift": {"attention": "shift", "address_norm": "sum"},
+    "shift": {"attention": "shift", "address_norm": "sum", "n_layer": 1},
     # What these predict is a sum over the rows of all shards.
-    "longhorn": {"implementation": "chunked", "rule": "longhorn", "learning_rate": 0.5, "address_norm": "none"},
-    "gated delta": {"implementation": "recurrent", "rule": "gated_delta", "address_norm": "centred"},
-    "oja": {"implementation": "parallel", "rule": "oja", "address_norm": "kwta", "address_active": 30},
+    "longhorn": {
+        "implementation": "chunked",
+        "rule": "longhorn",
+        "learning_rate": 0.5,
+        "address_norm": "none",
+        "n_layer": 1,
+    },
+    "gated delta": {"implementation": "recurrent", "rule": "gated_delta", "address_norm": "centred", "n_layer": 1},
+    "oja": {"implementation": "parallel", "rule": "oja", "address_norm": "kwta", "address_active": 30, "n_layer": 1},
 }
 
 
@@ -244,8 +250,8 @@ def test_every_form_gives_the_same_on_a_mesh(form):
         np.testing.assert_allclose(have, want, rtol=0, atol=2e-5 * scale, err_msg=jax.tree_util.keystr(path))
 
     out, _ = got
-    rows = (LAYERS, BATCH // 2, HEADS, NEURONS // 4)
-    slots = 1 if config.fast.scope == "shared" else LAYERS
+    rows = (config.n_layer, BATCH // 2, HEADS, NEURONS // 4)
+    slots = 1 if config.fast.scope == "shared" else config.n_layer
     assert out.fast.attention.addressable_shards[0].data.shape == (*rows, WIDTH)
     assert out.fast.memory.addressable_shards[0].data.shape == (slots, *rows[1:], WIDTH)
     assert out.fast.activity.strength.addressable_shards[0].data.shape == rows

@@ -24,7 +24,7 @@ def _float64():
 
 
 def _slow(config=CONFIG):
-    return GPT(config).init(jax.random.key(0), jnp.asarray(TOKENS))["params"]
+    return jax.jit(GPT(config).init)(jax.random.key(0), jnp.asarray(TOKENS))["params"]
 
 
 def _logits(slow, tokens, config=CONFIG, **masks):

@@ -43,7 +43,15 @@ EXACT = np.sqrt(LENGTH * NEURONS) * 2.0**-52 * 1e4
 
 def quick_rows() -> list[dict[str, Any]]:
     """Every pair of values of two factors in float64, and every value in bfloat16."""
-    rows = [{**row, "dtype": "float64"} for row in pairwise(FACTORS)]
+    narrow = []
+    for index in range(max(len(values) for values in FACTORS.values())):
+        row = {name: values[index % len(values)] for name, values in FACTORS.items()}
+        if row["rule"] == "oja":
+            # With "shift" this one is ill-conditioned: rounding nothing but the weights to 2⁻⁹ moves its gradient by a quarter.
+            row["attention"] = "rope"
+        narrow.append(row)
+    # In float64, too: gradients in bfloat16 are compared with those, which are compiled once.
+    rows = [{**row, "dtype": "float64"} for row in pairwise(FACTORS, given=narrow)]
     # A shared S that is reset and written at the same token: only codes write there, as an episode's first gate is zero.
     first = {name: values[0] for name, values in FACTORS.items()}
     rows.append(
@@ -78,12 +86,7 @@ def quick_rows() -> list[dict[str, Any]]:
     for implementation, masks in (("chunked", "both"), ("shared", "reset")):
         kept = {"implementation": implementation, "synapse": "frozen", "masks": masks, "heads": 2, "dtype": "float64"}
         rows.append(first | kept)
-    for index in range(max(len(values) for values in FACTORS.values())):
-        row = {name: values[index % len(values)] for name, values in FACTORS.items()} | {"dtype": "bfloat16"}
-        if row["rule"] == "oja":
-            # With "shift" this one is ill-conditioned: rounding nothing but the weights to 2⁻⁹ moves its gradient by a quarter.
-            row["attention"] = "rope"
-        rows.append(row)
+    rows.extend({**row, "dtype": "bfloat16"} for row in narrow)
     return rows
 
 
@@ -120,6 +123,17 @@ class Case:
     def exact(self) -> bool:
         return self.config.dtype == "float64"
 
+    @property
+    def by_token(self) -> bool:
+        """Whether the model goes token by token."""
+        return self.row["implementation"] in ("recurrent", "shared") or self.row["rule"] in ("mesa", "limits")
+
+    @property
+    def starts_from_none(self) -> bool:
+        """Whether to check a call without a state: with few cases some of those that go token by token, where the model starts
+        from a state of zeros then, and all others in float64."""
+        return self.many or self.exact and (not self.by_token or self.row["masks"] == "both")
+
     def valid_tokens(self) -> np.ndarray:
         """[B, T] bool."""
         return np.ones(self.tokens.shape, bool) if self.valid is None else self.valid
@@ -147,15 +161,20 @@ class Case:
         return jax.jit(self._run(), compiler_options={"xla_backend_optimization_level": 0})
 
     @functools.cached_property
-    def gradient(self):
-        """``(slow, floats, fast, weights, valid, reset)`` to gradients of the mixture by slow weights and the floating leaves of
-        the state, the others of which are ``fast``'s."""
+    def with_gradients(self):
+        """``(slow, floats, tokens, fast, weights, valid, reset)`` to what ``one_function`` gives, and the gradients of the mixture
+        by slow weights and the floating leaves of the state, the others of which are ``fast``'s."""
 
-        def number(slow, floats, fast, weights, valid, reset):
+        def number(slow, floats, tokens, fast, weights, valid, reset):
             fast = jax.tree.map(lambda leaf, new: leaf if new is None else new, fast, floats, is_leaf=lambda x: x is None)
-            return mixed(*self._run()(slow, self.tokens, fast, valid, reset), weights)
+            out = self._run()(slow, tokens, fast, valid, reset)
+            return mixed(*out, weights), out
 
-        return self.compile(jax.grad(number, argnums=(0, 1)))
+        def both(*arguments):
+            gradients, out = jax.grad(number, argnums=(0, 1), has_aux=True)(*arguments)
+            return out, gradients
+
+        return self.compile(both)
 
     @functools.cached_property
     def _applied(self):
@@ -174,10 +193,29 @@ class Case:
             return self.one_function(slow, tokens, fast, valid, reset)  # it may be compiled already
         return self._applied[state](slow, tokens, fast, valid, reset)
 
-    def call(self, tokens=None, fast=None):
-        """``one_function`` on this case's inputs, one of them changed perhaps."""
-        tokens = self.tokens if tokens is None else tokens
-        return self.one_function(self.slow, tokens, self.fast if fast is None else fast, self.valid, self.reset)
+    def call(self, tokens=None, fast=None, **masks):
+        """(logits, fast) on this case's inputs, some of them changed perhaps, always by the same compiled program: the one that
+        gives gradients as well, or ``one_function`` where that one runs op by op."""
+        tokens, fast = self.tokens if tokens is None else tokens, self.fast if fast is None else fast
+        masks = {"valid": self.valid, "reset": self.reset} | masks
+        if self.op_by_op:
+            return self.one_function(self.slow, tokens, fast, masks["valid"], masks["reset"])
+        return self.differentiate(tokens, fast, **masks)[0]
+
+    def differentiate(self, tokens=None, fast=None, weights=None, **masks):
+        """``with_gradients`` on this case's inputs, some of them changed perhaps, and random weights if none are given."""
+        tokens, fast = self.tokens if tokens is None else tokens, self.fast if fast is None else fast
+        masks = {"valid": self.valid, "reset": self.reset} | masks
+        floats = jax.tree.map(lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else None, fast)
+        weights = self.mixture if weights is None else weights
+        return self.with_gradients(self.slow, floats, tokens, fast, weights, masks["valid"], masks["reset"])
+
+    @functools.cached_property
+    def mixture(self):
+        """Fixed random weights of all outputs, so that one number depends on everything: logits and every leaf of the state."""
+        rng = np.random.default_rng(2)
+        logits = rng.normal(size=(*self.tokens.shape, VOCAB)) * self.valid_tokens()[..., None]
+        return logits, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), self.fast)
 
 
 def build(row: dict[str, Any], *, many: bool = False) -> Case:

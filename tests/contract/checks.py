@@ -8,7 +8,6 @@ term, not a rounding. What must be bit-identical is so in every dtype.
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bdh_jax import FastState
@@ -26,7 +25,7 @@ def tolerance(case: Case) -> float:
 
 def check_reference(case: Case) -> None:
     """Logits and final state are those of the NumPy reference, from a given state and from none."""
-    for fast in (case.fast, None) if case.exact or case.many else (case.fast,):
+    for fast in (case.fast, None) if case.starts_from_none else (case.fast,):
         if fast is None:
             logits, final = case.apply(case.slow, case.tokens, valid=case.valid, reset=case.reset)
         else:
@@ -45,6 +44,9 @@ def check_reference(case: Case) -> None:
 def check_causality_by_perturbation(case: Case) -> None:
     """Later tokens leave the logits before them bit-identical."""
     assert moved_by_later_tokens(lambda tokens: case.call(tokens)[0], case.tokens, VOCAB) == 0
+    if case.starts_from_none:
+        masks = {"valid": case.valid, "reset": case.reset}
+        assert moved_by_later_tokens(lambda tokens: case.apply(case.slow, tokens, **masks)[0], case.tokens, VOCAB) == 0
 
 
 def check_influence(case: Case) -> None:
@@ -57,9 +59,9 @@ def check_influence(case: Case) -> None:
         return case.model.apply({"params": slow}, case.tokens, fast, valid=valid, reset=reset, state="none").logits
 
     def one_by_one(here):
-        """With the function that :func:`check_gradients` compiles, too, and no weight on the final state."""
+        """With the program that the other checks use, too, and no weight on the final state."""
         nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape), case.fast)
-        return np.stack([gradients(case, (weights, nothing))[0]["embed"] for weights in here])
+        return np.stack([case.differentiate(weights=(weights, nothing))[1][0]["embed"] for weights in here])
 
     if case.op_by_op:
         together = at_once(logits, case.slow["embed"], case.slow, case.fast, case.valid, case.reset, compile=case.compile)
@@ -87,15 +89,18 @@ def check_isolation(case: Case) -> None:
 
     swap = np.array([1, 0])
     valid, reset = (None if mask is None else mask[swap] for mask in (case.valid, case.reset))
-    swapped = case.one_function(case.slow, case.tokens[swap], case.fast.select(swap), valid, reset)
+    swapped = case.call(case.tokens[swap], case.fast.select(swap), valid=valid, reset=reset)
     assert_close(swapped, (logits[swap], final.select(swap)), tolerance(case))
 
 
 def check_splits(case: Case) -> None:
-    """Any split of the sequence into calls gives the same logits and final state, down to one token a call."""
+    """Any split of the sequence into calls gives the same logits and final state: in halves, and with one token a call."""
     logits, final = case.call()
     length = case.tokens.shape[1]
-    for cuts in ([4], list(range(1, length))):
+    halves, single = [length // 2], list(range(1, length))
+    # With few cases one of the two: a form that goes token by token runs a call of one token without its loop over them, and for
+    # the others that is a stretch like any other. tests/test_model.py cuts every form in all ways.
+    for cuts in (halves, single) if case.many else (single,) if case.by_token else (halves,):
         fast, pieces = case.fast, []
         for start, stop in zip([0, *cuts], [*cuts, length], strict=True):
             masks = {
@@ -153,7 +158,7 @@ def check_reset(case: Case) -> None:
 
 def check_mean_and_none(case: Case) -> None:
     """``state="none"`` and "mean" give the same logits as "full", and "mean" the batch mean of S and the activity."""
-    if case.row["masks"] != "both" and not case.many:
+    if not case.many and not (case.exact and case.row["masks"] == "both"):
         return  # tests/test_model.py does this without masks
     logits, full = case.call()
     masks = {"valid": case.valid, "reset": case.reset}
@@ -177,11 +182,11 @@ def check_mean_and_none(case: Case) -> None:
 
 def check_gradients(case: Case) -> None:
     """Gradients of every input are those of the reference, by finite differences; in bfloat16 nearly those in float64."""
-    actual = gradients(case)
+    actual = case.differentiate()[1]
     if case.exact:
         compare_with_finite_differences(case, actual)
         return
-    expected = gradients(build(case.row | {"dtype": "float64"}, many=case.many))
+    expected = build(case.row | {"dtype": "float64"}, many=case.many).differentiate()[1]
     have, want = (jax.tree_util.tree_leaves_with_path(tree) for tree in (actual, expected))
     sizes = [np.linalg.norm(leaf) for _, leaf in want]
     for (path, leaf), (_, other), size in zip(have, want, sizes, strict=True):
@@ -190,23 +195,9 @@ def check_gradients(case: Case) -> None:
         assert error <= ROUGH * size + 2**-8 * max(sizes), f"gradient of {jax.tree_util.keystr(path)}"
 
 
-def mixture(case: Case):
-    """Fixed random weights of all outputs, so that one number depends on everything: logits and every leaf of the state."""
-    rng = np.random.default_rng(2)
-    logits = rng.normal(size=(*case.tokens.shape, VOCAB)) * case.valid_tokens()[..., None]
-    return logits, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), case.fast)
-
-
-def gradients(case: Case, weights=None):
-    """Gradients of the mixture with those weights, or random ones, by slow weights and the floating leaves of the initial state."""
-    floats = jax.tree.map(lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else None, case.fast)
-    weights = mixture(case) if weights is None else weights
-    return case.gradient(case.slow, floats, case.fast, weights, case.valid, case.reset)
-
-
 def compare_with_finite_differences(case: Case, gradient) -> None:
     """Along one random direction per input. Where the gradient stops at writes, the reference keeps the writes fixed."""
-    weights, stops = mixture(case), case.config.fast.write_gradient == "stop"
+    weights, stops = case.mixture, case.config.fast.write_gradient == "stop"
     masks = {"valid": case.valid, "reset": case.reset}
     start = to_reference(case.config, case.fast)
     writes = reference_model.run(case.config, case.slow, case.tokens, start, **masks)[2] if stops else None

@@ -13,26 +13,34 @@ def pairs_of(row: Mapping[str, Any]) -> set[tuple[tuple[str, Any], tuple[str, An
     return set(itertools.combinations(row.items(), 2))
 
 
-def pairwise(factors: Mapping[str, Sequence[Any]], tries: int = 30) -> list[dict[str, Any]]:
+def pairwise(
+    factors: Mapping[str, Sequence[Any]], tries: int = 30, given: Sequence[Mapping[str, Any]] = ()
+) -> list[dict[str, Any]]:
     """A covering array of strength 2, by greed: each row starts from a pair still missing and takes, factor by factor, the
     value that adds most missing pairs. Of several tries with ties broken at random the shortest; always the same one.
 
     Args:
       factors: name → values, at least two factors.
       tries: how many arrays to make.
+      given: rows to start from.
 
     Returns:
       Rows, name → value, in which every pair of values of two different factors occurs.
     """
-    return min((_greedy(factors, random.Random(seed)) for seed in range(tries)), key=len)
+    return min((_greedy(factors, random.Random(seed), given) for seed in range(tries)), key=len)
 
 
-def _greedy(factors: Mapping[str, Sequence[Any]], rng: random.Random) -> list[dict[str, Any]]:
+def _greedy(
+    factors: Mapping[str, Sequence[Any]], rng: random.Random, given: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     names = list(factors)
     missing = dict.fromkeys(  # a dict keeps the order, so that the result is the same in every process
         frozenset({(a, x), (b, y)}) for a, b in itertools.combinations(names, 2) for x in factors[a] for y in factors[b]
     )
-    rows = []
+    rows = [{name: row[name] for name in names} for row in given]
+    for row in rows:
+        for pair in pairs_of(row):
+            missing.pop(frozenset(pair), None)
     while missing:
         row = dict(sorted(next(iter(missing)), key=repr))
         for name in rng.sample([name for name in names if name not in row], len(names) - 2):

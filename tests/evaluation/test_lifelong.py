@@ -88,7 +88,7 @@ def test_never_reset_is_one_long_sequence(model, slow, stream):
         np.testing.assert_allclose(a, b, atol=2e-3, rtol=2e-3)
     keys = stream.keys[:3]
     one_by_one = [int(apply(learner.model, slow, key[None], whole).logits[0, -1].argmax()) for key in keys]
-    assert learner.answer(slow, memory, jnp.asarray(keys)).tolist() == one_by_one
+    assert jax.jit(learner.answer)(slow, memory, jnp.asarray(keys)).tolist() == one_by_one
 
 
 def test_ridge_reads_what_the_fast_weights_read(model, slow, stream):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,8 +66,11 @@ def test_the_kernel_for_tpus_computes_the_same(float64):
     query, key, value = (array[:, None] for array in arrays)
     options = {"decay": 0.9, "valid": None, "final": "full", "sum_heads": False, "chunk_size": 16}
     reset = jnp.zeros((2, LENGTH), bool).at[0, 20].set(True)
-    expected = xla.chunked(query, key, value, None, reset=reset, **options)
-    found = pallas.chunked(query, key, value, None, reset=reset, **options, interpret=True, platform="tpu")
+    for_tpus = functools.partial(pallas.chunked, interpret=True, platform="tpu")
+    expected, found = (
+        jax.jit(functools.partial(chunked, reset=reset, **options))(query, key, value, None)
+        for chunked in (xla.chunked, for_tpus)
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), expected, found)
 
 

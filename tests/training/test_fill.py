@@ -113,7 +113,7 @@ def test_only_the_layers_that_are_named_are_filled():
 
 
 def test_a_batch_with_fill_is_trained_beside_it_and_leaves_the_synapse_alone():
-    config = experiment(n_layer=2)
+    config = experiment()
     model, batch = BDH(config.model), batch_of(config, 0)
     state, losses = run(config, 2)
     start = init_state(
@@ -153,7 +153,7 @@ def test_gradients_flow_through_what_fills():
 
 
 def test_slices_of_a_batch_are_filled_alike():
-    config = experiment(n_layer=2)
+    config = experiment()
     whole, sliced = (
         run(dataclasses.replace(config, train=dataclasses.replace(config.train, accumulation=a)), 2)[1] for a in (1, 2)
     )
@@ -166,7 +166,7 @@ def test_the_ridge_is_that_of_the_configuration():
 
 
 def test_a_mesh_changes_nothing():
-    (_, one), (_, two) = (run(experiment(data=data, n_layer=2), 3) for data in (1, 2))
+    (_, one), (_, two) = (run(experiment(data=data), 3) for data in (1, 2))
     np.testing.assert_allclose(one, two, rtol=1e-5)
 
 
