@@ -86,6 +86,9 @@ def quick_rows() -> list[dict[str, Any]]:
     for implementation, masks in (("chunked", "both"), ("shared", "reset")):
         kept = {"implementation": implementation, "synapse": "frozen", "masks": masks, "heads": 2, "dtype": "float64"}
         rows.append(first | kept)
+    # Heads with rates of their own are not merged into one, and what a rule predicts is a sum over them, token by token as well.
+    own = {"implementation": "recurrent", "scope": "shared", "rule": "delta", "rates": "learned", "heads": 2}
+    rows.append(first | own | {"dtype": "float64"})
     rows.extend({**row, "dtype": "bfloat16"} for row in narrow)
     return rows
 
