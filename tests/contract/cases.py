@@ -160,7 +160,7 @@ class Case:
 
     @functools.cached_property
     def one_function(self):
-        """``(slow, tokens, fast, valid, reset) -> (logits, fast)``, compiled whole: what must be bit-identical is so in this."""
+        """``(slow, tokens, fast, valid, reset) -> (logits, fast)``, compiled whole."""
         return jax.jit(self._run(), compiler_options={"xla_backend_optimization_level": 0})
 
     @functools.cached_property
@@ -199,11 +199,11 @@ class Case:
     def call(self, tokens=None, fast=None, **masks):
         """(logits, fast) on this case's inputs, some of them changed perhaps, always by the same compiled program: the one that
         gives gradients as well, or ``one_function`` where that one runs op by op."""
+        if not self.op_by_op:
+            return self.differentiate(tokens, fast, **masks)[0]
         tokens, fast = self.tokens if tokens is None else tokens, self.fast if fast is None else fast
         masks = {"valid": self.valid, "reset": self.reset} | masks
-        if self.op_by_op:
-            return self.one_function(self.slow, tokens, fast, masks["valid"], masks["reset"])
-        return self.differentiate(tokens, fast, **masks)[0]
+        return self.one_function(self.slow, tokens, fast, masks["valid"], masks["reset"])
 
     def differentiate(self, tokens=None, fast=None, weights=None, **masks):
         """``with_gradients`` on this case's inputs, some of them changed perhaps, and random weights if none are given."""

@@ -99,7 +99,7 @@ def check_splits(case: Case) -> None:
     length = case.tokens.shape[1]
     halves, single = [length // 2], list(range(1, length))
     # With few cases one of the two: a form that goes token by token runs a call of one token without its loop over them, and for
-    # the others that is a stretch like any other. tests/test_model.py cuts every form in all ways.
+    # the others that is a short stretch. tests/test_model.py cuts each form into calls of one to three tokens.
     for cuts in (halves, single) if case.many else (single,) if case.by_token else (halves,):
         fast, pieces = case.fast, []
         for start, stop in zip([0, *cuts], [*cuts, length], strict=True):
