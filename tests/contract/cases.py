@@ -41,6 +41,16 @@ LENGTH, WIDTH, NEURONS, VOCAB, CHUNK = 8, 8, 16, 18, 3
 EXACT = np.sqrt(LENGTH * NEURONS) * 2.0**-52 * 1e4
 
 
+def layers(row: dict[str, Any]) -> int:
+    """How many layers the model of a row has: two where they differ, or share something."""
+    return 2 if row["scope"] == "layer" or row["implementation"] == "shared" else 1
+
+
+def time_to_compile(row: dict[str, Any]) -> int:
+    """Roughly, in units of one layer. The interpreted kernel is a program in itself."""
+    return layers(row) * (2 if row["implementation"] == "pallas_interpret" else 1)
+
+
 def quick_rows() -> list[dict[str, Any]]:
     """Every pair of values of two factors in float64, and every value in bfloat16."""
     narrow = []
@@ -51,13 +61,13 @@ def quick_rows() -> list[dict[str, Any]]:
             row["attention"] = "rope"
         narrow.append(row)
     # In float64, too: gradients in bfloat16 are compared with those, which are compiled once.
-    rows = [{**row, "dtype": "float64"} for row in pairwise(FACTORS, given=narrow)]
+    rows = [{**row, "dtype": "float64"} for row in pairwise(FACTORS, given=narrow, cost=time_to_compile)]
     # A shared S that is reset and written at the same token: only codes write there, as an episode's first gate is zero.
     first = {name: values[0] for name, values in FACTORS.items()}
     rows.append(
         first | {"implementation": "shared", "address": "current", "norm": "l2", "masks": "reset", "dtype": "float64"}
     )
-    # "limits" is the Hebbian rule with limits on S. It and "mesa" have the recurrent form only, one S a layer or one for all.
+    # "limits" is the Hebbian rule with limits on S. It and "mesa" have the recurrent form only, one S a layer or one for both.
     for rule, norm, masks, implementation, gradient in (
         ("mesa", "l2", "both", "recurrent", "full"),
         ("mesa", "kwta", "reset", "shared", "stop"),
@@ -77,6 +87,7 @@ def quick_rows() -> list[dict[str, Any]]:
         only = {
             "rule": "gated_hebbian",
             "implementation": implementation,
+            "scope": "shared",
             "norm": norm,
             "masks": masks,
             "gradient": gradient,
@@ -136,6 +147,11 @@ class Case:
         """Whether to check a call without a state: with few cases some of those that go token by token, where the model starts
         from a state of zeros then, and all others in float64."""
         return self.many or self.exact and (not self.by_token or self.row["masks"] == "both")
+
+    @property
+    def masks(self) -> dict[str, np.ndarray | None]:
+        """Arguments of ``apply`` and ``call``."""
+        return {"valid": self.valid, "reset": self.reset}
 
     def valid_tokens(self) -> np.ndarray:
         """[B, T] bool."""
@@ -202,13 +218,13 @@ class Case:
         if not self.op_by_op:
             return self.differentiate(tokens, fast, **masks)[0]
         tokens, fast = self.tokens if tokens is None else tokens, self.fast if fast is None else fast
-        masks = {"valid": self.valid, "reset": self.reset} | masks
+        masks = self.masks | masks
         return self.one_function(self.slow, tokens, fast, masks["valid"], masks["reset"])
 
     def differentiate(self, tokens=None, fast=None, weights=None, **masks):
         """``with_gradients`` on this case's inputs, some of them changed perhaps, and random weights if none are given."""
         tokens, fast = self.tokens if tokens is None else tokens, self.fast if fast is None else fast
-        masks = {"valid": self.valid, "reset": self.reset} | masks
+        masks = self.masks | masks
         floats = jax.tree.map(lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else None, fast)
         weights = self.mixture if weights is None else weights
         return self.with_gradients(self.slow, floats, tokens, fast, weights, masks["valid"], masks["reset"])
@@ -229,13 +245,11 @@ def build(row: dict[str, Any], *, many: bool = False) -> Case:
       many: whether so many cases will run that compiling each of them would take the most time.
     """
     rng = np.random.default_rng(0)
-    implementation, kernel, scope, layers = row["implementation"], "xla", row["scope"], 2
+    implementation, kernel, scope = row["implementation"], "xla", row["scope"]
     if implementation == "pallas_interpret":
         implementation, kernel = "chunked", implementation
     if implementation == "shared":
         implementation, scope = "recurrent", "shared"
-    elif scope == "shared":
-        layers = 1
     rule, limits = row["rule"], {}
     if rule in ("mesa", "limits"):
         implementation, kernel = "recurrent", "xla"
@@ -245,7 +259,7 @@ def build(row: dict[str, Any], *, many: bool = False) -> Case:
     unit = row["rates"] == "unit"
     config = BDHConfig(
         vocab_size=VOCAB,
-        n_layer=layers,
+        n_layer=layers(row),
         d_model=WIDTH,
         n_head=row["heads"],
         n_neurons=NEURONS,

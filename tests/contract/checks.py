@@ -25,28 +25,30 @@ def tolerance(case: Case) -> float:
 
 def check_reference(case: Case) -> None:
     """Logits and final state are those of the NumPy reference, from a given state and from none."""
-    for fast in (case.fast, None) if case.starts_from_none else (case.fast,):
-        if fast is None:
-            logits, final = case.apply(case.slow, case.tokens, valid=case.valid, reset=case.reset)
-        else:
-            logits, final = case.call()
-        start = None if fast is None else to_reference(case.config, fast)
-        expected, states, _ = reference_model.run(
-            case.config, case.slow, case.tokens, start, valid=case.valid, reset=case.reset
-        )
-        seen = case.valid_tokens()[..., None]
-        assert_close(np.where(seen, logits, 0), np.where(seen, expected, 0), tolerance(case), "logits")
-        assert_close(final, from_reference(states, final), tolerance(case), "state")
-        like = jax.eval_shape(lambda: case.model.init_fast(len(case.tokens)))
-        assert jax.tree.map(lambda a: (a.shape, a.dtype), final) == jax.tree.map(lambda a: (a.shape, a.dtype), like)
+    compare_with_reference(case, case.fast, case.tokens, case.masks, case.call())
+    if case.many:
+        out = case.apply(case.slow, case.tokens, **case.masks)
+        compare_with_reference(case, None, case.tokens, case.masks, out)
+
+
+def compare_with_reference(case: Case, start: FastState | None, tokens: np.ndarray, masks: dict, out) -> None:
+    """``out`` is what the model gave for these arguments."""
+    logits, final = out
+    states = None if start is None else to_reference(case.config, start)
+    expected, states, _ = reference_model.run(case.config, case.slow, tokens, states, **masks)
+    seen = np.ones((*tokens.shape, 1), bool) if masks["valid"] is None else masks["valid"][..., None]
+    assert_close(np.where(seen, logits, 0), np.where(seen, expected, 0), tolerance(case), "logits")
+    assert_close(final, from_reference(states, final), tolerance(case), "state")
+    like = jax.eval_shape(lambda: case.model.init_fast(len(case.tokens)))
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), final) == jax.tree.map(lambda a: (a.shape, a.dtype), like)
 
 
 def check_causality_by_perturbation(case: Case) -> None:
     """Later tokens leave the logits before them bit-identical."""
     assert moved_by_later_tokens(lambda tokens: case.call(tokens)[0], case.tokens, VOCAB) == 0
     if case.starts_from_none:
-        masks = {"valid": case.valid, "reset": case.reset}
-        assert moved_by_later_tokens(lambda tokens: case.apply(case.slow, tokens, **masks)[0], case.tokens, VOCAB) == 0
+        tokens, masks = first_tokens(case, case.masks)
+        assert moved_by_later_tokens(lambda tokens: case.apply(case.slow, tokens, **masks)[0], tokens, VOCAB) == 0
 
 
 def check_influence(case: Case) -> None:
@@ -93,25 +95,54 @@ def check_isolation(case: Case) -> None:
     assert_close(swapped, (logits[swap], final.select(swap)), tolerance(case))
 
 
+def first_tokens(case: Case, masks: dict) -> tuple[np.ndarray, dict]:
+    """What a call without a state is given: with few cases another number of tokens than the calls with one."""
+    count = LENGTH if case.many else 5
+    return case.tokens[:, :count], {name: None if mask is None else mask[:, :count] for name, mask in masks.items()}
+
+
 def check_splits(case: Case) -> None:
-    """Any split of the sequence into calls gives the same logits and final state: in halves, and with one token a call."""
+    """Any split of the sequence into calls gives the same logits and final state."""
+    if not case.many:
+        check_two_calls(case)
+        return
     logits, final = case.call()
     length = case.tokens.shape[1]
-    halves, single = [length // 2], list(range(1, length))
-    # With few cases one of the two: a form that goes token by token runs a call of one token without its loop over them, and for
-    # the others that is a short stretch. tests/test_model.py cuts each form into calls of one to three tokens.
-    for cuts in (halves, single) if case.many else (single,) if case.by_token else (halves,):
+    for cuts in ([length // 2], list(range(1, length))):
         fast, pieces = case.fast, []
         for start, stop in zip([0, *cuts], [*cuts, length], strict=True):
-            masks = {
-                name: None if mask is None else mask[:, start:stop]
-                for name, mask in (("valid", case.valid), ("reset", case.reset))
-            }
+            masks = {name: None if mask is None else mask[:, start:stop] for name, mask in case.masks.items()}
             piece, fast = case.apply(case.slow, case.tokens[:, start:stop], fast, **masks)
             pieces.append(piece)
         seen = case.valid_tokens()[..., None]
         joined = np.where(seen, np.concatenate(pieces, axis=1), 0)
         assert_close((joined, fast), (np.where(seen, logits, 0), final), tolerance(case), f"split at {cuts}: ")
+
+
+def check_two_calls(case: Case) -> None:
+    """A call and one more from its state give what the reference gives for all tokens at once.
+
+    The second call is one that is compiled already, so only what starts without a state costs anything. A form that goes token by
+    token runs a call of one token without its loop over them, which some cases do, too; tests/test_model.py cuts each form into
+    calls of one to three tokens.
+    """
+    start, (before, masks) = None, first_tokens(case, case.masks)
+    if case.starts_from_none:
+        out = case.apply(case.slow, before, **masks)
+    else:
+        start, before, masks, out = case.fast, case.tokens, case.masks, case.call()
+    after = (case.tokens + 1) % VOCAB
+    logits, final = case.call(after, out[1])
+    joined = {name: None if mask is None else np.concatenate([masks[name], mask], axis=1) for name, mask in case.masks.items()}
+    both = np.concatenate([out[0], logits], axis=1), final
+    compare_with_reference(case, start, np.concatenate([before, after], axis=1), joined, both)
+    if case.by_token and case.starts_from_none:
+        fast, pieces = case.fast, []
+        for t in range(LENGTH):
+            masks = {name: mask[:, t : t + 1] for name, mask in case.masks.items()}
+            piece, fast = case.apply(case.slow, case.tokens[:, t : t + 1], fast, **masks)
+            pieces.append(piece)
+        compare_with_reference(case, case.fast, case.tokens, case.masks, (np.concatenate(pieces, axis=1), fast))
 
 
 def check_padding(case: Case) -> None:
@@ -120,7 +151,13 @@ def check_padding(case: Case) -> None:
         return  # a reset at an invalid token has no counterpart without that token
     logits, final = case.call()
     dense = np.stack([row[keep] for row, keep in zip(case.tokens, case.valid, strict=True)])
-    expected, expected_final = case.apply(case.slow, dense, case.fast, valid=np.ones(dense.shape, bool))
+    count = dense.shape[1]
+    if case.many:
+        expected, expected_final = case.apply(case.slow, dense, case.fast, valid=np.ones(dense.shape, bool))
+    else:  # in the same program, with the others after them
+        behind = np.tile(np.arange(LENGTH) < count, (len(dense), 1))
+        expected, expected_final = case.call(np.concatenate([dense, dense], axis=1)[:, :LENGTH], valid=behind)
+        expected = expected[:, :count]
     assert_close(np.asarray(logits)[case.valid], np.asarray(expected).reshape(-1, VOCAB), tolerance(case), "logits")
     assert_close(final, expected_final, tolerance(case), "state")
     rubbish = np.where(case.valid, case.tokens, (case.tokens + 5) % VOCAB)
@@ -143,17 +180,20 @@ def check_reset(case: Case) -> None:
     np.testing.assert_array_equal(other[:, last:], logits[:, last:])
     jax.tree.map(np.testing.assert_array_equal, other_final, final)
     # And it is what an episode of its own gives.
-    tail = case.tokens[:, last:]
-    alone, alone_final = case.apply(
-        case.slow,
-        tail,
-        case.model.init_fast(len(tail)),
-        valid=None if case.valid is None else case.valid[:, last:],
-        reset=np.zeros(tail.shape, bool),
-    )
+    tail, new = case.tokens[:, last:], case.model.init_fast(len(case.tokens))
+    valid = None if case.valid is None else case.valid[:, last:]
+    ends = case.many or valid is not None
+    if case.many:
+        alone, alone_final = case.apply(case.slow, tail, new, valid=valid, reset=np.zeros(tail.shape, bool))
+    else:  # in the same program, with other tokens after it; if those count, the final state says nothing
+        valid = None if valid is None else np.concatenate([valid, np.zeros(valid.shape, bool)], axis=1)
+        twice = np.concatenate([tail, tail], axis=1)
+        alone, alone_final = case.call(twice, new, valid=valid, reset=np.zeros(twice.shape, bool))
+        alone = alone[:, :last]
     seen = case.valid_tokens()[:, last:, None]
     assert_close(np.where(seen, logits[:, last:], 0), np.where(seen, alone, 0), tolerance(case), "logits")
-    assert_close(final, alone_final, tolerance(case), "state")
+    if ends:
+        assert_close(final, alone_final, tolerance(case), "state")
 
 
 def check_mean_and_none(case: Case) -> None:
@@ -161,10 +201,9 @@ def check_mean_and_none(case: Case) -> None:
     if not case.many and not (case.exact and case.row["masks"] == "both"):
         return  # tests/test_model.py does this without masks
     logits, full = case.call()
-    masks = {"valid": case.valid, "reset": case.reset}
     seen = case.valid_tokens()[..., None]
     for state in ("none", "mean") if case.many else ("mean",):
-        same, final = case.apply(case.slow, case.tokens, case.fast, state=state, **masks)
+        same, final = case.apply(case.slow, case.tokens, case.fast, state=state, **case.masks)
         assert_close(np.where(seen, same, 0), np.where(seen, logits, 0), tolerance(case), state)
         if state == "none":
             assert final is None
@@ -198,7 +237,7 @@ def check_gradients(case: Case) -> None:
 def compare_with_finite_differences(case: Case, gradient) -> None:
     """Along one random direction per input. Where the gradient stops at writes, the reference keeps the writes fixed."""
     weights, stops = case.mixture, case.config.fast.write_gradient == "stop"
-    masks = {"valid": case.valid, "reset": case.reset}
+    masks = case.masks
     start = to_reference(case.config, case.fast)
     writes = reference_model.run(case.config, case.slow, case.tokens, start, **masks)[2] if stops else None
     rng = np.random.default_rng(3)

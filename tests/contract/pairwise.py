@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -14,20 +15,41 @@ def pairs_of(row: Mapping[str, Any]) -> set[tuple[tuple[str, Any], tuple[str, An
 
 
 def pairwise(
-    factors: Mapping[str, Sequence[Any]], tries: int = 30, given: Sequence[Mapping[str, Any]] = ()
+    factors: Mapping[str, Sequence[Any]],
+    tries: int = 30,
+    given: Sequence[Mapping[str, Any]] = (),
+    cost: Callable[[Mapping[str, Any]], float] = lambda row: 1,
 ) -> list[dict[str, Any]]:
     """A covering array of strength 2, by greed: each row starts from a pair still missing and takes, factor by factor, the
-    value that adds most missing pairs. Of several tries with ties broken at random the shortest; always the same one.
+    value that adds most missing pairs. Then values that are needed for no pair give way to others that make their row cost
+    less. Of several tries with ties broken at random the one that costs least; always the same one.
 
     Args:
       factors: name → values, at least two factors.
       tries: how many arrays to make.
-      given: rows to start from.
+      given: rows to start from, which stay as they are.
+      cost: of a row.
 
     Returns:
       Rows, name → value, in which every pair of values of two different factors occurs.
     """
-    return min((_greedy(factors, random.Random(seed), given) for seed in range(tries)), key=len)
+    arrays = (_cheaper(factors, _greedy(factors, random.Random(seed), given), len(given), cost) for seed in range(tries))
+    return min(arrays, key=lambda rows: sum(map(cost, rows)))
+
+
+def _cheaper(
+    factors: Mapping[str, Sequence[Any]], rows: list[dict[str, Any]], fixed: int, cost: Callable[[Mapping[str, Any]], float]
+) -> list[dict[str, Any]]:
+    held = collections.Counter(pair for row in rows for pair in pairs_of(row))
+    for number in range(fixed, len(rows)):
+        for name, values in factors.items():
+            row = rows[number]
+            changed = min(({**row, name: value} for value in values), key=cost)
+            if cost(changed) < cost(row) and all(held[pair] > 1 for pair in pairs_of(row) - pairs_of(changed)):
+                held.subtract(pairs_of(row))
+                held.update(pairs_of(changed))
+                rows[number] = changed
+    return rows
 
 
 def _greedy(
