@@ -29,19 +29,41 @@ _SERVER.set_forkserver_preload(
 )
 
 
+class Command:
+    """``python -m module arguments`` in the folder of the project, which runs until it is waited for, or sent a signal."""
+
+    def __init__(self, module: str, *arguments: object, stdin: bytes = b""):
+        self._named = f"{module} {arguments}"
+        self._folder = tempfile.TemporaryDirectory()
+        given, self._output, self._errors = files = [Path(self._folder.name, name) for name in ("stdin", "stdout", "stderr")]
+        given.write_bytes(stdin)
+        arguments = [str(argument) for argument in arguments]
+        self._process = _SERVER.Process(target=_command, args=(files, dict(os.environ), module, arguments))
+        self._process.start()
+
+    def ended(self) -> bool:
+        return not self._process.is_alive()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self._process.pid, number)
+
+    def wait(self) -> tuple[int, bytes, bytes]:
+        """Its exit status, or minus the signal that killed it, output and errors."""
+        self._process.join(300)
+        late = self._process.exitcode is None
+        if late:
+            self._process.kill()
+            self._process.join()
+        with self._folder:
+            status, output, errors = self._process.exitcode, self._output.read_bytes(), self._errors.read_bytes()
+        if late:
+            raise TimeoutError(f"{self._named} has not ended after 300 s: {errors.decode()}")
+        return status, output, errors
+
+
 def run(module: str, *arguments: object, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
     """What ``python -m module arguments`` does in the folder of the project: its exit status, output and errors."""
-    with tempfile.TemporaryDirectory() as folder:
-        given, output, errors = files = [Path(folder, name) for name in ("stdin", "stdout", "stderr")]
-        given.write_bytes(stdin)
-        process = _SERVER.Process(target=_command, args=(files, dict(os.environ), module, [str(a) for a in arguments]))
-        process.start()
-        process.join(300)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            raise TimeoutError(f"{module} {arguments} has not ended after 300 s: {errors.read_bytes().decode()}")
-        return process.exitcode, output.read_bytes(), errors.read_bytes()
+    return Command(module, *arguments, stdin=stdin).wait()
 
 
 def run_text(module: str, *arguments: object) -> tuple[int, str, str]:

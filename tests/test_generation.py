@@ -36,9 +36,9 @@ FAST = FastWeightConfig(learning_rate=0.7, decay=0.8, rule="delta", synapse=True
 CONFIG = BDHConfig(vocab_size=VOCAB, n_layer=2, d_model=8, n_head=2, n_neurons=32, dropout=0.0, fast=FAST)
 CASES = {
     "fast weights": CONFIG,
-    "plain": dataclasses.replace(CONFIG, fast=FastWeightConfig(enabled=False)),
-    "shift": dataclasses.replace(CONFIG, attention="shift", attention_decay=(0.7, 1.0)),
-    "mesa": dataclasses.replace(CONFIG, fast=FastWeightConfig(rule="mesa", ridge=0.5)),
+    "plain": dataclasses.replace(CONFIG, n_layer=1, fast=FastWeightConfig(enabled=False)),
+    "shift": dataclasses.replace(CONFIG, n_layer=1, attention="shift", attention_decay=(0.7, 1.0)),
+    "mesa": dataclasses.replace(CONFIG, n_layer=1, fast=FastWeightConfig(rule="mesa", ridge=0.5)),
 }
 
 

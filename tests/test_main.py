@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from bdh_jax import cli
 from bdh_jax.config import ConfigError
-from tests.commands import ROOT, run_text
+from tests.commands import ROOT, Command, run_text
 
 SMOKE = "--config=configs/nback.py:smoke"
 # Many steps of a tiny model, without pauses.
 LONG = ["--config.train.steps=1000000", "--config.train.evaluate_every=1000000", "--config.train.checkpoint_every=1000000"]
-
-
-def _start(*arguments: str) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-m", "bdh_jax.main", *arguments], cwd=ROOT, env=environment, **pipes)
 
 
 def _run(*arguments: str, module: str = "bdh_jax.main") -> tuple[int, str, str]:
@@ -132,18 +123,20 @@ def test_signals_save_and_set_the_exit_status(tmp_path):
     """SIGTERM and Ctrl-C, to two runs at once; each leaves the checkpoint it names."""
     expected = {signal.SIGTERM: 143, signal.SIGINT: 130}
     runs = {
-        number: (tmp_path / str(number), _start(SMOKE, f"--workdir={tmp_path / str(number)}", *LONG)) for number in expected
+        number: (tmp_path / str(number), Command("bdh_jax.main", SMOKE, f"--workdir={tmp_path / str(number)}", *LONG))
+        for number in expected
     }
-    for number, (workdir, process) in runs.items():
+    for number, (workdir, command) in runs.items():
         metrics = workdir / "metrics.jsonl"
         for _ in range(1200):
-            if process.poll() is not None or metrics.exists() and metrics.stat().st_size > 0:
+            if command.ended() or metrics.exists() and metrics.stat().st_size > 0:
                 break
             time.sleep(0.1)
-        process.send_signal(number)
-    for number, (workdir, process) in runs.items():
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == expected[number], errors
+        command.send_signal(number)
+    for number, (workdir, command) in runs.items():
+        status, _, errors = command.wait()
+        errors = errors.decode()
+        assert status == expected[number], errors
         assert "Traceback" not in errors
         step = int(re.search(r"saved step (\d+) of 1000000", errors).group(1))
         assert (workdir / "checkpoints" / str(step)).is_dir()

@@ -121,15 +121,17 @@ def test_dropout_needs_a_key_and_changes_with_it():
     assert np.abs(a - c).max() > 1e-3
 
 
-@pytest.mark.parametrize("length", [1, LENGTH])
 @pytest.mark.parametrize(
-    ("implementation", "scope"),
+    ("implementation", "scope", "length"),
     [
-        ("recurrent", "layer"),
-        ("chunked", "layer"),
-        ("parallel", "layer"),
-        ("pallas_interpret", "layer"),
-        ("recurrent", "shared"),
+        ("recurrent", "layer", LENGTH),
+        ("chunked", "layer", LENGTH),
+        ("parallel", "layer", LENGTH),
+        ("pallas_interpret", "layer", LENGTH),
+        ("recurrent", "shared", LENGTH),
+        ("recurrent", "layer", 1),
+        ("parallel", "layer", 1),
+        ("recurrent", "shared", 1),
     ],
 )
 def test_state_none_and_mean_change_nothing_else(implementation, scope, length, _float64):
@@ -173,7 +175,7 @@ def test_every_form_has_the_same_gradients(_float64):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_any_split_into_calls(implementation, _float64):
     """Ten ways to cut eight tokens into calls of one to three."""
-    config = make(implementation, dtype="float64")
+    config = make(implementation, dtype="float64", n_layer=1)
     run, slow, rng = compiled(config), weights(config), np.random.default_rng(0)
     start = random_state(BDH(config), rng, 2)
     expected, states, _ = reference_model.run(config, slow, TOKENS, to_reference(config, start))
@@ -230,7 +232,7 @@ def test_collect_returns_what_it_names_for_every_layer_and_token(_float64):
 
 @pytest.mark.parametrize("fast", [{"learn_decay": True}, {"keep_gram": True}, {"keep_gram": True, "scope": "shared"}])
 def test_remat_changes_neither_values_nor_gradients(fast, _float64):
-    plain = make(dtype="float64", fast=fast)
+    plain = make(dtype="float64", n_layer=2 if "scope" in fast else 1, fast=fast)
     slow = weights(plain)
 
     def number(slow, config):
@@ -360,7 +362,7 @@ def test_a_state_of_another_model_is_refused():
     with pytest.raises(ValueError, match="fast.previous_address should be absent"):
         BDH(make(fast={"address": "current"})).apply(slow, TOKENS, model.init_fast(2))
     with pytest.raises(ValueError, match="fast is a BDHOutput and must be a FastState; pass its .fast"):
-        model.apply(slow, TOKENS, model.apply(slow, TOKENS))
+        model.apply(slow, TOKENS, jax.eval_shape(compiled(config), slow["params"], TOKENS, None))
     with pytest.raises(ValueError, match=r"fast.attention is bfloat16, but this model \(dtype='float32'\) carries float32"):
         model.apply(slow, TOKENS, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.init_fast(2)))
     mesa, other = (BDH(make(fast={"rule": "mesa", "ridge": ridge})) for ridge in (0.1, 0.2))

@@ -21,7 +21,7 @@ from tests.compiled import apply, init
 VOCAB = 11
 CONFIG = BDHConfig(
     vocab_size=VOCAB,
-    n_layer=2,
+    n_layer=1,
     d_model=8,
     n_head=2,
     n_neurons=16,
@@ -100,12 +100,13 @@ def test_bytes_are_those_of_the_tokens():
 
 
 def test_a_cache_is_as_large_as_the_state_after_so_many_tokens():
+    config = dataclasses.replace(CONFIG, n_layer=2)
     # Keys and values, two layers, eight wide, four bytes.
-    assert language.cache_bytes(CONFIG, 10) == 2 * 2 * 8 * 4 * 10
-    state = language.state_bytes(CONFIG)
-    assert state == make_model(CONFIG).init_fast(1).nbytes
-    equal = language.equal_context(CONFIG)
-    assert language.cache_bytes(CONFIG, equal - 1) < state <= language.cache_bytes(CONFIG, equal)
+    assert language.cache_bytes(config, 10) == 2 * 2 * 8 * 4 * 10
+    state = language.state_bytes(config)
+    assert state == make_model(config).init_fast(1).nbytes
+    equal = language.equal_context(config)
+    assert language.cache_bytes(config, equal - 1) < state <= language.cache_bytes(config, equal)
 
 
 def test_parts_are_switched_off():

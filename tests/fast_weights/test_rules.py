@@ -268,7 +268,7 @@ import jax
 from bdh_jax import BDH, BDHConfig, FastWeightConfig
 model = BDH(BDHConfig(vocab_size=9, n_layer=2, d_model=16, n_head=1, n_neurons=64, dropout=0.0, fast=FastWeightConfig(rule="mesa")))
 tokens = jax.random.randint(jax.random.key(1), (4, 35), 0, 9)
-slow = model.init(jax.random.key(0), tokens)["params"]
+slow = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
 print(bool(jax.jit(lambda slow: model.apply({"params": slow}, tokens).logits)(slow).any()))
 """
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}

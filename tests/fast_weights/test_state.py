@@ -29,7 +29,7 @@ def quick(function, **options):
 @pytest.fixture(params=["rope", "shift"], scope="module")
 def run(request):
     """A model, its weights, and its state after some tokens: other numbers in every leaf and example."""
-    model = model_of(attention=request.param)
+    model = model_of(attention=request.param, n_layer=2 if request.param == "rope" else 1)
     slow = jax.tree.map(lambda leaf: 20 * leaf, quick(model.init)(jax.random.key(0), TOKENS)["params"])
     valid = np.array([[1] * 6, [1] * 5 + [0], [1] * 4 + [0] * 2], bool)
     fast = quick(lambda slow: model.apply({"params": slow}, TOKENS, valid=valid).fast)(slow)
@@ -130,9 +130,8 @@ def test_detach_keeps_values_and_cuts_gradients(run):
         return jnp.sum(model.apply({"params": slow}, TOKENS, carried).logits ** 2)
 
     def detached(slow):
-        return jnp.sum(
-            model.apply({"params": slow}, TOKENS, model.apply({"params": slow}, TOKENS).fast.detach()).logits ** 2
-        )
+        carried = model.apply({"params": slow}, TOKENS).fast.detach()
+        return jnp.sum(model.apply({"params": slow}, TOKENS, carried).logits ** 2)
 
     cut = quick(jax.grad(detached))(slow)
     alone, before = quick(jax.grad(second_call, argnums=(0, 1)))(slow, slow)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from bdh_jax.sharding import make_mesh, replicated
 from bdh_jax.tasks import FactsConfig, make_task
 from bdh_jax.tasks.facts import VOCABULARY
 from bdh_jax.training import optimizer as optimizers
+from bdh_jax.training import step as steps
 from bdh_jax.training.fill import fill_synapse
 from bdh_jax.training.step import gradients, init_state, make_train_step, put_batch
 from tests.compiled import apply, init
@@ -52,19 +54,26 @@ def batch_of(config, step):
     return make_task(config.task, seed=config.seed, batch_size=config.train.batch_size).batch(step)
 
 
-def run(config, steps):
-    """State after so many steps, and the losses."""
+def start(config):
+    """The step, and what the first one takes."""
     mesh = make_mesh(config.mesh)
     model = BDH(config.model, mesh if mesh.size > 1 else None)
     optimizer = optimizers.make_optimizer(config.optimizer, config.train.steps)
     step = make_train_step(model, optimizer, config, mesh)
     state = init_state(model, optimizer, mesh, jax.random.key(0))
-    key = jax.device_put(jax.random.key(1), replicated(mesh))
+    return step, state, put_batch(batch_of(config, 0), mesh), jax.device_put(jax.random.key(1), replicated(mesh))
+
+
+@functools.cache
+def run(config):
+    """State after three steps, the first and the last of which fill the synapse, and the losses."""
+    step, state, batch, key = start(config)
     losses = []
-    for number in range(steps):
+    for number in (1, 2, 3):
         with jax.transfer_guard("disallow"):
-            state, metrics = step(state, put_batch(batch_of(config, number), mesh), key)
+            state, metrics = step(state, batch, key)
         losses.append(float(metrics["loss"]))
+        batch = put_batch(batch_of(config, number), make_mesh(config.mesh))
     return state, losses
 
 
@@ -108,20 +117,16 @@ def test_only_the_layers_that_are_named_are_filled():
     assert np.abs(both[0]).max() > 0.1
     np.testing.assert_array_equal(second[0], 0)
     np.testing.assert_array_equal(second[1], both[1])
-    (_, one), (_, two) = (run(experiment(n_layer=2, train={"fill_layers": layers}), 1) for layers in ((), (1,)))
-    assert abs(one[0] - two[0]) > 1e-4
 
 
 def test_a_batch_with_fill_is_trained_beside_it_and_leaves_the_synapse_alone():
     config = experiment()
     model, batch = BDH(config.model), batch_of(config, 0)
-    state, losses = run(config, 2)
-    start = init_state(
-        model, optimizers.make_optimizer(config.optimizer, 6), make_mesh(MeshConfig()), jax.random.key(0)
-    ).slow
-    filled = fill_by(model, start, batch.fill, config.train.fill_ridge)
+    state, losses = run(config)
+    slow = start(config)[1].slow
+    filled = fill_by(model, slow, batch.fill, config.train.fill_ridge)
     expected, without = (
-        float(derivatives(model, slow, batch._replace(fill=None), "answer", 1, None)[0]) for slow in (filled, start)
+        float(derivatives(model, slow, batch._replace(fill=None), "answer", 1, None)[0]) for slow in (filled, slow)
     )
     assert losses[0] == pytest.approx(expected, rel=1e-5)
     assert abs(losses[0] - without) > 1e-3
@@ -132,42 +137,45 @@ def test_a_batch_with_fill_is_trained_beside_it_and_leaves_the_synapse_alone():
 def test_gradients_flow_through_what_fills():
     """Against finite differences, in double precision: how the episodes are written is trained, too."""
     with jax.enable_x64(True):
-        config = experiment(n_layer=2)
+        config = experiment()
         model = BDH(dataclasses.replace(config.model, dtype="float64"))
         batch = batch_of(config, 0)
         slow = init(model, 0)
         gradient = derivatives(model, slow, batch, "answer", 1, None)[2]
 
-        def loss(slow, fill=None):
-            filled = fill_synapse(model, slow if fill is None else fill, batch.fill, 0.1)["synapse"]
+        def loss(slow, fill):
+            filled = fill_synapse(model, fill, batch.fill, 0.1)["synapse"]
             return gradients(model, {**slow, "synapse": filled}, batch._replace(fill=None), "answer", 1, None)[0]
 
         loss = jax.jit(loss)
         for name in ("encoder", "embed"):
             direction = jax.random.normal(jax.random.key(1), slow[name].shape)
             up, down = ({**slow, name: slow[name] + step * direction} for step in (1e-6, -1e-6))
-            whole = (loss(up) - loss(down)) / 2e-6
+            whole = (loss(up, up) - loss(down, down)) / 2e-6
             np.testing.assert_allclose(jnp.vdot(gradient[name], direction), whole, rtol=1e-5)
             held = (loss(up, slow) - loss(down, slow)) / 2e-6
             assert abs(whole - held) > 1e-2 * abs(whole)
 
 
 def test_slices_of_a_batch_are_filled_alike():
-    config = experiment()
-    whole, sliced = (
-        run(dataclasses.replace(config, train=dataclasses.replace(config.train, accumulation=a)), 2)[1] for a in (1, 2)
-    )
-    np.testing.assert_allclose(whole, sliced, rtol=1e-5)
+    np.testing.assert_allclose(run(experiment(train={"accumulation": 2}))[1], run(experiment())[1], rtol=1e-5)
 
 
-def test_the_ridge_is_that_of_the_configuration():
-    (_, one), (_, two) = (run(experiment(train={"fill_ridge": ridge}), 1) for ridge in (0.1, 10.0))
-    assert abs(one[0] - two[0]) > 1e-4
+def test_ridge_and_layers_are_those_of_the_configuration(monkeypatch):
+    asked = []
+
+    def ask(model, slow, fill, *more):
+        asked.append(more)
+        return fill_synapse(model, slow, fill, *more)
+
+    monkeypatch.setattr(steps, "fill_synapse", ask)
+    step, *arguments = start(experiment(train={"fill_ridge": 10.0, "fill_layers": (0,)}))
+    step.lower(*arguments)
+    assert asked == [(10.0, (0,))]
 
 
 def test_a_mesh_changes_nothing():
-    (_, one), (_, two) = (run(experiment(data=data), 3) for data in (1, 2))
-    np.testing.assert_allclose(one, two, rtol=1e-5)
+    np.testing.assert_allclose(run(experiment(data=2))[1], run(experiment())[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -181,10 +189,10 @@ def test_a_mesh_changes_nothing():
 )
 def test_models_that_cannot_be_filled_are_refused(fast, message):
     with pytest.raises(ConfigError, match=message):
-        run(experiment(**fast), 1)
+        run(experiment(**fast))
 
 
 def test_neurons_on_several_devices_are_refused():
     config = dataclasses.replace(experiment(), mesh=MeshConfig(neurons=2))
     with pytest.raises(ConfigError, match=r"mesh\.neurons=2 splits the rows .* set it to 1"):
-        run(config, 1)
+        run(config)

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
+import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bdh_jax.training.checkpoint import load
 from bdh_jax.training.metrics import read_rows
+from tests.commands import Command
 
-ROOT = Path(__file__).parents[2]
-STEPS, INTERVAL = 330, 15
+STEPS, INTERVAL = 180, 15
 UNTIL_END = 10**9
 
 
 def _start(workdir, text):
-    command = [
-        sys.executable,
-        "-m",
+    return Command(
         "bdh_jax.main",
         "--config=configs/text.py:fast_topk,smoke",
         f"--workdir={workdir}",
@@ -34,9 +29,7 @@ def _start(workdir, text):
         "--config.train.evaluate_every=40",
         "--config.train.log_every=1",
         "--config.consolidation.every=7",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    )
 
 
 def _last_step(workdir):
@@ -44,9 +37,9 @@ def _last_step(workdir):
     return rows[-1]["step"] if rows else 0
 
 
-def _finish(process):
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+def _finish(command):
+    status, _, errors = command.wait()
+    assert status == 0, errors.decode()
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.full)])
@@ -59,13 +52,14 @@ def test_killed_and_restarted_it_ends_with_the_same_bits(kills, tmp_path):
     for kill in range(kills):
         # Anywhere between here and the next of equal parts: in a step, an evaluation, a save or the start.
         target = moments.randint(reached, (kill + 1) * (STEPS - INTERVAL) // kills)
-        process = _start(workdir, text)
-        while process.poll() is None and (_last_step(workdir) < target or not (workdir / "run.json").exists()):
+        command = _start(workdir, text)
+        while not command.ended() and (_last_step(workdir) < target or not (workdir / "run.json").exists()):
             time.sleep(0.002)
         time.sleep(moments.random() * 0.2)
-        assert process.poll() is None, process.stderr.read()
-        process.kill()
-        process.communicate()
+        if not command.ended():
+            command.send_signal(signal.SIGKILL)
+        status, _, errors = command.wait()
+        assert status == -signal.SIGKILL, errors.decode()
         reached = _last_step(workdir)
         recomputed.append(reached)
     _finish(_start(workdir, text))
