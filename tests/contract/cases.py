@@ -94,7 +94,7 @@ def quick_rows() -> list[dict[str, Any]]:
         }
         rows.append(first | only | {"heads": 2, "synapse": "frozen", "dtype": "float64"})
     # The sum of k ⊗ k beside a Hebbian S, in a stretch of several tokens and one token after the other.
-    for implementation, masks in (("chunked", "both"), ("shared", "reset")):
+    for implementation, masks in (("chunked", "valid"), ("shared", "reset")):
         kept = {"implementation": implementation, "synapse": "frozen", "masks": masks, "heads": 2, "dtype": "float64"}
         rows.append(first | kept)
     # Heads with rates of their own are not merged into one, and what a rule predicts is a sum over them, token by token as well.
