@@ -68,7 +68,7 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
 
 def test_several_numbers_of_facts_are_compared(trained, tmp_path):
     arguments = [CONFIG, f"--workdir={trained}", f"--out={tmp_path}", "--facts=48,32", "--streams=1"]
-    functions = "--functions=none,tests.test_lifelong:unchanged,nearest_neighbour"
+    functions = "--functions=none,tests.test_lifelong:unchanged"
     status, output, errors = run_text("bdh_jax.lifelong", *arguments, functions)
     assert status == 0, errors
     for expected in ("recall after the last reset", "bits recalled per byte", "harm in other episodes", "harm to known"):
@@ -77,7 +77,7 @@ def test_several_numbers_of_facts_are_compared(trained, tmp_path):
     assert columns == [["function", "32", "48"]] * 4
     record = json.loads((tmp_path / "results.json").read_text())
     assert [result["config"]["stream"]["facts"] for result in record["results"]] == [32, 48]
-    none, own, _ = record["results"][0]["rows"]
+    none, own = record["results"][0]["rows"]
     assert own["name"] == "tests.test_lifelong:unchanged"
     assert own["scores"]["recall"] == none["scores"]["recall"]
     assert (tmp_path / "figure.png").stat().st_size > 1000

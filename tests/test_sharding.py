@@ -193,8 +193,8 @@ def test_the_parser_sees_gathers_grouped_and_asynchronous_collectives():
 
 FORMS = {
     "parallel": {"implementation": "parallel"},
-    "chunked": {"implementation": "chunked"},
-    "recurrent": {"implementation": "recurrent"},
+    "chunked": {"implementation": "chunked", "n_layer": 1},
+    "recurrent": {"implementation": "recurrent", "n_layer": 1},
     "shared": {"scope": "shared"},
     "shift": {"attention": "shift", "address_norm": "sum", "n_layer": 1},
     # What these predict is a sum over the rows of all shards.

@@ -34,6 +34,7 @@ CONFIG = BDHConfig(
     rope_theta=10.0,
     fast=FAST,
 )
+ONE_LAYER = dataclasses.replace(CONFIG, n_layer=1)
 SIZES = LifelongConfig(stream=StreamConfig(facts=32, checkpoints=2), streams=2, known=8, reference="none")
 PAIRS = SIZES.stream.pairs
 
@@ -46,6 +47,12 @@ def model():
 @pytest.fixture(scope="module")
 def slow(model):
     return init(model, 0)
+
+
+@pytest.fixture(scope="module")
+def shallow():
+    """A model of one layer, and its slow weights."""
+    return BDH(ONE_LAYER), init(BDH(ONE_LAYER), 0)
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +115,9 @@ def test_ridge_reads_what_the_fast_weights_read(model, slow, stream):
             assert jnp.linalg.norm(read - wanted) < 0.05 * jnp.linalg.norm(wanted)
 
 
-def test_random_addresses_recall_by_ridge_what_sums_confuse(model, slow, stream):
+def test_random_addresses_recall_by_ridge_what_sums_confuse(shallow, stream):
     """Of an untrained model: ridge recalls all, sums some, and sums in other rows nothing."""
+    model, slow = shallow
     arena = functools.partial(lifelong._Arena, model, config=SIZES)
     unharmed = [lifelong._Unharmed(0.0, 0.0)]
     recall = {}
@@ -203,7 +211,8 @@ def test_scores_are_a_count(model, stream):
 
 
 @pytest.fixture(scope="module")
-def result(model, slow):
+def result(shallow):
+    model, slow = shallow
     names = ("none", "dense", "dense_shuffled", "nearest_neighbour")
     contestants = {name: learners.CONTESTANTS[name] for name in names}
     return lifelong.benchmark(model, [slow, init(model, 1)], contestants, config=SIZES, rates={"dense": 0.25})
@@ -289,7 +298,9 @@ def test_playing_a_stream_agrees_with_driving_it_by_hand(model, slow, stream):
     np.testing.assert_array_equal(result.final, given)
 
 
-def test_run_takes_your_own_function(model, slow):
+def test_run_takes_your_own_function(shallow):
+    model, slow = shallow
+
     def mine(slow, fast, activity):
         return {**slow, "synapse": slow["synapse"] + 0.25 * consolidation.mean_state(fast, activity)}
 
@@ -301,7 +312,9 @@ def test_run_takes_your_own_function(model, slow):
         lifelong.run(model, slow, mine, beside=("nonsense",))
 
 
-def test_a_function_that_breaks_the_weights_is_no_row(model, slow):
+def test_a_function_that_breaks_the_weights_is_no_row(shallow):
+    model, slow = shallow
+
     def broken(slow, fast, activity):
         return {**slow, "synapse": slow["synapse"] * jnp.nan}
 
