@@ -151,8 +151,9 @@ def test_state_none_and_mean_change_nothing_else(implementation, scope, length, 
     assert mean.fast.position is None
 
 
+@pytest.mark.full
 def test_every_form_has_the_same_gradients(_float64):
-    """By every input, the initial state included, down to rounding; the contract has more settings and finite differences."""
+    """By every input, the initial state included, down to rounding; the contract has finite differences, for more settings."""
     rng = np.random.default_rng(3)
     mix = rng.normal(size=(*TOKENS.shape, VOCAB))
 

@@ -145,8 +145,8 @@ class Case:
     @property
     def starts_from_none(self) -> bool:
         """Whether to check a call without a state: with few cases some of those that go token by token, where the model starts
-        from a state of zeros then, and all others in float64."""
-        return self.many or self.exact and (not self.by_token or self.row["masks"] == "both")
+        from a state of zeros then, and most others in float64."""
+        return self.many or self.exact and (self.row["masks"] in (("both",) if self.by_token else ("none", "valid", "both")))
 
     @property
     def masks(self) -> dict[str, np.ndarray | None]:
