@@ -276,8 +276,10 @@ def init_state(
       consolidation: what :func:`make_consolidation` gives for the experiment.
       carried_rows: B of the fast state that goes on from step to step; None for none.
     """
-    out_shardings = shardings(mesh, abstract_state(model, optimizer, mesh, consolidation, carried_rows))
-    return jax.jit(_initialiser(model, optimizer, mesh, consolidation, carried_rows), out_shardings=out_shardings)(key)
+    # Compiled on its own it is traced once, for the shapes and for the values.
+    initialise = jax.jit(_initialiser(model, optimizer, mesh, consolidation, carried_rows))
+    out_shardings = shardings(mesh, jax.eval_shape(initialise, key))
+    return jax.jit(initialise, out_shardings=out_shardings)(key)
 
 
 def abstract_state(

@@ -75,7 +75,7 @@ def quick_rows() -> list[dict[str, Any]]:
         ("limits", "centred", "valid", "shared", "stop"),
     ):
         only = {"rule": rule, "norm": norm, "masks": masks, "implementation": implementation, "gradient": gradient}
-        rows.append(first | only | {"heads": 2, "synapse": "trained", "dtype": "float64"})
+        rows.append(first | only | {"scope": "shared", "heads": 2, "synapse": "trained", "dtype": "float64"})
     # A gate before the Hebbian write, which goes through every form and the kernel as what is written, and weighs the sum of k ⊗ k.
     for implementation, norm, masks, gradient in (
         ("recurrent", "l2", "both", "full"),
