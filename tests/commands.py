@@ -38,7 +38,8 @@ class Command:
         given, self._output, self._errors = files = [Path(self._folder.name, name) for name in ("stdin", "stdout", "stderr")]
         given.write_bytes(stdin)
         arguments = [str(argument) for argument in arguments]
-        self._process = _SERVER.Process(target=_command, args=(files, dict(os.environ), module, arguments))
+        # A test that fails before it waits leaves nothing running that the worker would wait for at its end.
+        self._process = _SERVER.Process(target=_command, args=(files, dict(os.environ), module, arguments), daemon=True)
         self._process.start()
 
     def ended(self) -> bool:

@@ -145,7 +145,7 @@ class Case:
     @property
     def starts_from_none(self) -> bool:
         """Whether to check a call without a state: with few cases some of those that go token by token, where the model starts
-        from a state of zeros then, and most others in float64."""
+        from a state of zeros then, and in float64 all others but those with resets alone."""
         return self.many or self.exact and (self.row["masks"] in (("both",) if self.by_token else ("none", "valid", "both")))
 
     @property

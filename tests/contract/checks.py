@@ -47,7 +47,7 @@ def check_causality_by_perturbation(case: Case) -> None:
     """Later tokens leave the logits before them bit-identical."""
     assert moved_by_later_tokens(lambda tokens: case.call(tokens)[0], case.tokens, VOCAB) == 0
     if case.starts_from_none:
-        tokens, masks = first_tokens(case, case.masks)
+        tokens, masks = first_tokens(case)
         assert moved_by_later_tokens(lambda tokens: case.apply(case.slow, tokens, **masks)[0], tokens, VOCAB) == 0
 
 
@@ -95,10 +95,10 @@ def check_isolation(case: Case) -> None:
     assert_close(swapped, (logits[swap], final.select(swap)), tolerance(case))
 
 
-def first_tokens(case: Case, masks: dict) -> tuple[np.ndarray, dict]:
+def first_tokens(case: Case) -> tuple[np.ndarray, dict]:
     """What a call without a state is given: with few cases another number of tokens than the calls with one."""
     count = LENGTH if case.many else 5
-    return case.tokens[:, :count], {name: None if mask is None else mask[:, :count] for name, mask in masks.items()}
+    return case.tokens[:, :count], {name: None if mask is None else mask[:, :count] for name, mask in case.masks.items()}
 
 
 def check_splits(case: Case) -> None:
@@ -126,7 +126,7 @@ def check_two_calls(case: Case) -> None:
     token runs a call of one token without its loop over them, which some cases do, too; tests/test_model.py cuts each form into
     calls of one to three tokens.
     """
-    start, (before, masks) = None, first_tokens(case, case.masks)
+    start, (before, masks) = None, first_tokens(case)
     if case.starts_from_none:
         out = case.apply(case.slow, before, **masks)
     else:
