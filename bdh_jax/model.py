@@ -78,7 +78,10 @@ class BDH(nn.Module):
     config: BDHConfig
     mesh: Mesh | None = None
 
-    @nn.compact
+    def setup(self) -> None:
+        _check_machine(self.config, self.mesh)
+        self._slow = self._slow_weights()
+
     def __call__(
         self,
         tokens: jax.Array,
@@ -114,7 +117,7 @@ class BDH(nn.Module):
         config = self.config
         tokens, valid, reset = (np.asarray(a) if isinstance(a, list | tuple) else a for a in (tokens, valid, reset))
         _check_arguments(config, tokens, fast, valid, reset, state, collect)
-        slow = self._slow_weights()
+        slow = self._slow
         if state == "mean" and not config.fast.enabled:
             raise ValueError('state="mean" is the batch mean of the fast weights, and fast.enabled=False has none')
 
@@ -135,15 +138,22 @@ class BDH(nn.Module):
         )
         return BDHOutput(logits=logits, fast=fast, activity=None if fast is None else fast.activity, collected=collected)
 
+    def init_slow(self, key: jax.Array) -> dict[str, jax.Array]:
+        """The slow weights to start from: ``init(key, tokens)["params"]`` for any tokens, without a pass through the model."""
+        return self.init(key, method="_slow_weights_set_up")["params"]
+
     def init_fast(self, batch_size: int) -> FastState:
         """The state at the start of an episode, for ``batch_size`` examples."""
         return fast_state.zeros(self.config, batch_size)
+
+    def _slow_weights_set_up(self) -> None:
+        """For :meth:`init_slow`: flax sets up what any method is called on."""
 
     def _slow_weights(self) -> dict[str, jax.Array]:
         config = self.config
         normal = nn.initializers.normal(config.init_std)
         heads, neurons, width = config.n_head, config.neurons_per_head, config.d_model
-        declare = functools.partial(self.param)
+        declare = self.param
         slow = {
             "embed": declare("embed", normal, (config.vocab_size, width), config.state_dtype),
             "encoder": declare("encoder", normal, (width, heads, neurons), config.state_dtype),
@@ -193,18 +203,6 @@ def _run_layers(weights, x, fast, valid, reset, dropout_masks, *, config, mesh, 
     )
     if mesh is None:
         return core(weights, x, fast, valid, reset, dropout_masks, axis=None)
-    if config.fast.enabled and config.fast.has_gram and mesh.shape["neurons"] > 1:
-        raise ConfigError(
-            f'a mesh of {mesh.shape["neurons"]} over "neurons" splits the rows that fast.rule="mesa" and fast.keep_gram need together; '
-            'spread over "data" only'
-        )
-
-    if config.attention == "rope" and config.neurons_per_head % (2 * mesh.shape["neurons"]):
-        raise ConfigError(
-            f'a mesh of {mesh.shape["neurons"]} over "neurons" does not split the {config.neurons_per_head} neurons of a head into even '
-            "parts, and the rotary embedding pairs them"
-        )
-
     rows = P(None, "data", None, None, "neurons")
     collected = {name: rows if name in BY_NEURON else P(None, "data") for name in collect}
     final = jax.eval_shape(lambda: fast_state.zeros(config, 1))
@@ -438,12 +436,28 @@ def _choose_form(config: BDHConfig, length: int) -> str:
     return implementation
 
 
-def _check_arguments(config, tokens, fast, valid, reset, state, collect) -> None:
+def _check_machine(config: BDHConfig, mesh: Mesh | None) -> None:
     if config.dtype == "float64" and not jax.config.jax_enable_x64:
         raise ConfigError(
             'dtype="float64" needs JAX\'s 64-bit mode: set JAX_ENABLE_X64=1 in the environment, or call '
             'jax.config.update("jax_enable_x64", True) before any array is made'
         )
+    _choose_form(config, 1)
+    if mesh is None:
+        return
+    if config.fast.enabled and config.fast.has_gram and mesh.shape["neurons"] > 1:
+        raise ConfigError(
+            f'a mesh of {mesh.shape["neurons"]} over "neurons" splits the rows that fast.rule="mesa" and fast.keep_gram need together; '
+            'spread over "data" only'
+        )
+    if config.attention == "rope" and config.neurons_per_head % (2 * mesh.shape["neurons"]):
+        raise ConfigError(
+            f'a mesh of {mesh.shape["neurons"]} over "neurons" does not split the {config.neurons_per_head} neurons of a head into even '
+            "parts, and the rotary embedding pairs them"
+        )
+
+
+def _check_arguments(config, tokens, fast, valid, reset, state, collect) -> None:
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"tokens has shape {tokens.shape} and dtype {tokens.dtype}; it must be integers [B, T]")
     batch, length = tokens.shape

@@ -6,13 +6,12 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def init(model: Any, seed: int) -> dict[str, jax.Array]:
     """The slow weights that ``model`` starts from."""
-    return model.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
+    return model.init_slow(jax.random.key(seed))
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("state", "collect"))

@@ -231,7 +231,7 @@ def test_every_form_gives_the_same_on_a_mesh(form):
         return out, mean.fast
 
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: BDH(config).init(jax.random.key(0), data.tokens)["params"])
+    shapes = jax.eval_shape(BDH(config).init_slow, jax.random.key(0))
     slow = jax.tree.map(lambda leaf: 0.3 * rng.normal(size=leaf.shape).astype(np.float32), shapes)
     fast = jax.tree.map(
         lambda leaf: (
@@ -276,7 +276,7 @@ def test_no_collective_of_generation_moves_neurons():
             sharding.shardings(mesh, tree),
         )
 
-    slow = abstract(jax.eval_shape(lambda: BDH(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]))
+    slow = abstract(jax.eval_shape(BDH(config).init_slow, jax.random.key(0)))
     fast = abstract(jax.eval_shape(lambda: model.init_fast(1)))
     step = jax.jit(lambda slow, fast, token: model.apply({"params": slow}, token, fast))
     program = step.lower(slow, fast, jax.ShapeDtypeStruct((1, 1), jnp.int32)).compile(OPTIMISED).as_text()
@@ -292,7 +292,7 @@ def test_the_table_names_every_leaf():
         rates = {} if rule != "mesa" else {"learn_learning_rate": False, "learn_decay": False}
         fast_config = dataclasses.replace(config.fast, rule=rule, **rates)
         model = BDH(dataclasses.replace(config, attention=attention, fast=fast_config))
-        slow = jax.eval_shape(lambda model=model: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+        slow = jax.eval_shape(model.init_slow, jax.random.key(0))
         fast = jax.eval_shape(lambda model=model: model.init_fast(2))
         for tree in (slow, fast):
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -96,6 +96,11 @@ class GPT(nn.Module):
         logits = _dense(config, config.vocab_size, "lm_head")(x)
         return BDHOutput(logits=logits.astype(config.state_dtype), fast=None, activity=None, collected={})
 
+    def init_slow(self, key: jax.Array) -> dict[str, Any]:
+        """The weights to start from: ``init(key, tokens)["params"]`` for any tokens."""
+        rows = 1 if self.mesh is None else self.mesh.shape["data"]
+        return self.init(key, jnp.zeros((rows, 1), jnp.int32))["params"]
+
 
 class _Block(nn.Module):
     config: GPTConfig

@@ -215,7 +215,7 @@ def without_writes(config: BDHConfig) -> BDHConfig:
 
 def weights_of(config: BDHConfig, slow: Slow) -> Slow:
     """Those of the weights that a model of this configuration has."""
-    names = jax.eval_shape(lambda: BDH(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
+    names = jax.eval_shape(BDH(config).init_slow, jax.random.key(0))
     return {name: slow[name] for name in names}
 
 

@@ -172,7 +172,7 @@ def untrained(learner: Learner) -> Learner:
     model = learner.model
 
     def prepare(slow):
-        return model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+        return model.init_slow(jax.random.key(0))
 
     def answer(slow, memory, keys):
         read = addresses(model, slow, keys)[:, 0] @ slow["synapse"][0].reshape(-1, model.config.d_model)

@@ -358,7 +358,7 @@ def _initialiser(
     carried_rows: int | None,
 ) -> Callable[[jax.Array], TrainState]:
     def init(key: jax.Array) -> TrainState:
-        slow = _init_slow(model, mesh.shape["data"], key)
+        slow = model.init_slow(key)
         trained, _ = split_trained(slow, model.config)
         memory = () if consolidation is None else consolidation.init(slow)
         fast = () if carried_rows is None else model.init_fast(carried_rows)
@@ -367,14 +367,8 @@ def _initialiser(
     return init
 
 
-def _init_slow(model: Model, rows: int, key: jax.Array) -> Slow:
-    return model.init(key, jnp.zeros((rows, 1), jnp.int32))["params"]
-
-
 def _check_consolidation(consolidation: Consolidation, model: Model) -> None:
-    rows = 1 if model.mesh is None else model.mesh.shape["data"]
-    slow = jax.eval_shape(lambda: _init_slow(model, rows, jax.random.key(0)))
-    check(consolidation, slow, jax.eval_shape(lambda: model.init_fast(1)))
+    check(consolidation, jax.eval_shape(model.init_slow, jax.random.key(0)), jax.eval_shape(lambda: model.init_fast(1)))
 
 
 def _slices(array: jax.Array, count: int, mesh: Mesh | None) -> jax.Array:

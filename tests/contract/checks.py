@@ -12,7 +12,18 @@ import numpy as np
 
 from bdh_jax import FastState
 from tests import reference_model
-from tests.contract.cases import EXACT, LENGTH, VOCAB, Case, assert_close, build, from_reference, mixed, to_reference
+from tests.contract.cases import (
+    EXACT,
+    LENGTH,
+    VOCAB,
+    Case,
+    assert_close,
+    build,
+    examples,
+    from_reference,
+    mixed,
+    to_reference,
+)
 from tests.contract.causality import allowed, at_once, influence, moved_by_later_tokens
 
 ROUGH = 0.15
@@ -82,17 +93,17 @@ def check_isolation(case: Case) -> None:
     if len(case.tokens) == 1:
         return
     logits, final = case.call()
-    other = case.fast.select(np.array([0, 0]))
+    other = examples(case.fast, [0, 0])
     tokens = np.stack([case.tokens[0], (case.tokens[1] + 1) % VOCAB])
     changed_logits, changed_final = case.call(tokens, other)
     np.testing.assert_array_equal(changed_logits[0], logits[0])
-    jax.tree.map(np.testing.assert_array_equal, changed_final.select([0]), final.select([0]))
+    jax.tree.map(np.testing.assert_array_equal, examples(changed_final, [0]), examples(final, [0]))
     assert np.any(np.asarray(changed_logits[1]) != np.asarray(logits[1]))
 
-    swap = np.array([1, 0])
+    swap = [1, 0]
     valid, reset = (None if mask is None else mask[swap] for mask in (case.valid, case.reset))
-    swapped = case.call(case.tokens[swap], case.fast.select(swap), valid=valid, reset=reset)
-    assert_close(swapped, (logits[swap], final.select(swap)), tolerance(case))
+    swapped = case.call(case.tokens[swap], examples(case.fast, swap), valid=valid, reset=reset)
+    assert_close(swapped, (logits[swap], examples(final, swap)), tolerance(case))
 
 
 def first_tokens(case: Case) -> tuple[np.ndarray, dict]:
