@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -28,17 +26,17 @@ from bdh_jax.generation import (
     sample,
     save_state,
 )
+from tests import commands
 
-ROOT = Path(__file__).parents[1]
 VOCAB = 23
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5], [7], [2, 7, 1, 8, 2]]
 FAST = FastWeightConfig(learning_rate=0.7, decay=0.8, rule="delta", synapse=True)
-CONFIG = BDHConfig(vocab_size=VOCAB, n_layer=2, d_model=8, n_head=2, n_neurons=32, dropout=0.0, fast=FAST)
+CONFIG = BDHConfig(vocab_size=VOCAB, n_layer=1, d_model=8, n_head=2, n_neurons=32, dropout=0.0, fast=FAST)
 CASES = {
     "fast weights": CONFIG,
-    "plain": dataclasses.replace(CONFIG, n_layer=1, fast=FastWeightConfig(enabled=False)),
-    "shift": dataclasses.replace(CONFIG, n_layer=1, attention="shift", attention_decay=(0.7, 1.0)),
-    "mesa": dataclasses.replace(CONFIG, n_layer=1, fast=FastWeightConfig(rule="mesa", ridge=0.5)),
+    "plain": dataclasses.replace(CONFIG, fast=FastWeightConfig(enabled=False)),
+    "shift": dataclasses.replace(CONFIG, n_layer=2, attention="shift", attention_decay=(0.7, 1.0)),
+    "mesa": dataclasses.replace(CONFIG, fast=FastWeightConfig(rule="mesa", ridge=0.5)),
 }
 
 
@@ -55,7 +53,7 @@ def model_and_slow(request):
 
 def make(config: BDHConfig):
     model = BDH(dataclasses.replace(config, dtype="float64"))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
+    shapes = jax.eval_shape(model.init_slow, jax.random.key(0))
     rng = np.random.default_rng(0)
     return model, {name: jnp.asarray(rng.normal(size=leaf.shape)) for name, leaf in shapes.items()}
 
@@ -189,15 +187,9 @@ def test_a_saved_state_goes_on_in_another_process(tmp_path):
     state = prefill(model, slow, PROMPTS)
     path = tmp_path / "deep" / "state.safetensors"
     save_state(path, state, model, slow)
-    script = (
-        "import jax, json, sys; jax.config.update('jax_enable_x64', True)\n"
-        "from tests.test_generation import *\n"
-        "model, slow = make(CONFIG)\n"
-        "print(json.dumps(text_from(model, slow, load_state(sys.argv[1], model, slow))))"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(path)], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == text_from(model, slow, state)
+    status, output, errors = commands.run_text("tests.test_generation", path)
+    assert status == 0, errors
+    assert json.loads(output) == text_from(model, slow, state)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
@@ -298,3 +290,14 @@ def test_ids_that_a_tokenizer_does_not_know_are_not_drawn(temperature):
     )
     with pytest.raises(ConfigError, match="vocab_size=0 must be at least 1"):
         Sampling(vocab_size=0)
+
+
+def _continue_saved(path: str) -> None:
+    """Print what follows a saved state: the other process of the test of saved states."""
+    jax.config.update("jax_enable_x64", True)
+    model, slow = make(CONFIG)
+    print(json.dumps(text_from(model, slow, load_state(path, model, slow))))
+
+
+if __name__ == "__main__":
+    _continue_saved(sys.argv[1])

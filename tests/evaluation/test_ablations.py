@@ -18,7 +18,7 @@ from tests.compiled import apply, init
 
 CONFIG = BDHConfig(
     vocab_size=130,
-    n_layer=2,
+    n_layer=1,
     d_model=16,
     n_head=2,
     n_neurons=48,
@@ -26,6 +26,8 @@ CONFIG = BDHConfig(
     init_std=0.3,
     fast=FastWeightConfig(learning_rate=0.7, decay=0.95, synapse=True),
 )
+
+DEEP = dataclasses.replace(CONFIG, n_layer=2)
 
 
 def with_fast(**changes):
@@ -52,6 +54,12 @@ def tokens():
 @pytest.fixture(scope="module")
 def slow():
     return weights(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def deep():
+    """Weights of two layers."""
+    return weights(DEEP)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -104,11 +112,12 @@ def test_write_off_gives_up_a_learned_rate(tokens, slow):
     assert_same(ablations.fast_read_off(config, learned)(tokens), query)
 
 
-def test_read_off_empties_the_memory_for_the_query_alone(tokens, slow):
-    expected = by_hand(CONFIG, slow, tokens, lambda fast, left: without_memory(fast) if left <= 2 else fast)[0]
-    answers = ablations.fast_read_off(CONFIG, slow)(tokens)
+def test_read_off_empties_the_memory_for_the_query_alone(tokens, deep):
+    """Two layers: only what a layer above attends to tells this from a memory that is never filled."""
+    expected = by_hand(DEEP, deep, tokens, lambda fast, left: without_memory(fast) if left <= 2 else fast)[0]
+    answers = ablations.fast_read_off(DEEP, deep)(tokens)
     assert_same(answers, expected)
-    assert_different(answers, ablations.fast_write_off(CONFIG, slow)(tokens))
+    assert_different(answers, ablations.fast_write_off(DEEP, deep)(tokens))
 
 
 def test_slow_read_off_is_a_model_without_a_synapse(tokens, slow):
@@ -117,8 +126,8 @@ def test_slow_read_off_is_a_model_without_a_synapse(tokens, slow):
     assert_different(ablations.normal(CONFIG, slow)(tokens), expected)
 
 
-def test_rows_trade_places_and_nothing_else_changes(tokens, slow):
-    _, fast = by_hand(CONFIG, slow, tokens[:3, :6])
+def test_rows_trade_places_and_nothing_else_changes(tokens, deep):
+    _, fast = by_hand(DEEP, deep, tokens[:3, :6])
     shuffled = ablations.shuffle_rows(fast, seed=0)
     before, after = (np.asarray(state.memory).reshape(2, 3, 48, 16) for state in (fast, shuffled))
     orders = []
@@ -188,14 +197,14 @@ def test_batches_are_of_one_shape_and_in_order():
 
 
 @pytest.mark.parametrize("name", ["n8", "repeated8"])
-def test_cosines_of_addresses(slow, name):
+def test_cosines_of_addresses(deep, name):
     """Sequence by sequence, from the same addresses."""
     task = nback() if name == "n8" else make_task(CounterConfig(evaluation_sequences=10), seed=0, batch_size=4)
     data = task.evaluation_sets[name]
-    rows = ablations.address_cosines(CONFIG, slow, name, data)
+    rows = ablations.address_cosines(DEEP, deep, name, data)
     tokens, pairs = data.encoded.tokens, data.values.shape[1]
     window = 8
-    address = apply(BDH(CONFIG), slow, tokens, collect=("address",)).collected["address"]
+    address = apply(BDH(DEEP), deep, tokens, collect=("address",)).collected["address"]
     address = np.asarray(address).transpose(0, 1, 3, 2, 4).reshape(2, len(tokens), tokens.shape[1], 48)
     for layer in range(2):
         means = []
@@ -220,13 +229,12 @@ def test_cosines_of_addresses(slow, name):
 def test_an_address_of_zeros_has_cosine_zero(slow):
     silent = {**slow, "encoder": jnp.zeros_like(slow["encoder"])}
     rows = ablations.address_cosines(CONFIG, silent, "n2", nback().evaluation_sets["n2"])
-    assert [(row.own, row.others, row.nearest) for row in rows] == [(0, 0, 0)] * 2
+    assert [(row.own, row.others, row.nearest) for row in rows] == [(0, 0, 0)]
 
 
 def test_one_run_has_every_ablation_and_its_normal_row_is_the_evaluation():
-    task, config = nback(evaluation_sets=("n2", "n4"), evaluation_sequences=20), dataclasses.replace(CONFIG, n_layer=1)
-    slow = weights(config)
-    result = ablations.run(config, slow, task)
+    task, slow = nback(evaluation_sets=("n4",), evaluation_sequences=20), weights(CONFIG)
+    result = ablations.run(CONFIG, slow, task)
     assert list(result.scores) == [
         "normal",
         "fast_off",
@@ -239,24 +247,25 @@ def test_one_run_has_every_ablation_and_its_normal_row_is_the_evaluation():
         "address_source_gated",
         "address_source_gate",
     ]
-    evaluation = task.evaluate(lambda tokens, valid: apply(BDH(config), slow, tokens).logits)
+    evaluation = task.evaluate(lambda tokens, valid: apply(BDH(CONFIG), slow, tokens).logits)
     assert tuple(result.scores["normal"].values()) == evaluation.rows
-    assert list(result.scores["context_last_8"]) == ["n4"]
-    assert [(row.name, row.layer) for row in result.addresses] == [("n2", 1), ("n4", 1)]
+    assert [(row.name, row.layer) for row in result.addresses] == [("n4", 1)]
     saved = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert saved["scores"]["fast_off"]["n4"]["ceiling"] == pytest.approx(evaluation.rows[1].ceiling)
+    assert saved["scores"]["fast_off"]["n4"]["ceiling"] == pytest.approx(evaluation.rows[0].ceiling)
     console = rich.console.Console(width=80, file=io.StringIO())
     console.print(result.table())
     console.print(result.address_table())
     text = console.file.getvalue()
-    for expected in ("n2", "n4", "fast_off", f"{evaluation.rows[1].ratio:.4f}", "its own", f"{result.addresses[1].own:.3f}"):
+    for expected in ("n4", "fast_off", f"{evaluation.rows[0].ratio:.4f}", "its own", f"{result.addresses[0].own:.3f}"):
         assert expected in text
 
 
 def test_a_model_without_fast_weights_has_only_what_concerns_it():
     config = with_fast(enabled=False)
-    result = ablations.run(config, weights(config), nback(evaluation_sets=("n2",)))
-    assert list(result.scores) == ["normal", *(f"context_last_{n}" for n in (1, 2, 4))]
+    result = ablations.run(config, weights(config), nback(evaluation_sets=("n2", "n4")))
+    assert list(result.scores) == ["normal", *(f"context_last_{n}" for n in (1, 2, 4, 8))]
+    assert list(result.scores["context_last_4"]) == ["n2", "n4"]
+    assert list(result.scores["context_last_8"]) == ["n4"]
     assert result.addresses == ()
 
 

@@ -86,7 +86,8 @@ def test_consolidation_sees_every_episode_and_nothing_else(model, slow, stream):
     assert learner.nbytes(after, ()) == 2 * 128 * 16 * 4
 
 
-def test_never_reset_is_one_long_sequence(model, slow, stream):
+def test_never_reset_is_one_long_sequence(shallow, stream):
+    model, slow = shallow
     learner = learners.never_reset(model)
     _, memory = drive(learner, slow, stream)
     whole = apply(learner.model, slow, stream.tokens.reshape(1, -1)).fast
@@ -152,7 +153,8 @@ def test_nearest_neighbour_keeps_the_latest_within_the_bytes(model, slow, stream
 
 
 @pytest.mark.parametrize("target", ["synapse", "slow"])
-def test_replay_learns_and_keeps_one_entry_a_key(model, slow, stream, target):
+def test_replay_learns_and_keeps_one_entry_a_key(shallow, stream, target):
+    model, slow = shallow
     learner = learners.gradient(model, 0.03, target=target, replay=True, facts=32)
     after, memory = drive(learner, slow, stream)
     buffer = np.asarray(memory["buffer"])[: int(memory["filled"])]
@@ -166,7 +168,8 @@ def test_replay_learns_and_keeps_one_entry_a_key(model, slow, stream, target):
     assert learned < before - 0.5
 
 
-def test_fine_tuning_sees_the_episode_only(model, slow, stream):
+def test_fine_tuning_sees_the_episode_only(shallow, stream):
+    model, slow = shallow
     learner = learners.gradient(model, 0.01, target="slow", replay=False, facts=32)
     assert "buffer" not in learner.init(slow)
     once, memory = learner.update(slow, learner.init(slow), None, facts_of(stream, 0))
@@ -241,8 +244,9 @@ def test_an_untrained_model_fails_the_gates_and_the_table_says_so(result):
     assert "GATE FAILED, model 0: in-episode" in text_of(result.table())
 
 
-def test_dead_keys_are_counted(model, slow):
+def test_dead_keys_are_counted(shallow):
     """An embedding of zero has no code, so no key that ends in it has an address."""
+    model, slow = shallow
     silent = {**slow, "embed": slow["embed"].at[160].set(0)}
     gates = measure_gates(model, silent, silent, SIZES.stream, seed=SIZES.seed)
     assert gates.dead_keys == 128
@@ -280,8 +284,9 @@ def test_figure_has_a_line_for_each_row(result):
     assert len(along.get_lines()) == len(by_age.get_lines()) == 4
 
 
-def test_playing_a_stream_agrees_with_driving_it_by_hand(model, slow, stream):
+def test_playing_a_stream_agrees_with_driving_it_by_hand(shallow, stream):
     """Answer by answer, wrong ones included: an untrained model's are all wrong, but they follow from its synapse."""
+    model, slow = shallow
     learner = learners.consolidated(model, consolidation.dense(rate=10.0))
     episodes = stream.tokens.reshape(2, -1, PAIRS, 3)
     known = combinations().known[:8]

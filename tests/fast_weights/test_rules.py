@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +13,9 @@ from bdh_jax import BDH, BDHConfig, ConfigError, FastWeightConfig
 from bdh_jax.fast_weights import bound, delta, longhorn_gate, mesa, oja, ridge_solution, rules
 from bdh_jax.fast_weights.sigma import sigma_update
 from bdh_jax.kernels import fast_weight_scan
+from tests import commands
+from tests.compiled import apply, init
 
-ROOT = Path(__file__).parents[2]
 H, N, D = 2, 8, 4
 # A few dozen float64 operations on numbers of order one.
 EXACT = 1e-13
@@ -261,16 +258,18 @@ def test_the_operation_refuses_what_it_cannot_do(options, error, message):
         fast_weight_scan(array, array, array, **options)
 
 
-def test_mesa_comes_to_an_end_on_several_threads():
+def test_mesa_comes_to_an_end_on_several_threads(monkeypatch):
     """A process of its own, without the flags of the tests: with those of a user the runtime once waited forever."""
-    program = """
-import jax
-from bdh_jax import BDH, BDHConfig, FastWeightConfig
-model = BDH(BDHConfig(vocab_size=9, n_layer=2, d_model=16, n_head=1, n_neurons=64, dropout=0.0, fast=FastWeightConfig(rule="mesa")))
-tokens = jax.random.randint(jax.random.key(1), (4, 35), 0, 9)
-slow = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
-print(bool(jax.jit(lambda slow: model.apply({"params": slow}, tokens).logits)(slow).any()))
-"""
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.stdout == "True\n", done.stderr
+    monkeypatch.delenv("XLA_FLAGS")
+    status, output, errors = commands.run_text("tests.fast_weights.test_rules")
+    assert (status, output) == (0, "True\n"), errors
+
+
+if __name__ == "__main__":
+    _mesa = BDH(
+        BDHConfig(
+            vocab_size=9, n_layer=2, d_model=16, n_head=1, n_neurons=64, dropout=0.0, fast=FastWeightConfig(rule="mesa")
+        )
+    )
+    _tokens = np.random.default_rng(1).integers(0, 9, (4, 35), dtype=np.int32)
+    print(bool(apply(_mesa, init(_mesa, 0), _tokens).logits.any()))
