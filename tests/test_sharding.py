@@ -194,8 +194,7 @@ def test_the_parser_sees_gathers_grouped_and_asynchronous_collectives():
 FORMS = {
     "parallel": {"implementation": "parallel"},
     "chunked": {"implementation": "chunked", "n_layer": 1},
-    "recurrent": {"implementation": "recurrent", "n_layer": 1},
-    "shared": {"scope": "shared"},
+    "shared": {"scope": "shared"},  # token by token
     "shift": {"attention": "shift", "address_norm": "sum", "n_layer": 1},
     # What these predict is a sum over the rows of all shards.
     "longhorn": {
