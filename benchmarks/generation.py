@@ -38,7 +38,7 @@ def main() -> None:
     rows, results, holds = [], {}, True
     for name, config in {"BDH": plain, "with write-back": dataclasses.replace(plain, fast=FastWeightConfig())}.items():
         model = BDH(config)
-        slow = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
+        slow = jax.jit(model.init_slow)(jax.random.key(0))
         prompt = np.random.default_rng(0).integers(0, 256, options.long).tolist()
         states = {length: prefill(model, slow, [prompt[-length:]]) for length in (options.short, options.long)}
 
