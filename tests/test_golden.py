@@ -35,11 +35,6 @@ def load(name: str) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def quick(function):
-    """``jax.jit`` in half the time."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def published_model(golden, implementation: str = "auto"):
     layers, _, heads, _, _ = (int(n) for n in golden["config"])
     weights = {name.removeprefix("param."): array for name, array in golden.items() if name.startswith("param.")}
@@ -68,7 +63,7 @@ def test_official_logits_loss_and_gradients_with_four_heads():
 def check_official(golden, implementation):
     config, slow = published_model(golden, implementation)
 
-    @quick
+    @jax.jit
     def run(slow, tokens, targets):
         def loss(slow):
             logits = BDH(config).apply({"params": slow}, tokens, state="none").logits
@@ -131,12 +126,12 @@ def test_published_write_back_with_one_layer():
     config, slow = published_model(golden)
     rate = float(golden["hebbian_lr"])
     config = dataclasses.replace(config, fast=FastWeightConfig(learning_rate=rate, decay=1.0, address_norm="none"))
-    out = quick(lambda slow, tokens: BDH(config).apply({"params": slow}, tokens))(slow, golden["tokens"])
+    out = jax.jit(lambda slow, tokens: BDH(config).apply({"params": slow}, tokens))(slow, golden["tokens"])
     assert error(out.logits, golden["logits"]) < TOLERANCE
     rows = np.asarray(out.fast.effective_memory()).reshape(golden["decoder_fast"].shape)
     assert error(rows, golden["decoder_fast"]) < TOLERANCE
     # The toy that the causality checks must flag, with one layer, is the published code.
-    logits, buffer = quick(functools.partial(leaky_toy.logits, layers=1, learning_rate=rate))(slow, golden["tokens"])
+    logits, buffer = jax.jit(functools.partial(leaky_toy.logits, layers=1, learning_rate=rate))(slow, golden["tokens"])
     assert error(logits, golden["logits"]) < TOLERANCE
     assert error(buffer[0], golden["decoder_fast"]) < TOLERANCE
 
@@ -146,7 +141,7 @@ def test_published_memory_with_decay(implementation):
     golden = load("hebbian_sequence_decay")
     address = golden["query"] / np.maximum(1, golden["query"].sum(axis=-1, keepdims=True))
     rates = {"learning_rate": float(golden["hebb_lr"]), "decay": float(golden["hebb_decay"])}
-    run = quick(functools.partial(fast_weight_scan, **rates, implementation=implementation, chunk_size=5))
+    run = jax.jit(functools.partial(fast_weight_scan, **rates, implementation=implementation, chunk_size=5))
     read, state = run(address, address, golden["value"], golden["fast_state"])
     assert error(read + address @ golden["slow_memory"], golden["read"]) < TOLERANCE
     assert error(state, golden["next_state"]) < TOLERANCE

@@ -56,14 +56,9 @@ def weights(config: BDHConfig):
     return slow
 
 
-def quick(function):
-    """``jax.jit`` in half the time."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def compiled(config: BDHConfig, **options):
     """``(slow, tokens, fast) -> output``."""
-    return quick(lambda slow, tokens, fast: BDH(config).apply({"params": slow}, tokens, fast, **options))
+    return jax.jit(lambda slow, tokens, fast: BDH(config).apply({"params": slow}, tokens, fast, **options))
 
 
 def test_fresh_weights_have_the_published_scale():
@@ -115,7 +110,7 @@ def test_dropout_needs_a_key_and_changes_with_it():
     with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
         BDH(config).apply({"params": slow}, TOKENS, deterministic=False)
 
-    @quick
+    @jax.jit
     def logits(seed):
         return (
             BDH(config).apply({"params": slow}, TOKENS, deterministic=False, rngs={"dropout": jax.random.key(seed)}).logits
@@ -171,7 +166,7 @@ def test_every_form_has_the_same_gradients(_float64):
         learned = {"synapse": True, "train_synapse": True, "learn_learning_rate": True, "learn_decay": True}
         config = make(implementation, dtype="float64", n_layer=1, fast=learned)
         fast = random_state(BDH(config), np.random.default_rng(1), 2)
-        run = quick(functools.partial(jax.grad(number, argnums=(0, 1, 2)), config=config, fast=fast))
+        run = jax.jit(functools.partial(jax.grad(number, argnums=(0, 1, 2)), config=config, fast=fast))
         gradients[implementation] = run(weights(config), fast.memory, fast.attention)
     for implementation in IMPLEMENTATIONS[1:]:
         assert_close(gradients[implementation], gradients["recurrent"], EXACT, implementation)
@@ -245,7 +240,7 @@ def test_remat_changes_neither_values_nor_gradients(fast, _float64):
         return jnp.sum(jnp.sin(out.logits)) + sum(jnp.sum(a) for a in (out.fast.memory, out.fast.gram) if a is not None)
 
     configs = [dataclasses.replace(plain, remat=remat) for remat in (False, True)]
-    values = [quick(lambda slow, config=config: jax.value_and_grad(number)(slow, config))(slow) for config in configs]
+    values = [jax.jit(lambda slow, config=config: jax.value_and_grad(number)(slow, config))(slow) for config in configs]
     assert_close(values[1], values[0], EXACT)
     program = jax.make_jaxpr(number, static_argnums=1)(slow, dataclasses.replace(plain, remat=True))
     assert "remat" in str(program) or "checkpoint" in str(program)
@@ -275,7 +270,7 @@ def test_a_token_without_active_neurons(norm):
         out = BDH(config).apply({"params": slow}, TOKENS, collect=("address",))
         return jnp.sum(jnp.square(out.logits)), out
 
-    (_, out), gradient = quick(jax.value_and_grad(number, has_aux=True))(slow)
+    (_, out), gradient = jax.jit(jax.value_and_grad(number, has_aux=True))(slow)
     assert not np.any(out.collected["address"][0])
     assert np.isfinite(out.logits).all()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
@@ -290,14 +285,14 @@ def test_a_learned_decay_that_underflows_gives_numbers():
         def number(slow, config=config):
             return jnp.sum(BDH(config).apply({"params": slow}, TOKENS).logits ** 2)
 
-        gradient = quick(jax.grad(number))(slow)
+        gradient = jax.jit(jax.grad(number))(slow)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
 def test_numpy_weights_may_be_constants_of_a_compiled_function():
     config = make()
     slow = weights(config)
-    logits = quick(lambda tokens: BDH(config).apply({"params": slow}, tokens).logits)(TOKENS)
+    logits = jax.jit(lambda tokens: BDH(config).apply({"params": slow}, tokens).logits)(TOKENS)
     # Float32 sums of T·K = 128 terms, of which the compiler may do some beforehand.
     assert_close(logits, compiled(config)(slow, TOKENS, None).logits, 1e-5)
 
@@ -317,7 +312,7 @@ def test_a_rule_that_is_switched_off_leaves_no_trace_in_the_state():
 def test_tokens_may_be_lists():
     config = make(n_layer=1)
     out = [
-        quick(lambda slow, tokens=tokens: BDH(config).apply({"params": slow}, tokens).logits)(weights(config))
+        jax.jit(lambda slow, tokens=tokens: BDH(config).apply({"params": slow}, tokens).logits)(weights(config))
         for tokens in (TOKENS, TOKENS.tolist())
     ]
     np.testing.assert_array_equal(*out)

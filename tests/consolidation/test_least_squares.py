@@ -50,10 +50,7 @@ def model_of(**fast) -> BDH:
 
 @functools.cache
 def compiled(model):
-    return jax.jit(
-        lambda slow, tokens: model.apply({"params": slow}, tokens, collect=("address",)),
-        compiler_options={"xla_backend_optimization_level": 0},
-    )
+    return jax.jit(lambda slow, tokens: model.apply({"params": slow}, tokens, collect=("address",)))
 
 
 def start(model):

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,7 +15,7 @@ import numpy as np
 
 from bdh_jax import BDH, BDHConfig, FastState, FastWeightConfig
 from tests import reference_model
-from tests.contract.pairwise import pairwise
+from tests.contract.covering import covering
 
 FACTORS = {
     # "shared" is the recurrent form with one S for two layers, which no other form has.
@@ -52,7 +50,25 @@ def time_to_compile(row: dict[str, Any]) -> int:
 
 
 def quick_rows() -> list[dict[str, Any]]:
-    """Every pair of values of two factors in float64, and every value in bfloat16."""
+    """Every pair of values of two factors in float64, what no factor has, and every value in bfloat16."""
+    narrow = _narrow_rows()
+    # In float64, too: gradients in bfloat16 are compared with those, which are compiled once.
+    pairs = covering(FACTORS, 2, given=narrow, cost=time_to_compile)
+    return [
+        *({**row, "dtype": "float64"} for row in pairs),
+        *_special_rows(),
+        *({**row, "dtype": "bfloat16"} for row in narrow),
+    ]
+
+
+def full_rows() -> list[dict[str, Any]]:
+    """Every three values of three factors, and what no factor has, in float64."""
+    threes = covering(FACTORS, 3, tries=5, cost=time_to_compile)
+    return [*({**row, "dtype": "float64"} for row in threes), *_special_rows()]
+
+
+def _narrow_rows() -> list[dict[str, Any]]:
+    """Every value of every factor."""
     narrow = []
     for index in range(max(len(values) for values in FACTORS.values())):
         row = {name: values[index % len(values)] for name, values in FACTORS.items()}
@@ -60,13 +76,14 @@ def quick_rows() -> list[dict[str, Any]]:
             # With "shift" this one is ill-conditioned: rounding nothing but the weights to 2⁻⁹ moves its gradient by a quarter.
             row["attention"] = "rope"
         narrow.append(row)
-    # In float64, too: gradients in bfloat16 are compared with those, which are compiled once.
-    rows = [{**row, "dtype": "float64"} for row in pairwise(FACTORS, given=narrow, cost=time_to_compile)]
+    return narrow
+
+
+def _special_rows() -> list[dict[str, Any]]:
+    """What no pair of factors has, in float64."""
+    first = {name: values[0] for name, values in FACTORS.items()} | {"dtype": "float64"}
     # A shared S that is reset and written at the same token: only codes write there, as an episode's first gate is zero.
-    first = {name: values[0] for name, values in FACTORS.items()}
-    rows.append(
-        first | {"implementation": "shared", "address": "current", "norm": "l2", "masks": "reset", "dtype": "float64"}
-    )
+    rows = [first | {"implementation": "shared", "address": "current", "norm": "l2", "masks": "reset"}]
     # "limits" is the Hebbian rule with limits on S. It and "mesa" have the recurrent form only, one S a layer or one for both.
     for rule, norm, masks, implementation, gradient in (
         ("mesa", "l2", "both", "recurrent", "full"),
@@ -75,7 +92,7 @@ def quick_rows() -> list[dict[str, Any]]:
         ("limits", "centred", "valid", "shared", "stop"),
     ):
         only = {"rule": rule, "norm": norm, "masks": masks, "implementation": implementation, "gradient": gradient}
-        rows.append(first | only | {"scope": "shared", "heads": 2, "synapse": "trained", "dtype": "float64"})
+        rows.append(first | only | {"scope": "shared", "heads": 2, "synapse": "trained"})
     # A gate before the Hebbian write, which goes through every form and the kernel as what is written, and weighs the sum of k ⊗ k
     # that is kept beside S.
     for implementation, norm, masks, gradient in (
@@ -92,19 +109,11 @@ def quick_rows() -> list[dict[str, Any]]:
             "masks": masks,
             "gradient": gradient,
         }
-        rows.append(first | only | {"heads": 2, "synapse": "frozen", "dtype": "float64"})
+        rows.append(first | only | {"heads": 2, "synapse": "frozen"})
     # Heads with rates of their own are not merged into one, and what a rule predicts is a sum over them, token by token as well.
     own = {"implementation": "recurrent", "scope": "shared", "rule": "delta", "rates": "learned", "heads": 2}
-    rows.append(first | own | {"dtype": "float64"})
-    rows.extend({**row, "dtype": "bfloat16"} for row in narrow)
+    rows.append(first | own)
     return rows
-
-
-def all_rows(**fixed: Any) -> Iterator[dict[str, Any]]:
-    """The full product of all factors and both dtypes, with some of them fixed."""
-    factors = {**FACTORS, "dtype": ("float64", "bfloat16"), **{name: (value,) for name, value in fixed.items()}}
-    for values in itertools.product(*factors.values()):
-        yield dict(zip(factors, values, strict=True))
 
 
 def row_id(row: dict[str, Any]) -> str:
@@ -123,7 +132,7 @@ class Case:
     tokens: np.ndarray
     valid: np.ndarray | None
     reset: np.ndarray | None
-    many: bool
+    thorough: bool
 
     @property
     def config(self) -> BDHConfig:
@@ -140,9 +149,9 @@ class Case:
 
     @property
     def starts_from_none(self) -> bool:
-        """Whether to check a call without a state: with few cases some of those that go token by token, where the model starts
+        """Whether to check a call without a state: of quick cases some of those that go token by token, where the model starts
         from a state of zeros then, and in float64 others without masks and with both."""
-        return self.many or self.exact and self.row["masks"] in (("both",) if self.by_token else ("none", "both"))
+        return self.thorough or self.exact and self.row["masks"] in (("both",) if self.by_token else ("none", "both"))
 
     @property
     def masks(self) -> dict[str, np.ndarray | None]:
@@ -153,32 +162,10 @@ class Case:
         """[B, T] bool."""
         return np.ones(self.tokens.shape, bool) if self.valid is None else self.valid
 
-    @property
-    def op_by_op(self) -> bool:
-        """Run without compiling whole programs: operations have few shapes between them, so among many cases most of them are
-        compiled already. The interpreted kernel is one operation and gains nothing."""
-        return self.many and self.row["implementation"] != "pallas_interpret"
-
-    def compile(self, function):
-        """``jax.jit`` with half the time to compile, or ``function`` itself where cases run op by op."""
-        if not self.op_by_op:
-            return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-        def eagerly(*arguments):
-            with jax.disable_jit():
-                return function(*arguments)
-
-        return eagerly
-
-    @functools.cached_property
-    def one_function(self):
-        """``(slow, tokens, fast, valid, reset) -> (logits, fast)``, compiled whole."""
-        return jax.jit(self._run(), compiler_options={"xla_backend_optimization_level": 0})
-
     @functools.cached_property
     def with_gradients(self):
-        """``(slow, floats, tokens, fast, weights, valid, reset)`` to what ``one_function`` gives, and the gradients of the mixture
-        by slow weights and the floating leaves of the state, the others of which are ``fast``'s."""
+        """``(slow, floats, tokens, fast, weights, valid, reset)`` to logits and final state, and the gradients of the mixture by
+        slow weights and the floating leaves of the state, the others of which are ``fast``'s."""
 
         def number(slow, floats, tokens, fast, weights, valid, reset):
             fast = jax.tree.map(lambda leaf, new: leaf if new is None else new, fast, floats, is_leaf=lambda x: x is None)
@@ -189,11 +176,11 @@ class Case:
             gradients, out = jax.grad(number, argnums=(0, 1), has_aux=True)(*arguments)
             return out, gradients
 
-        return self.compile(both)
+        return jax.jit(both)
 
     @functools.cached_property
     def _applied(self):
-        return {state: self.compile(self._run(state)) for state in ("full", "mean", "none")}
+        return {state: jax.jit(self._run(state)) for state in ("full", "mean", "none")}
 
     def _run(self, state="full"):
         def run(slow, tokens, fast, valid, reset):
@@ -204,18 +191,12 @@ class Case:
 
     def apply(self, slow, tokens, fast=None, *, valid=None, reset=None, state="full"):
         """(logits, fast) of ``model.apply``, as NumPy arrays: what checks do with them is not compiled."""
-        # "full" may be compiled already.
-        run = self.one_function if state == "full" and not self.op_by_op else self._applied[state]
-        return jax.device_get(run(slow, tokens, fast, valid, reset))
+        return jax.device_get(self._applied[state](slow, tokens, fast, valid, reset))
 
     def call(self, tokens=None, fast=None, **masks):
         """(logits, fast) on this case's inputs, some of them changed perhaps, always by the same compiled program: the one that
-        gives gradients as well, or ``one_function`` where that one runs op by op."""
-        if not self.op_by_op:
-            return self.differentiate(tokens, fast, **masks)[0]
-        tokens, fast = self.tokens if tokens is None else tokens, self.fast if fast is None else fast
-        masks = self.masks | masks
-        return jax.device_get(self.one_function(self.slow, tokens, fast, masks["valid"], masks["reset"]))
+        gives gradients as well."""
+        return self.differentiate(tokens, fast, **masks)[0]
 
     def differentiate(self, tokens=None, fast=None, weights=None, **masks):
         """``with_gradients`` on this case's inputs, some of them changed perhaps, and random weights if none are given."""
@@ -233,12 +214,12 @@ class Case:
         return logits, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), self.fast)
 
 
-def build(row: dict[str, Any], *, many: bool = False) -> Case:
+def build(row: dict[str, Any], *, thorough: bool = False) -> Case:
     """Make a case from a row of factors.
 
     Args:
       row: name → value for each of ``FACTORS`` and "dtype".
-      many: whether so many cases will run that compiling each of them would take the most time.
+      thorough: whether to check calls of other lengths, other states and no state in every case.
     """
     rng = np.random.default_rng(0)
     implementation, kernel, scope = row["implementation"], "xla", row["scope"]
@@ -308,7 +289,7 @@ def build(row: dict[str, Any], *, many: bool = False) -> Case:
     if masks in ("reset", "both"):
         # At the first token, inside, twice in a row; with "both" also at invalid tokens, which start an episode too.
         reset = np.array([[0, 0, 0, 1, 1, 0, 0, 0], [1, 0, 0, 0, 1, 0, 0, 0]], bool)[: row["batch"]]
-    return Case(row, model, slow, random_state(model, rng, len(tokens)), tokens, valid, reset, many)
+    return Case(row, model, slow, random_state(model, rng, len(tokens)), tokens, valid, reset, thorough)
 
 
 def random_state(model: BDH, rng: np.random.Generator, batch: int) -> FastState:

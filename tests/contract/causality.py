@@ -56,23 +56,20 @@ def influence(gradients: Callable[[np.ndarray], jax.Array], tokens: np.ndarray, 
     return norms.reshape(batch, length, batch, length)
 
 
-def at_once(
-    logits: Callable[..., jax.Array], embed: np.ndarray, *rest, compile=jax.jit
-) -> Callable[[np.ndarray], jax.Array]:
+def at_once(logits: Callable[..., jax.Array], embed: np.ndarray, *rest) -> Callable[[np.ndarray], jax.Array]:
     """``gradients`` of :func:`influence`, in one program.
 
     Args:
       logits: embedding table [V, D] and ``rest`` to logits [B, T, V].
       embed: [V, D].
       *rest: further arguments of ``logits``.
-      compile: how to compile the program.
     """
 
     def all_gradients(here, embed, *rest):
         out, pull = jax.vjp(lambda embed: logits(embed, *rest), embed)
         return jax.vmap(pull)(here.astype(out.dtype))[0]
 
-    return lambda here: compile(all_gradients)(jnp.asarray(here), jnp.asarray(embed), *rest)
+    return lambda here: jax.jit(all_gradients)(jnp.asarray(here), jnp.asarray(embed), *rest)
 
 
 def allowed(tokens: np.ndarray, valid: np.ndarray | None, reset: np.ndarray | None) -> np.ndarray:

@@ -24,7 +24,7 @@ from tests.contract.cases import (
     mixed,
     to_reference,
 )
-from tests.contract.causality import allowed, at_once, influence, moved_by_later_tokens
+from tests.contract.causality import allowed, influence, moved_by_later_tokens
 
 ROUGH = 0.15
 
@@ -37,7 +37,7 @@ def tolerance(case: Case) -> float:
 def check_reference(case: Case) -> None:
     """Logits and final state are those of the NumPy reference, from a given state and from none."""
     compare_with_reference(case, case.fast, case.tokens, case.masks, case.call())
-    if case.many:
+    if case.thorough:
         out = case.apply(case.slow, case.tokens, **case.masks)
         compare_with_reference(case, None, case.tokens, case.masks, out)
 
@@ -64,21 +64,15 @@ def check_causality_by_perturbation(case: Case) -> None:
 
 def check_influence(case: Case) -> None:
     """No gradient from the future, another example, an earlier episode, or an invalid token: exact zeros."""
-    if not case.exact and not case.many:
+    if not case.exact:
         return  # what is masked is so in every dtype, which the other checks see
-
-    def logits(embed, slow, fast, valid, reset):
-        slow = {**slow, "embed": embed}
-        return case.model.apply({"params": slow}, case.tokens, fast, valid=valid, reset=reset, state="none").logits
 
     def one_by_one(here):
         """With the program that the other checks use, too, and no weight on the final state."""
         nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape), case.fast)
         return np.stack([case.differentiate(weights=(weights, nothing))[1][0]["embed"] for weights in here])
 
-    if case.op_by_op:
-        together = at_once(logits, case.slow["embed"], case.slow, case.fast, case.valid, case.reset, compile=case.compile)
-    seen = influence(together if case.op_by_op else one_by_one, case.tokens, VOCAB)
+    seen = influence(one_by_one, case.tokens, VOCAB)
     may = allowed(case.tokens, case.valid, case.reset)
     np.testing.assert_array_equal(seen[~may], 0)
     assert np.isfinite(seen).all()
@@ -107,15 +101,15 @@ def check_isolation(case: Case) -> None:
 
 
 def first_tokens(case: Case) -> tuple[np.ndarray, dict]:
-    """What a call without a state is given: with few cases another number of tokens than the calls with one."""
-    count = LENGTH if case.many else 5
+    """What a call without a state is given: in quick cases another number of tokens than the calls with one."""
+    count = LENGTH if case.thorough else 5
     return case.tokens[:, :count], {name: None if mask is None else mask[:, :count] for name, mask in case.masks.items()}
 
 
 def check_splits(case: Case) -> None:
     """Any split of the sequence into calls gives the same logits and final state."""
-    if not case.many:
-        check_two_calls(case)
+    check_two_calls(case)
+    if not case.thorough:
         return
     logits, final = case.call()
     length = case.tokens.shape[1]
@@ -152,7 +146,7 @@ def check_two_calls(case: Case) -> None:
     if case.by_token and case.starts_from_none:
         fast, pieces = case.fast, []
         for t in range(LENGTH):
-            masks = {name: mask[:, t : t + 1] for name, mask in case.masks.items()}
+            masks = {name: None if mask is None else mask[:, t : t + 1] for name, mask in case.masks.items()}
             piece, fast = case.apply(case.slow, case.tokens[:, t : t + 1], fast, **masks)
             pieces.append(piece)
         compare_with_reference(case, case.fast, case.tokens, case.masks, (np.concatenate(pieces, axis=1), fast))
@@ -165,7 +159,7 @@ def check_padding(case: Case) -> None:
     logits, final = case.call()
     dense = np.stack([row[keep] for row, keep in zip(case.tokens, case.valid, strict=True)])
     count = dense.shape[1]
-    if case.many:
+    if case.thorough:
         expected, expected_final = case.apply(case.slow, dense, case.fast, valid=np.ones(dense.shape, bool))
     else:  # in the same program, with the others after them
         behind = np.tile(np.arange(LENGTH) < count, (len(dense), 1))
@@ -195,8 +189,8 @@ def check_reset(case: Case) -> None:
     # And it is what an episode of its own gives.
     tail, new = case.tokens[:, last:], case.model.init_fast(len(case.tokens))
     valid = None if case.valid is None else case.valid[:, last:]
-    ends = case.many or valid is not None
-    if case.many:
+    ends = case.thorough or valid is not None
+    if case.thorough:
         alone, alone_final = case.apply(case.slow, tail, new, valid=valid, reset=np.zeros(tail.shape, bool))
     else:  # in the same program, with other tokens after it; if those count, the final state says nothing
         valid = None if valid is None else np.concatenate([valid, np.zeros(valid.shape, bool)], axis=1)
@@ -211,11 +205,11 @@ def check_reset(case: Case) -> None:
 
 def check_mean_and_none(case: Case) -> None:
     """``state="none"`` and "mean" give the same logits as "full", and "mean" the batch mean of S and the activity."""
-    if not case.many and not (case.exact and case.row["masks"] == "both" and not case.by_token):
+    if not case.thorough and not (case.exact and case.row["masks"] == "both" and not case.by_token):
         return  # tests/test_model.py does this without masks; what goes token by token forms every state in any case
     logits, full = case.call()
     seen = case.valid_tokens()[..., None]
-    for state in ("none", "mean") if case.many else ("mean",):
+    for state in ("none", "mean") if case.thorough else ("mean",):
         same, final = case.apply(case.slow, case.tokens, case.fast, state=state, **case.masks)
         assert_close(np.where(seen, same, 0), np.where(seen, logits, 0), tolerance(case), state)
         if state == "none":
@@ -238,7 +232,7 @@ def check_gradients(case: Case) -> None:
     if case.exact:
         compare_with_finite_differences(case, actual)
         return
-    expected = build(case.row | {"dtype": "float64"}, many=case.many).differentiate()[1]
+    expected = build(case.row | {"dtype": "float64"}).differentiate()[1]
     have, want = (jax.tree_util.tree_leaves_with_path(tree) for tree in (actual, expected))
     sizes = [np.linalg.norm(leaf) for _, leaf in want]
     for (path, leaf), (_, other), size in zip(have, want, sizes, strict=True):
@@ -274,19 +268,23 @@ def compare_with_finite_differences(case: Case, gradient) -> None:
                 lambda p, a: np.asarray(a, np.float64) + sign * step * direction if p == path else a, inputs
             )
 
-        slope = (number(*shifted(1)) - number(*shifted(-1))) / (2 * step)
+        above, below = number(*shifted(1)), number(*shifted(-1))
+        slope = (above - below) / (2 * step)
         name = jax.tree_util.keystr(path)
         if "synapse" in name and not case.config.fast.train_synapse:
             np.testing.assert_array_equal(leaf, 0)
             continue
         have = np.sum(np.asarray(leaf) * direction)
-        assert abs(have - slope) <= 1e-5 * np.linalg.norm(leaf) + 1e-6, f"gradient of {name}: {have} but {slope}"
+        # Some settings make large numbers, as a delta rule does with long addresses and a rate of one.
+        rounding = 2.0**-52 * max(abs(above), abs(below)) / step
+        assert abs(have - slope) <= 1e-5 * np.linalg.norm(leaf) + 1e-6 + rounding, f"gradient of {name}: {have} but {slope}"
         # The activity is only counted, and so is the gram, but for the rule that reads it.
         only_counted = "activity" in name or "gram" in name and case.config.fast.rule != "mesa"
         unused = case.reset is not None and only_counted or stops and "previous_address" in name
-        unused = (
-            unused or case.reset is not None and "previous_code" in name
-        )  # perhaps no valid token before the first reset
+        # Perhaps no valid token before the first reset.
+        unused = unused or case.reset is not None and "previous_code" in name
+        # Among many cases are some whose few gated codes happen to be zero where a gate was open.
+        unused = unused or case.thorough and slope == 0
         assert unused or np.any(np.asarray(leaf) != 0), f"gradient of {name} is zero"
 
 

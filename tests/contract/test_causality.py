@@ -25,14 +25,9 @@ def weights(neurons: int = 16) -> dict[str, np.ndarray]:
     return {name: 0.5 * rng.normal(size=shape) for name, shape in shapes.items()}
 
 
-def quick(function):
-    """``jax.jit`` in half the time."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 @functools.cache
 def toy(layers: int, stop_gradient: bool = True):
-    return quick(functools.partial(leaky_toy.logits, layers=layers, learning_rate=0.05, stop_gradient=stop_gradient))
+    return jax.jit(functools.partial(leaky_toy.logits, layers=layers, learning_rate=0.05, stop_gradient=stop_gradient))
 
 
 def causal_model(implementation: str):
@@ -68,7 +63,7 @@ def test_gradient_flags_the_toy_with_two_layers_and_not_with_one():
                 {**slow, "embed": embed}, TOKENS, layers=layers, learning_rate=0.05, stop_gradient=stop_gradient
             )[0]
 
-        return influence(at_once(logits, slow["embed"], slow, compile=quick), TOKENS, VOCAB)
+        return influence(at_once(logits, slow["embed"], slow), TOKENS, VOCAB)
 
     assert seen(2, stop_gradient=False)[future].max() > 1e-3
     assert seen(1, stop_gradient=False)[future].max() == 0
@@ -84,7 +79,7 @@ def test_gradient_sees_no_future_where_no_state_is_formed(implementation):
     def logits(embed, slow):
         return causal_model(implementation)({**slow, "embed": embed}, TOKENS)
 
-    seen, may = influence(at_once(logits, slow["embed"], slow, compile=quick), TOKENS, VOCAB), allowed(TOKENS, None, None)
+    seen, may = influence(at_once(logits, slow["embed"], slow), TOKENS, VOCAB), allowed(TOKENS, None, None)
     np.testing.assert_array_equal(seen[~may], 0)
     assert seen[may].min() > 0
 
@@ -111,7 +106,7 @@ def one_layer_model():
         dtype="float64",
         fast=FastWeightConfig(learning_rate=0.05, decay=1.0, address_norm="none"),
     )
-    return quick(lambda slow, tokens: BDH(config).apply({"params": slow}, tokens).logits)
+    return jax.jit(lambda slow, tokens: BDH(config).apply({"params": slow}, tokens).logits)
 
 
 def answers_swapped(predict):
@@ -126,7 +121,7 @@ def answers_swapped(predict):
 
 @pytest.mark.parametrize("implementation", ["recurrent", "chunked", "parallel", "pallas_interpret"])
 def test_swapping_answers_never_changes_their_own_prediction(implementation):
-    slow, model = weights(), quick(causal_model(implementation))
+    slow, model = weights(), jax.jit(causal_model(implementation))
     assert answers_swapped(lambda tokens, valid: model(slow, tokens)) == (1.0, 0.0)
 
 

@@ -132,11 +132,6 @@ def test_limits_are_those_of_the_sigma_rule():
     np.testing.assert_array_equal(zero, 1)
 
 
-def quick(function):
-    """``jax.jit`` in half the time."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def model_of(**fast) -> BDH:
     config = BDHConfig(
         vocab_size=11,
@@ -157,8 +152,8 @@ def test_what_the_synapse_knows_is_not_written_again(rule):
     """After an episode went into the synapse whole, the last token of the same episode has nothing left to write."""
     model = model_of(rule=rule)
     tokens = np.array([[3]])
-    slow = quick(model.init)(jax.random.key(0), tokens)["params"]
-    run = quick(lambda slow: model.apply({"params": slow}, tokens).fast.effective_memory()[:, 0])
+    slow = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+    run = jax.jit(lambda slow: model.apply({"params": slow}, tokens).fast.effective_memory()[:, 0])
     first = run(slow)
     again = run({**slow, "synapse": first})
     kept = np.linalg.norm(again) / np.linalg.norm(first)
@@ -171,9 +166,9 @@ def test_hebbian_and_oja_do_not_look_at_the_synapse():
     for rule in ("hebbian", "oja"):
         model = model_of(rule=rule)
         tokens = np.array([[3, 4]])
-        slow = quick(model.init)(jax.random.key(0), tokens)["params"]
+        slow = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
         filled = {**slow, "synapse": slow["synapse"] + 0.3}
-        run = quick(lambda slow, model=model, tokens=tokens: model.apply({"params": slow}, tokens).fast.memory)
+        run = jax.jit(lambda slow, model=model, tokens=tokens: model.apply({"params": slow}, tokens).fast.memory)
         first, again = run(slow), run(filled)
         np.testing.assert_array_equal(first, again)
 
@@ -182,21 +177,21 @@ def test_hebbian_and_oja_do_not_look_at_the_synapse():
 def test_the_gate_is_learned_and_open_at_first(rule):
     model = model_of(rule=rule)
     tokens = np.array([[3, 4, 5]])
-    slow = quick(model.init)(jax.random.key(0), tokens)["params"]
+    slow = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
     assert slow["fast_gate"].shape == (D,)
     assert jax.nn.sigmoid(slow["fast_gate_bias"]) > 0.8
-    gradient = quick(jax.grad(lambda slow: jnp.sum(model.apply({"params": slow}, tokens).logits ** 2)))(slow)
+    gradient = jax.jit(jax.grad(lambda slow: jnp.sum(model.apply({"params": slow}, tokens).logits ** 2)))(slow)
     assert np.all(gradient["fast_gate"] != 0)
     assert gradient["fast_gate_bias"] != 0
     shut = {**slow, "fast_gate_bias": jnp.asarray(-1e3)}
-    assert not np.any(quick(lambda slow: model.apply({"params": slow}, tokens).fast.memory)(shut))
+    assert not np.any(jax.jit(lambda slow: model.apply({"params": slow}, tokens).fast.memory)(shut))
 
 
 def test_what_the_gate_keeps_out_is_not_in_the_sum_of_products_either():
     model = model_of(rule="gated_hebbian", keep_gram=True)
     tokens = np.array([[3, 4, 5]])
-    slow = quick(model.init)(jax.random.key(0), tokens)["params"]
-    run = quick(lambda slow: model.apply({"params": slow}, tokens).fast)
+    slow = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+    run = jax.jit(lambda slow: model.apply({"params": slow}, tokens).fast)
     gated, shut = run({**slow, "fast_gate_bias": jnp.zeros(())}), run({**slow, "fast_gate_bias": jnp.asarray(-1e3)})
     fully = run({**slow, "fast_gate_bias": jnp.asarray(1e3)})
     assert not np.any(shut.gram)
@@ -207,8 +202,8 @@ def test_what_the_gate_keeps_out_is_not_in_the_sum_of_products_either():
 def test_a_state_of_mesa_is_read_through_its_solution():
     model = model_of(rule="mesa", ridge=0.2)
     tokens = np.array([[3, 4, 5]])
-    slow = quick(model.init)(jax.random.key(0), tokens)["params"]
-    fast = quick(lambda slow: model.apply({"params": slow}, tokens).fast)(slow)
+    slow = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+    fast = jax.jit(lambda slow: model.apply({"params": slow}, tokens).fast)(slow)
     assert fast.gram.shape == (1, 1, 4 * N, 4 * N)
     assert fast.ridge == 0.2
     expected = np.linalg.solve(fast.gram[0, 0] + 0.2 * np.eye(4 * N), np.reshape(fast.memory[0, 0], (4 * N, D)))

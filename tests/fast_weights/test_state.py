@@ -21,18 +21,13 @@ def model_of(**changes) -> BDH:
     return BDH(BDHConfig(**settings | changes))
 
 
-def quick(function, **options):
-    """``jax.jit`` in half the time."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)
-
-
 @pytest.fixture(params=["rope", "shift"], scope="module")
 def run(request):
     """A model, its weights, and its state after some tokens: other numbers in every leaf and example."""
     model = model_of(attention=request.param, n_layer=2 if request.param == "rope" else 1)
-    slow = jax.tree.map(lambda leaf: 20 * leaf, quick(model.init)(jax.random.key(0), TOKENS)["params"])
+    slow = jax.tree.map(lambda leaf: 20 * leaf, jax.jit(model.init)(jax.random.key(0), TOKENS)["params"])
     valid = np.array([[1] * 6, [1] * 5 + [0], [1] * 4 + [0] * 2], bool)
-    fast = quick(lambda slow: model.apply({"params": slow}, TOKENS, valid=valid).fast)(slow)
+    fast = jax.jit(lambda slow: model.apply({"params": slow}, TOKENS, valid=valid).fast)(slow)
     assert fast.position.tolist() == [6, 5, 4]
     assert all(np.any(leaf) for leaf in jax.tree.leaves(fast))
     return model, slow, fast
@@ -41,7 +36,7 @@ def run(request):
 @functools.cache
 def call(model):
     """``(slow, tokens, fast) -> output``."""
-    return quick(lambda slow, tokens, fast: model.apply({"params": slow}, tokens, fast))
+    return jax.jit(lambda slow, tokens, fast: model.apply({"params": slow}, tokens, fast))
 
 
 def test_a_fresh_state_is_zero_and_of_the_documented_shape():
@@ -94,7 +89,7 @@ def test_reset_starts_the_chosen_examples_anew(run):
     assert np.abs(logits[0] - fresh[0]).max() > 1e-3
     # In the call itself: the reset flag of the first token.
     reset = np.eye(1, 6, dtype=bool) & where[:, None]
-    flagged = quick(lambda slow, fast: model.apply({"params": slow}, TOKENS, fast, reset=reset).logits)(slow, fast)
+    flagged = jax.jit(lambda slow, fast: model.apply({"params": slow}, TOKENS, fast, reset=reset).logits)(slow, fast)
     np.testing.assert_allclose(flagged, logits, rtol=1e-5, atol=1e-5)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(fast.reset()))
 
@@ -133,8 +128,8 @@ def test_detach_keeps_values_and_cuts_gradients(run):
         carried = model.apply({"params": slow}, TOKENS).fast.detach()
         return jnp.sum(model.apply({"params": slow}, TOKENS, carried).logits ** 2)
 
-    cut = quick(jax.grad(detached))(slow)
-    alone, before = quick(jax.grad(second_call, argnums=(0, 1)))(slow, slow)
+    cut = jax.jit(jax.grad(detached))(slow)
+    alone, before = jax.jit(jax.grad(second_call, argnums=(0, 1)))(slow, slow)
     for name in slow:
         np.testing.assert_allclose(cut[name], alone[name], rtol=1e-4, atol=1e-4 * np.abs(alone[name]).max())
     assert np.abs(before["encoder"]).max() > 1e-3 * np.abs(cut["encoder"]).max()
@@ -145,7 +140,7 @@ def test_a_state_may_be_donated(run):
     copy = jax.tree.map(jnp.copy, fast)
     expected = call(model)(slow, TOKENS[:, :1], fast)
     with jax.debug_nans(False):  # which keeps donated arrays alive
-        out = quick(lambda slow, token, fast: model.apply({"params": slow}, token, fast), donate_argnums=2)(
+        out = jax.jit(lambda slow, token, fast: model.apply({"params": slow}, token, fast), donate_argnums=2)(
             slow, TOKENS[:, :1], copy
         )
     np.testing.assert_allclose(out.logits, expected.logits, rtol=1e-5, atol=1e-5)

@@ -89,16 +89,13 @@ def loop(arrays, rates, masks):
     return read, final
 
 
-def quick(function):
-    """``jax.jit`` in half the time."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def scan(arrays, rates, masks, **options):
     """The operation, compiled. A rate that is a number stays one, since 1.0 takes a shorter way."""
     options = {"chunk_size": 4} | {name: float(rate) for name, rate in rates.items() if np.ndim(rate) == 0} | options
     rates = {name: rate for name, rate in rates.items() if np.ndim(rate)}
-    return quick(lambda arrays, rates, masks: fast_weight_scan(**arrays, **rates, **masks, **options))(arrays, rates, masks)
+    return jax.jit(lambda arrays, rates, masks: fast_weight_scan(**arrays, **rates, **masks, **options))(
+        arrays, rates, masks
+    )
 
 
 def gradient_of(arrays, rates, numbers, masks, weights, form):
@@ -129,7 +126,7 @@ def test_values_and_gradients(form, title):
     weights = rng.normal(size=(*shape, length, D)), rng.normal(size=(*shape, neurons, D))
     numbers = {name: float(rate) for name, rate in rates.items() if rate.ndim == 0}
     learned = {name: rate for name, rate in rates.items() if rate.ndim}
-    run = quick(lambda arrays, learned: gradient_of(arrays, learned, numbers, masks, weights, form))
+    run = jax.jit(lambda arrays, learned: gradient_of(arrays, learned, numbers, masks, weights, form))
     (_, (read, final)), gradient = run(arrays, learned)
     expected = loop(arrays, rates, masks)
     for have, want in zip((read, final), expected, strict=True):
