@@ -140,14 +140,11 @@ class BDH(nn.Module):
 
     def init_slow(self, key: jax.Array) -> dict[str, jax.Array]:
         """The slow weights to start from: ``init(key, tokens)["params"]`` for any tokens, without a pass through the model."""
-        return self.init(key, method="_slow_weights_set_up")["params"]
+        return self.init(key, method=lambda model: model._slow)["params"]
 
     def init_fast(self, batch_size: int) -> FastState:
         """The state at the start of an episode, for ``batch_size`` examples."""
         return fast_state.zeros(self.config, batch_size)
-
-    def _slow_weights_set_up(self) -> None:
-        """For :meth:`init_slow`: flax sets up what any method is called on."""
 
     def _slow_weights(self) -> dict[str, jax.Array]:
         config = self.config

@@ -68,7 +68,7 @@ def full_rows() -> list[dict[str, Any]]:
 
 
 def _narrow_rows() -> list[dict[str, Any]]:
-    """Every value of every factor."""
+    """As few rows as can hold every value of every factor."""
     narrow = []
     for index in range(max(len(values) for values in FACTORS.values())):
         row = {name: values[index % len(values)] for name, values in FACTORS.items()}
