@@ -23,8 +23,8 @@ pytest = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
 help:
 	@echo "make nback      train the n-back benchmark and print its table (1 to 2 minutes on two CPU cores)"
-	@echo "make test       the tests (5 minutes on two cores; 10 with JAX 0.12)"
-	@echo "make test-full  and the contract on every three settings, and longer tests (11 minutes; 25 with JAX 0.12)"
+	@echo "make test       the tests (5 minutes on two cores; 9 with JAX 0.12)"
+	@echo "make test-full  and the contract on every three settings, and longer tests (11 minutes)"
 	@echo "make notebooks  execute the notebooks (4 minutes)"
 	@echo "make mutate     apply each committed fault and check that the tests notice"
 	@echo "make lint       ruff check and format check      make format     apply both"
