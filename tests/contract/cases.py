@@ -49,6 +49,7 @@ def time_to_compile(row: dict[str, Any]) -> int:
     return layers(row) * (2 if row["implementation"] == "pallas_interpret" else 1)
 
 
+@functools.cache
 def quick_rows() -> list[dict[str, Any]]:
     """Every pair of values of two factors in float64, what no factor has, and every value in bfloat16."""
     narrow = _narrow_rows()
@@ -61,6 +62,7 @@ def quick_rows() -> list[dict[str, Any]]:
     ]
 
 
+@functools.cache
 def full_rows() -> list[dict[str, Any]]:
     """Every three values of three factors, and what no factor has, in float64."""
     threes = covering(FACTORS, 3, tries=5, cost=time_to_compile)
