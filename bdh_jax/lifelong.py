@@ -7,7 +7,9 @@ The models come from the workdir, one or several seeds, the facts they know from
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from bdh_jax import cli
 from bdh_jax.config import ConfigError
 from bdh_jax.consolidation import make_function
 from bdh_jax.evaluation import lifelong, lifelong_sweep
-from bdh_jax.evaluation.learners import CONTESTANTS, LEAST_SQUARES_RIDGE, contestants
+from bdh_jax.evaluation.learners import CONTESTANTS, LEAST_SQUARES_RIDGE, Contestant, contestants
 from bdh_jax.evaluation.stream import StreamConfig
 from bdh_jax.model import BDH
 from bdh_jax.tasks.facts import FactsConfig
@@ -34,11 +36,14 @@ _FACTS = flags.DEFINE_list("facts", ["1024"], "Facts of a stream; several number
 _STREAMS = flags.DEFINE_integer("streams", 10, "Test streams.")
 _VALIDATION = flags.DEFINE_integer("validation_streams", 1, "Streams on which the first model chooses rates.")
 _SEED = flags.DEFINE_integer("stream_seed", 0, "Seed of the first stream.", lower_bound=0)
-_FUNCTIONS = flags.DEFINE_list("functions", None, "Rows of the table, by name or as module:function; default all.")
+_FUNCTIONS = flags.DEFINE_list(
+    "functions",
+    None,
+    "Rows of the table, by name or as module:function; default all. NAME=RATE takes this rate instead of choosing one.",
+)
 _REFERENCE = flags.DEFINE_string("reference", "dense", "Row that the others are compared with, or none.")
 _RIDGE = flags.DEFINE_float("ridge", LEAST_SQUARES_RIDGE, "Ridge of least_squares, kalman and null_space.", lower_bound=1e-9)
 _LAYERS = flags.DEFINE_list("layers", None, "Layers, from 0, that these three and mesa consolidate; default all.")
-_RATES = flags.DEFINE_list("rates", [], "Rates that are not to be chosen: NAME=RATE of rows of the table.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
 
 
@@ -62,16 +67,11 @@ def main(argv: Sequence[str]) -> None:
         )
     workdir = Path(_WORKDIR.value)
     out = Path(_OUT.value) if _OUT.value else workdir / "lifelong"
-    names = _FUNCTIONS.value or list(CONTESTANTS)
-    own = {name: lifelong.own_function(name, make_function(name)) for name in names if ":" in name}
-    for name in names:
-        if name not in CONTESTANTS and name not in own:
-            raise ConfigError(
-                f"--functions names {name!r}; valid names: {', '.join(CONTESTANTS)}; or module:function for your own"
-            )
-    if flags.FLAGS["reference"].present and _REFERENCE.value not in (*names, "none"):
+    layers = _layers(experiment.model.memory_slots)
+    rows, rates = _rows(_FUNCTIONS.value or list(CONTESTANTS), contestants(_RIDGE.value, layers))
+    if flags.FLAGS["reference"].present and _REFERENCE.value not in (*rows, "none"):
         raise ConfigError(
-            f"--reference={_REFERENCE.value} is not among the rows: {', '.join(names)}; --reference=none compares with nothing"
+            f"--reference={_REFERENCE.value} is not among the rows: {', '.join(rows)}; --reference=none compares with nothing"
         )
     facts = cli.numbers("facts", _FACTS.value, int)
     config = lifelong.LifelongConfig(
@@ -82,19 +82,16 @@ def main(argv: Sequence[str]) -> None:
         known=experiment.task.known,
         reference=_REFERENCE.value,
     )
-    layers = _layers(experiment.model.memory_slots)
-    rates = _rates(names)
     files = cli.result_files(out, overwrite=_OVERWRITE.value)
     folders = seed_folders(workdir) or [workdir]
     models = [load_bdh(folder, _WHICH.value) for folder in folders]
     for folder in folders:
         _check_trained(folder, experiment.task)
     console = cli.table_console()
-    rows = {**contestants(_RIDGE.value, layers), **own}
     sweep = lifelong_sweep.run(
         BDH(models[0][0]),
         [slow for _, slow in models],
-        {name: rows[name] for name in names},
+        rows,
         facts=facts,
         config=config,
         rates=rates,
@@ -123,20 +120,45 @@ def _check_trained(folder: Path, task: FactsConfig) -> None:
         )
 
 
-def _rates(names: Sequence[str]) -> dict[str, float]:
-    rates = {}
-    for text in _RATES.value:
-        name, _, rate = text.partition("=")
-        try:
-            rates[name] = float(rate)
-        except ValueError:
-            raise ConfigError(f"--rates={text}: {rate!r} is no number; write NAME=RATE, such as kalman=1") from None
-        if name not in names:
-            raise ConfigError(f"--rates={text}: {name!r} is not among the rows: {', '.join(names)}")
-        if name not in CONTESTANTS or not CONTESTANTS[name].rates:
-            other = CONTESTANTS[name].rate_of if name in CONTESTANTS else None
-            raise ConfigError(f"--rates={text}: {name!r} {f'takes the rate of {other!r}' if other else 'has no rate'}")
-    return rates
+def _rows(entries: Sequence[str], known: dict[str, Contestant]) -> tuple[dict[str, Contestant], dict[str, float]]:
+    """The rows that --functions names, and the rates it gives to some: NAME, NAME=RATE, or module:function.
+
+    A row that is named again, with another rate, is called NAME=RATE.
+    """
+    rows: dict[str, Contestant] = {}
+    rates: dict[str, float] = {}
+    for entry in entries:
+        name, given, text = entry.partition("=")
+        if ":" in name:
+            contestant = lifelong.own_function(name, make_function(name))
+        elif name in known:
+            contestant = known[name]
+        else:
+            raise ConfigError(
+                f"--functions names {name!r}; valid names: {', '.join(known)}; or module:function for your own"
+            )
+        row = entry if name in rows else name
+        if row in rows:
+            raise ConfigError(f"--functions names {row!r} twice: a row stands there once for each rate, as {name}=RATE")
+        if given:
+            rates[row] = _rate(text, entry, contestant)
+        rows[row] = dataclasses.replace(contestant, name=row)
+    return rows, rates
+
+
+def _rate(text: str, entry: str, contestant: Contestant) -> float:
+    if not contestant.rates:
+        other = contestant.rate_of
+        raise ConfigError(
+            f"--functions={entry}: {contestant.name!r} {f'takes the rate of {other!r}' if other else 'has no rate'}"
+        )
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not math.isfinite(rate):
+        raise ConfigError(f"--functions={entry}: {text!r} is no number; write NAME=RATE, such as kalman=1")
+    return rate
 
 
 def _layers(slots: int) -> tuple[int, ...] | None:

@@ -16,6 +16,18 @@ def unchanged(slow, fast, activity):
     return slow
 
 
+def narrower(slow, fast, activity):
+    return {**slow, "synapse": slow["synapse"][..., 1:]}
+
+
+def branches(slow, fast, activity):
+    return slow if fast.memory.sum() > 0 else dict(slow)
+
+
+def explodes(slow, fast, activity):
+    return {**slow, "synapse": slow["synapse"] / 0}
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("smoke")
@@ -39,11 +51,10 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
     assert "error: contestant 'dense_untrained' takes the rate of 'dense': name that one before it" in errors
     arguments = (
         *arguments[:-1],
-        "--functions=none,kalman",
+        "--functions=none,kalman=2.5,kalman=4",
         "--reference=none",
         "--ridge=0.5",
         "--layers=1",
-        "--rates=kalman=2.5",
     )
     status, output, errors = run_text("bdh_jax.lifelong", *arguments)
     assert status == 0, errors
@@ -52,9 +63,10 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
     assert "none: recall" in errors
     folder = trained / "lifelong"
     record = json.loads((folder / "results.json").read_text())
-    assert [row["name"] for row in record["rows"]] == ["none", "kalman"]
+    assert [(row["name"], row["rate"]) for row in record["rows"]] == [("none", None), ("kalman", 2.5), ("kalman=4", 4.0)]
     assert record["config"]["known"] == 8
-    assert record["rows"][1]["rate"] == 2.5
+    assert record["rows"][1]["mean"]["new_value"] + record["rows"][1]["mean"]["neither_value"] <= 1
+    assert record["rows"][2]["mean"]["kilobytes"] > record["rows"][0]["mean"]["kilobytes"]
     assert record["least_squares"] == {"ridge": 0.5, "layers": [1]}
     assert (folder / "figure.png").stat().st_size > 1000
     status, output, errors = run_text("bdh_jax.lifelong", *arguments, f"--out={trained}", "--overwrite")
@@ -83,6 +95,25 @@ def test_several_numbers_of_facts_are_compared(trained, tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize(
+    ("function", "message"), [("narrower", "returned slow['synapse'] with shape"), ("branches", "is not jittable")]
+)
+def test_functions_that_cannot_be_used_are_refused_before_anything_is_measured(trained, tmp_path, function, message):
+    arguments = [CONFIG, f"--workdir={trained}", f"--out={tmp_path}/x", "--facts=32", "--streams=1"]
+    status, output, errors = run_text("bdh_jax.lifelong", *arguments, f"--functions=none,tests.test_lifelong:{function}")
+    assert (status, output) == (2, "")
+    assert message in errors
+    assert "gates" not in errors
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_row_that_ends_as_nan_is_named_under_the_table(trained, tmp_path):
+    arguments = [CONFIG, f"--workdir={trained}", f"--out={tmp_path}/x", "--facts=32", "--streams=1"]
+    status, output, errors = run_text("bdh_jax.lifelong", *arguments, "--functions=none,tests.test_lifelong:explodes")
+    assert status == 0, errors
+    assert "WEIGHTS NaN OR INFINITE at the end of a stream: tests.test_lifelong:explodes" in output
+
+
 def test_facts_that_were_not_taught_are_not_asked_for(trained):
     more = ["--config.task.known=0", "--config.task.known_rows=0"]
     status, output, errors = run_text("bdh_jax.lifelong", CONFIG, f"--workdir={trained}", f"--out={trained}/x", *more)
@@ -100,13 +131,18 @@ def test_facts_that_were_not_taught_are_not_asked_for(trained):
         ),
         ([CONFIG, "--workdir=x", "--facts=64,many"], "--facts=64,many must be numbers with commas between them"),
         ([CONFIG, "--workdir=x", "--layers=0,2"], "--layers=0,2 must be numbers in 0 … 1, each once, with commas between"),
-        ([CONFIG, "--workdir=x", "--rates=kalman=much"], "--rates=kalman=much: 'much' is no number; write NAME=RATE"),
         (
-            [CONFIG, "--workdir=x", "--functions=none", "--rates=kalman=1"],
-            "--rates=kalman=1: 'kalman' is not among the rows: none",
+            [CONFIG, "--workdir=x", "--functions=kalman=much"],
+            "--functions=kalman=much: 'much' is no number; write NAME=RATE",
         ),
-        ([CONFIG, "--workdir=x", "--rates=none=5"], "--rates=none=5: 'none' has no rate"),
-        ([CONFIG, "--workdir=x", "--rates=dense_shuffled=3"], "'dense_shuffled' takes the rate of 'dense'"),
+        ([CONFIG, "--workdir=x", "--functions=kalman=nan"], "--functions=kalman=nan: 'nan' is no number"),
+        ([CONFIG, "--workdir=x", "--functions=none=5"], "--functions=none=5: 'none' has no rate"),
+        ([CONFIG, "--workdir=x", "--functions=dense_shuffled=3"], "'dense_shuffled' takes the rate of 'dense'"),
+        ([CONFIG, "--workdir=x", "--functions=none,dense,none"], "--functions names 'none' twice: a row stands there once"),
+        (
+            [CONFIG, "--workdir=x", "--functions=tests.test_lifelong:unchanged=1"],
+            ":unchanged=1: 'tests.test_lifelong:unchanged' has",
+        ),
         ([CONFIG, "--workdir=x", "--functions=none", "--reference=dnse"], "--reference=dnse is not among the rows: none;"),
     ],
 )

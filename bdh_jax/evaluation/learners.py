@@ -216,29 +216,32 @@ def nearest_neighbour(model: BDH) -> Learner:
     )
 
 
-def gradient(model: BDH, rate: float, *, target: Target, replay: bool, facts: int) -> Learner:
-    """Adam on facts asked for without context: on those of the episode, or on draws from all that were seen.
+def gradient(
+    model: BDH, rate: float, *, target: Target, replay: bool, facts: int, optimizer: Literal["adam", "sgd"] = "adam"
+) -> Learner:
+    """Training on facts asked for without context: on those of the episode, or on draws from all that were seen.
 
     Args:
       model: with a synapse.
-      rate: of Adam.
+      rate: of the optimizer.
       target: train the synapse, or all trained weights instead.
       replay: keep the facts, three tokens each, as many as fit into the bytes of the synapse; a key's new value replaces its old
         one. Half of a batch is the episode, half is drawn from the buffer.
       facts: F, how many there will be; a larger buffer would stay empty.
+      optimizer: Adam keeps two numbers for every one it trains; plain SGD keeps none.
     """
     config = model.config
     model = BDH(change(config, "fast", train_synapse=target == "synapse"))
     synapse_bytes = config.memory_slots * config.n_neurons * config.d_model * 4
     capacity = min(facts, synapse_bytes // 6) if replay else 0
-    optimizer = optax.adam(rate)
+    transform = {"adam": optax.adam, "sgd": optax.sgd}[optimizer](rate)
 
     def split(slow):
         chosen = {name for name in slow if (name == "synapse") == (target == "synapse")}
         return {n: slow[n] for n in slow if n in chosen}, {n: slow[n] for n in slow if n not in chosen}
 
     def init(slow):
-        memory = {"optimizer": optimizer.init(split(slow)[0]), "steps": jnp.zeros((), jnp.int32)}
+        memory = {"optimizer": transform.init(split(slow)[0]), "steps": jnp.zeros((), jnp.int32)}
         if replay:
             memory |= {"buffer": jnp.full((capacity, 3), -1, jnp.int16), "filled": jnp.zeros((), jnp.int32)}
         return memory
@@ -272,7 +275,7 @@ def gradient(model: BDH, rate: float, *, target: Target, replay: bool, facts: in
                     [jnp.tile(facts, (again, 1))[:REPLAY_ROWS], memory["buffer"][drawn].astype(facts.dtype)]
                 )
             trained, frozen = split(slow)
-            updates, state = optimizer.update(jax.grad(loss)(trained, frozen, batch), state, trained)
+            updates, state = transform.update(jax.grad(loss)(trained, frozen, batch), state, trained)
             return ({**optax.apply_updates(trained, updates), **frozen}, state, steps + 1), None
 
         carry = (slow, memory["optimizer"], memory["steps"])
@@ -298,6 +301,8 @@ class Contestant:
     """Take the rate of the contestant of this name."""
     traced: bool = True
     """Whether ``build`` takes a rate whose value is not known yet, so that one program serves all rates."""
+    own: Function | None = None
+    """A function from outside the library, which is checked before anything is measured."""
 
     def __post_init__(self):
         if self.rates and self.rate_of:
@@ -313,6 +318,7 @@ _RIDGES = (0.01, 0.1, 1.0, 10.0)
 _DRIFTS = (0.3, 1.0, 3.0, 10.0)
 _TOLERANCES = (0.03, 0.3, 3.0)
 _TRAININGS = (1e-4, 3e-4, 1e-3, 3e-3)
+_DESCENTS = (1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 def _of(name: str, rates: tuple[float, ...] = _WRITES, *, traced: bool = True) -> Contestant:
@@ -394,6 +400,7 @@ def contestants(ridge: float = LEAST_SQUARES_RIDGE, layers: Layers = None) -> di
         _RIDGE,
         Contestant("nearest_neighbour", lambda model, rate, facts: nearest_neighbour(model)),
         _gradient("replay_synapse", _STEPS, target="synapse", replay=True),
+        _gradient("replay_synapse_sgd", _DESCENTS, target="synapse", replay=True, optimizer="sgd"),
         _gradient("replay_slow", _TRAININGS, target="slow", replay=True),
         _gradient("fine_tuning", _TRAININGS, target="slow", replay=False),
         _changed("dense_shuffled", _DENSE, shuffled),

@@ -66,8 +66,6 @@ def run(
       ConsolidationError: for a function that cannot be used, or that left slow weights which are NaN or infinite.
     """
     config = LifelongConfig(stream=StreamConfig(facts=256), streams=2) if config is None else config
-    check_model(model.config)
-    consolidation.check(consolidate, slow, jax.eval_shape(lambda: model.init_fast(1)))
     for other in beside:
         if other not in CONTESTANTS or other == name:
             raise ConfigError(f"beside names {other!r}; valid names: {', '.join(n for n in CONTESTANTS if n != name)}")
@@ -83,7 +81,7 @@ def run(
 
 def own_function(name: str, function: Function) -> Contestant:
     """A row of the table for a consolidation function of your own, which has no rate to be chosen."""
-    return Contestant(name, lambda model, rate, facts: consolidated(model, function))
+    return Contestant(name, lambda model, rate, facts: consolidated(model, function), own=function)
 
 
 def benchmark(
@@ -113,10 +111,14 @@ def benchmark(
 
     Raises:
       ConfigError: for a model that the benchmark cannot use.
+      ConsolidationError: for a function of your own that cannot be used.
     """
     config = LifelongConfig() if config is None else config
     contestants = CONTESTANTS if contestants is None else contestants
     check_model(model.config)
+    for contestant in contestants.values():
+        if contestant.own is not None:
+            consolidation.check(contestant.own, slows[0], jax.eval_shape(lambda: model.init_fast(1)))
     raw = list(slows)
     if new_ids is not None:
         slows = [{**slow, "embed": jnp.asarray(initialise_new_ids(slow["embed"], seed=new_ids))} for slow in raw]
@@ -165,6 +167,11 @@ def check_model(config: BDHConfig) -> None:
             f"fast.enabled={fast.enabled}, fast.synapse={fast.synapse}, fast.scope={fast.scope!r}, "
             f'fast.address={fast.address!r}: the lifelong benchmark needs fast weights with a synapse, scope="layer" and '
             'address="previous", as configs/lifelong.py has'
+        )
+    if fast.learn_learning_rate or fast.learn_decay:
+        raise ConfigError(
+            f"fast.learn_learning_rate={fast.learn_learning_rate}, fast.learn_decay={fast.learn_decay}: the lifelong benchmark gives "
+            "many of its rows another η or λ, and cannot where they are weights. Train without"
         )
     if config.vocab_size < VOCABULARY:
         raise ConfigError(

@@ -67,17 +67,19 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("recall", "recall", ".3f"),
     ("new_value", "new", ".3f"),
     ("old_value", "old", ".3f"),
-    ("in_episode", "in-ep.", ".3f"),
+    ("neither_value", "other", ".3f"),
+    ("in_episode", "in-ep", ".3f"),
     ("harm", "harm", "+.3f"),
     ("harm_known", "known", "+.3f"),
+    ("kilobytes", "kB", ".0f"),
     ("bits_per_byte", "bits/B", ".4f"),
-    ("milliseconds", "ms/ep.", ".1f"),
+    ("milliseconds", "ms", ".0f"),
 )
 _NOTE = (
-    "recall: of all facts after the last reset. new, old: of reassigned facts, answered with the value that holds and with the one "
-    "before. in-ep.: recall within the episodes of the stream. harm, known: drop of recall in unrelated episodes, and of facts "
-    "learned by gradient. bits/B: bits recalled above chance, per byte kept. Δ: against {reference}, mean and half of its 95 % "
-    "interval over models and streams"
+    "recall: of all facts after the last reset. new, old, other: of reassigned facts, answered with the value that holds, the one "
+    "before, any other. in-ep: recall within the episodes of the stream. harm, known: drop of recall in unrelated episodes, and of "
+    "facts learned by gradient. kB: synapse and function memory. bits/B: bits recalled above chance, per byte. ms: an episode. "
+    "Δ: against {reference}, mean and half of its 95 % interval over models and streams"
 )
 
 
@@ -101,7 +103,7 @@ class LifelongResult:
         stream = self.config.stream
         title = f"{stream.facts} facts, chance {1 / VALUES:.3f}; {models} model{'s' * (models > 1)} × {streams} stream{'s' * (streams > 1)}"
         table = Table(title=title, caption=self._caption(reference), box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-        table.add_column("function", min_width=20)
+        table.add_column("function", min_width=18)
         table.add_column("rate", justify="right")
         for number, (_, header, _) in enumerate(_COLUMNS):
             table.add_column(header, justify="right")
@@ -123,7 +125,7 @@ class LifelongResult:
             show_edge=False,
             padding=0,
         )
-        table.add_column("function", min_width=20)
+        table.add_column("function", min_width=18)
         for name in names:
             table.add_column(name.split("_", 1)[1].replace("_", " "), justify="right")
         for row in self.rows:
@@ -198,6 +200,11 @@ class LifelongResult:
     def _caption(self, reference: Row | None) -> str:
         note = _NOTE if reference else _NOTE.split(". Δ")[0]
         failures = [f"GATE FAILED, model {i}: {why}" for i, g in enumerate(self.gates) for why in g.failures]
+        failures += [
+            f"WEIGHTS NaN OR INFINITE at the end of a stream: {row.name}"
+            for row in self.rows
+            if not row.scores["finite"].all()
+        ]
         return "\n".join([*failures, note.format(reference=self.config.reference)])
 
 

@@ -332,7 +332,7 @@ def test_all_tables_are_printed_whole_on_a_narrow_terminal(result, monkeypatch, 
     monkeypatch.setenv("COLUMNS", "60")
     result.print()
     printed = capsys.readouterr().out
-    for expected in ("bits/B", "ms/ep.", "cos 1", "by episodes since"):
+    for expected in ("bits/B", " ms", "cos 1", "by episodes since"):
         assert expected in printed
     assert "…" not in printed.replace("0 … ", "")
 
@@ -358,6 +358,8 @@ def test_rates_are_chosen_by_recall_minus_harm():
         ({"fast": FastWeightConfig(enabled=False)}, "fast.enabled=False"),
         ({"fast": FastWeightConfig()}, "fast.synapse=False"),
         ({"fast": FastWeightConfig(synapse=True, address="current")}, "fast.address='current'"),
+        ({"fast": FastWeightConfig(synapse=True, learn_decay=True)}, "fast.learn_decay=True: the lifelong benchmark gives"),
+        ({"fast": FastWeightConfig(synapse=True, learn_learning_rate=True)}, "fast.learn_learning_rate=True"),
         ({"vocab_size": 130}, 'vocab_size=130: the task "facts" has 385 token ids'),
     ],
 )
