@@ -7,6 +7,7 @@ optimiser state, their gradients and the fast state.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -54,14 +55,17 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "energy": ("layer", "batch", "head", "neuron"),
     "position": ("batch",),
     "count": ("batch",),
-    # memory of consolidation functions
+}
+"""Last name of a leaf's path → its logical axes. A leaf that is not listed is replicated."""
+
+MEMORY_AXES: dict[str, tuple[str, ...]] = {
     "background": ("layer", "row", "row"),
     "covariance": ("layer", "row", "row"),
     "row_use": ("layer", "head", "neuron"),
     "row_importance": ("layer", "head", "neuron"),
     "levels": ("level", "layer", "head", "neuron", "model"),
 }
-"""Last name of a leaf's path → its logical axes. A leaf that is not listed is replicated."""
+"""The same for what consolidation functions remember, apart because a function of one's own may call its memory what it likes."""
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -87,13 +91,12 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     )
 
 
-def spec_of(name: str, *, batched: bool = True) -> P:
+def spec_of(name: str, *, batched: bool = True, axes: Mapping[str, tuple[str, ...]] = LOGICAL_AXES) -> P:
     """Partition of the array called ``name``. ``batched=False``: its batch axis has length 1 and is not split."""
-    axes = LOGICAL_AXES.get(name, ())
-    return P(*(RULES[axis] if batched or axis != "batch" else None for axis in axes))
+    return P(*(RULES[axis] if batched or axis != "batch" else None for axis in axes.get(name, ())))
 
 
-def specs(tree: Any, *, batched: bool = True) -> Any:
+def specs(tree: Any, *, batched: bool = True, axes: Mapping[str, tuple[str, ...]] = LOGICAL_AXES) -> Any:
     """A tree of partition specs for any tree of arrays: parameters, gradients, optimiser state or fast state.
 
     Leaves are recognised by the last name of their path. One whose rank differs from the table's (a scalar statistic kept
@@ -102,21 +105,24 @@ def specs(tree: Any, *, batched: bool = True) -> Any:
     Args:
       tree: pytree of arrays or of ``jax.ShapeDtypeStruct``.
       batched: as in :func:`spec_of`.
+      axes: the table, ``LOGICAL_AXES`` or ``MEMORY_AXES``.
     """
 
     def spec(path, leaf) -> P:
         name = _last_name(path)
-        if len(LOGICAL_AXES.get(name, ())) != len(leaf.shape):
+        if len(axes.get(name, ())) != len(leaf.shape):
             return P()
-        return spec_of(name, batched=batched)
+        return spec_of(name, batched=batched, axes=axes)
 
     return jax.tree_util.tree_map_with_path(spec, tree)
 
 
-def shardings(mesh: Mesh, tree: Any, *, batched: bool = True) -> Any:
+def shardings(mesh: Mesh, tree: Any, *, batched: bool = True, axes: Mapping[str, tuple[str, ...]] = LOGICAL_AXES) -> Any:
     """As :func:`specs`, as ``NamedSharding`` on ``mesh``."""
     return jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec), specs(tree, batched=batched), is_leaf=lambda leaf: isinstance(leaf, P)
+        lambda spec: NamedSharding(mesh, spec),
+        specs(tree, batched=batched, axes=axes),
+        is_leaf=lambda leaf: isinstance(leaf, P),
     )
 
 

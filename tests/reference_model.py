@@ -130,7 +130,7 @@ def _token(config, slow, token, state, place, writes, made, scale):
             _write(fast, slow, memory[slot], gram[slot], synapse, written, value, rate)
             addresses[layer] = address
             strength[layer] += np.abs(address)
-            energy[layer] += rows**2 * np.sum(value**2)
+            energy[layer] += rows**2 * np.sum(value**2) * _gate(fast, slow, value) ** 2
         x = _norm(x + _norm(y))
     changed = State(attention, memory, gram, addresses, codes, state.position + 1, strength, energy, state.count + 1)
     return x, changed
@@ -151,10 +151,8 @@ def _write(fast, slow, memory, gram, synapse, key, value, rate):
         if fast.rule != "mesa":
             known = known + np.einsum("hn,hnd->d", key, memory)
         value = value - known
-    gate = 1.0
-    if fast.gated:
-        gate = 1 / (1 + np.exp(-(slow["fast_gate"] @ x + slow["fast_gate_bias"])))
-        value = gate * value
+    gate = _gate(fast, slow, x)
+    value = gate * value
     if fast.rule == "longhorn":
         value = value / (1 + np.sum(rate[:, None] * key**2))
     if fast.rule == "oja":
@@ -168,6 +166,11 @@ def _write(fast, slow, memory, gram, synapse, key, value, rate):
         memory[np.abs(memory) < fast.threshold] = 0
     if fast.row_norm is not None:
         memory /= np.maximum(1, np.linalg.norm(memory, axis=-1, keepdims=True) / fast.row_norm)
+
+
+def _gate(fast, slow, x):
+    """β, the share of a token that is written."""
+    return 1 / (1 + np.exp(-(slow["fast_gate"] @ x + slow["fast_gate_bias"]))) if fast.gated else 1.0
 
 
 def _norm(x):

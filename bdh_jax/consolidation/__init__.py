@@ -110,7 +110,7 @@ def _import(name: str, options: dict[str, Any]) -> Function:
     module, _, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, TypeError) as error:  # TypeError: a relative name
         raise ConfigError(
             f"consolidation {name!r}: module {module!r} cannot be imported ({error}). It must lie on the Python path; the "
             "folder you start from does"

@@ -126,7 +126,7 @@ class Consolidator:
         new_slow, new_memory, finite = self._jitted(slow, fast, activity, memory)
         bad = [name for name, is_finite in jax.device_get(finite).items() if not is_finite]
         if bad:
-            given = [name for name, ok in _finite({"slow": slow, "fast": fast, "memory": memory}).items() if not ok]
+            given = [name for name, ok in finite_leaves({"slow": slow, "fast": fast, "memory": memory}).items() if not ok]
             cause = f"already so before: {given[0]}" if given else "what it was given is finite; try a smaller rate"
             raise ConsolidationError(f"consolidation made {bad[0]} NaN or infinite ({cause})")
         return new_slow, new_memory
@@ -149,7 +149,7 @@ def make_consolidator(function: Function, slow: Slow, fast: FastState) -> Consol
     @jax.jit
     def run(slow, fast, activity, memory):
         new_slow, new_memory = consolidation.update(slow, fast, activity, memory)
-        return new_slow, new_memory, _finite({"slow": new_slow, "memory": new_memory})
+        return new_slow, new_memory, finite_leaves({"slow": new_slow, "memory": new_memory})
 
     return Consolidator(consolidation, run)
 
@@ -185,6 +185,13 @@ def check(function: Function, slow: Slow, fast: FastState) -> None:
             "the consolidation function is not jittable: it uses the value of a traced array in Python (if, int, float, "
             f"range, a mask as an index, numpy). Use jnp.where, jax.lax.cond or jax.lax.top_k instead. JAX says: {reason}"
         ) from error
+    except (AttributeError, TypeError) as error:
+        if "NoneType" not in str(error):
+            raise
+        present = [field.name for field in dataclasses.fields(fast) if getattr(fast, field.name) is not None]
+        raise ConsolidationError(
+            f"the consolidation function uses a part of the state that is None here ({error}). Present are fast.{', fast.'.join(present)}"
+        ) from error
     if not (isinstance(result, tuple) and len(result) == 2):
         raise ConsolidationError(f"update returned a {type(result).__name__}; it must return the pair (slow, memory)")
     for name, given, returned in (("slow", slow, result[0]), ("memory", memory, result[1])):
@@ -219,11 +226,15 @@ def _check_same_tree(name: str, given: Any, returned: Any) -> None:
         )
 
 
-def _finite(trees: dict[str, Any]) -> dict[str, jax.Array]:
-    """Leaf path → whether all its numbers are finite."""
+def finite_leaves(trees: dict[str, Any]) -> dict[str, jax.Array]:
+    """Leaf path → whether all its numbers are finite, for leaves of floating point numbers.
+
+    Args:
+      trees: name that paths begin with → pytree of arrays.
+    """
     return {
         name + jax.tree_util.keystr(path): jnp.all(jnp.isfinite(leaf))
         for name, tree in trees.items()
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if jnp.issubdtype(leaf.dtype, jnp.floating)
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
     }

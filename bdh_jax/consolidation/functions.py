@@ -9,6 +9,7 @@ Axis letters: B batch, L layer, H head, N neurons per head, D model width; K = H
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Callable
 from typing import Literal
@@ -24,7 +25,10 @@ from bdh_jax.fast_weights.state import Activity, FastState
 Target = Literal["synapse", "decoder"]
 Score = Literal["strength", "energy", "state_norm"]
 ExampleWeights = Callable[[Activity], jax.Array] | jax.Array | None
-"""Weight [B] of each example in F̄, or a function of the activity that gives it; None weighs all the same."""
+"""Weight [B] of each example in F̄, or a function of the activity that gives it; None weighs all the same.
+
+The training step averages its batch before a function sees it, which saves holding B states: there B is 1, and weights change nothing.
+"""
 
 
 def none() -> Plain:
@@ -41,6 +45,7 @@ def dense(rate: float = 1.0, *, target: Target = "synapse", example_weights: Exa
       example_weights: see :data:`ExampleWeights`.
     """
     _check_target(target)
+    _check_rate(rate)
 
     def consolidate(slow: Slow, fast: FastState, activity: Activity) -> Slow:
         return _add(slow, rate * mean_state(fast, activity, example_weights), target)
@@ -106,6 +111,7 @@ def row_random(
     """
     _check_fraction(fraction)
     _check_target(target)
+    _check_rate(rate)
 
     def update(slow, fast, activity, memory):
         change = mean_state(fast, activity, example_weights)
@@ -175,6 +181,7 @@ def tfidf_rows(
     """
     _check_fraction(fraction)
     _check_target(target)
+    _check_rate(rate)
 
     def init(slow):
         shape = _row_shape(slow, target)
@@ -211,7 +218,8 @@ def importance_weighted(
       target, example_weights: as :func:`row_topk`.
     """
     _check_target(target)
-    if protection < 0:
+    _check_rate(rate)
+    if not protection >= 0:
         raise ConfigError(f"protection={protection} must be ≥ 0")
 
     def update(slow, fast, activity, memory):
@@ -251,9 +259,10 @@ def cascade(
       target, example_weights: as :func:`row_topk`.
     """
     _check_target(target)
+    _check_rate(rate)
     if levels < 2:
         raise ConfigError(f"levels={levels} must be at least 2: one is the target itself, the others are slower")
-    if ratio < 1:
+    if not ratio >= 1:
         raise ConfigError(f"ratio={ratio} must be at least 1: every level is slower than the one before it")
     capacity = [ratio**k for k in range(levels)]
     coupling = [ratio**-k / 4 for k in range(levels)]
@@ -343,7 +352,14 @@ def top_rows(scores: jax.Array, fraction: float) -> jax.Array:
     return chosen.reshape(scores.shape)
 
 
+def _check_rate(rate: float) -> None:
+    # A traced rate has no value yet.
+    if not isinstance(rate, jax.core.Tracer) and not math.isfinite(rate):
+        raise ConfigError(f"rate={rate} must be a finite number")
+
+
 def _of_rows(choose, rate, score, target, example_weights) -> Plain:
+    _check_rate(rate)
     _check_target(target)
     if score not in typing.get_args(Score):
         raise ConfigError(f"score={score!r} is not one of {', '.join(map(repr, typing.get_args(Score)))}")

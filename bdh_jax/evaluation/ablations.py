@@ -134,13 +134,17 @@ def address_source(config: BDHConfig, slow: Slow, source: AddressSource) -> Pred
 def shuffle_rows(fast: FastState, *, seed: int) -> FastState:
     """The K rows of S in a random order: one for each S, the same for every sequence.
 
-    S keeps its size and the values it holds, but they lie under other addresses.
+    S keeps its size and the values it holds, but they lie under other addresses; so do the sums k ⊗ k, where there are any.
     """
     slots, batch, *rows, width = fast.memory.shape
     flat = fast.memory.reshape(slots, batch, -1, width)
     keys = jax.random.split(jax.random.key(seed), slots)
-    flat = jnp.stack([flat[i][:, jax.random.permutation(keys[i], flat.shape[2])] for i in range(slots)])
-    return fast.replace(memory=flat.reshape(slots, batch, *rows, width))
+    orders = [jax.random.permutation(key, flat.shape[2]) for key in keys]
+    flat = jnp.stack([memory[:, order] for memory, order in zip(flat, orders, strict=True)])
+    gram = fast.gram
+    if gram is not None:
+        gram = jnp.stack([sums[:, order][:, :, order] for sums, order in zip(gram, orders, strict=True)])
+    return fast.replace(memory=flat.reshape(slots, batch, *rows, width), gram=gram)
 
 
 # What they have in common.
@@ -168,7 +172,8 @@ def _answers_in_turn(slow: Slow, tokens: jax.Array, *, config: BDHConfig) -> jax
 
     def step(fast: FastState, tokens: jax.Array) -> tuple[FastState, jax.Array]:
         output = model.apply({"params": slow}, tokens, fast)
-        kept = {"memory": output.fast.memory, "activity": output.fast.activity}
+        # The gram belongs to S: rule "mesa" reads both together.
+        kept = {"memory": output.fast.memory, "gram": output.fast.gram, "activity": output.fast.activity}
         return output.fast.reset().replace(**kept), output.logits[:, -1]
 
     _, logits = jax.lax.scan(step, model.init_fast(tokens.shape[0]), tokens.swapaxes(0, 1))

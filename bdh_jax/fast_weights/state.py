@@ -23,8 +23,8 @@ class Activity:
 
     Attributes:
       strength: [L, B, H, N], the sum over valid tokens of the address, of its size where it may be negative.
-      energy: [L, B, H, N], the sum over valid tokens of the squared norm of the row that the Hebbian rule writes, ‖η k_i x‖².
-        Rules that write what is not predicted yet write less than that.
+      energy: [L, B, H, N], the sum over valid tokens of the squared norm of the row that the Hebbian rule writes, ‖η k_i x‖², or
+        ‖η β k_i x‖² with a gate. Rules that write what is not predicted yet write less than that.
       count: [B], the number of valid tokens, in the dtype of the others.
     """
 

@@ -67,7 +67,7 @@ def write_back(
         read = read + scale[:, 0] * decode(source, synapse.astype(config.compute_dtype), config.state_dtype)
     strength = energy = None
     if state != "none":
-        strength, energy = _activity(source, scale, key, value, rates["learning_rate"], layer_state, episode)
+        strength, energy = _activity(source, scale, key, value, beta, rates["learning_rate"], layer_state, episode)
     address = (source * scale).astype(config.compute_dtype)
     next_state = LayerState(memory=memory, gram=gram, previous_address=previous_address, strength=strength, energy=energy)
     return read, address, next_state
@@ -195,12 +195,13 @@ def _limits(config: BDHConfig) -> dict[str, float | None] | None:
     return config.fast.limits if config.fast.limited else None
 
 
-def _activity(source, scale, key, value, learning_rate, layer_state, episode):
+def _activity(source, scale, key, value, beta, learning_rate, layer_state, episode):
     """Strength and energy of one layer's rows, [B, H, N] each, over this call and the episode's earlier ones."""
     dtype = episode.counted.dtype
     # Addresses of norm "centred" have both signs, and how much a row was used has not.
     strength = jnp.einsum("bhtn,bt->bhn", jnp.abs(source).astype(dtype), episode.counted * scale[:, 0, :, 0])
     size = episode.counted * jnp.sum(jnp.square(value.astype(dtype)), axis=-1)
+    size = size if beta is None else size * jnp.square(beta.astype(dtype))
     rate = jnp.asarray(learning_rate, dtype).reshape(-1, 1)
     energy = jnp.square(rate)[None] * jnp.einsum("bhtn,bt->bhn", jnp.square(key.astype(dtype)), size)
     if layer_state.strength is not None:

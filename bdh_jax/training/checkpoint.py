@@ -117,7 +117,7 @@ class Checkpoints:
         return state, Progress(**_read_info(self._manager, self._folder, step)["progress"])
 
     def save(self, state: TrainState, progress: Progress, primary: float | None = None) -> None:
-        """Save in the background; a later save, :meth:`wait` and :meth:`close` wait for it.
+        """Save in the background; a later save, :meth:`wait` (which the training calls at once) and :meth:`close` wait for it.
 
         The last checkpoint and the one with the largest ``primary`` (the later one of equals) are kept.
 
@@ -134,7 +134,7 @@ class Checkpoints:
         if progress.step in self._manager.all_steps():
             if primary is None:
                 return
-            # Saved when its evaluation was interrupted: once more, with the score.
+            # Saved when its evaluation was interrupted: once more, with the score. Until that is on disk the first one lies in the trash.
             self._empty_trash()
             self._manager.delete(progress.step)
         info = {"config": self._config, "progress": dataclasses.asdict(progress)}
@@ -162,6 +162,8 @@ class Checkpoints:
         """As :meth:`wait`, and release what Orbax holds."""
         if self._manager is not None:
             self._manager.close()
+            # What replaces a checkpoint may not have come to disk, and then this is the only one.
+            self._put_back()
             self._empty_trash()
 
     @contextmanager

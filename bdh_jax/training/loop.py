@@ -38,7 +38,7 @@ from bdh_jax.training.checkpoint import (
     seed_folders,
     trained_texts,
 )
-from bdh_jax.training.metrics import Reporter, describe_start, results_table, summarise
+from bdh_jax.training.metrics import METRICS, Reporter, describe_start, results_table, summarise
 from bdh_jax.training.optimizer import make_optimizer
 from bdh_jax.training.step import (
     TrainState,
@@ -93,21 +93,25 @@ def run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
     if not config.seeds:
         if seed_folders(workdir):
             raise CheckpointError(f"{workdir} holds a run over several seeds; give --config.seeds or another --workdir")
-        results = _train_seed(config, workdir)
+        results, _ = _train_seed(config, workdir)
     else:
         if (workdir / FOLDER).exists() or (workdir / RUN).exists():
             raise CheckpointError(
                 f"{workdir} holds a run of one seed; use another --workdir for config.seeds={config.seeds}"
             )
+        _check_summary(workdir, config)
         for folder in seed_folders(workdir):
             _check_folder(folder, dataclasses.replace(config, seed=int(folder.name[4:]), seeds=()))
         trained_texts(seed_folders(workdir))
-        runs = {
-            str(seed): _train_seed(
-                dataclasses.replace(config, seed=seed, seeds=()), workdir / f"seed{seed}", others=seed_folders(workdir)
-            )
-            for seed in config.seeds
-        }
+        runs = {}
+        for seed in config.seeds:
+            of_seed, folder = dataclasses.replace(config, seed=seed, seeds=()), workdir / f"seed{seed}"
+            runs[str(seed)], stopped_by = _train_seed(of_seed, folder, others=seed_folders(workdir))
+            if stopped_by is not None and seed != config.seeds[-1]:
+                raise Interrupted(
+                    f"{_name_of(stopped_by)}: seed {seed} is finished; the same command goes on with the next one in {workdir}",
+                    stopped_by,
+                )
         mean, spread = summarise(list(runs.values()))
         results = {
             "config": config_json(config),
@@ -144,14 +148,20 @@ def train(config: ExperimentConfig, task: Task, workdir: Path) -> dict[str, Any]
       NonFiniteError: if loss or gradient is not finite. That state is never saved.
       Interrupted: after SIGTERM or Ctrl-C, once the state is saved. A second Ctrl-C aborts at once.
     """
+    return _train(config, task, workdir)[0]
+
+
+def _train(config: ExperimentConfig, task: Task, workdir: Path) -> tuple[dict[str, Any], int | None]:
+    """As :func:`train`. Returns the results, and the signal that came too late to interrupt anything, or None."""
     if (results := _finished(config, workdir)) is not None:
-        return results
+        return results, None
     if task.vocab_size > config.model.vocab_size:
         raise ConfigError(
             f"model.vocab_size={config.model.vocab_size} is too small: the task has token ids up to {task.vocab_size - 1}; "
             f"set model.vocab_size={task.vocab_size} or more"
         )
-    return _Training(config, task, workdir).run()
+    training = _Training(config, task, workdir)
+    return training.run(), training.signal_number
 
 
 class _Training:
@@ -179,6 +189,11 @@ class _Training:
         self._target = abstract_state(self._model, self._optimizer, self._mesh, self._consolidation, self._carried_rows)
         # Traces the step (the trace is kept): what cannot run here says so before anything is written.
         self._train_step.eval_shape(self._target, self._put(task.batch(0)), self._step_key)
+
+    @property
+    def signal_number(self) -> int | None:
+        """The signal that came during :meth:`run`, if any did."""
+        return self._signals.number
 
     def _put(self, batch: Batch) -> Batch:
         return put_batch(batch, self._mesh, may_reset=getattr(self._task, "may_reset", False))
@@ -277,7 +292,7 @@ class _Training:
         ready = [pending.popleft() for _ in range(len(pending) - leave)]
         fetched = jax.device_get([metrics for _, metrics in ready])
         for (step, _), metrics in zip(ready, fetched, strict=True):
-            if not metrics["finite"]:
+            if not all(metrics["finite"].values()):
                 raise NonFiniteError(self._describe_divergence(step, metrics))
             self._clock.count(step, int(metrics["tokens"]))
             if step % self._config.train.log_every == 0 or step == self._config.train.steps:
@@ -296,9 +311,20 @@ class _Training:
         self._checkpoints.wait()
         last = self._checkpoints.last_step
         good = "none was saved yet" if last is None else f"step {last}, in {self._workdir / FOLDER}"
+        what, remedy = self._cause_of_divergence(metrics)
+        return f"{what} at step {step}. Last good checkpoint: {good}. Try {remedy}, in another --workdir"
+
+    def _cause_of_divergence(self, metrics: Any) -> tuple[str, str]:
+        bad = [name for name, finite in metrics["finite"].items() if not finite]
+        if bad[0] in ("loss", "gradient"):
+            numbers = f"loss {float(metrics['loss'])} or gradient norm {float(metrics['grad_norm'])}"
+            return f"{numbers} is not finite", "a smaller optimizer.learning_rate or clip_norm"
+        if bad[0].startswith("fast"):
+            return f"{bad[0]}, which is carried on, is not finite", "a smaller model.fast.learning_rate or model.fast.decay"
+        function = self._config.consolidation.function
         return (
-            f"loss {float(metrics['loss'])} or gradient norm {float(metrics['grad_norm'])} is not finite at step {step}. "
-            f"Last good checkpoint: {good}. Try a smaller optimizer.learning_rate or clip_norm, in another --workdir"
+            f"consolidation {function!r} left {bad[0]} NaN or infinite",
+            "a smaller consolidation.rate or another function",
         )
 
     def _evaluate(self, state: TrainState, step: int, evaluated: bool) -> Evaluation:
@@ -343,9 +369,8 @@ class _Training:
 
     def _save_and_stop(self, state: TrainState, step: int, evaluated: bool, number: int) -> None:
         self._save(state, step, evaluated, None)
-        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         raise Interrupted(
-            f"{name}: saved step {step} of {self._config.train.steps} in {self._workdir}; the same command goes on there",
+            f"{_name_of(number)}: saved step {step} of {self._config.train.steps} in {self._workdir}; the same command goes on there",
             number,
         )
 
@@ -408,6 +433,10 @@ class _Signals:
     number: int | None = None
 
 
+def _name_of(number: int) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
 @contextmanager
 def _signals() -> Iterator[_Signals]:
     """Turn SIGTERM and the first Ctrl-C into a number to look at; a second Ctrl-C aborts.
@@ -432,15 +461,15 @@ def _signals() -> Iterator[_Signals]:
             signal.signal(number, handler)
 
 
-def _train_seed(config: ExperimentConfig, workdir: Path, others: Sequence[Path] = ()) -> dict[str, Any]:
-    """Train one seed in its folder; ``others`` are folders of the same run, which must have the same text."""
+def _train_seed(config: ExperimentConfig, workdir: Path, others: Sequence[Path] = ()) -> tuple[dict[str, Any], int | None]:
+    """:func:`_train` for one seed in its folder; ``others`` are folders of the same run, which must have the same text."""
     # Before the task is made: its text may be gone by now.
     if (results := _finished(config, workdir)) is not None:
-        return results
+        return results, None
     task = make_task(config.task, seed=config.seed, batch_size=config.train.batch_size, data=config.data)
     for folder, text in trained_texts(others).items():
         check_text(folder, text, getattr(task, "fingerprint", None))
-    return train(config, task, workdir)
+    return _train(config, task, workdir)
 
 
 def _finished(config: ExperimentConfig, workdir: Path) -> dict[str, Any] | None:
@@ -456,7 +485,28 @@ def _check_folder(workdir: Path, config: ExperimentConfig) -> None:
         Checkpoints(workdir, config).close()
 
 
+def _check_summary(workdir: Path, config: ExperimentConfig) -> None:
+    """Refuse to replace ``results.json`` of several seeds by what is no run's, another configuration's, or of fewer seeds."""
+    path = workdir / RESULTS
+    if not path.exists():
+        return
+    stored = read_json(path)
+    if not isinstance(stored, dict) or "config" not in stored or "seeds" not in stored:
+        raise CheckpointError(f"{path} is not of a training run over several seeds; move it, or use another --workdir")
+    check_same_config(workdir, {**stored["config"], "seeds": list(config.seeds)}, config)
+    missing = [seed for seed in stored["seeds"] if seed not in config.seeds]
+    if missing:
+        together = ",".join(map(str, dict.fromkeys([*stored["seeds"], *config.seeds])))
+        raise CheckpointError(
+            f"{path} has the results of seeds {stored['seeds']}, and --config.seeds={','.join(map(str, config.seeds))} would leave "
+            f"{missing} out; give --config.seeds={together}, or another --workdir"
+        )
+
+
 def _check_records(workdir: Path, config: ExperimentConfig) -> None:
+    metrics = workdir / METRICS
+    if metrics.exists() and metrics.stat().st_size and not (workdir / RUN).exists():
+        raise CheckpointError(f"{metrics} is not of this run, which has no {RUN} yet; move it, or use another --workdir")
     for name in (RESULTS, RUN):
         if (workdir / name).exists():
             stored = read_json(workdir / name)

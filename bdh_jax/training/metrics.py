@@ -34,17 +34,30 @@ def read_rows(path: Path, *, until: int) -> list[dict[str, Any]]:
     """The rows of a metrics file up to and including step ``until``.
 
     Rows of later steps, and a last line cut short when the process was killed, belong to work that will be done again.
+
+    Raises:
+      CheckpointError: if a line is JSON without a step: some other file lies there.
     """
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    return _read_rows(path, until)[0]
+
+
+def _read_rows(path: Path, until: int) -> tuple[list[dict[str, Any]], int]:
+    """The rows of :func:`read_rows`, and how many bytes of the file they are."""
+    rows, nbytes = [], 0
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else (), start=1):
         try:
             row = json.loads(line)
         except ValueError:
             break
-        if row["step"] > until:
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise CheckpointError(
+                f"{path}, line {number}, has no step: it is not of a training run. Move it, or use another --workdir"
+            )
+        if row["step"] > until or not line.endswith(b"\n"):
             break
         rows.append(row)
-    return rows
+        nbytes += len(line)
+    return rows, nbytes
 
 
 class Reporter:
@@ -68,15 +81,15 @@ class Reporter:
         self.evaluated: set[int] = set()
         self._active = jax.process_index() == 0
         self._progress = None
-        rows = read_rows(workdir / METRICS, until=start)
+        rows, nbytes = _read_rows(workdir / METRICS, start)
         self.evaluated = {row["step"] for row in rows if "evaluation" in row}
         if not self._active:
             return
-        text = "".join(json.dumps(row) + "\n" for row in rows)
         self._workdir = workdir
         with self._writing():
-            (workdir / METRICS).write_text(text, encoding="utf-8")
             self._file = (workdir / METRICS).open("a", encoding="utf-8")
+            # Rows that stay are not written again: a full disk takes none of them.
+            self._file.truncate(nbytes)
             self._events = EventFile(workdir / "tensorboard", start=start + 1)
         console = rich.console.Console()
         if console.is_terminal or console.is_jupyter:

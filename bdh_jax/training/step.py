@@ -18,9 +18,10 @@ from jax.sharding import PartitionSpec as P
 
 from bdh_jax.config import ExperimentConfig, Loss
 from bdh_jax.consolidation import Consolidation, as_consolidation, check, from_config
+from bdh_jax.consolidation.base import finite_leaves
 from bdh_jax.fast_weights.state import FastState
 from bdh_jax.models import Model
-from bdh_jax.sharding import batch_sharding, replicated, shardings
+from bdh_jax.sharding import MEMORY_AXES, batch_sharding, replicated, shardings
 from bdh_jax.tasks.base import Batch, Predict
 from bdh_jax.training.fill import fill_synapse, make_reader
 from bdh_jax.training.optimizer import Slow, make_schedule, split_trained
@@ -187,8 +188,8 @@ def make_train_step(
     Returns:
       ``step(state, batch, key) -> (state, metrics)``. ``state`` is donated. ``batch`` comes from :func:`put_batch`, ``key``
       is the run's, replicated; each step folds its number into it. Metrics are scalars: loss, answer_accuracy, grad_norm
-      (before clipping), learning_rate, tokens (valid ones), finite (whether loss, gradient, what consolidation made and a
-      carried state are).
+      (before clipping), learning_rate, tokens (valid ones), and finite, a dict: "loss", "gradient" and the path of every leaf that
+      consolidation made or that is carried on → whether it is.
 
     Raises:
       ConfigError: for a consolidation function that does not exist, cannot be traced or returns other trees than it was given.
@@ -197,7 +198,7 @@ def make_train_step(
     carry = config.train.carry_state
     consolidation = make_consolidation(config)
     if consolidation is not None:
-        _check_consolidation(consolidation, model)
+        _check_consolidation(consolidation, model, config)
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step) if config.model.dropout > 0 else None
@@ -217,7 +218,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
         slow = {**optax.apply_updates(trained, updates), **frozen}
         norm = optax.tree.norm(gradient)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        finite = {"loss": jnp.isfinite(loss), "gradient": jnp.isfinite(norm)}
         memory = state.memory
         if consolidation is not None:
             slow, memory = jax.lax.cond(
@@ -227,9 +228,9 @@ def make_train_step(
                 slow,
                 memory,
             )
-            finite &= _all_finite((slow, memory))
+            finite |= finite_leaves({"slow": slow, "memory": memory})
         if carry:
-            finite &= _all_finite(fast)
+            finite |= finite_leaves({"fast": fast})
         metrics = {
             "loss": loss,
             "answer_accuracy": accuracy,
@@ -244,7 +245,7 @@ def make_train_step(
         return next_state, metrics
 
     rows = config.train.batch_size if carry else None
-    state_shardings = shardings(mesh, abstract_state(model, optimizer, mesh, consolidation, rows))
+    state_shardings = _state_shardings(mesh, abstract_state(model, optimizer, mesh, consolidation, rows))
     return jax.jit(
         step,
         in_shardings=(state_shardings, batch_sharding(mesh), replicated(mesh)),
@@ -278,7 +279,7 @@ def init_state(
     """
     # Compiled on its own it is traced once, for the shapes and for the values.
     initialise = jax.jit(_initialiser(model, optimizer, mesh, consolidation, carried_rows))
-    out_shardings = shardings(mesh, jax.eval_shape(initialise, key))
+    out_shardings = _state_shardings(mesh, jax.eval_shape(initialise, key))
     return jax.jit(initialise, out_shardings=out_shardings)(key)
 
 
@@ -294,8 +295,14 @@ def abstract_state(
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        shardings(mesh, shapes),
+        _state_shardings(mesh, shapes),
     )
+
+
+def _state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
+    # What a consolidation function remembers is not looked up by the names of the state's own fields.
+    memory = shardings(mesh, state.memory, axes=MEMORY_AXES)
+    return shardings(mesh, state.replace(memory=())).replace(memory=memory)
 
 
 def make_predict(model: Model, mesh: Mesh) -> Callable[[Slow], Predict]:
@@ -367,18 +374,17 @@ def _initialiser(
     return init
 
 
-def _check_consolidation(consolidation: Consolidation, model: Model) -> None:
-    check(consolidation, jax.eval_shape(model.init_slow, jax.random.key(0)), jax.eval_shape(lambda: model.init_fast(1)))
+def _check_consolidation(consolidation: Consolidation, model: Model, config: ExperimentConfig) -> None:
+    slow = jax.eval_shape(model.init_slow, jax.random.key(0))
+    tokens = jax.ShapeDtypeStruct((config.train.batch_size // config.train.accumulation, 2), jnp.int32)
+    fast = jax.eval_shape(lambda slow, tokens: model.apply({"params": slow}, tokens, state="mean").fast, slow, tokens)
+    check(consolidation, slow, fast)
 
 
 def _slices(array: jax.Array, count: int, mesh: Mesh | None) -> jax.Array:
     """[B, ...] → [A, B / A, ...]. Slice a takes rows a, a + A, …: every device keeps the rows it has."""
     array = array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1)
     return array if mesh is None else jax.lax.with_sharding_constraint(array, NamedSharding(mesh, P(None, "data")))
-
-
-def _all_finite(tree: Any) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def _at_least_something(total: jax.Array) -> jax.Array:

@@ -88,6 +88,21 @@ def without_memory(fast):
     return fast.replace(memory=jnp.zeros_like(fast.memory))
 
 
+def test_mesa_is_carried_and_shuffled_with_its_sums(tokens):
+    """S of rule "mesa" means nothing without the sums k ⊗ k beside it."""
+    config = with_fast(rule="mesa", synapse=False)
+    slow = weights(config)
+    _, fast = by_hand(config, slow, tokens[:1, :6])
+    shuffled = ablations.shuffle_rows(fast, seed=0)
+    rows, moved = (np.asarray(state.effective_memory()).reshape(-1, config.d_model) for state in (fast, shuffled))
+    assert np.abs(rows - moved).max() > 0.01
+    np.testing.assert_allclose(np.sort(rows, axis=0), np.sort(moved, axis=0), rtol=1e-4, atol=1e-5)
+    first, _ = by_hand(config, slow, tokens[:1])
+    _, after = by_hand(config, slow, tokens[:1])
+    second, _ = by_hand(config, slow, tokens[1:2], fast=after.reset().replace(memory=after.memory, gram=after.gram))
+    assert_same(ablations.carry_fast_state(config, slow, streams=1)(tokens[:2]), np.concatenate([first, second]))
+
+
 def test_normal_is_the_model(tokens, slow):
     assert_same(ablations.normal(CONFIG, slow)(tokens), by_hand(CONFIG, slow, tokens)[0])
 

@@ -101,7 +101,8 @@ def explode(slow, fast, activity):
 
 def test_a_write_that_is_not_finite_stops_the_run(tiny, successor, tmp_path):
     config = tiny(consolidation=ConsolidationConfig(function=f"{__name__}:explode"))
-    with jax.debug_nans(False), pytest.raises(NonFiniteError):
+    message = r"explode' left slow\['synapse'\] NaN or infinite at step 1\. .*Try a smaller consolidation\.rate"
+    with jax.debug_nans(False), pytest.raises(NonFiniteError, match=message):
         train(config, successor(config), tmp_path / "run")
     assert not list((tmp_path / "run").glob("checkpoints/[0-9]*"))
 
@@ -110,9 +111,18 @@ def forget_a_leaf(slow, fast, activity):
     return {name: leaf for name, leaf in slow.items() if name != "embed"}
 
 
+def looks_at_attention(slow, fast, activity):
+    return {**slow, "synapse": slow["synapse"] + fast.attention.mean(axis=1)}
+
+
 @pytest.mark.parametrize(
     ("function", "synapse", "message"),
     [
+        (
+            f"{__name__}:looks_at_attention",
+            True,
+            r"a part of the state that is None here.*Present are fast\.memory, fast\.activity",
+        ),
         ("row_top", True, "'row_top' does not exist"),
         (f"{__name__}:forget_a_leaf", True, r"no slow\['embed'\]"),
         ("dense", False, "no 'synapse'.*synapse=True"),
@@ -125,6 +135,24 @@ def test_mistakes_are_found_before_anything_is_written(tiny, successor, tmp_path
     with pytest.raises(ConfigError, match=message):
         train(config, successor(config), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def _remember(slow, fast, activity, memory):
+    return slow, jax.tree.map(lambda leaf: leaf + 1, memory)
+
+
+UNNAMED = consolidation.Consolidation(lambda slow: jax.numpy.zeros((3, *slow["synapse"].shape)), _remember)
+NAMED = consolidation.Consolidation(lambda slow: {"count": jax.numpy.zeros(1), "embed": jax.numpy.zeros((3, 3))}, _remember)
+
+
+@pytest.mark.parametrize("memory", ["UNNAMED", "NAMED"])
+def test_a_mesh_takes_any_memory(tiny, successor, memory):
+    """Called like an array of the state, or not at all, and of sizes that no mesh divides."""
+    config = tiny(batch_size=8, consolidation=ConsolidationConfig(function=f"{__name__}:{memory}"))
+    _, _, state = steps(dataclasses.replace(config, mesh=MeshConfig(data=2, neurons=4)), successor(config), 1)
+    for leaf in jax.tree.leaves(state.memory):
+        np.testing.assert_array_equal(leaf, 1)
+        assert leaf.sharding.is_fully_replicated
 
 
 def test_none_costs_nothing(tiny):

@@ -14,8 +14,9 @@ import pytest
 from bdh_jax.config import BDHConfig, ConfigError, MeshConfig
 from bdh_jax.model import BDH
 from bdh_jax.training import loop
-from bdh_jax.training.checkpoint import CheckpointError, Checkpoints, load
-from bdh_jax.training.metrics import read_rows
+from bdh_jax.training.checkpoint import CheckpointError, Checkpoints, Progress, load
+from bdh_jax.training.metrics import Reporter, read_rows
+from bdh_jax.training.step import TrainState
 from tests.compiled import apply
 
 UNTIL_END = 10**9
@@ -252,6 +253,84 @@ def test_a_checkpoint_that_was_being_replaced_is_put_back(finished, tmp_path):
     assert not (folder / "checkpoints" / "1").exists()
 
 
+def test_a_checkpoint_that_could_not_be_replaced_is_kept(finished, tmp_path, monkeypatch):
+    """The disk is full when the last checkpoint is written again with its score."""
+    config, workdir, _ = finished
+    folder = tmp_path / "run"
+    shutil.copytree(workdir, folder)
+    checkpoints = Checkpoints(folder, config)
+    last = checkpoints.last_step
+    kept = _files(folder / "checkpoints" / str(last))
+    state = TrainState(step=np.int32(last), slow={"embed": np.zeros(2)}, opt_state=(), memory=(), fast=())
+    with monkeypatch.context() as patch:
+        patch.setattr("orbax.checkpoint.CheckpointManager.save", _disk_is_full)
+        with pytest.raises(CheckpointError, match="no checkpoint can be written"):
+            checkpoints.save(state, Progress(last, 0.0, 0.0, 0, True), 0.5)
+    checkpoints.close()
+    assert _files(folder / "checkpoints" / str(last)) == kept
+    again = Checkpoints(folder, config)
+    assert again.last_step == last
+    again.close()
+
+
+def _disk_is_full(*arguments, **more):
+    raise OSError(28, "No space left on device")
+
+
+def test_metrics_that_stay_are_not_written_again(finished, tmp_path, monkeypatch):
+    """Where nothing can be written any more, the rows of the steps before are still there."""
+    _, workdir, _ = finished
+    folder = tmp_path / "run"
+    shutil.copytree(workdir, folder)
+    path = folder / "metrics.jsonl"
+    whole = path.read_bytes()
+    monkeypatch.setattr("bdh_jax.training.metrics.EventFile", _disk_is_full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        Reporter(folder, steps=9, start=3, title="", accuracy_name="recall")
+    left = path.read_bytes()
+    assert whole.startswith(left)
+    assert [row["step"] for row in read_rows(path, until=UNTIL_END)][-1] == 3
+    path.write_bytes(left + b'{"step": 4, "lo')
+    assert [row["step"] for row in read_rows(path, until=UNTIL_END)][-1] == 3
+
+
+def test_files_of_others_are_not_touched(finished, tiny, successor, tmp_path):
+    config, _, _ = finished
+    single, several = tmp_path / "single", tmp_path / "several"
+    for folder, name in ((single, "metrics.jsonl"), (several, "results.json")):
+        folder.mkdir()
+        (folder / name).write_text('{"mine": 1}\n')
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl is not of this run"):
+        loop.train(config, successor(config), single)
+    with pytest.raises(CheckpointError, match=r"results\.json is not of a training run over several seeds"):
+        loop.run(dataclasses.replace(config, seeds=(0,)), several)
+    assert [path.name for path in (*single.iterdir(), *several.iterdir())] == ["metrics.jsonl", "results.json"]
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 1, has no step"):
+        read_rows(single / "metrics.jsonl", until=UNTIL_END)
+
+
+def test_a_signal_in_the_last_save_of_a_seed_stops_before_the_next(tiny, successor, tmp_path, monkeypatch):
+    config = dataclasses.replace(tiny(steps=4), seeds=(3, 5))
+    monkeypatch.setattr(
+        loop, "make_task", lambda task, seed, batch_size, data: successor(dataclasses.replace(config, seed=seed))
+    )
+    save = Checkpoints.save
+
+    def save_and_hear(self, state, progress, primary=None):
+        save(self, state, progress, primary)
+        if progress.step == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_hear)
+        with pytest.raises(loop.Interrupted, match="SIGTERM: seed 3 is finished; the same command goes on") as caught:
+            loop.run(config, tmp_path)
+    assert caught.value.signal_number == signal.SIGTERM
+    assert (tmp_path / "seed3" / "results.json").exists()
+    assert not (tmp_path / "seed5").exists()
+    assert loop.run(config, tmp_path)["seeds"] == [3, 5]
+
+
 def test_several_seeds(tiny, successor, tmp_path, monkeypatch, capsys):
     config = dataclasses.replace(tiny(steps=4), seeds=(3, 5))
     monkeypatch.setattr(
@@ -275,6 +354,9 @@ def test_several_seeds(tiny, successor, tmp_path, monkeypatch, capsys):
     before = _files(tmp_path)
     with pytest.raises(CheckpointError, match=r"train\.batch_size: there 4, now 2"):
         loop.run(dataclasses.replace(tiny(steps=4, batch_size=2), seeds=(9,)), tmp_path)
+    assert _files(tmp_path) == before
+    with pytest.raises(CheckpointError, match=r"results of seeds \[3, 5\].*leave \[3\] out; give --config\.seeds=3,5,7"):
+        loop.run(dataclasses.replace(config, seeds=(5, 7)), tmp_path)
     assert _files(tmp_path) == before
     # One seed more: the others are not trained again.
     trained = (tmp_path / "seed3" / "metrics.jsonl").stat().st_mtime_ns
