@@ -1,11 +1,12 @@
-"""Tables of n-back models, each trained from scratch over several seeds: variants, write rules, or consolidation in training.
+"""Tables of n-back models, each trained from scratch over several seeds: variants, write rules, addresses, or consolidation in training.
 
     python benchmarks/nback_table.py --workdir=runs/table
     python benchmarks/nback_table.py --table=rules --workdir=runs/rules
+    python benchmarks/nback_table.py --table=addresses --workdir=runs/addresses
     python benchmarks/nback_table.py --table=consolidation --workdir=runs/consolidation
 
 runs ``python -m bdh_jax.main`` for each row and seed (finished runs are only read, so the command can be interrupted and given
-again), prints the table, and writes ``table.json`` and ``table.md`` beside the runs. The third table scores each model on the
+again), prints the table, and writes ``table.json`` and ``table.md`` beside the runs. The last table scores each model on the
 counter-benchmarks too. The learning rates in the configs were chosen by
 
     python benchmarks/nback_table.py --workdir=runs/rates --seeds=100 --rates=1e-3,2e-3,4e-3,8e-3
@@ -84,6 +85,15 @@ TABLES = {
             Row("gated delta", overrides=("model.fast.rule=gated_delta",)),
             Row("Longhorn", overrides=("model.fast.rule=longhorn",)),
             Row("Oja", overrides=("model.fast.rule=oja",)),
+        )
+    ),
+    "addresses": Table(
+        (
+            Row("code (default)"),
+            Row("gated code", overrides=("model.fast.address_source=gated",)),
+            Row("gate", overrides=("model.fast.address_source=gate",)),
+            Row("code, the largest 32 (kwta)", overrides=("model.fast.address_norm=kwta",)),
+            Row("code, centred", overrides=("model.fast.address_norm=centred",)),
         )
     ),
     "consolidation": Table(
