@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
 import logging
 import os
 import re
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,6 +83,34 @@ def experiment(config: ml_collections.ConfigDict) -> ExperimentConfig:
       ConfigError: for a value that is ill-typed or out of range.
     """
     return from_config_dict(ExperimentConfig, config, tasks=CONFIGS)
+
+
+def new_file(name: str | None) -> Path | None:
+    """Where ``--out`` lets a command write its scores, asked before it measures anything; None without it.
+
+    Raises:
+      ConfigError: if the file exists, or cannot be written.
+    """
+    if not name:
+        return None
+    path = Path(name)
+    if path.exists():
+        raise ConfigError(f"--out={path} exists; name another file, or delete it first")
+    check_writable(path)
+    return path
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write scores as JSON.
+
+    Raises:
+      ConfigError: if the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out={path} cannot be written: {error.strerror}; name another file") from error
 
 
 def result_files(out: Path, *, overwrite: bool) -> dict[str, Path]:

@@ -6,7 +6,6 @@ table, and writes it as JSON if ``--out=FILE`` names a file that is not there ye
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,15 +37,11 @@ def main(argv: Sequence[str]) -> None:
       ConfigError: a flag is missing, the file to write exists, or the model does not know the task's tokens.
     """
     del argv
-    out = Path(_OUT.value) if _OUT.value else None
+    out = cli.new_file(_OUT.value)
     if _CONFIG.value is None:
         raise ConfigError("--config is missing: name the configuration of a task, such as --config=configs/counter.py")
     if not _WORKDIR.value:
         raise ConfigError("--workdir is missing: name the folder of a training run, such as --workdir=runs/nback")
-    if out is not None:
-        if out.exists():
-            raise ConfigError(f"--out={out} exists; name another file, or delete it first")
-        cli.check_writable(out)
     experiment = cli.experiment(_CONFIG.value)
     config, slow = load(Path(_WORKDIR.value), _WHICH.value)
     task = make_task(experiment.task, seed=experiment.seed, batch_size=experiment.train.batch_size, data=experiment.data)
@@ -59,12 +54,8 @@ def main(argv: Sequence[str]) -> None:
     evaluation = task.evaluate(make_predict(make_model(config), make_mesh(MeshConfig()))(slow))
     rich.console.Console().print(evaluation.table())
     if out is not None:
-        record = {"task": to_dict(experiment.task), "workdir": _WORKDIR.value, "which": _WHICH.value, **evaluation.to_dict()}
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"--out={out} cannot be written: {error.strerror}; name another file") from error
+        record = {"task": to_dict(experiment.task), "workdir": _WORKDIR.value, "which": _WHICH.value}
+        cli.write_record(out, {**record, **evaluation.to_dict()})
 
 
 def _check_tokens(workdir: Path, task: Task) -> None:

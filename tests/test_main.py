@@ -8,6 +8,7 @@ import re
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from bdh_jax import cli
@@ -94,6 +95,23 @@ def test_a_trained_model_is_scored_on_another_task(smoke):
         status, output, errors = _run(arguments[0], *more, module="bdh_jax.evaluate")
         assert (status, output) == (2, "")
         assert message in errors
+
+
+def test_models_are_scored_with_parts_switched_off(smoke, tmp_path):
+    """Those of all seeds, with mean and spread; every score is in the file."""
+    workdir, *_ = smoke
+    arguments = (f"--workdir={workdir}", f"--out={tmp_path}/scores.json")
+    status, output, errors = _run(*arguments, module="bdh_jax.ablate")
+    assert status == 0, errors
+    assert "mean ± standard deviation of 2 models" in " ".join(output.split())
+    models = json.loads((tmp_path / "scores.json").read_text())["models"]
+    ratios = [models[seed]["scores"]["normal"]["n2"]["ratio"] for seed in ("seed0", "seed1")]
+    assert f"{np.mean(ratios):.3f} ±{np.std(ratios, ddof=1):.3f}" in output
+    own = [models[seed]["addresses"][0]["own"] for seed in ("seed0", "seed1")]
+    assert f"{np.mean(own):.3f} ±{np.std(own, ddof=1):.3f}" in output
+    status, output, errors = _run(*arguments, module="bdh_jax.ablate")
+    assert (status, output) == (2, "")
+    assert "scores.json exists; name another file" in errors
 
 
 def test_a_trained_model_is_scored_with_parts_switched_off(smoke):

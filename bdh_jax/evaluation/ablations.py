@@ -18,7 +18,8 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -302,26 +303,11 @@ class AblationResult:
 
     def table(self) -> rich.table.Table:
         """Credit ÷ ceiling: one row an ablation, one column a set."""
-        sets = list(self.scores["normal"])
-        table = rich.table.Table(title="credit ÷ ceiling", box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
-        table.add_column("ablation")
-        for name in sets:
-            table.add_column(name, justify="right")
-        for ablation, scores in self.scores.items():
-            table.add_row(ablation, *(f"{scores[name].ratio:.4f}" if name in scores else "" for name in sets))
-        return table
+        return score_table([self])
 
     def address_table(self) -> rich.table.Table:
         """Cosines of addresses: one row for each set and layer."""
-        title = "cosine of the queried key's address with those in the context"
-        table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
-        table.add_column("set")
-        for header in ("layer", "sequences", "its own", "other keys, mean", "other keys, largest"):
-            table.add_column(header, justify="right")
-        for row in self.addresses:
-            cells = [f"{x:.3f}" if row.count else "" for x in (row.own, row.others, row.nearest)]
-            table.add_row(row.name, str(row.layer), str(row.count), *cells)
-        return table
+        return address_table([self])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON; a mean over no sequence is None."""
@@ -330,6 +316,51 @@ class AblationResult:
         ]
         scores = {name: {key: score.to_dict() for key, score in row.items()} for name, row in self.scores.items()}
         return {"scores": scores, "addresses": addresses}
+
+
+def score_table(results: Sequence[AblationResult]) -> rich.table.Table:
+    """Credit ÷ ceiling of one or several models: one row an ablation, one column a set.
+
+    Args:
+      results: of models of one configuration; of several, the table has mean and standard deviation.
+    """
+    first = results[0].scores
+    table = _table("credit ÷ ceiling", results)
+    table.add_column("ablation")
+    for name in first["normal"]:
+        table.add_column(name, justify="right")
+    for ablation, sets in first.items():
+        ratios = {name: [result.scores[ablation][name].ratio for result in results] for name in sets}
+        table.add_row(ablation, *(_cell(ratios[name], 4) if name in sets else "" for name in first["normal"]))
+    return table
+
+
+def address_table(results: Sequence[AblationResult]) -> rich.table.Table:
+    """Cosines of addresses of one or several models: one row for each set and layer.
+
+    Args:
+      results: as of :func:`score_table`.
+    """
+    table = _table("cosine of the queried key's address with those in the context", results)
+    table.add_column("set")
+    for header in ("layer", "sequences", "its own", "other keys, mean", "other keys, largest"):
+        table.add_column(header, justify="right")
+    for rows in zip(*(result.addresses for result in results), strict=True):
+        columns = [[getattr(row, name) for row in rows] for name in ("own", "others", "nearest")]
+        cells = [_cell(numbers, 3) if rows[0].count else "" for numbers in columns]
+        table.add_row(rows[0].name, str(rows[0].layer), str(rows[0].count), *cells)
+    return table
+
+
+def _table(title: str, results: Sequence[AblationResult]) -> rich.table.Table:
+    several = f", mean ± standard deviation of {len(results)} models" if len(results) > 1 else ""
+    return rich.table.Table(title=title + several, box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
+
+
+def _cell(numbers: Sequence[float], digits: int) -> str:
+    if len(numbers) == 1:
+        return f"{numbers[0]:.{digits}f}"
+    return f"{statistics.mean(numbers):.3f} ±{statistics.stdev(numbers):.3f}"
 
 
 def run(config: BDHConfig, slow: Slow, task: Task) -> AblationResult:

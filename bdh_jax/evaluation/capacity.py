@@ -254,67 +254,60 @@ class CapacityResult:
         return [{**dataclasses.asdict(entry), "facts_per_kibibyte": entry.per_kibibyte} for entry in self.entries]
 
     def plot(self) -> Any:
-        """F95 against K, and against the share of active rows at the K that most entries have; theory as lines.
+        """F95, and facts per KiB of state below it, against K and against the share of active rows at the K that most entries have.
 
         Returns:
           A ``matplotlib.figure.Figure``.
         """
         from matplotlib.figure import Figure  # an optional dependency
 
-        figure = Figure(figsize=(11, 5), layout="constrained")
-        by_rows, by_active = figure.subplots(1, 2)
+        figure = Figure(figsize=(11, 9), layout="constrained")
+        panels = figure.subplots(2, 2, sharex="col")
         drawn = [entry for entry in self.entries if entry.kind != _TRAINED]
         sparse = [entry for entry in drawn if entry.kind != _DENSE]
         rows = collections.Counter(entry.rows for entry in sparse or self.entries).most_common(1)[0][0]
         kind = collections.Counter(entry.kind for entry in sparse or self.entries).most_common(1)[0][0]
-        for number, rule in enumerate(dict.fromkeys(entry.rule for entry in self.entries)):
-            style = {"color": f"C{number}", "label": rule}
-            line = [entry for entry in sparse if entry.rule == rule and entry.kind == kind]
-            _draw(by_rows, [e.rows for e in line], line, marker="o", **style)
-            line = [entry for entry in drawn if entry.rule == rule and entry.kind == _DENSE]
-            _draw(by_rows, [e.rows for e in line], line, marker="x", alpha=0.5, **{**style, "label": None})
-            trained = [entry for entry in self.entries if entry.rule == rule and entry.kind == _TRAINED]
+        for (by_rows, by_active), per_kibibyte in zip(panels, (False, True), strict=True):
+            draw = functools.partial(_draw, per_kibibyte=per_kibibyte)
+            for number, rule in enumerate(dict.fromkeys(entry.rule for entry in self.entries)):
+                style = {"color": f"C{number}", "label": rule}
+                line = [entry for entry in sparse if entry.rule == rule and entry.kind == kind]
+                draw(by_rows, [e.rows for e in line], line, marker="o", **style)
+                line = [entry for entry in sparse if entry.rule == rule and entry.rows == rows]
+                draw(by_active, [e.active for e in line], line, marker="o", **style)
+                style["label"] = None
+                line = [entry for entry in drawn if entry.rule == rule and entry.kind == _DENSE]
+                draw(by_rows, [e.rows for e in line], line, marker="x", alpha=0.5, **style)
+                trained = [entry for entry in self.entries if entry.rule == rule and entry.kind == _TRAINED]
+                star = {"linestyle": "none", "marker": "*", "markersize": 11, **style}
+                draw(by_rows, [e.rows for e in trained], trained, **star)
+                draw(by_active, [e.active for e in trained], trained, **star)
+            by_rows.set(ylabel="facts per KiB of state" if per_kibibyte else "facts at 95 % recall")
             for axes in (by_rows, by_active):
-                points = [e.rows if axes is by_rows else e.active for e in trained]
-                axes.plot(
-                    points,
-                    [e.mean for e in trained],
-                    linestyle="none",
-                    marker="*",
-                    markersize=11,
-                    **{**style, "label": None},
-                )
-            line = [entry for entry in sparse if entry.rule == rule and entry.rows == rows]
-            _draw(by_active, [e.active for e in line], line, marker="o", **style)
-        by_rows.set(
-            xlabel=f"rows K ({kind}; ×: {_DENSE})",
-            ylabel="facts at 95 % recall",
-            xscale="log",
-            yscale="log",
-        )
-        by_active.set(xlabel=f"share of active rows at K = {rows}", xscale="log", yscale="log")
+                axes.set(xscale="log", yscale="log")
+                axes.grid(alpha=0.3)
+        by_rows.set(xlabel=f"rows K ({kind}; ×: {_DENSE})")
+        by_active.set(xlabel=f"share of active rows at K = {rows}")
         by_rows.set_xticks(ticks := sorted({entry.rows for entry in self.entries}), map(str, ticks))
         by_rows.minorticks_off()
-        for axes in (by_rows, by_active):
-            axes.grid(alpha=0.3)
         figure.legend(
-            *by_rows.get_legend_handles_labels(), loc="outside right upper", title="dashed: theory\n★: a trained model"
+            *panels[0, 0].get_legend_handles_labels(), loc="outside right upper", title="dashed: theory\n★: trained models"
         )
         return figure
 
 
-def _draw(axes: Any, points: Sequence[float], entries: Sequence[Entry], **style: Any) -> None:
+def _draw(axes: Any, points: Sequence[float], entries: Sequence[Entry], *, per_kibibyte: bool, **style: Any) -> None:
     """Measured values with their spread, and theory where there is one, in order of ``points``."""
     if not entries:
         return
     order = np.argsort(points)
     points, entries = np.asarray(points)[order], [entries[i] for i in order]
-    spread = [np.std(entry.f95) for entry in entries]
-    axes.errorbar(points, [entry.mean for entry in entries], spread, capsize=2, **style)
+    unit = np.array([1024 / state_bytes(entry.rule, entry.rows) if per_kibibyte else 1 for entry in entries])
+    means, spread = (np.array([of(entry.f95) for entry in entries]) for of in (np.mean, np.std))
+    axes.errorbar(points, unit * means, unit * spread, capsize=2, **style)
     if entries[0].theory is not None:
-        axes.plot(
-            points, [entry.theory for entry in entries], linestyle="--", color=style["color"], alpha=style.get("alpha", 1)
-        )
+        theories = unit * np.array([entry.theory for entry in entries])
+        axes.plot(points, theories, linestyle="--", color=style["color"], alpha=style.get("alpha", 1))
 
 
 def measure(
@@ -341,6 +334,8 @@ def measure(
     Raises:
       ConfigError: for an unknown rule.
     """
+    if not rules:
+        raise ConfigError(f"rules is empty: name at least one of {', '.join(RULES)}")
     for rule in rules:
         if rule not in RULES:
             raise ConfigError(f"rule {rule!r} is not one of {', '.join(RULES)}")

@@ -107,7 +107,12 @@ def test_a_trained_model_has_rows_of_its_own():
     assert (trained.rows, len(trained.f95), trained.theory) == (32, 2, None)
     assert 0 < trained.active < 1
     assert 1 < trained.mean < 11264
-    assert result.plot().axes
+    figure = result.plot()
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    assert labels == ["facts at 95 % recall", "", "facts per KiB of state", ""]
+    counts, per_kibibyte = (figure.axes[number].lines for number in (0, 2))
+    for above, below in zip(counts, per_kibibyte, strict=True):
+        np.testing.assert_allclose(below.get_ydata(), np.asarray(above.get_ydata()) / 8, rtol=1e-6)
 
 
 @pytest.mark.parametrize("drawn", [[], [Addresses(32, None)]], ids=["trained only", "dense only"])
@@ -116,6 +121,6 @@ def test_the_figure_needs_no_sparse_row(drawn):
     model = BDH(BDHConfig(vocab_size=VOCABULARY, n_layer=1, d_model=8, n_head=1, n_neurons=32, dropout=0.0, fast=fast))
     slow = init(model, 0)
     result = capacity.measure(drawn, rules=["hebbian"], seeds=[0], trained=() if drawn else [(model, slow)])
-    by_rows, by_active = result.plot().axes
+    _, _, by_rows, by_active = result.plot().axes
     assert by_rows.get_xlabel().startswith("rows K")
     assert by_active.get_xlabel() == "share of active rows at K = 32"
