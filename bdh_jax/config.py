@@ -469,6 +469,8 @@ class ConsolidationConfig:
     tolerance: float | None = None
     seed: int | None = None
     target: str | None = None
+    layers: tuple[int, ...] = ()
+    """Layers, from 0, that ``least_squares``, ``kalman`` or ``null_space`` consolidate; empty for all."""
 
     def __post_init__(self):
         require(self.every >= 1, f"consolidation.every={self.every} must be at least 1")
@@ -477,7 +479,7 @@ class ConsolidationConfig:
     def options(self) -> dict[str, Any]:
         """The options that were given."""
         names = [f.name for f in dataclasses.fields(self) if f.name not in ("function", "every", "norm")]
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in names if getattr(self, name) not in (None, ())}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -411,6 +411,12 @@ def test_your_own_function_by_module_and_name(episode):
         (lambda: consolidation.cascade(ratio=0.5), "ratio=0.5"),
         (lambda: consolidation.at_norm(consolidation.dense(), 0.0), "norm=0.0"),
         (lambda: ConsolidationConfig(every=0), "consolidation.every=0"),
+        (lambda: consolidation.make_function(".relative:f"), "'.relative' cannot be imported"),
+        *(
+            (lambda name=name: consolidation.make_function(name, rate=float("nan")), "rate=nan must")
+            for name in NAMES
+            if name not in ("none", "least_squares", "kalman", "null_space")
+        ),
     ],
 )
 def test_mistakes_are_named(make, message):
