@@ -33,8 +33,10 @@ from bdh_jax.model import BDH
 from bdh_jax.tasks.facts import VALUES, combinations
 from bdh_jax.training.optimizer import Slow
 
-CapacityRule = Literal["hebbian", "delta", "longhorn", "oja", "mesa"]
+CapacityRule = Literal["hebbian", "limited", "delta", "longhorn", "oja", "mesa"]
 RULES: tuple[CapacityRule, ...] = get_args(CapacityRule)
+LIMITS = {"clamp": 1.0, "threshold": 5e-3, "row_norm": 1.0}
+"""Of rule "limited": the Hebbian one with the limits of the σ rule (https://github.com/ZhukMax/tiny_bdh_xor) after every write."""
 RIDGE = 0.01
 RECALL = 0.95
 _DENSE, _TRAINED = "dense ±", "trained model"
@@ -139,8 +141,11 @@ def recall(rule: CapacityRule, addresses: jax.Array, values: jax.Array, valid: j
       [] float32.
     """
     written = jax.nn.one_hot(values, VALUES, dtype=addresses.dtype)
-    write = functools.partial(fast_weight_scan, addresses, addresses, valid=valid, implementation="chunked")
-    _, state = write(written, rule="hebbian" if rule == "mesa" else rule)
+    write = functools.partial(fast_weight_scan, addresses, addresses, written, valid=valid)
+    if rule == "limited":
+        _, state = write(implementation="recurrent", limits=LIMITS)
+    else:
+        _, state = write(implementation="chunked", rule="hebbian" if rule == "mesa" else rule)
     if rule == "mesa":
         kept = addresses * valid[..., None]
         gram = jnp.einsum("bfk,bfl->bkl", kept, kept)
