@@ -316,7 +316,7 @@ class _Training:
 
     def _cause_of_divergence(self, metrics: Any) -> tuple[str, str]:
         bad = [name for name, finite in metrics["finite"].items() if not finite]
-        if bad[0] in ("loss", "gradient"):
+        if "loss" in bad or "gradient" in bad:  # which makes all that comes after it so
             numbers = f"loss {float(metrics['loss'])} or gradient norm {float(metrics['grad_norm'])}"
             return f"{numbers} is not finite", "a smaller optimizer.learning_rate or clip_norm"
         if bad[0].startswith("fast"):

@@ -107,6 +107,12 @@ def test_a_write_that_is_not_finite_stops_the_run(tiny, successor, tmp_path):
     assert not list((tmp_path / "run").glob("checkpoints/[0-9]*"))
 
 
+def test_a_loss_that_diverged_is_named_before_what_it_spoils(tiny, successor, tmp_path):
+    config = tiny(optimizer={"learning_rate": 1e30, "clip_norm": None}, consolidation=DENSE)
+    with jax.debug_nans(False), pytest.raises(NonFiniteError, match=r"^loss .* is not finite .*optimizer\.learning_rate"):
+        train(config, successor(config), tmp_path / "run")
+
+
 def forget_a_leaf(slow, fast, activity):
     return {name: leaf for name, leaf in slow.items() if name != "embed"}
 
