@@ -14,7 +14,7 @@ Variants follow a colon, several are joined by commas: ``--config=configs/text.p
     tbptt       rows go on reading where they stopped, with their state; gradients end at the window's start; attention forgets
     smoke       a tiny model for a few steps: does it run?
 
-docs/language.md has the results.
+The default takes 4 minutes on one CPU core and has 2.47 bits per byte of tiny Shakespeare; docs/language.md has all results.
 """
 
 from __future__ import annotations

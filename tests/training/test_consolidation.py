@@ -17,7 +17,7 @@ from bdh_jax.sharding import make_mesh, replicated
 from bdh_jax.training import optimizer as optimizers
 from bdh_jax.training.checkpoint import load
 from bdh_jax.training.loop import Interrupted, NonFiniteError, train
-from bdh_jax.training.step import init_state, make_consolidation, make_train_step, put_batch
+from bdh_jax.training.step import abstract_state, init_state, make_consolidation, make_train_step, put_batch
 from tests.compiled import apply
 
 DENSE = ConsolidationConfig(function="dense", rate=0.5)
@@ -107,12 +107,6 @@ def test_a_write_that_is_not_finite_stops_the_run(tiny, successor, tmp_path):
     assert not list((tmp_path / "run").glob("checkpoints/[0-9]*"))
 
 
-def test_a_loss_that_diverged_is_named_before_what_it_spoils(tiny, successor, tmp_path):
-    config = tiny(optimizer={"learning_rate": 1e30, "clip_norm": None}, consolidation=DENSE)
-    with jax.debug_nans(False), pytest.raises(NonFiniteError, match=r"^loss .* is not finite .*optimizer\.learning_rate"):
-        train(config, successor(config), tmp_path / "run")
-
-
 def forget_a_leaf(slow, fast, activity):
     return {name: leaf for name, leaf in slow.items() if name != "embed"}
 
@@ -152,13 +146,14 @@ NAMED = consolidation.Consolidation(lambda slow: {"count": jax.numpy.zeros(1), "
 
 
 @pytest.mark.parametrize("memory", ["UNNAMED", "NAMED"])
-def test_a_mesh_takes_any_memory(tiny, successor, memory):
+def test_a_mesh_holds_any_memory_whole(tiny, memory):
     """Called like an array of the state, or not at all, and of sizes that no mesh divides."""
     config = tiny(batch_size=8, consolidation=ConsolidationConfig(function=f"{__name__}:{memory}"))
-    _, _, state = steps(dataclasses.replace(config, mesh=MeshConfig(data=2, neurons=4)), successor(config), 1)
-    for leaf in jax.tree.leaves(state.memory):
-        np.testing.assert_array_equal(leaf, 1)
-        assert leaf.sharding.is_fully_replicated
+    mesh = make_mesh(MeshConfig(data=2, neurons=4))
+    optimizer = optimizers.make_optimizer(config.optimizer, config.train.steps)
+    state = abstract_state(BDH(config.model, mesh), optimizer, mesh, make_consolidation(config))
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.memory))
+    assert not state.slow["synapse"].sharding.is_fully_replicated
 
 
 def test_none_costs_nothing(tiny):
