@@ -113,8 +113,8 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
         raise ConfigError(f"--out={path} cannot be written: {error.strerror}; name another file") from error
 
 
-def result_files(out: Path, *, overwrite: bool) -> dict[str, Path]:
-    """Where a benchmark's command writes ``results.json`` and ``figure.png``, asked before it measures anything.
+def result_files(out: Path, figures: Sequence[str] = ("figure.png",), *, overwrite: bool) -> dict[str, Path]:
+    """Where a benchmark's command writes ``results.json`` and its figures, asked before it measures anything.
 
     Raises:
       ConfigError: if a file is there and ``overwrite`` is false, if ``out`` is the folder of a training run, which has a
@@ -122,7 +122,7 @@ def result_files(out: Path, *, overwrite: bool) -> dict[str, Path]:
     """
     if any((out / name).exists() for name in (RUN, FOLDER)) or seed_folders(out):
         raise ConfigError(f"--out={out} holds a training run, whose results.json is another one; name another folder")
-    files = {name: out / name for name in ("results.json", "figure.png")}
+    files = {name: out / name for name in ("results.json", *figures)}
     for path in files.values():
         if path.exists() and not overwrite:
             raise ConfigError(f"{path} exists; name another folder with --out, or pass --overwrite")

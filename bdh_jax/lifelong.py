@@ -1,8 +1,8 @@
 """The lifelong benchmark on trained models: ``python -m bdh_jax.lifelong --config=configs/lifelong.py --workdir=runs/lifelong``.
 
 The models come from the workdir, one or several seeds, the facts they know from the configuration. Prints the tables and writes
-``results.json`` and ``figure.png`` into ``WORKDIR/lifelong`` or ``--out``. With several numbers of facts,
-``--facts=256,1024,4096``, tables and figure compare them.
+``results.json``, ``figure.png`` and ``course.png`` (scores along the stream) into ``WORKDIR/lifelong`` or ``--out``. With several
+numbers of facts, ``--facts=256,1024,4096``, tables and figure compare them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bdh_jax.training.record import experiment_of
 _CONFIG = cli.define_config()
 flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run, of one seed or several.")
-_OUT = flags.DEFINE_string("out", None, "Folder for results.json and figure.png; default: lifelong in the workdir.")
+_OUT = flags.DEFINE_string("out", None, "Folder for results.json and figures; default: lifelong in the workdir.")
 _WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint to test.")
 _FACTS = flags.DEFINE_list("facts", ["1024"], "Facts of a stream; several numbers to compare them.")
 _STREAMS = flags.DEFINE_integer("streams", 10, "Test streams.")
@@ -82,7 +82,8 @@ def main(argv: Sequence[str]) -> None:
         known=experiment.task.known,
         reference=_REFERENCE.value,
     )
-    files = cli.result_files(out, overwrite=_OVERWRITE.value)
+    one = len(facts) == 1
+    files = cli.result_files(out, ("figure.png", "course.png")[: 1 + one], overwrite=_OVERWRITE.value)
     folders = seed_folders(workdir) or [workdir]
     models = [load_bdh(folder, _WHICH.value) for folder in folders]
     for folder in folders:
@@ -97,12 +98,14 @@ def main(argv: Sequence[str]) -> None:
         rates=rates,
         console=console,
     )
-    result = sweep.results[0] if len(facts) == 1 else sweep
+    result = sweep.results[0] if one else sweep
     out.mkdir(parents=True, exist_ok=True)
     solved = {"ridge": _RIDGE.value, "layers": layers}
     record = {**result.to_dict(), "least_squares": solved, "start": describe_start(0, config.seed)}
     files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     cli.save_figure(result.plot, files["figure.png"])
+    if one:
+        cli.save_figure(result.plot_course, files["course.png"])
     for table in result.tables():
         console.print(table)
         console.print()

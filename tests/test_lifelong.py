@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from tests.commands import run_text
@@ -58,7 +59,15 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
     )
     status, output, errors = run_text("bdh_jax.lifelong", *arguments)
     assert status == 0, errors
-    for expected in ("kalman", "32 facts", "1 model × 1 stream", "GATE FAILED, model 0", "dead", "Δ recall"):
+    for expected in (
+        "kalman",
+        "along the stream, at 4 checkpoints",
+        "32 facts",
+        "1 model × 1 stream",
+        "GATE FAILED, model 0",
+        "dead",
+        "Δ recall",
+    ):
         assert expected in output
     assert "none: recall" in errors
     folder = trained / "lifelong"
@@ -69,7 +78,9 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
     assert record["rows"][1]["mean"]["kilobytes"] > record["rows"][0]["mean"]["kilobytes"]
     assert "WEIGHTS NaN OR INFINITE at the end of a stream: tests.test_lifelong:explodes" in output
     assert record["least_squares"] == {"ridge": 0.5, "layers": [1]}
-    assert (folder / "figure.png").stat().st_size > 1000
+    assert np.shape(record["rows"][0]["course"]["harm_known"]) == (1, 1, record["config"]["stream"]["checkpoints"])
+    for figure in ("figure.png", "course.png"):
+        assert (folder / figure).stat().st_size > 1000
     status, output, errors = run_text("bdh_jax.lifelong", *arguments, f"--out={trained}", "--overwrite")
     assert (status, output) == (2, "")
     assert f"--out={trained} holds a training run, whose results.json is another one" in errors
@@ -94,6 +105,7 @@ def test_several_numbers_of_facts_are_compared(trained, tmp_path):
     assert own["name"] == "tests.test_lifelong:unchanged"
     assert own["scores"]["recall"] == none["scores"]["recall"]
     assert (tmp_path / "figure.png").stat().st_size > 1000
+    assert not (tmp_path / "course.png").exists()
 
 
 @pytest.mark.parametrize(

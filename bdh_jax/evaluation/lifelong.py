@@ -188,7 +188,8 @@ class _Played(NamedTuple):
     asked: jax.Array  # [C, F + known] answers on a fresh state, at every checkpoint
     final: jax.Array  # [F + known] in the end
     in_episode: jax.Array  # [C, E / C, P] whether the answer within the episode was right
-    probe: jax.Array  # recall in unrelated episodes, in the end
+    probe: jax.Array  # [C] recall in unrelated episodes, at every checkpoint
+    final_probe: jax.Array  # in the end
     finite: jax.Array  # whether all slow weights are, in the end
 
 
@@ -207,24 +208,31 @@ def _play(learner: Learner, slow: Slow, keys, values, episodes, probe, known_key
 
     def segment(carry, episodes):
         carry, right = jax.lax.scan(episode, carry, episodes)
-        return carry, (right, learner.answer(*carry, asked))
+        # What is made in the end only is not there yet; `_score` leaves out what was seen before it.
+        recall = jnp.zeros(()) if learner.finish is not None else _probe(learner, *carry, probe)
+        return carry, (right, learner.answer(*carry, asked), recall)
 
     asked = jnp.concatenate([keys, known_keys])
     slow = learner.prepare(slow)
-    (slow, memory), (right, along) = jax.lax.scan(segment, (slow, learner.init(slow)), episodes)
-    final = along[-1]
+    (slow, memory), (right, along, probes) = jax.lax.scan(segment, (slow, learner.init(slow)), episodes)
+    final, final_probe = along[-1], probes[-1]
     if learner.finish is not None:
         slow = learner.finish(slow, memory, keys, values)
-        final = learner.answer(slow, memory, asked)
-    start, recall = learner.start(memory), jnp.zeros(())
-    if learner.by_model and start is None:
-        recall = in_episode_recall(model, slow, *probe)
-    elif learner.by_model:
-        tokens, targets, answer = probe
-        each = jax.vmap(lambda row: model.apply({"params": slow}, row[None], start, state="none").logits[0])(tokens)
-        recall = share(jnp.argmax(each, axis=-1) == targets, answer)
+        final, final_probe = learner.answer(slow, memory, asked), _probe(learner, slow, memory, probe)
     finite = jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(slow)]).all()
-    return _Played(along, final, right, recall, finite)
+    return _Played(along, final, right, probes, final_probe, finite)
+
+
+def _probe(learner: Learner, slow: Slow, memory, probe) -> jax.Array:
+    """Recall in unrelated episodes; 0, which `_score` leaves out, if answers are not the model's."""
+    if not learner.by_model:
+        return jnp.zeros(())
+    start = learner.start(memory)
+    if start is None:
+        return in_episode_recall(learner.model, slow, *probe)
+    tokens, targets, answer = probe
+    each = jax.vmap(lambda row: learner.model.apply({"params": slow}, row[None], start, state="none").logits[0])(tokens)
+    return share(jnp.argmax(each, axis=-1) == targets, answer)
 
 
 class _Unharmed(NamedTuple):
@@ -256,12 +264,14 @@ class _Arena:
             [self._score(learner, slow, before, rate, stream, nbytes) for stream in streams]
             for slow, before in zip(slows, unharmed, strict=True)
         ]
-        scores = {name: np.array([[s[name] for s, _ in of_model] for of_model in results]) for name in results[0][0][0]}
-        curves = np.array([[curve for _, curve in of_model] for of_model in results])
+        scores, course = (
+            {name: np.array([[each[i][name] for each in of_model] for of_model in results]) for name in results[0][0][i]}
+            for i in range(2)
+        )
         so_far = np.array(
             [[(stream.truth(step).value >= 0).sum() for step in self._checkpoints(stream)] for stream in streams]
         )
-        return Row(contestant.name, rate, scores, curves, so_far)
+        return Row(contestant.name, rate, scores, course, so_far)
 
     def _score(self, learner, slow, before, rate, stream, nbytes):
         config = self._config.stream
@@ -277,8 +287,8 @@ class _Arena:
         start = time.perf_counter()
         played = jax.device_get(play(slow, *arguments))
         seconds = time.perf_counter() - start
-        scores, curve = _score(learner, stream, played, before, nbytes, self._config)
-        return {**scores, "milliseconds": 1000 * seconds / len(stream.facts)}, curve
+        scores, course = _score(learner, stream, played, before, nbytes, self._config)
+        return {**scores, "milliseconds": 1000 * seconds / len(stream.facts)}, course
 
     def _play(self, rate, *arguments):
         build, facts = self._contestant.build, self._config.stream.facts
@@ -307,52 +317,70 @@ def _measure_unharmed(model: BDH, slows: Sequence[Slow], config: LifelongConfig)
 
 def _score(
     learner: Learner, stream: Stream, played: _Played, before: _Unharmed, nbytes: int, config: LifelongConfig
-) -> tuple[dict[str, float], list[float]]:
-    """Scores by name, and the curve [C]."""
-    truth = stream.truth()
-    facts = len(stream.keys)
-    final, known = played.final[:facts], played.final[facts:]
-    right = final == truth.value
-    reassigned = truth.previous >= 0
-    age = len(stream.facts) - 1 - truth.last
-    count = len(played.asked)
-    curve = []
-    for checkpoint in range(count):
-        value = stream.truth(len(stream.facts) // count * (checkpoint + 1)).value
-        shown = value >= 0
-        curve.append(float((played.asked[checkpoint, :facts] == value)[shown].mean()))
-    recall = float(right.mean())
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Scores by name, in the end; and those that change along the stream, at every checkpoint, lists [C]."""
+    count, episodes = len(played.asked), len(stream.facts)
+    scores = {
+        **_retention(stream, played.final, episodes),
+        # What the second half of the stream still learns, with what the first left behind.
+        "in_episode": float(played.in_episode[count // 2 :].mean()),
+        **_harm(before, played.final, played.final_probe, config),
+    }
+    above_chance = max(0.0, (scores["recall"] - 1 / VALUES) / (1 - 1 / VALUES))
+    bits = above_chance * len(stream.keys) * np.log2(VALUES)
+    scores |= {"bits_per_byte": float(bits / nbytes), "kilobytes": nbytes / 1000, "finite": float(played.finite)}
+    along = [
+        {
+            **_retention(stream, played.asked[c], episodes // count * (c + 1)),
+            "in_episode": float(played.in_episode[c].mean()),
+            **_harm(before, played.asked[c], played.probe[c], config),
+        }
+        for c in range(count)
+    ]
     if learner.finish is not None:
         # What was asked for along the way was asked before the bound or the control was made.
-        curve = [np.nan] * (count - 1) + [recall]
-    above_chance = max(0.0, (recall - 1 / VALUES) / (1 - 1 / VALUES))
-    bits = above_chance * len(right) * np.log2(VALUES)
-    new = _mean(right[reassigned])
-    old = _mean((final == truth.previous)[reassigned])
-    # What the second half of the stream still learns, with what the first left behind.
-    late = played.in_episode[count // 2 :]
+        along = [dict.fromkeys(each, np.nan) for each in along]
+        along[-1] |= {name: scores[name] for name in along[-1] if name != "in_episode"}
+    if not learner.by_model:
+        for each in (scores, *along):
+            each |= dict.fromkeys(("in_episode", "harm", "harm_known"), np.nan)
+    return scores, {name: [each[name] for each in along] for name in along[0]}
+
+
+def _retention(stream: Stream, asked: np.ndarray, episodes: int) -> dict[str, float]:
+    """Recall after so many episodes, of the facts shown so far, in all and by kind and age.
+
+    Args:
+      stream: of F facts.
+      asked: [F + known] answers.
+      episodes: after which they were given.
+    """
+    truth = stream.truth(episodes)
+    given, shown = asked[: len(stream.keys)], truth.value >= 0
+    right = given == truth.value
+    reassigned = truth.previous >= 0
+    new, old = _mean(right[reassigned]), _mean((given == truth.previous)[reassigned])
     scores = {
-        "recall": recall,
+        "recall": _mean(right[shown]),
         "new_value": new,
         "old_value": old,
         "neither_value": 1 - new - old,
-        "in_episode": float(late.mean()),
-        "harm": float(before.probe - played.probe),
-        "harm_known": before.known - _mean(known == combinations().known_values[: config.known]),
-        "bits_per_byte": float(bits / nbytes),
-        "kilobytes": nbytes / 1000,
-        "finite": float(played.finite),
     }
-    if not learner.by_model:
-        scores |= dict.fromkeys(("in_episode", "harm", "harm_known"), np.nan)
-    scores |= {f"kind_{kind}": _mean(right[stream.kind == i]) for i, kind in enumerate(KINDS)}
+    scores |= {f"kind_{kind}": _mean(right[shown & (stream.kind == i)]) for i, kind in enumerate(KINDS)}
+    age = episodes - 1 - truth.last
     # Bins that no stream of this length can reach are left out.
     firsts = [first for first in AGES if first < len(stream.facts)]
     for first, end in zip(firsts, [*firsts[1:], None], strict=True):
-        here = (age >= first) & (True if end is None else age < end)
+        here = shown & (age >= first) & (True if end is None else age < end)
         name = f"age_{first}+" if end is None else f"age_{first}" if end == first + 1 else f"age_{first}-{end - 1}"
         scores[name] = _mean(right[here])
-    return scores, curve
+    return scores
+
+
+def _harm(before: _Unharmed, asked: np.ndarray, probe: np.ndarray, config: LifelongConfig) -> dict[str, float]:
+    """What was lost in unrelated episodes, and of the facts learned by gradient."""
+    known = asked[len(asked) - config.known :] == combinations().known_values[: config.known]
+    return {"harm": float(before.probe - probe), "harm_known": before.known - _mean(known)}
 
 
 def _tune(arena, contestant, slows, unharmed, validation, progress) -> float:

@@ -53,14 +53,19 @@ class Row:
     name: str
     rate: float | None
     scores: dict[str, np.ndarray]
-    curve: np.ndarray
-    """[M, R, C], recall of the facts shown so far at each checkpoint; NaN but for the last of what is made in the end only."""
+    course: dict[str, np.ndarray]
+    """Score → [M, R, C], at each checkpoint, of the facts shown so far. NaN but for the last of what is made in the end only.
+    ``in_episode`` is that of the episodes since the checkpoint before."""
     facts_so_far: np.ndarray
     """[R, C]."""
 
     def mean(self, score: str) -> float:
         """Mean over models and streams; NaN if it is not defined."""
         return float(np.mean(self.scores[score]))
+
+    def along(self, score: str) -> np.ndarray:
+        """Means [C] over models and streams at every checkpoint; NaN where it is not defined."""
+        return self.course[score].mean(axis=(0, 1))
 
 
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
@@ -75,6 +80,22 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("bits_per_byte", "bits/B", ".4f"),
     ("milliseconds", "ms", ".0f"),
 )
+_COURSE: tuple[tuple[str, str, str], ...] = (
+    ("recall", "recall", ".0f"),
+    ("old_value", "old", ".0f"),
+    ("in_episode", "in-ep", ".0f"),
+    ("harm", "harm", "z.1f"),
+    ("harm_known", "known", "z.1f"),
+)
+PANELS: dict[str, tuple[str, tuple[float | None, float | None]]] = {
+    "recall": ("recall after reset", (-0.02, 1.02)),
+    "new_value": ("reassigned: the value that holds", (-0.02, 1.02)),
+    "old_value": ("reassigned: the value before", (-0.02, 1.02)),
+    "in_episode": ("recall within the episodes", (-0.02, 1.02)),
+    "harm": ("harm in other episodes", (None, None)),
+    "harm_known": ("harm to known facts", (None, None)),
+}
+"""Score → the label of its panel in :meth:`LifelongResult.plot_course`, and the limits of its axis."""
 _NOTE = (
     "recall: of all facts after the last reset. new, old, other: of reassigned facts, answered with the value that holds, the one "
     "before, any other. in-ep: recall within the episodes of the stream. harm, known: drop of recall in unrelated episodes, and of "
@@ -93,8 +114,8 @@ class LifelongResult:
     config: LifelongConfig
 
     def tables(self) -> list[Table]:
-        """The gates, the scores, and recall by age."""
-        return [self.gates_table(), self.table(), self.retention_table()]
+        """The gates, the scores, recall by age, and scores along the stream."""
+        return [self.gates_table(), self.table(), self.retention_table(), self.course_table()]
 
     def table(self) -> Table:
         """The scores, means over models and streams, as a table that fits 100 columns."""
@@ -130,6 +151,24 @@ class LifelongResult:
             table.add_column(name.split("_", 1)[1].replace("_", " "), justify="right")
         for row in self.rows:
             table.add_row(row.name, *(_number(row.mean(name), ".3f") for name in names))
+        return table
+
+    def course_table(self) -> Table:
+        """Scores at every checkpoint, in percent, as a table that fits 100 columns with up to four checkpoints."""
+        count = self.config.stream.checkpoints
+        table = Table(
+            title=f"along the stream, at {count} checkpoints: percent, and points of harm",
+            caption="in-ep: of the episodes since the checkpoint before. –: measured in the end only, or not defined",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            padding=0,
+        )
+        table.add_column("function", min_width=18)
+        for _, header, _ in _COURSE:
+            table.add_column(header, justify="right")
+        for row in self.rows:
+            cells = [" ".join(_number(100 * x, form) for x in row.along(score)) for score, _, form in _COURSE]
+            table.add_row(row.name, *cells)
         return table
 
     def gates_table(self) -> Table:
@@ -173,17 +212,31 @@ class LifelongResult:
         along, by_age = figure.subplots(1, 2, sharey=True)
         ages = [name for name in self.rows[0].scores if name.startswith("age_")]
         for number, row in enumerate(self.rows):
-            style = {
-                "color": f"C{number % 10}",
-                "linestyle": ("-", "--", ":")[number // 10 % 3],
-                "label": row.name,
-                "marker": ".",
-            }
-            along.plot(row.facts_so_far.mean(axis=0), row.curve.mean(axis=(0, 1)), **style)
+            style = line_style(number, row.name)
+            along.plot(row.facts_so_far.mean(axis=0), row.along("recall"), **style)
             by_age.plot([name.removeprefix("age_") for name in ages], [row.mean(name) for name in ages], **style)
         along.set(xlabel="facts shown so far", ylabel="recall after reset", ylim=(-0.02, 1.02))
         by_age.set(xlabel="episodes since the fact was shown last")
         figure.legend(*along.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+        return figure
+
+    def plot_course(self) -> Any:
+        """The scores of ``PANELS`` at every checkpoint, against the facts shown so far.
+
+        Returns:
+          A ``matplotlib.figure.Figure``.
+        """
+        from matplotlib.figure import Figure  # an optional dependency
+
+        figure = Figure(figsize=(12, 6.5), layout="constrained")
+        axes = figure.subplots(2, 3, sharex=True).ravel()
+        for axis, (score, (label, limits)) in zip(axes, PANELS.items(), strict=True):
+            for number, row in enumerate(self.rows):
+                axis.plot(row.facts_so_far.mean(axis=0), row.along(score), **line_style(number, row.name))
+            axis.set(ylabel=label, ylim=limits)
+        for axis in axes[3:]:
+            axis.set_xlabel("facts shown so far")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
         return figure
 
     def to_dict(self) -> dict[str, Any]:
@@ -192,8 +245,9 @@ class LifelongResult:
         for row in self.rows:
             scores = {name: _plain(array) for name, array in row.scores.items()}
             mean = {name: _plain(row.mean(name)) for name in row.scores}
-            entry = {"name": row.name, "rate": row.rate, "mean": mean, "scores": scores, "curve": _plain(row.curve)}
-            rows.append({**entry, "facts_so_far": row.facts_so_far.tolist()})
+            entry = {"name": row.name, "rate": row.rate, "mean": mean, "scores": scores}
+            course = {name: _plain(array) for name, array in row.course.items()}
+            rows.append({**entry, "course": course, "facts_so_far": row.facts_so_far.tolist()})
         gates = [{**dataclasses.asdict(g), "failures": list(g.failures)} for g in self.gates]
         return {"config": dataclasses.asdict(self.config), "gates": gates, "rows": rows}
 
@@ -206,6 +260,11 @@ class LifelongResult:
             if not row.scores["finite"].all()
         ]
         return "\n".join([*failures, note.format(reference=self.config.reference)])
+
+
+def line_style(number: int, name: str) -> dict[str, Any]:
+    """How the row with this number is drawn: ten colours, then the same ones dashed, then dotted."""
+    return {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3], "label": name, "marker": "."}
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from rich.table import Table
 from bdh_jax.config import ConfigError
 from bdh_jax.evaluation.learners import Contestant, Slow
 from bdh_jax.evaluation.lifelong import benchmark
-from bdh_jax.evaluation.lifelong_result import LifelongConfig, LifelongResult, interval
+from bdh_jax.evaluation.lifelong_result import LifelongConfig, LifelongResult, interval, line_style
 from bdh_jax.model import BDH
 
 SCORES: Mapping[str, tuple[str, str]] = {
@@ -83,8 +83,8 @@ class LifelongSweep:
         axes = figure.subplots(1, 2)
         for axis, score in zip(axes, ("recall", "bits_per_byte"), strict=True):
             for number, rows in enumerate(zip(*(result.rows for result in self.results), strict=True)):
-                style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3], "marker": "."}
-                axis.plot(self.facts, [row.mean(score) for row in rows], label=rows[0].name, **style)
+                style = line_style(number, rows[0].name)
+                axis.plot(self.facts, [row.mean(score) for row in rows], **style)
                 low, high = zip(*(interval(row.scores[score]) for row in rows), strict=True)
                 axis.fill_between(self.facts, low, high, color=style["color"], alpha=0.2, linewidth=0)
             axis.axvline(self.neurons, color="grey", linestyle=":", linewidth=1)

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from bdh_jax import BDH, BDHConfig, FastWeightConfig, consolidation
 from bdh_jax.config import ConfigError
-from bdh_jax.evaluation import learners, lifelong
+from bdh_jax.evaluation import learners, lifelong, lifelong_result
 from bdh_jax.evaluation.gates import measure_gates, probe_episodes
 from bdh_jax.evaluation.lifelong import LifelongConfig
 from bdh_jax.evaluation.lifelong_result import interval
@@ -181,7 +181,8 @@ def played(stream, answers_, **changes):
     """What a learner that gives these answers [F + known] would have left."""
     shape = (2, len(stream.facts) // 2, PAIRS)
     asked = np.stack([answers_, answers_])
-    result = lifelong._Played(asked, answers_, np.ones(shape, bool), np.float32(0.75), np.array(True))
+    probe = np.array([0.85, 0.75], np.float32)
+    result = lifelong._Played(asked, answers_, np.ones(shape, bool), probe, probe[-1], np.array(True))
     return result._replace(**changes)
 
 
@@ -197,7 +198,7 @@ def test_scores_are_a_count(model, stream):
     in_episode[1, 0, :8] = False
     learner = learners.consolidated(model, consolidation.none())
     result = played(stream, given, in_episode=in_episode)
-    scores, curve = lifelong._score(learner, stream, result, lifelong._Unharmed(0.95, 1.0), 1000, SIZES)
+    scores, course = lifelong._score(learner, stream, result, lifelong._Unharmed(0.95, 1.0), 1000, SIZES)
     assert scores["recall"] == right.mean()
     assert (scores["new_value"], scores["old_value"], scores["neither_value"]) == (0, 1, 0)
     assert scores["harm"] == pytest.approx(0.2)
@@ -208,9 +209,19 @@ def test_scores_are_a_count(model, stream):
     assert scores["age_0"] == right[age == 0].mean()
     assert scores["age_1+"] == right[age >= 1].mean()
     assert scores["kind_new_ids"] == right[stream.kind == 2].mean()
-    half = stream.truth(len(stream.facts) // 2).value
-    assert curve[0] == pytest.approx((given[:32] == half)[half >= 0].mean())
-    assert curve[1] == right.mean()
+    half = stream.truth(len(stream.facts) // 2)
+    shown, reassigned = half.value >= 0, half.previous >= 0
+    assert course["recall"][0] == pytest.approx((given[:32] == half.value)[shown].mean())
+    assert course["recall"][1] == right.mean()
+    assert reassigned.any()
+    assert course["new_value"][0] == pytest.approx((given[:32] == half.value)[reassigned].mean())
+    assert course["old_value"][0] == pytest.approx((given[:32] == half.previous)[reassigned].mean())
+    age = len(stream.facts) // 2 - 1 - half.last
+    assert course["age_0"][0] == pytest.approx((given[:32] == half.value)[shown & (age == 0)].mean())
+    assert course["in_episode"] == [0, scores["in_episode"]]
+    assert course["harm"] == pytest.approx([0.1, 0.2])
+    assert course["harm_known"] == [0.25, 0.25]
+    assert {name: values[1] for name, values in course.items()} == {name: scores[name] for name in course}
 
 
 @pytest.fixture(scope="module")
@@ -225,10 +236,12 @@ def test_rows_hold_every_model_and_stream(result):
     assert [row.name for row in result.rows] == ["none", "dense", "dense_shuffled", "nearest_neighbour"]
     assert [row.rate for row in result.rows] == [None, 0.25, 0.25, None]
     for row in result.rows:
-        assert row.curve.shape == (2, 2, 2)
+        assert all(array.shape == (2, 2, 2) for array in row.course.values())
         assert all(array.shape == (2, 2) for array in row.scores.values())
-        np.testing.assert_array_equal(row.curve[..., -1], row.scores["recall"])
-        assert np.isnan(row.curve[..., 0]).all() == (row.name == "dense_shuffled")
+        for score in ("recall", "old_value", "harm", "harm_known", "kind_seen"):
+            np.testing.assert_array_equal(row.course[score][..., -1], row.scores[score])
+        assert np.isnan(row.course["recall"][..., 0]).all() == (row.name == "dense_shuffled")
+        assert np.isnan(row.course["harm"][..., 0]).all() == (row.name in ("dense_shuffled", "nearest_neighbour"))
     none = result.rows[0]
     assert not none.scores["harm"].any()
     assert not none.scores["harm_known"].any()
@@ -262,7 +275,7 @@ def text_of(table):
 def test_tables_fit_100_columns_and_say_everything(result):
     wide = dataclasses.replace(result.rows[1], name="importance_weighted", rate=0.0003)
     result = dataclasses.replace(result, rows=(*result.rows, wide))
-    for table in (result.table(), result.retention_table(), result.gates_table()):
+    for table in (result.table(), result.retention_table(), result.course_table(), result.gates_table()):
         text = text_of(table)
         assert "…" not in text
         assert max(map(len, text.splitlines())) <= 100
@@ -279,28 +292,41 @@ def test_result_is_plain_json(result):
     assert record["config"]["stream"]["facts"] == 32
 
 
-def test_figure_has_a_line_for_each_row(result):
+def test_figures_have_a_line_for_each_row(result):
     along, by_age = result.plot().axes
     assert len(along.get_lines()) == len(by_age.get_lines()) == 4
+    panels = result.plot_course().axes
+    assert [panel.get_ylabel() for panel in panels] == [label for label, _ in lifelong_result.PANELS.values()]
+    assert all(len(panel.get_lines()) == 4 for panel in panels)
+    harm = list(lifelong_result.PANELS).index("harm_known")
+    np.testing.assert_array_equal(panels[harm].get_lines()[1].get_ydata(), result.rows[1].along("harm_known"))
 
 
 def test_playing_a_stream_agrees_with_driving_it_by_hand(shallow, stream):
     """Answer by answer, wrong ones included: an untrained model's are all wrong, but they follow from its synapse."""
     model, slow = shallow
     learner = learners.consolidated(model, consolidation.dense(rate=10.0))
-    episodes = stream.tokens.reshape(2, -1, PAIRS, 3)
+    ends = (len(stream.facts) // 2, len(stream.facts))
+    afters = [drive(learner, slow, stream._replace(facts=stream.facts[:e], written=stream.written[:e]))[0] for e in ends]
+    tokens, _, answer = probe_episodes("reserved", PAIRS)
+    guesses = [np.asarray(apply(model, after, tokens).logits.argmax(axis=-1)) for after in afters]
+    probe = tokens, guesses[0], answer  # what it says half-way passes for right, which is not always what it says in the end
     known = combinations().known[:8]
     play = jax.jit(functools.partial(lifelong._play, learner))
-    result = play(slow, stream.keys, stream.truth().value, episodes, probe_episodes("reserved", PAIRS), known)
+    episodes = stream.tokens.reshape(2, -1, PAIRS, 3)
+    result = play(slow, stream.keys, stream.truth().value, episodes, probe, known)
     ask = jax.jit(learners.answers, static_argnums=0)
     asked = jnp.concatenate([stream.keys, known])
     before = ask(model, slow, asked)
-    for checkpoint, end in enumerate((len(stream.facts) // 2, len(stream.facts))):
-        after, _ = drive(learner, slow, stream._replace(facts=stream.facts[:end], written=stream.written[:end]))
+    for checkpoint, after in enumerate(afters):
         given = ask(model, after, asked)
         assert (given != before).mean() > 0.3
         np.testing.assert_array_equal(result.asked[checkpoint], given)
     np.testing.assert_array_equal(result.final, given)
+    agreed = [float((guess == guesses[0])[answer].mean()) for guess in guesses]
+    assert agreed[1] < 0.9
+    np.testing.assert_allclose(result.probe, agreed, atol=1e-6)
+    assert result.final_probe == result.probe[-1]
 
 
 def test_run_takes_your_own_function(shallow):
@@ -345,7 +371,7 @@ def test_rates_are_chosen_by_recall_minus_harm():
         def row(self, slows, unharmed, rate, streams):
             assert streams == "validation"
             recall, harm = (np.full((1, 1), value) for value in gives[rate])
-            return lifelong.Row("x", rate, {"recall": recall, "harm": harm}, np.zeros((1, 1, 1)), np.zeros((1, 1)))
+            return lifelong.Row("x", rate, {"recall": recall, "harm": harm}, {}, np.zeros((1, 1)))
 
     contestant = learners.Contestant("x", None, rates=tuple(gives))
     with lifelong.Progress("lifelong", 4, None) as progress:
