@@ -185,8 +185,8 @@ def _status(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) ->
         return _fail(error, 1)
     except Interrupted as error:
         return _fail(error, 128 + error.signal_number)
-    except KeyboardInterrupt:
-        return _fail("aborted; what was not yet saved is lost", 130)
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or "aborted; what was not yet saved is lost", 130)
 
 
 def _set_up_logging() -> None:

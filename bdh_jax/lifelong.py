@@ -3,6 +3,8 @@
 The models come from the workdir, one or several seeds, the facts they know from the configuration. Prints the tables and writes
 ``results.json``, ``figure.png`` and ``course.png`` (scores along the stream) into ``WORKDIR/lifelong`` or ``--out``. With several
 numbers of facts, ``--facts=256,1024,4096``, tables and figure compare them.
+
+Rows that are done wait in ``unfinished.json`` there until all are: the same command goes on after an interruption.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from bdh_jax.config import ConfigError
 from bdh_jax.consolidation import make_function
 from bdh_jax.evaluation import lifelong, lifelong_sweep
 from bdh_jax.evaluation.learners import CONTESTANTS, LEAST_SQUARES_RIDGE, Contestant, contestants
+from bdh_jax.evaluation.lifelong_rows import FinishedRows, settings_of
 from bdh_jax.evaluation.stream import StreamConfig
 from bdh_jax.model import BDH
 from bdh_jax.tasks.facts import FactsConfig
@@ -44,7 +47,9 @@ _FUNCTIONS = flags.DEFINE_list(
 _REFERENCE = flags.DEFINE_string("reference", "dense", "Row that the others are compared with, or none.")
 _RIDGE = flags.DEFINE_float("ridge", LEAST_SQUARES_RIDGE, "Ridge of least_squares, kalman and null_space.", lower_bound=1e-9)
 _LAYERS = flags.DEFINE_list("layers", None, "Layers, from 0, that these three and mesa consolidate; default all.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Replace results that are there, and rows of an interrupted run with other settings."
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -89,23 +94,31 @@ def main(argv: Sequence[str]) -> None:
     for folder in folders:
         _check_trained(folder, experiment.task)
     console = cli.table_console()
-    sweep = lifelong_sweep.run(
-        BDH(models[0][0]),
-        [slow for _, slow in models],
-        rows,
-        facts=facts,
-        config=config,
-        rates=rates,
-        console=console,
-    )
+    slows = [slow for _, slow in models]
+    solved = {"ridge": _RIDGE.value, "layers": layers}
+    unfinished = out / "unfinished.json"
+    settings = {**settings_of(slows), "model": dataclasses.asdict(models[0][0]), **solved}
+    finished = FinishedRows(unfinished, settings, overwrite=_OVERWRITE.value)
+    if count := len(finished):
+        console.print(
+            f"{unfinished} has {count} row{'s' * (count > 1)} of an interrupted run, not measured again", soft_wrap=True
+        )
+    try:
+        sweep = lifelong_sweep.run(
+            BDH(models[0][0]), slows, rows, facts=facts, config=config, rates=rates, finished=finished, console=console
+        )
+    except KeyboardInterrupt:
+        if not len(finished):
+            raise
+        raise KeyboardInterrupt(f"aborted; rows that are done wait in {unfinished} for the same command") from None
     result = sweep.results[0] if one else sweep
     out.mkdir(parents=True, exist_ok=True)
-    solved = {"ridge": _RIDGE.value, "layers": layers}
     record = {**result.to_dict(), "least_squares": solved, "start": describe_start(0, config.seed)}
     files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     cli.save_figure(result.plot, files["figure.png"])
     if one:
         cli.save_figure(result.plot_course, files["course.png"])
+    finished.delete()
     for table in result.tables():
         console.print(table)
         console.print()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +29,13 @@ def branches(slow, fast, activity):
 
 def explodes(slow, fast, activity):
     return {**slow, "synapse": slow["synapse"] / 0}
+
+
+def interrupts(slow, fast, activity):
+    """Ctrl-C, once a row is done."""
+    if Path(os.environ["UNFINISHED"]).exists():
+        raise KeyboardInterrupt
+    return slow
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +115,26 @@ def test_several_numbers_of_facts_are_compared(trained, tmp_path):
     assert own["scores"]["recall"] == none["scores"]["recall"]
     assert (tmp_path / "figure.png").stat().st_size > 1000
     assert not (tmp_path / "course.png").exists()
+
+
+def test_an_interrupted_run_goes_on(trained, tmp_path, monkeypatch):
+    unfinished = tmp_path / "unfinished.json"
+    monkeypatch.setenv("UNFINISHED", str(unfinished))
+    arguments = [CONFIG, f"--workdir={trained}", f"--out={tmp_path}", "--facts=32", "--streams=1"]
+    status, _, errors = run_text("bdh_jax.lifelong", *arguments, "--functions=none,tests.test_lifelong:interrupts")
+    assert status == 130
+    assert f"aborted; rows that are done wait in {unfinished}" in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["unfinished.json"]
+    status, _, errors = run_text("bdh_jax.lifelong", *arguments, "--functions=none", "--layers=1")
+    assert status == 2
+    assert "holds 1 rows of an interrupted run, which differs from this one in layers" in errors
+    status, output, errors = run_text("bdh_jax.lifelong", *arguments, "--functions=none")
+    assert status == 0, errors
+    assert "unfinished.json has 1 row of an interrupted run, not measured again" in output
+    assert "none: recall" in errors
+    assert "measured before an interruption" in errors
+    assert not unfinished.exists()
+    assert (tmp_path / "results.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from bdh_jax.consolidation import Function
 from bdh_jax.evaluation.gates import in_episode_recall, measure_gates, probe_episodes, share
 from bdh_jax.evaluation.learners import CONTESTANTS, Contestant, Learner, Slow, answers, consolidated
 from bdh_jax.evaluation.lifelong_result import LifelongConfig, LifelongResult, Row
+from bdh_jax.evaluation.lifelong_rows import FinishedRows
 from bdh_jax.evaluation.progress import Progress
 from bdh_jax.evaluation.stream import Stream, StreamConfig, make_stream
 from bdh_jax.model import BDH
@@ -92,6 +93,7 @@ def benchmark(
     config: LifelongConfig | None = None,
     rates: Mapping[str, float] | None = None,
     new_ids: int | None = 0,
+    finished: FinishedRows | None = None,
     console: Console | None = None,
 ) -> LifelongResult:
     """Benchmark contestants on one or several models, all on the same streams.
@@ -104,6 +106,7 @@ def benchmark(
       rates: contestant → rate. Of the others, the rate is the one with the largest recall minus harm of the first model on
         validation streams.
       new_ids: as of :func:`run`.
+      finished: rows that are there are taken from it, and those that are measured added.
       console: where progress is shown: a bar in a terminal or notebook, log lines anywhere else.
 
     Returns:
@@ -136,6 +139,12 @@ def benchmark(
     validation = [
         make_stream(config.stream, seed=config.seed + i, validation=True) for i in range(config.validation_streams)
     ]
+    given, before = dict(chosen), {}
+    for contestant in contestants.values() if finished is not None else ():
+        row = finished.get(contestant, config, given.get(contestant.name), chosen.get(contestant.rate_of))
+        if row is not None:
+            before[contestant.name] = row
+            chosen |= {contestant.name: row.rate} if contestant.rates else {}
     plays = sum(1 + (0 if c.name in chosen else len(c.rates)) for c in contestants.values()) + len(slows)
     with Progress(f"{config.stream.facts} facts", plays, console) as progress:
         gates = []
@@ -144,14 +153,20 @@ def benchmark(
             progress.advance(f"gates of model {number}: " + ("; ".join(gates[-1].failures) or "passed"))
         unharmed = _measure_unharmed(model, slows, config)
         rows = []
-        for contestant in contestants.values():
+        for name, contestant in contestants.items():
+            if name in before:
+                rows.append(before[name])
+                progress.advance(f"{name}: recall {rows[-1].mean('recall'):.3f}, measured before an interruption")
+                continue
             arena = _Arena(model, contestant, config)
-            if contestant.rates and contestant.name not in chosen:
-                chosen[contestant.name] = _tune(arena, contestant, slows[:1], unharmed[:1], validation, progress)
-            rate = chosen.get(contestant.rate_of or contestant.name)
+            if contestant.rates and name not in chosen:
+                chosen[name] = _tune(arena, contestant, slows[:1], unharmed[:1], validation, progress)
+            rate = chosen.get(contestant.rate_of or name)
             rows.append(arena.row(slows, unharmed, rate, streams))
+            if finished is not None:
+                finished.add(contestant, config, given.get(name), rows[-1])
             broken = "" if rows[-1].scores["finite"].all() else "; WEIGHTS NaN OR INFINITE at the end of a stream"
-            progress.advance(f"{contestant.name}: recall {rows[-1].mean('recall'):.3f}{broken}")
+            progress.advance(f"{name}: recall {rows[-1].mean('recall'):.3f}{broken}")
     return LifelongResult(tuple(rows), tuple(gates), config)
 
 

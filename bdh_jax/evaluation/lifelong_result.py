@@ -6,6 +6,7 @@ Axis letters: M models, R streams, C checkpoints.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,25 @@ class Row:
     def mean(self, score: str) -> float:
         """Mean over models and streams; NaN if it is not defined."""
         return float(np.mean(self.scores[score]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON, with None for NaN."""
+        return {
+            "name": self.name,
+            "rate": self.rate,
+            "mean": {name: _plain(self.mean(name)) for name in self.scores},
+            "scores": {name: _plain(array) for name, array in self.scores.items()},
+            "course": {name: _plain(array) for name, array in self.course.items()},
+            "facts_so_far": self.facts_so_far.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> Row:
+        """The row that ``to_dict`` gave."""
+        scores, course = (
+            {name: np.array(values, float) for name, values in entry[part].items()} for part in ("scores", "course")
+        )
+        return cls(entry["name"], entry["rate"], scores, course, np.array(entry["facts_so_far"]))
 
     def along(self, score: str) -> np.ndarray:
         """Means [C] over models and streams at every checkpoint; NaN where it is not defined."""
@@ -241,13 +261,7 @@ class LifelongResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON, every single score included; None where one is not defined."""
-        rows = []
-        for row in self.rows:
-            scores = {name: _plain(array) for name, array in row.scores.items()}
-            mean = {name: _plain(row.mean(name)) for name in row.scores}
-            entry = {"name": row.name, "rate": row.rate, "mean": mean, "scores": scores}
-            course = {name: _plain(array) for name, array in row.course.items()}
-            rows.append({**entry, "course": course, "facts_so_far": row.facts_so_far.tolist()})
+        rows = [row.to_dict() for row in self.rows]
         gates = [{**dataclasses.asdict(g), "failures": list(g.failures)} for g in self.gates]
         return {"config": dataclasses.asdict(self.config), "gates": gates, "rows": rows}
 

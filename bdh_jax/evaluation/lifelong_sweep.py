@@ -21,6 +21,7 @@ from bdh_jax.config import ConfigError
 from bdh_jax.evaluation.learners import Contestant, Slow
 from bdh_jax.evaluation.lifelong import benchmark
 from bdh_jax.evaluation.lifelong_result import LifelongConfig, LifelongResult, interval, line_style
+from bdh_jax.evaluation.lifelong_rows import FinishedRows
 from bdh_jax.model import BDH
 
 SCORES: Mapping[str, tuple[str, str]] = {
@@ -110,6 +111,7 @@ def run(
     config: LifelongConfig | None = None,
     rates: Mapping[str, float] | None = None,
     new_ids: int | None = 0,
+    finished: FinishedRows | None = None,
     console: Console | None = None,
 ) -> LifelongSweep:
     """Benchmark contestants at several numbers of facts.
@@ -122,6 +124,7 @@ def run(
       config: everything but the number of facts.
       rates: contestant → rate.
       new_ids: seed of new embeddings.
+      finished: rows of an interrupted run.
       console: where progress is shown.
 
     Raises:
@@ -131,7 +134,6 @@ def run(
         raise ConfigError(f"facts={','.join(map(str, facts))} must be one number or several, each once")
     base = LifelongConfig() if config is None else config
     configs = [dataclasses.replace(base, stream=dataclasses.replace(base.stream, facts=number)) for number in sorted(facts)]
-    results = [
-        benchmark(model, slows, contestants, config=each, rates=rates, new_ids=new_ids, console=console) for each in configs
-    ]
+    shared = {"rates": rates, "new_ids": new_ids, "finished": finished, "console": console}
+    results = [benchmark(model, slows, contestants, config=each, **shared) for each in configs]
     return LifelongSweep(tuple(results), model.config.n_neurons)

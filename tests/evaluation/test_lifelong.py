@@ -14,7 +14,7 @@ from rich.console import Console
 
 from bdh_jax import BDH, BDHConfig, FastWeightConfig, consolidation
 from bdh_jax.config import ConfigError
-from bdh_jax.evaluation import learners, lifelong, lifelong_result
+from bdh_jax.evaluation import learners, lifelong, lifelong_result, lifelong_rows
 from bdh_jax.evaluation.gates import measure_gates, probe_episodes
 from bdh_jax.evaluation.lifelong import LifelongConfig
 from bdh_jax.evaluation.lifelong_result import interval
@@ -361,6 +361,84 @@ def test_all_tables_are_printed_whole_on_a_narrow_terminal(result, monkeypatch, 
     for expected in ("bits/B", " ms", "cos 1", "by episodes since"):
         assert expected in printed
     assert "…" not in printed.replace("0 … ", "")
+
+
+ROWS = ("none", "dense", "dense_shuffled")
+
+
+def rows_of(names):
+    return {name: learners.CONTESTANTS[name] for name in names}
+
+
+def measured(monkeypatch):
+    """The contestants that the benchmark measures from here on, a name for each time."""
+    names, row = [], lifelong._Arena.row
+
+    def counted(arena, *arguments):
+        names.append(arena._contestant.name)
+        return row(arena, *arguments)
+
+    monkeypatch.setattr(lifelong._Arena, "row", counted)
+    return names
+
+
+def test_rows_that_are_done_are_not_measured_again(shallow, tmp_path, monkeypatch):
+    model, slow = shallow
+    path, settings = tmp_path / "new" / "unfinished.json", lifelong_rows.settings_of([slow])
+    own = {"own": lifelong.own_function("own", consolidation.none())}
+
+    def benchmark(contestants, config=SIZES, **rates):
+        finished = lifelong_rows.FinishedRows(path, settings)
+        return lifelong.benchmark(model, [slow], contestants, config=config, rates=rates, finished=finished)
+
+    names = measured(monkeypatch)
+    first = benchmark(rows_of(["none", "nearest_neighbour"]) | own | rows_of(ROWS[1:]), dense=0.25)
+    assert names == ["none", "nearest_neighbour", "own", "dense", "dense_shuffled"]
+    names.clear()
+    again = benchmark(own | rows_of(ROWS) | rows_of(["nearest_neighbour"]), dense=0.25)
+    assert names == ["own"]  # whose code may be another one by now
+    before = {row.name: row for row in first.rows}
+    for row in again.rows[1:]:
+        assert json.dumps(row.to_dict()) == json.dumps(before[row.name].to_dict())
+    names.clear()
+    benchmark(rows_of(ROWS), dense=0.5)
+    assert names == ["dense", "dense_shuffled"]
+    names.clear()
+    benchmark(rows_of(["none"]), config=dataclasses.replace(SIZES, seed=7))
+    assert names == ["none"]
+    assert len(lifelong_rows.FinishedRows(path, settings)) == 7
+
+
+def test_a_rate_that_was_chosen_is_not_chosen_again(shallow, tmp_path, monkeypatch):
+    model, slow = shallow
+    path, settings = tmp_path / "unfinished.json", lifelong_rows.settings_of([slow])
+    few = {"dense": dataclasses.replace(learners.CONTESTANTS["dense"], rates=(0.1, 1.0))}
+    names = measured(monkeypatch)
+    for more, expected in (({}, ["dense"] * 3), (rows_of(["dense_shuffled"]), ["dense_shuffled"])):
+        names.clear()
+        finished = lifelong_rows.FinishedRows(path, settings)
+        result = lifelong.benchmark(model, [slow], few | more, config=SIZES, finished=finished)
+        assert names == expected
+        assert len({row.rate for row in result.rows}) == 1
+
+
+def test_rows_of_another_run_are_refused(shallow, tmp_path):
+    _, slow = shallow
+    path, settings = tmp_path / "unfinished.json", lifelong_rows.settings_of([slow])
+    row = lifelong.Row("none", None, {"recall": np.array([[0.5, np.nan]])}, {}, np.zeros((2, 1)))
+    lifelong_rows.FinishedRows(path, settings).add(learners.CONTESTANTS["none"], SIZES, None, row)
+    other = lifelong_rows.settings_of([{**slow, "decoder": slow["decoder"] + 1}])
+    with pytest.raises(
+        ConfigError, match="holds 1 rows of an interrupted run, which differs from this one in weights: finish"
+    ):
+        lifelong_rows.FinishedRows(path, other)
+    assert len(lifelong_rows.FinishedRows(path, settings, overwrite=True)) == 1
+    assert len(lifelong_rows.FinishedRows(path, other, overwrite=True)) == 0
+    path.write_text("[")
+    with pytest.raises(ConfigError, match="should hold rows of an interrupted run and cannot be read: move or delete"):
+        lifelong_rows.FinishedRows(path, settings)
+    assert len(lifelong_rows.FinishedRows(path, settings, overwrite=True)) == 0
+    assert path.read_text() == "["
 
 
 def test_rates_are_chosen_by_recall_minus_harm():
