@@ -87,8 +87,7 @@ def main(argv: Sequence[str]) -> None:
         known=experiment.task.known,
         reference=_REFERENCE.value,
     )
-    one = len(facts) == 1
-    files = cli.result_files(out, ("figure.png", "course.png")[: 1 + one], overwrite=_OVERWRITE.value)
+    files = cli.result_files(out, ("figure.png", "course.png"), overwrite=_OVERWRITE.value)
     folders = seed_folders(workdir) or [workdir]
     models = [load_bdh(folder, _WHICH.value) for folder in folders]
     for folder in folders:
@@ -99,9 +98,9 @@ def main(argv: Sequence[str]) -> None:
     unfinished = out / "unfinished.json"
     settings = {**settings_of(slows), "model": dataclasses.asdict(models[0][0]), **solved}
     finished = FinishedRows(unfinished, settings, overwrite=_OVERWRITE.value)
-    if count := len(finished):
+    if len(finished):
         console.print(
-            f"{unfinished} has {count} row{'s' * (count > 1)} of an interrupted run, not measured again", soft_wrap=True
+            f"{unfinished} holds rows of an interrupted run ({len(finished)}); those that fit are taken", soft_wrap=True
         )
     try:
         sweep = lifelong_sweep.run(
@@ -111,17 +110,20 @@ def main(argv: Sequence[str]) -> None:
         if not len(finished):
             raise
         raise KeyboardInterrupt(f"aborted; rows that are done wait in {unfinished} for the same command") from None
-    result = sweep.results[0] if one else sweep
+    result = sweep.results[0] if len(facts) == 1 else sweep
     out.mkdir(parents=True, exist_ok=True)
     record = {**result.to_dict(), "least_squares": solved, "start": describe_start(0, config.seed)}
     files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     cli.save_figure(result.plot, files["figure.png"])
-    if one:
+    files["course.png"].unlink(missing_ok=True)
+    if len(facts) == 1:
         cli.save_figure(result.plot_course, files["course.png"])
-    finished.delete()
+    left = finished.finish()
     for table in result.tables():
         console.print(table)
         console.print()
+    if left:
+        console.print(f"{unfinished} still holds rows that are not in this table ({left})", soft_wrap=True)
 
 
 def _check_trained(folder: Path, task: FactsConfig) -> None:

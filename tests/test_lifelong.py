@@ -127,10 +127,10 @@ def test_an_interrupted_run_goes_on(trained, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["unfinished.json"]
     status, _, errors = run_text("bdh_jax.lifelong", *arguments, "--functions=none", "--layers=1")
     assert status == 2
-    assert "holds 1 rows of an interrupted run, which differs from this one in layers" in errors
+    assert "interrupted run (1), which differs from this one in layers" in errors
     status, output, errors = run_text("bdh_jax.lifelong", *arguments, "--functions=none")
     assert status == 0, errors
-    assert "unfinished.json has 1 row of an interrupted run, not measured again" in output
+    assert "unfinished.json holds rows of an interrupted run (1); those that fit are taken" in output
     assert "none: recall" in errors
     assert "measured before an interruption" in errors
     assert not unfinished.exists()

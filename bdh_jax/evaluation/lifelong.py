@@ -106,7 +106,8 @@ def benchmark(
       rates: contestant → rate. Of the others, the rate is the one with the largest recall minus harm of the first model on
         validation streams.
       new_ids: as of :func:`run`.
-      finished: rows that are there are taken from it, and those that are measured added.
+      finished: rows that are there are taken from it, and those that are measured added. It knows a contestant of your own by its name
+        and rates only, unless ``Contestant.own`` is set, which keeps it out.
       console: where progress is shown: a bar in a terminal or notebook, log lines anywhere else.
 
     Returns:
@@ -139,9 +140,9 @@ def benchmark(
     validation = [
         make_stream(config.stream, seed=config.seed + i, validation=True) for i in range(config.validation_streams)
     ]
-    given, before = dict(chosen), {}
+    before = {}
     for contestant in contestants.values() if finished is not None else ():
-        row = finished.get(contestant, config, given.get(contestant.name), chosen.get(contestant.rate_of))
+        row = finished.get(contestant, config, chosen.get(contestant.rate_of or contestant.name), new_ids=new_ids)
         if row is not None:
             before[contestant.name] = row
             chosen |= {contestant.name: row.rate} if contestant.rates else {}
@@ -153,18 +154,19 @@ def benchmark(
             progress.advance(f"gates of model {number}: " + ("; ".join(gates[-1].failures) or "passed"))
         unharmed = _measure_unharmed(model, slows, config)
         rows = []
-        for name, contestant in contestants.items():
+        for contestant in contestants.values():
+            name = contestant.name
             if name in before:
                 rows.append(before[name])
                 progress.advance(f"{name}: recall {rows[-1].mean('recall'):.3f}, measured before an interruption")
                 continue
             arena = _Arena(model, contestant, config)
+            asked = chosen.get(contestant.rate_of or name)
             if contestant.rates and name not in chosen:
                 chosen[name] = _tune(arena, contestant, slows[:1], unharmed[:1], validation, progress)
-            rate = chosen.get(contestant.rate_of or name)
-            rows.append(arena.row(slows, unharmed, rate, streams))
+            rows.append(arena.row(slows, unharmed, chosen.get(contestant.rate_of or name), streams))
             if finished is not None:
-                finished.add(contestant, config, given.get(name), rows[-1])
+                finished.add(rows[-1], contestant, config, asked, new_ids=new_ids)
             broken = "" if rows[-1].scores["finite"].all() else "; WEIGHTS NaN OR INFINITE at the end of a stream"
             progress.advance(f"{name}: recall {rows[-1].mean('recall'):.3f}{broken}")
     return LifelongResult(tuple(rows), tuple(gates), config)
@@ -354,7 +356,7 @@ def _score(
     ]
     if learner.finish is not None:
         # What was asked for along the way was asked before the bound or the control was made.
-        along = [dict.fromkeys(each, np.nan) for each in along]
+        along = [dict.fromkeys(each, np.nan) | {"in_episode": each["in_episode"]} for each in along]
         along[-1] |= {name: scores[name] for name in along[-1] if name != "in_episode"}
     if not learner.by_model:
         for each in (scores, *along):

@@ -55,8 +55,8 @@ class Row:
     rate: float | None
     scores: dict[str, np.ndarray]
     course: dict[str, np.ndarray]
-    """Score → [M, R, C], at each checkpoint, of the facts shown so far. NaN but for the last of what is made in the end only.
-    ``in_episode`` is that of the episodes since the checkpoint before."""
+    """Score → [M, R, C], at each checkpoint, of the facts shown so far. NaN but for the last of what is made in the end only, and of
+    kinds, ages and reassigned facts that have not come yet. ``in_episode`` is that of the episodes since the checkpoint before."""
     facts_so_far: np.ndarray
     """[R, C]."""
 
@@ -84,8 +84,11 @@ class Row:
         return cls(entry["name"], entry["rate"], scores, course, np.array(entry["facts_so_far"]))
 
     def along(self, score: str) -> np.ndarray:
-        """Means [C] over models and streams at every checkpoint; NaN where it is not defined."""
-        return self.course[score].mean(axis=(0, 1))
+        """Means [C] at every checkpoint, over the models and streams where the score is defined; NaN if it is nowhere."""
+        values = self.course[score]
+        defined = ~np.isnan(values)
+        count = defined.sum(axis=(0, 1))
+        return np.where(count > 0, np.where(defined, values, 0).sum(axis=(0, 1)) / np.maximum(count, 1), np.nan)
 
 
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
@@ -100,12 +103,12 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("bits_per_byte", "bits/B", ".4f"),
     ("milliseconds", "ms", ".0f"),
 )
-_COURSE: tuple[tuple[str, str, str], ...] = (
-    ("recall", "recall", ".0f"),
-    ("old_value", "old", ".0f"),
-    ("in_episode", "in-ep", ".0f"),
-    ("harm", "harm", "z.1f"),
-    ("harm_known", "known", "z.1f"),
+_COURSE: tuple[tuple[str, str], ...] = (
+    ("recall", "recall"),
+    ("old_value", "old"),
+    ("in_episode", "in-ep"),
+    ("harm", "harm"),
+    ("harm_known", "known"),
 )
 PANELS: dict[str, tuple[str, tuple[float | None, float | None]]] = {
     "recall": ("recall after reset", (-0.02, 1.02)),
@@ -178,16 +181,16 @@ class LifelongResult:
         count = self.config.stream.checkpoints
         table = Table(
             title=f"along the stream, at {count} checkpoints: percent, and points of harm",
-            caption="in-ep: of the episodes since the checkpoint before. –: measured in the end only, or not defined",
+            caption="in-ep: of the episodes since the checkpoint before. –: made in the end only, or not defined",
             box=box.SIMPLE_HEAD,
             show_edge=False,
             padding=0,
         )
-        table.add_column("function", min_width=18)
-        for _, header, _ in _COURSE:
-            table.add_column(header, justify="right")
+        table.add_column("function", overflow="fold")
+        for _, header in _COURSE:
+            table.add_column(header, justify="right", no_wrap=True)
         for row in self.rows:
-            cells = [" ".join(_number(100 * x, form) for x in row.along(score)) for score, _, form in _COURSE]
+            cells = [" ".join(_percent(x, header) for x in row.along(score)) for score, header in _COURSE]
             table.add_row(row.name, *cells)
         return table
 
@@ -305,6 +308,12 @@ def _difference(values: np.ndarray) -> str:
 
 def _number(value: float, form: str) -> str:
     return "–" if np.isnan(value) else format(value, form)
+
+
+def _percent(share: float, header: str) -> str:
+    # Of small harm a tenth of a point matters.
+    tenths = header in ("harm", "known") and abs(share) < 0.0995
+    return _number(100 * share, "z.1f" if tenths else "z.0f")
 
 
 def _plain(value: Any) -> Any:

@@ -5,9 +5,12 @@ A row is taken from the file only for the same streams, weights, code and settin
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,8 @@ from bdh_jax.evaluation.learners import Contestant, Slow
 from bdh_jax.evaluation.lifelong_result import LifelongConfig, Row
 from bdh_jax.generation import slow_hash
 
+_LOGGER = logging.getLogger("bdh_jax")
+
 
 class FinishedRows:
     """The file, read when this is made and written after every row."""
@@ -29,20 +34,20 @@ class FinishedRows:
 
         Args:
           path: of the file.
-          settings: what else decides a row: all that :func:`settings_of` gives, and more. JSON types.
+          settings: what decides all rows: what :func:`settings_of` gives, and more. JSON types.
           overwrite: forget a file that cannot be read or holds rows of other settings.
 
         Raises:
           ConfigError: if the file cannot be read, or holds rows of other settings, and ``overwrite`` is false.
         """
         self._path, self._settings = path, json.loads(json.dumps(settings))
-        self._entries: list[dict[str, Any]] = []
-        if not path.exists():
-            return
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._here: set[str] = set()  # keys of what this run took or added
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            before, entries = stored["settings"], stored["rows"]
+            before, rows = _read(path)
             different = sorted(key for key in {*before, *self._settings} if before.get(key) != self._settings.get(key))
+        except FileNotFoundError:
+            return
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if overwrite:
                 return
@@ -51,49 +56,72 @@ class FinishedRows:
             ) from error
         if different and not overwrite:
             raise ConfigError(
-                f"{path} holds {len(entries)} rows of an interrupted run, which differs from this one in {', '.join(different)}: finish "
+                f"{path} holds rows of an interrupted run ({len(rows)}), which differs from this one in {', '.join(different)}: finish "
                 "that one, name another folder with --out, or pass --overwrite to forget its rows"
             )
-        self._entries = [] if different else entries
+        self._rows = {} if different else rows
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._rows)
 
-    def get(self, contestant: Contestant, config: LifelongConfig, given: float | None, rate_of: float | None) -> Row | None:
+    def get(self, contestant: Contestant, config: LifelongConfig, rate: float | None, **more: Any) -> Row | None:
         """The row of a contestant, or None if it is not there.
 
         Args:
           contestant: its row; a function of your own has none, since its code is not known here.
           config: the sizes.
-          given: the rate that was given; None if it was to be chosen.
-          rate_of: of a contestant that takes the rate of another one, that rate.
+          rate: that was given, or is that of another contestant; None if it was to be chosen.
+          more: whatever else the row depends on.
         """
-        wanted = _key(contestant.name, config, given)
-        for entry in self._entries if contestant.own is None else ():
-            if entry["key"] == wanted and (not contestant.rate_of or entry["row"]["rate"] == rate_of):
-                return Row.from_dict(entry["row"])
-        return None
+        key = _key(contestant, config, rate, more)
+        if contestant.own is not None or key not in self._rows:
+            return None
+        self._here.add(key)
+        return Row.from_dict(self._rows[key])
 
-    def add(self, contestant: Contestant, config: LifelongConfig, given: float | None, row: Row) -> None:
-        """Keep a row.
+    def add(self, row: Row, contestant: Contestant, config: LifelongConfig, rate: float | None, **more: Any) -> None:
+        """Keep a row. If the file cannot be written the log says so, since the measurement itself can go on.
 
-        Raises:
-          ConfigError: if the file cannot be written.
+        Args:
+          row: what was measured.
+          contestant: as of :meth:`get`, like all that follows.
+          config: the sizes.
+          rate: as there.
+          more: as there.
         """
-        if contestant.own is not None:
+        if contestant.own is None:
+            key = _key(contestant, config, rate, more)
+            self._rows[key] = row.to_dict()
+            self._here.add(key)
+            self._write()
+
+    def finish(self) -> int:
+        """Forget the rows that this run took or added, once they stand in its results.
+
+        Returns:
+          How many rows of other runs are left. Without any the file is removed.
+        """
+        self._rows = {key: row for key, row in self._rows.items() if key not in self._here}
+        if self._rows:
+            self._write()
+        elif jax.process_index() == 0:
+            self._path.unlink(missing_ok=True)
+        return len(self._rows)
+
+    def _write(self) -> None:
+        if jax.process_index() != 0:
             return
-        self._entries.append({"key": _key(contestant.name, config, given), "row": row.to_dict()})
-        temporary = self._path.with_name(self._path.name + ".tmp")
+        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}.tmp")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps({"settings": self._settings, "rows": self._entries}), encoding="utf-8")
+            temporary.write_text(json.dumps({"settings": self._settings, "rows": self._rows}), encoding="utf-8")
             temporary.replace(self._path)
         except OSError as error:
-            raise ConfigError(f"{self._path} cannot be written: {error.strerror}; name another folder with --out") from error
-
-    def delete(self) -> None:
-        """Remove the file, once the rows stand in the results."""
-        self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            _LOGGER.warning(
+                "%s cannot be written (%s): after an interruption, rows would be measured again", self._path, error.strerror
+            )
 
 
 def settings_of(slows: Sequence[Slow]) -> dict[str, Any]:
@@ -114,7 +142,12 @@ def settings_of(slows: Sequence[Slow]) -> dict[str, Any]:
     }
 
 
-def _key(name: str, config: LifelongConfig, given: float | None) -> list[Any]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return dict(stored["settings"]), dict(stored["rows"])
+
+
+def _key(contestant: Contestant, config: LifelongConfig, rate: float | None, more: Mapping[str, Any]) -> str:
     sizes = dataclasses.asdict(config)
     del sizes["reference"]  # which changes the table only
-    return [name, given, json.loads(json.dumps(sizes))]
+    return json.dumps([contestant.name, contestant.rates, rate, sizes, more], sort_keys=True)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import json
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -177,12 +178,11 @@ def test_fine_tuning_sees_the_episode_only(shallow, stream):
     assert (np.asarray(once["decoder"]) != np.asarray(slow["decoder"])).any()
 
 
-def played(stream, answers_, **changes):
-    """What a learner that gives these answers [F + known] would have left."""
+def played(stream, asked, **changes):
+    """What a learner that gives these answers [2, F + known] at two checkpoints would have left."""
     shape = (2, len(stream.facts) // 2, PAIRS)
-    asked = np.stack([answers_, answers_])
     probe = np.array([0.85, 0.75], np.float32)
-    result = lifelong._Played(asked, answers_, np.ones(shape, bool), probe, probe[-1], np.array(True))
+    result = lifelong._Played(asked, asked[-1], np.ones(shape, bool), probe, probe[-1], np.array(True))
     return result._replace(**changes)
 
 
@@ -197,7 +197,11 @@ def test_scores_are_a_count(model, stream):
     in_episode[0] = False
     in_episode[1, 0, :8] = False
     learner = learners.consolidated(model, consolidation.none())
-    result = played(stream, given, in_episode=in_episode)
+    # Half-way, other answers: every third one is right then.
+    half = stream.truth(len(stream.facts) // 2)
+    early = np.where(np.arange(32) % 3, half.previous, half.value)
+    early = np.concatenate([early, np.where(np.arange(8) < 3, known, 0)])
+    result = played(stream, np.stack([early, given]), in_episode=in_episode)
     scores, course = lifelong._score(learner, stream, result, lifelong._Unharmed(0.95, 1.0), 1000, SIZES)
     assert scores["recall"] == right.mean()
     assert (scores["new_value"], scores["old_value"], scores["neither_value"]) == (0, 1, 0)
@@ -209,18 +213,22 @@ def test_scores_are_a_count(model, stream):
     assert scores["age_0"] == right[age == 0].mean()
     assert scores["age_1+"] == right[age >= 1].mean()
     assert scores["kind_new_ids"] == right[stream.kind == 2].mean()
-    half = stream.truth(len(stream.facts) // 2)
-    shown, reassigned = half.value >= 0, half.previous >= 0
-    assert course["recall"][0] == pytest.approx((given[:32] == half.value)[shown].mean())
-    assert course["recall"][1] == right.mean()
-    assert reassigned.any()
-    assert course["new_value"][0] == pytest.approx((given[:32] == half.value)[reassigned].mean())
-    assert course["old_value"][0] == pytest.approx((given[:32] == half.previous)[reassigned].mean())
+    shown, reassigned, right = half.value >= 0, half.previous >= 0, early[:32] == half.value
     age = len(stream.facts) // 2 - 1 - half.last
-    assert course["age_0"][0] == pytest.approx((given[:32] == half.value)[shown & (age == 0)].mean())
+    assert (~shown).any()
+    for name, where in {
+        "recall": shown,
+        "new_value": reassigned,
+        "age_0": shown & (age == 0),
+        "age_1+": shown & (age >= 1),
+        "kind_new_ids": shown & (stream.kind == 2),
+    }.items():
+        assert where.any()
+        assert course[name][0] == pytest.approx(right[where].mean()), name
+    assert course["old_value"][0] == pytest.approx((early[:32] == half.previous)[reassigned].mean())
     assert course["in_episode"] == [0, scores["in_episode"]]
     assert course["harm"] == pytest.approx([0.1, 0.2])
-    assert course["harm_known"] == [0.25, 0.25]
+    assert course["harm_known"] == [0.625, 0.25]
     assert {name: values[1] for name, values in course.items()} == {name: scores[name] for name in course}
 
 
@@ -242,6 +250,7 @@ def test_rows_hold_every_model_and_stream(result):
             np.testing.assert_array_equal(row.course[score][..., -1], row.scores[score])
         assert np.isnan(row.course["recall"][..., 0]).all() == (row.name == "dense_shuffled")
         assert np.isnan(row.course["harm"][..., 0]).all() == (row.name in ("dense_shuffled", "nearest_neighbour"))
+        assert np.isnan(row.course["in_episode"]).all() == (row.name == "nearest_neighbour")
     none = result.rows[0]
     assert not none.scores["harm"].any()
     assert not none.scores["harm_known"].any()
@@ -273,12 +282,15 @@ def text_of(table):
 
 
 def test_tables_fit_100_columns_and_say_everything(result):
-    wide = dataclasses.replace(result.rows[1], name="importance_weighted", rate=0.0003)
+    course = {name: np.full((2, 2, 4), 1.0) for name in result.rows[1].course} | {"harm_known": np.full((2, 2, 4), 0.979)}
+    wide = dataclasses.replace(result.rows[1], name="importance_weighted", rate=0.0003, course=course)
     result = dataclasses.replace(result, rows=(*result.rows, wide))
     for table in (result.table(), result.retention_table(), result.course_table(), result.gates_table()):
         text = text_of(table)
         assert "…" not in text
         assert max(map(len, text.splitlines())) <= 100
+    assert "importance_weighted" in text_of(result.course_table())
+    assert "100 100 100 100" in text_of(result.course_table())
     main = text_of(result.table())
     for expected in ("importance_weighted", "0.0003", "Δ recall", "harm", "known", "bits/B", "2 models × 2 streams", "–"):
         assert expected in main
@@ -386,27 +398,27 @@ def test_rows_that_are_done_are_not_measured_again(shallow, tmp_path, monkeypatc
     model, slow = shallow
     path, settings = tmp_path / "new" / "unfinished.json", lifelong_rows.settings_of([slow])
     own = {"own": lifelong.own_function("own", consolidation.none())}
-
-    def benchmark(contestants, config=SIZES, **rates):
-        finished = lifelong_rows.FinishedRows(path, settings)
-        return lifelong.benchmark(model, [slow], contestants, config=config, rates=rates, finished=finished)
-
     names = measured(monkeypatch)
+
+    def benchmark(contestants, config=SIZES, new_ids=0, **rates):
+        names.clear()
+        finished = lifelong_rows.FinishedRows(path, settings)
+        return lifelong.benchmark(model, [slow], contestants, config=config, rates=rates, new_ids=new_ids, finished=finished)
+
     first = benchmark(rows_of(["none", "nearest_neighbour"]) | own | rows_of(ROWS[1:]), dense=0.25)
     assert names == ["none", "nearest_neighbour", "own", "dense", "dense_shuffled"]
-    names.clear()
     again = benchmark(own | rows_of(ROWS) | rows_of(["nearest_neighbour"]), dense=0.25)
     assert names == ["own"]  # whose code may be another one by now
     before = {row.name: row for row in first.rows}
     for row in again.rows[1:]:
         assert json.dumps(row.to_dict()) == json.dumps(before[row.name].to_dict())
-    names.clear()
     benchmark(rows_of(ROWS), dense=0.5)
     assert names == ["dense", "dense_shuffled"]
-    names.clear()
     benchmark(rows_of(["none"]), config=dataclasses.replace(SIZES, seed=7))
     assert names == ["none"]
-    assert len(lifelong_rows.FinishedRows(path, settings)) == 7
+    benchmark(rows_of(["none"]), new_ids=1)
+    assert names == ["none"]
+    assert len(lifelong_rows.FinishedRows(path, settings)) == 8
 
 
 def test_a_rate_that_was_chosen_is_not_chosen_again(shallow, tmp_path, monkeypatch):
@@ -422,15 +434,20 @@ def test_a_rate_that_was_chosen_is_not_chosen_again(shallow, tmp_path, monkeypat
         assert len({row.rate for row in result.rows}) == 1
 
 
-def test_rows_of_another_run_are_refused(shallow, tmp_path):
+@pytest.fixture
+def one_row():
+    return lifelong.Row("none", None, {"recall": np.array([[0.5, np.nan]])}, {}, np.zeros((2, 1)))
+
+
+NONE = learners.CONTESTANTS["none"]
+
+
+def test_rows_of_another_run_are_refused(shallow, tmp_path, one_row):
     _, slow = shallow
     path, settings = tmp_path / "unfinished.json", lifelong_rows.settings_of([slow])
-    row = lifelong.Row("none", None, {"recall": np.array([[0.5, np.nan]])}, {}, np.zeros((2, 1)))
-    lifelong_rows.FinishedRows(path, settings).add(learners.CONTESTANTS["none"], SIZES, None, row)
+    lifelong_rows.FinishedRows(path, settings).add(one_row, NONE, SIZES, None)
     other = lifelong_rows.settings_of([{**slow, "decoder": slow["decoder"] + 1}])
-    with pytest.raises(
-        ConfigError, match="holds 1 rows of an interrupted run, which differs from this one in weights: finish"
-    ):
+    with pytest.raises(ConfigError, match=r"interrupted run \(1\), which differs from this one in weights: finish"):
         lifelong_rows.FinishedRows(path, other)
     assert len(lifelong_rows.FinishedRows(path, settings, overwrite=True)) == 1
     assert len(lifelong_rows.FinishedRows(path, other, overwrite=True)) == 0
@@ -439,6 +456,33 @@ def test_rows_of_another_run_are_refused(shallow, tmp_path):
         lifelong_rows.FinishedRows(path, settings)
     assert len(lifelong_rows.FinishedRows(path, settings, overwrite=True)) == 0
     assert path.read_text() == "["
+
+
+def test_rows_that_no_result_holds_stay(tmp_path, one_row):
+    path, longer = tmp_path / "unfinished.json", dataclasses.replace(SIZES, streams=3)
+    lifelong_rows.FinishedRows(path, {}).add(one_row, NONE, SIZES, None)
+    other = lifelong_rows.FinishedRows(path, {})
+    other.add(one_row, NONE, longer, None)
+    assert other.get(NONE, dataclasses.replace(SIZES, known=0), None) is None
+    assert other.finish() == 1
+    left = lifelong_rows.FinishedRows(path, {})
+    assert left.get(NONE, longer, None) is None
+    assert left.get(NONE, SIZES, None).to_dict() == one_row.to_dict()
+    assert left.finish() == 0
+    assert not path.exists()
+
+
+def test_measuring_goes_on_when_rows_cannot_be_kept(tmp_path, one_row, caplog, monkeypatch):
+    def full(path, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(logging.getLogger("bdh_jax"), "propagate", True)
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    finished = lifelong_rows.FinishedRows(tmp_path / "unfinished.json", {})
+    finished.add(one_row, NONE, SIZES, None)
+    assert "unfinished.json cannot be written (No space left on device)" in caplog.text
+    assert len(finished) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_rates_are_chosen_by_recall_minus_harm():
