@@ -80,7 +80,7 @@ def _baseline(config: ExperimentConfig) -> ExperimentConfig:
     )
     config = change(change(config, "model", rope_theta=10.0), "model.fast", enabled=False)
     config = change(config, "train", steps=12000, evaluate_every=2000, checkpoint_every=2000)
-    return change(config, "optimizer", learning_rate=8e-3)
+    return change(config, "optimizer", learning_rate=1.6e-2)
 
 
 def _shift_attention(config: ExperimentConfig) -> ExperimentConfig:
