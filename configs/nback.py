@@ -8,7 +8,7 @@ seeds 0, 1, 2; the table of all variants is in the README).
 Variants follow a colon, several are joined by commas: ``--config=configs/nback.py:stop_gradient,all_positions``.
 
     seed25m          the published 25 M parameter size, for an accelerator
-    baseline         no fast weights; short sequences first, attention with fast rotations (20 minutes a seed on one CPU core)
+    baseline         no fast weights; short sequences first, attention with fast rotations (17 minutes a seed on one CPU core)
     shift_attention  no fast weights; attention keys are the previous token's code, un-rotated: what λ = 1 amounts to
     stop_gradient    no gradient through what is written
     all_positions    loss on every position instead of the answer only: the recall is not learned
