@@ -18,6 +18,7 @@ from bdh_jax.config import ConfigError
 from bdh_jax.consolidation.base import Consolidation, ConsolidationError
 from bdh_jax.consolidation.functions import ExampleWeights, mean_over_examples, target_of
 from bdh_jax.fast_weights.rules import ridge_solution
+from bdh_jax.linear_algebra import solve
 
 Memory = dict[str, jax.Array]
 Layers = Sequence[int] | None
@@ -86,7 +87,7 @@ def kalman(
         covariance = covariance + drift * jnp.einsum("lij,ljk,lkm->lim", covariance, gram, covariance)
         # (P⁻¹ + G)⁻¹ without an inverse of P.
         both = jnp.eye(gram.shape[-1], dtype=gram.dtype)[None] + jnp.einsum("lij,ljk->lik", covariance, gram)
-        covariance = jnp.linalg.solve(both, covariance)
+        covariance = solve(both, covariance)
         covariance = (covariance + covariance.swapaxes(1, 2)) / 2
         change = jnp.einsum("lij,ljd->lid", covariance, written.reshape(*gram.shape[:2], -1))
         return _written(slow, change.reshape(written.shape), layers), {"covariance": covariance}

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import jax.scipy as jsp
 
+from bdh_jax.linear_algebra import solve_positive
 from bdh_jax.sharding import sum_over_shards
 
 Rate = jax.Array | float
@@ -174,17 +174,7 @@ def ridge_solution(gram: jax.Array, state: jax.Array, ridge: float) -> jax.Array
     rows, width = gram.shape[-1], state.shape[-1]
     diagonal = jnp.expand_dims(ridge * jnp.eye(rows, dtype=gram.dtype), range(gram.ndim - 2))
     flat = state.reshape(*state.shape[:-3], rows, width)
-    # XLA's CPU runtime (jaxlib 0.10) can wait forever for a batch of factorisations on several threads, so there they come in turn.
-    return jax.lax.platform_dependent(gram + diagonal, flat, cpu=_solve_in_turn, default=_solve).reshape(state.shape)
-
-
-def _solve(matrix: jax.Array, right: jax.Array) -> jax.Array:
-    return jsp.linalg.cho_solve(jsp.linalg.cho_factor(matrix), right)
-
-
-def _solve_in_turn(matrix: jax.Array, right: jax.Array) -> jax.Array:
-    each = (matrix.reshape(-1, *matrix.shape[-2:]), right.reshape(-1, *right.shape[-2:]))
-    return jax.lax.map(lambda pair: _solve(*pair), each).reshape(right.shape)
+    return solve_positive(gram + diagonal, flat).reshape(state.shape)
 
 
 def bound(state: jax.Array, *, clamp: float | None, threshold: float | None, row_norm: float | None) -> jax.Array:

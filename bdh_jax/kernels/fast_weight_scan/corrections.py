@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from bdh_jax.fast_weights.rules import longhorn_gate
+from bdh_jax.linear_algebra import solve_unit_lower
 from bdh_jax.sharding import sum_over_shards
 
 
@@ -56,7 +57,7 @@ def correct(
         if state is not None:
             wanted = wanted - since_start * jnp.einsum("bhdn,btd->bhtn", state, unit[:, 0])
         overlap = between * jnp.einsum("bhtd,bhsd->bhts", unit, value)
-        return _solve(rate * overlap, rate * wanted), value
+        return solve_unit_lower(rate * overlap, rate * wanted), value
 
     beta = 1.0 if gate is None else gate.astype(dtype)[:, None, :, None]
     if rule == "longhorn":
@@ -66,9 +67,4 @@ def correct(
         predicted = since_start * jnp.einsum("bhtn,bhdn->bhtd", key, state)
         wanted = wanted - sum_over_shards(jnp.sum(predicted, axis=1, keepdims=True), axis)
     overlap = jnp.sum(between * rate * jnp.einsum("bhtn,bhsn->bhts", key, key), axis=1, keepdims=True)
-    return rate * key, _solve(beta * sum_over_shards(overlap, axis), beta * wanted)
-
-
-def _solve(lower: jax.Array, wanted: jax.Array) -> jax.Array:
-    """u of (1 + lower) u = wanted, with ``lower`` [..., T, T] strictly lower triangular and wanted [..., T, M]."""
-    return jax.lax.linalg.triangular_solve(lower, wanted, left_side=True, lower=True, unit_diagonal=True)
+    return rate * key, solve_unit_lower(beta * sum_over_shards(overlap, axis), beta * wanted)

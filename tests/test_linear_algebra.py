@@ -1,0 +1,110 @@
+"""Batches of linear systems: solutions, derivatives, and that programs with several of them end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import jax.scipy as jsp
+import numpy as np
+import pytest
+
+from bdh_jax import linear_algebra
+from tests.commands import ROOT
+
+BATCH, ROWS, RIGHT = (2, 3), 5, 4
+
+
+def _substitution(lower, right):
+    return jsp.linalg.solve_triangular(lower, right, lower=True, unit_diagonal=True)
+
+
+SOLUTIONS = {
+    "solve": (linear_algebra.solve, jnp.linalg.solve),
+    "solve_positive": (linear_algebra.solve_positive, jnp.linalg.solve),
+    "solve_unit_lower": (linear_algebra.solve_unit_lower, _substitution),
+}
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def _systems(name: str) -> tuple[jax.Array, jax.Array]:
+    one, two = jax.random.split(jax.random.key(0))
+    # Eigenvalues near ROWS, so that no digit is lost to the condition.
+    matrix = jax.random.normal(one, (*BATCH, ROWS, ROWS), jnp.float64) + ROWS * jnp.eye(ROWS)[None, None]
+    if name == "solve_positive":
+        matrix = matrix @ matrix.mT
+    return matrix, jax.random.normal(two, (*BATCH, ROWS, RIGHT), jnp.float64)
+
+
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_solutions_are_those_of_one_matrix_at_a_time(name):
+    solve, alone = SOLUTIONS[name]
+    matrix, right = _systems(name)
+    expected = np.stack([[alone(m, r) for m, r in zip(*pair, strict=True)] for pair in zip(matrix, right, strict=True)])
+    for form in (solve, jax.vmap(solve), jax.vmap(jax.vmap(solve))):
+        np.testing.assert_allclose(jax.jit(form)(matrix, right), expected, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(solve(matrix[0, 0], right[0, 0]), expected[0, 0], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_derivatives_are_those_of_one_matrix_at_a_time(name):
+    solve, alone = SOLUTIONS[name]
+    matrix, right = _systems(name)
+
+    def derivatives(function):
+        def cost(matrix, right):
+            return jnp.sum(jnp.sin(function(matrix, right)))
+
+        gradient = jax.grad(cost, argnums=(0, 1))
+        curvature = jax.jvp(gradient, (matrix, right), (jnp.cos(matrix), jnp.cos(right)))[1]
+        return gradient(matrix, right), curvature
+
+    expected = jax.jit(lambda: derivatives(jnp.vectorize(alone, signature="(m,m),(m,r)->(m,r)")))()
+    found = jax.jit(lambda: derivatives(solve))()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), found, expected)
+
+
+_PROGRAM = """
+import jax, jax.numpy as jnp, os
+from bdh_jax import linear_algebra
+
+solve = getattr(linear_algebra, "{name}")
+matrix = 8.0 * jnp.eye({rows}) + jnp.ones(({batch}, {rows}, {rows})) / {rows}
+right = jnp.ones(({batch}, {rows}, 64))
+
+@jax.jit
+def solutions(matrix, right):
+    # Independent of each other, and more of them than threads.
+    return [{form}(matrix * (1 + i), right) for i in range(2 * os.cpu_count() + 1)]
+
+for _ in range(3):
+    jax.block_until_ready(solutions(matrix, right))
+print("ended")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "batch", "rows"),
+    [
+        ("solve", "solve", 4, 256),
+        ("solve_positive", "solve", 4, 512),
+        ("solve_unit_lower", "solve", 64, 64),
+        ("solve_unit_lower", "jax.vmap(solve)", 64, 64),
+    ],
+)
+def test_a_program_with_many_batches_ends_on_all_threads(name, form, batch, rows):
+    # Without the flags of tests, which leave one thread to each process: there nothing waits.
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    program = _PROGRAM.format(name=name, batch=batch, rows=rows, form=form)
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert run.stdout == "ended\n", run.stderr
