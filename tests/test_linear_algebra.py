@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -70,6 +71,19 @@ def test_derivatives_are_those_of_one_matrix_at_a_time(name):
     expected = jax.jit(lambda: derivatives(jnp.vectorize(alone, signature="(m,m),(m,r)->(m,r)")))()
     found = jax.jit(lambda: derivatives(solve))()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), found, expected)
+
+
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_a_cpu_gets_one_matrix_at_a_time(name):
+    # What the programs below need, whatever the version of jaxlib makes of batches.
+    solve, matrix, right = SOLUTIONS[name][0], *_systems(name)
+
+    def cost(matrix, right):
+        return jnp.sum(jnp.sin(solve(matrix, right)))
+
+    for function in (solve, jax.vmap(solve), jax.grad(cost), jax.vmap(jax.grad(cost, argnums=1))):
+        lowered = jax.jit(function).trace(matrix, right).lower(lowering_platforms=("cpu",)).as_text()
+        assert set(re.findall(r'num_batch_dims = "(\d+)"', lowered)) == {"0"}
 
 
 _PROGRAM = """
