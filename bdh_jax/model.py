@@ -39,10 +39,9 @@ from bdh_jax.fast_weights.addresses import shift_to_previous
 from bdh_jax.fast_weights.state import Activity, FastState, LayerState
 from bdh_jax.fast_weights.write_back import write_back
 from bdh_jax.kernels.fast_weight_scan import dispatch, fast_weight_scan
-from bdh_jax.kernels.fast_weight_scan.xla import vary_like
 from bdh_jax.projections import decode, encode, encode_by_head
 from bdh_jax.rotary import rope
-from bdh_jax.sharding import sum_over_shards
+from bdh_jax.sharding import sum_over_shards, vary_like
 
 LAYER_NORM_EPSILON = 1e-5
 BY_NEURON, BY_WIDTH = ("code", "gate", "address"), ("decoded", "read")

@@ -147,3 +147,9 @@ def _last_name(path: tuple[Any, ...]) -> str:
 def sum_over_shards(array: jax.Array, axis: str | None) -> jax.Array:
     """Inside ``jax.shard_map``: the sum over the mesh axis ``axis``; the array itself without a mesh (``axis`` None)."""
     return array if axis is None else jax.lax.psum(array, axis)
+
+
+def vary_like(array: jax.Array, like: jax.Array) -> jax.Array:
+    """``array`` typed as different on every shard where ``like`` is: inside ``jax.shard_map`` a carry must say so."""
+    missing = jax.typeof(like).manual_axis_type.varying - jax.typeof(array).manual_axis_type.varying
+    return jax.lax.pcast(array, tuple(sorted(missing)), to="varying") if missing else array

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import jax.scipy as jsp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
-from bdh_jax import linear_algebra
+from bdh_jax import linear_algebra, sharding
+from bdh_jax.config import MeshConfig
 from tests.commands import ROOT
 
 BATCH, ROWS, RIGHT = (2, 3), 5, 4
@@ -65,12 +67,69 @@ def test_derivatives_are_those_of_one_matrix_at_a_time(name):
             return jnp.sum(jnp.sin(function(matrix, right)))
 
         gradient = jax.grad(cost, argnums=(0, 1))
-        curvature = jax.jvp(gradient, (matrix, right), (jnp.cos(matrix), jnp.cos(right)))[1]
-        return gradient(matrix, right), curvature
+        return lambda matrix, right: (
+            gradient(matrix, right),
+            jax.jvp(gradient, (matrix, right), (jnp.cos(matrix), jnp.cos(right)))[1],
+        )
 
-    expected = jax.jit(lambda: derivatives(jnp.vectorize(alone, signature="(m,m),(m,r)->(m,r)")))()
-    found = jax.jit(lambda: derivatives(solve))()
+    of_one = jax.jit(derivatives(alone))
+    singly = [of_one(m, r) for m, r in zip(matrix.reshape(-1, ROWS, ROWS), right.reshape(-1, ROWS, RIGHT), strict=True)]
+    expected = jax.tree.map(lambda *leaves: np.stack(leaves).reshape(*BATCH, *leaves[0].shape), *singly)
+    found = jax.jit(derivatives(solve))(matrix, right)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), found, expected)
+
+
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_batches_broadcast_and_the_wider_dtype_counts(name):
+    solve, (matrix, right) = SOLUTIONS[name][0], _systems(name)
+    both = solve(jnp.broadcast_to(matrix[0, 0], matrix.shape), right)
+    np.testing.assert_array_equal(solve(matrix[0, 0], right), both)
+    np.testing.assert_array_equal(solve(matrix[:1, :1], right), both)
+    narrow = right.astype(jnp.bfloat16)
+    np.testing.assert_array_equal(solve(matrix, narrow), solve(matrix, narrow.astype(jnp.float64)))
+
+
+COLUMNS = P("data", None, None, "neurons")
+
+
+@pytest.mark.parametrize(
+    "split", [(P("data"), COLUMNS, COLUMNS), (P("data"), P(), P("data")), (P(), P("data"), P("data"))], ids=str
+)
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_shards_may_differ_in_one_argument_alone(name, split):
+    """Values and gradients inside ``jax.shard_map``."""
+    solve, (matrix, right) = SOLUTIONS[name][0], _systems(name)
+    *given, result = split
+    # What all shards have is one matrix that broadcasts over those of a shard.
+    matrix, right = (array if spec else array[:1] for array, spec in zip((matrix, right), given, strict=True))
+    mesh = sharding.make_mesh(MeshConfig(data=2, neurons=2))
+    sharded = jax.shard_map(solve, mesh=mesh, in_specs=tuple(given), out_specs=result)
+
+    def value_and_gradients(function):
+        return jax.jit(jax.value_and_grad(lambda m, r: jnp.sum(jnp.sin(function(m, r))), argnums=(0, 1)))(matrix, right)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12),
+        value_and_gradients(sharded),
+        value_and_gradients(solve),
+    )
+
+
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_derivatives_multiply_without_rounding_to_a_narrow_type(name):
+    solve, (matrix, right) = SOLUTIONS[name][0], _systems(name)
+    gradient = jax.jit(jax.grad(lambda m, r: jnp.sum(solve(m, r)), argnums=(0, 1)))
+    lowered = (
+        gradient.trace(matrix.astype(jnp.float32), right.astype(jnp.float32)).lower(lowering_platforms=("cuda",)).as_text()
+    )
+    assert set(re.findall(r"precision = \[(\w+), (\w+)\]", lowered)) == {("HIGHEST", "HIGHEST")}
+
+
+def test_eigenvectors_are_those_of_one_matrix_at_a_time():
+    matrix = _systems("solve_positive")[0]
+    values, vectors = jax.jit(linear_algebra.eigh)(matrix)
+    np.testing.assert_allclose(values, np.linalg.eigvalsh(matrix), rtol=1e-12)
+    np.testing.assert_allclose((vectors * values[..., None, :]) @ vectors.mT, matrix, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", SOLUTIONS)
@@ -87,7 +146,7 @@ def test_a_cpu_gets_one_matrix_at_a_time(name):
 
 
 _PROGRAM = """
-import jax, jax.numpy as jnp, os
+import jax, jax.numpy as jnp
 from bdh_jax import linear_algebra
 
 solve = getattr(linear_algebra, "{name}")
@@ -97,7 +156,7 @@ right = jnp.ones(({batch}, {rows}, 64))
 @jax.jit
 def solutions(matrix, right):
     # Independent of each other, and more of them than threads.
-    return [{form}(matrix * (1 + i), right) for i in range(2 * os.cpu_count() + 1)]
+    return [{form}(matrix * (1 + i), right) for i in range(2 * {threads} + 1)]
 
 for _ in range(3):
     jax.block_until_ready(solutions(matrix, right))
@@ -117,7 +176,8 @@ print("ended")
 def test_a_program_with_many_batches_ends_on_all_threads(name, form, batch, rows):
     # Without the flags of tests, which leave one thread to each process: there nothing waits.
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    program = _PROGRAM.format(name=name, batch=batch, rows=rows, form=form)
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    program = _PROGRAM.format(name=name, batch=batch, rows=rows, form=form, threads=threads)
     run = subprocess.run(
         [sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
     )

@@ -211,7 +211,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_every_form_gives_the_same_on_a_mesh(form):
-    """Logits, final state, its batch mean, and what ``collect`` returns; and every leaf of the state lies in shards."""
+    """Logits, final state, its batch mean, what ``collect`` returns, gradients; and every leaf of the state lies in shards."""
     fast_names = {field.name for field in dataclasses.fields(FastWeightConfig)}
     config = dataclasses.replace(
         experiment(1, 1).model,
@@ -227,7 +227,13 @@ def test_every_form_gives_the_same_on_a_mesh(form):
         options = {"valid": data.valid, "reset": data.reset}
         out = BDH(config, mesh).apply({"params": slow}, data.tokens, fast, collect=("code", "gate", "address"), **options)
         mean = BDH(config, mesh).apply({"params": slow}, data.tokens, fast, state="mean", **options)
-        return out, mean.fast
+
+        def cost(slow):
+            return jnp.mean(
+                jnp.square(BDH(config, mesh).apply({"params": slow}, data.tokens, fast, state="none", **options).logits)
+            )
+
+        return out, mean.fast, jax.grad(cost)(slow)
 
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(BDH(config).init_slow, jax.random.key(0))
@@ -249,7 +255,7 @@ def test_every_form_gives_the_same_on_a_mesh(form):
         scale = 1e-3 + np.abs(want).max()
         np.testing.assert_allclose(have, want, rtol=0, atol=2e-5 * scale, err_msg=jax.tree_util.keystr(path))
 
-    out, _ = got
+    out, *_ = got
     rows = (config.n_layer, BATCH // 2, HEADS, NEURONS // 4)
     slots = 1 if config.fast.scope == "shared" else config.n_layer
     assert out.fast.attention.addressable_shards[0].data.shape == (*rows, WIDTH)

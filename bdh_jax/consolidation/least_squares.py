@@ -18,7 +18,7 @@ from bdh_jax.config import ConfigError
 from bdh_jax.consolidation.base import Consolidation, ConsolidationError
 from bdh_jax.consolidation.functions import ExampleWeights, mean_over_examples, target_of
 from bdh_jax.fast_weights.rules import ridge_solution
-from bdh_jax.linear_algebra import solve
+from bdh_jax.linear_algebra import eigh, solve
 
 Memory = dict[str, jax.Array]
 Layers = Sequence[int] | None
@@ -115,7 +115,7 @@ def null_space(
 
     def update(slow, fast, activity, memory):
         gram, written = _of_episode(slow, fast, activity, example_weights, layers)
-        values, vectors = jnp.linalg.eigh(memory["background"])
+        values, vectors = eigh(memory["background"])
         free = jnp.where((values <= tolerance)[:, None, :], vectors, jnp.zeros((), vectors.dtype))
         projection = jnp.einsum("lij,lkj->lik", free, free)
         inside = jnp.einsum("lij,ljk,lkm->lim", projection, gram, projection)

@@ -21,6 +21,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bdh_jax.sharding import vary_like
+
 Final = Literal["full", "mean", "none"]
 Correct = Callable[..., tuple[jax.Array, jax.Array]]
 """(key, value, state, gate, weights) of a stretch → its key and value."""
@@ -92,12 +94,6 @@ def weights(
 def safe_log(decay: jax.Array) -> jax.Array:
     """ln λ, finite also for a learned λ that underflows to zero: zero to the power of zero steps is still one."""
     return jnp.log(jnp.maximum(decay, jnp.finfo(decay.dtype).tiny))
-
-
-def vary_like(array: jax.Array, like: jax.Array) -> jax.Array:
-    """``array`` typed as different on every shard where ``like`` is: inside ``jax.shard_map`` a carry must say so."""
-    missing = jax.typeof(like).manual_axis_type.varying - jax.typeof(array).manual_axis_type.varying
-    return jax.lax.pcast(array, tuple(sorted(missing)), to="varying") if missing else array
 
 
 def parallel(
