@@ -42,24 +42,24 @@ def main(argv: Sequence[str]) -> None:
     if not _OUT.value:
         raise ConfigError("--out is missing: name a folder for the results, such as --out=runs/capacity")
     out = Path(_OUT.value)
-    files = cli.result_files(out, overwrite=_OVERWRITE.value)
-    if _SEEDS.value < 1:
-        raise ConfigError(f"--trials={_SEEDS.value} must be at least 1")
-    rows = cli.numbers("rows", _ROWS.value, int)
-    kinds = [capacity.Addresses(count, _AT_ACTIVE.value) for count in rows]
-    kinds += [capacity.Addresses(_AT_ROWS.value, share) for share in cli.numbers("active", _ACTIVE.value, float)]
-    kinds += [capacity.Addresses(count, None) for count in rows]
-    if not kinds:
-        raise ConfigError("--rows and --active name nothing to draw addresses for; give one of them a number")
-    console = cli.table_console()
-    result = capacity.measure(
-        list(dict.fromkeys(kinds)), rules=_RULES.value, seeds=range(_SEEDS.value), trained=_trained(), console=console
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    record = {"entries": result.to_dict(), "start": describe_start(0, 0)}
-    files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    cli.save_figure(result.plot, files["figure.png"])
-    console.print(result.table())
+    with cli.result_files(out, overwrite=_OVERWRITE.value) as files:
+        if _SEEDS.value < 1:
+            raise ConfigError(f"--trials={_SEEDS.value} must be at least 1")
+        rows = cli.numbers("rows", _ROWS.value, int)
+        kinds = [capacity.Addresses(count, _AT_ACTIVE.value) for count in rows]
+        kinds += [capacity.Addresses(_AT_ROWS.value, share) for share in cli.numbers("active", _ACTIVE.value, float)]
+        kinds += [capacity.Addresses(count, None) for count in rows]
+        if not kinds:
+            raise ConfigError("--rows and --active name nothing to draw addresses for; give one of them a number")
+        console = cli.table_console()
+        result = capacity.measure(
+            list(dict.fromkeys(kinds)), rules=_RULES.value, seeds=range(_SEEDS.value), trained=_trained(), console=console
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        record = {"entries": result.to_dict(), "start": describe_start(0, 0)}
+        files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        cli.save_figure(result.plot, files["figure.png"])
+        console.print(result.table())
 
 
 def _trained():

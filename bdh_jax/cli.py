@@ -5,6 +5,7 @@ A mistake of the user is one message on standard error and status 2, never a tra
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import json
@@ -13,7 +14,7 @@ import os
 import re
 import runpy
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from bdh_jax.allocator import keep_freed_memory
 from bdh_jax.config import ConfigError, ExperimentConfig
 from bdh_jax.config_dict import from_config_dict
 from bdh_jax.data.documents import DataError
+from bdh_jax.folder_lock import only_writer
 from bdh_jax.generation import StateError
 from bdh_jax.tasks import CONFIGS
 from bdh_jax.training.checkpoint import FOLDER, RUN, CheckpointError, seed_folders
@@ -113,13 +115,19 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
         raise ConfigError(f"--out={path} cannot be written: {error.strerror}; name another file") from error
 
 
-def result_files(out: Path, figures: Sequence[str] = ("figure.png",), *, overwrite: bool) -> dict[str, Path]:
-    """Where a benchmark's command writes ``results.json`` and its figures, asked before it measures anything.
+@contextlib.contextmanager
+def result_files(out: Path, figures: Sequence[str] = ("figure.png",), *, overwrite: bool) -> Iterator[dict[str, Path]]:
+    """Where a benchmark's command writes ``results.json`` and its figures, asked before it measures anything in the block.
 
     Raises:
       ConfigError: if a file is there and ``overwrite`` is false, if ``out`` is the folder of a training run, which has a
-        ``results.json`` of its own.
+        ``results.json`` of its own, or if another process writes there.
     """
+    with only_writer(out):
+        yield _result_files(out, figures, overwrite)
+
+
+def _result_files(out: Path, figures: Sequence[str], overwrite: bool) -> dict[str, Path]:
     if any((out / name).exists() for name in (RUN, FOLDER)) or seed_folders(out):
         raise ConfigError(f"--out={out} holds a training run, whose results.json is another one; name another folder")
     files = {name: out / name for name in ("results.json", *figures)}

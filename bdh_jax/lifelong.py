@@ -87,43 +87,43 @@ def main(argv: Sequence[str]) -> None:
         known=experiment.task.known,
         reference=_REFERENCE.value,
     )
-    files = cli.result_files(out, ("figure.png", "course.png"), overwrite=_OVERWRITE.value)
-    folders = seed_folders(workdir) or [workdir]
-    models = [load_bdh(folder, _WHICH.value) for folder in folders]
-    for folder in folders:
-        _check_trained(folder, experiment.task)
-    console = cli.table_console()
-    slows = [slow for _, slow in models]
-    solved = {"ridge": _RIDGE.value, "layers": layers}
-    unfinished = out / "unfinished.json"
-    settings = {**settings_of(slows), "model": dataclasses.asdict(models[0][0]), **solved}
-    finished = FinishedRows(unfinished, settings, overwrite=_OVERWRITE.value)
-    if len(finished):
-        console.print(
-            f"{unfinished} holds rows of an interrupted run ({len(finished)}); those that fit are taken", soft_wrap=True
-        )
-    try:
-        sweep = lifelong_sweep.run(
-            BDH(models[0][0]), slows, rows, facts=facts, config=config, rates=rates, finished=finished, console=console
-        )
-    except KeyboardInterrupt:
-        if not len(finished):
-            raise
-        raise KeyboardInterrupt(f"aborted; rows that are done wait in {unfinished} for the same command") from None
-    result = sweep.results[0] if len(facts) == 1 else sweep
-    out.mkdir(parents=True, exist_ok=True)
-    record = {**result.to_dict(), "least_squares": solved, "start": describe_start(0, config.seed)}
-    files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    cli.save_figure(result.plot, files["figure.png"])
-    files["course.png"].unlink(missing_ok=True)
-    if len(facts) == 1:
-        cli.save_figure(result.plot_course, files["course.png"])
-    left = finished.finish()
-    for table in result.tables():
-        console.print(table)
-        console.print()
-    if left:
-        console.print(f"{unfinished} still holds rows that are not in this table ({left})", soft_wrap=True)
+    with cli.result_files(out, ("figure.png", "course.png"), overwrite=_OVERWRITE.value) as files:
+        folders = seed_folders(workdir) or [workdir]
+        models = [load_bdh(folder, _WHICH.value) for folder in folders]
+        for folder in folders:
+            _check_trained(folder, experiment.task)
+        console = cli.table_console()
+        slows = [slow for _, slow in models]
+        solved = {"ridge": _RIDGE.value, "layers": layers}
+        unfinished = out / "unfinished.json"
+        settings = {**settings_of(slows), "model": dataclasses.asdict(models[0][0]), **solved}
+        finished = FinishedRows(unfinished, settings, overwrite=_OVERWRITE.value)
+        if len(finished):
+            console.print(
+                f"{unfinished} holds rows of an interrupted run ({len(finished)}); those that fit are taken", soft_wrap=True
+            )
+        try:
+            sweep = lifelong_sweep.run(
+                BDH(models[0][0]), slows, rows, facts=facts, config=config, rates=rates, finished=finished, console=console
+            )
+        except KeyboardInterrupt:
+            if not len(finished):
+                raise
+            raise KeyboardInterrupt(f"aborted; rows that are done wait in {unfinished} for the same command") from None
+        result = sweep.results[0] if len(facts) == 1 else sweep
+        out.mkdir(parents=True, exist_ok=True)
+        record = {**result.to_dict(), "least_squares": solved, "start": describe_start(0, config.seed)}
+        files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        cli.save_figure(result.plot, files["figure.png"])
+        files["course.png"].unlink(missing_ok=True)
+        if len(facts) == 1:
+            cli.save_figure(result.plot_course, files["course.png"])
+        left = finished.finish()
+        for table in result.tables():
+            console.print(table)
+            console.print()
+        if left:
+            console.print(f"{unfinished} still holds rows that are not in this table ({left})", soft_wrap=True)
 
 
 def _check_trained(folder: Path, task: FactsConfig) -> None:

@@ -55,7 +55,11 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError("--workdir is missing: name the folder of a training run, such as --workdir=runs/text")
     workdir = Path(_WORKDIR.value)
     out = Path(_OUT.value) if _OUT.value else workdir / "score"
-    files = cli.result_files(out, overwrite=_OVERWRITE.value)
+    with cli.result_files(out, overwrite=_OVERWRITE.value) as files:
+        _score(workdir, out, files)
+
+
+def _score(workdir: Path, out: Path, files: dict[str, Path]) -> None:
     folders = seed_folders(workdir) or [workdir]
     loaded = [load(folder, _WHICH.value) for folder in folders]
     experiment = experiment_of(folders[0])

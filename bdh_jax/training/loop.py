@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from bdh_jax.config import ConfigError, ExperimentConfig
 from bdh_jax.evaluation.contributions import make_contributions
+from bdh_jax.folder_lock import only_writer
 from bdh_jax.models import make_model
 from bdh_jax.sharding import make_mesh
 from bdh_jax.tasks import make_task
@@ -86,10 +87,18 @@ def run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
       What ``results.json`` holds.
 
     Raises:
-      ConfigError: if the configuration cannot run here.
+      ConfigError: if the configuration cannot run here, or another process writes to the folder.
       CheckpointError: if the folder cannot be resumed from.
       NonFiniteError, Interrupted: as :func:`train`.
     """
+    with only_writer(workdir):
+        results = _run(config, workdir)
+    if jax.process_index() == 0:
+        rich.console.Console().print(results_table(results))
+    return results
+
+
+def _run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
     if not config.seeds:
         if seed_folders(workdir):
             raise CheckpointError(f"{workdir} holds a run over several seeds; give --config.seeds or another --workdir")
@@ -123,8 +132,6 @@ def run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
             "runs": {seed: {key: r[key] for key in r if key != "config"} for seed, r in runs.items()},
         }
         _write_json(workdir / RESULTS, results)
-    if jax.process_index() == 0:
-        rich.console.Console().print(results_table(results))
     return results
 
 
@@ -143,12 +150,13 @@ def train(config: ExperimentConfig, task: Task, workdir: Path) -> dict[str, Any]
       The results, as written to ``results.json``.
 
     Raises:
-      ConfigError: if the configuration cannot run here; nothing has been written then.
+      ConfigError: if the configuration cannot run here, or another process writes to ``workdir``; nothing has been written then.
       CheckpointError: if ``workdir`` holds a run of another configuration, or a checkpoint that cannot be read.
       NonFiniteError: if loss or gradient is not finite. That state is never saved.
       Interrupted: after SIGTERM or Ctrl-C, once the state is saved. A second Ctrl-C aborts at once.
     """
-    return _train(config, task, workdir)[0]
+    with only_writer(workdir):
+        return _train(config, task, workdir)[0]
 
 
 def _train(config: ExperimentConfig, task: Task, workdir: Path) -> tuple[dict[str, Any], int | None]:
