@@ -72,6 +72,7 @@ TABLES = {
             Row("write-back (default)"),
             Row("no write-back", "baseline"),
             Row("shift attention", "shift_attention"),
+            Row("shift attention that forgets", "shift_decay"),
             Row("stopped gradient", "stop_gradient"),
             Row("loss on all positions", "all_positions"),
             Row("stopped gradient, loss on all positions", "stop_gradient,all_positions"),

@@ -10,6 +10,7 @@ Variants follow a colon, several are joined by commas: ``--config=configs/nback.
     seed25m          the published 25 M parameter size, for an accelerator
     baseline         no fast weights; short sequences first, attention with fast rotations (17 minutes a seed on one CPU core)
     shift_attention  no fast weights; attention keys are the previous token's code, un-rotated: what λ = 1 amounts to
+    shift_decay      the same attention, which forgets as fast weights do: what λ = 0.95 amounts to
     stop_gradient    no gradient through what is written
     all_positions    loss on every position instead of the answer only: the recall is not learned
     shared           one fast weight matrix for all layers (token by token, slow)
@@ -89,6 +90,11 @@ def _shift_attention(config: ExperimentConfig) -> ExperimentConfig:
     return change(config, "optimizer", learning_rate=8e-3)
 
 
+def _shift_decay(config: ExperimentConfig) -> ExperimentConfig:
+    config = change(_shift_attention(config), "model", attention_decay=(0.95,))
+    return change(config, "train", steps=4500, evaluate_every=1500, checkpoint_every=1500)
+
+
 def _stop_gradient(config: ExperimentConfig) -> ExperimentConfig:
     return change(config, "model.fast", write_gradient="stop")
 
@@ -148,6 +154,7 @@ VARIANTS: dict[str, Callable[[ExperimentConfig], ExperimentConfig]] = {
     "seed25m": _seed25m,
     "baseline": _baseline,
     "shift_attention": _shift_attention,
+    "shift_decay": _shift_decay,
     "stop_gradient": _stop_gradient,
     "all_positions": _all_positions,
     "shared": _shared,

@@ -68,6 +68,8 @@ def test_every_variant_is_an_experiment(nback):
     assert not variants["baseline"].model.fast.enabled
     assert variants["shift_attention"].model.attention == "shift"
     assert not variants["shift_attention"].model.fast.enabled
+    forgets = dataclasses.replace(variants["shift_attention"].model, attention_decay=(0.95,))
+    assert variants["shift_decay"].model == forgets
     assert variants["stop_gradient"].model.fast.write_gradient == "stop"
     assert variants["all_positions"].train.loss == "all"
     assert variants["shared"].model.fast.scope == "shared"
