@@ -10,7 +10,7 @@ Variants follow a colon, several are joined by commas: ``--config=configs/nback.
     seed25m          the published 25 M parameter size, for an accelerator
     baseline         no fast weights; short sequences first, attention with fast rotations (17 minutes a seed on one CPU core)
     shift_attention  no fast weights; attention keys are the previous token's code, un-rotated: what λ = 1 amounts to
-    shift_decay      the same attention, which forgets as fast weights do: what λ = 0.95 amounts to
+    shift_decay      the same attention, which forgets as fast weights do: what λ = 0.95 amounts to; 8 minutes
     stop_gradient    no gradient through what is written
     all_positions    loss on every position instead of the answer only: the recall is not learned
     shared           one fast weight matrix for all layers (token by token, slow)
