@@ -55,7 +55,6 @@ def main(argv: Sequence[str]) -> None:
         result = capacity.measure(
             list(dict.fromkeys(kinds)), rules=_RULES.value, seeds=range(_SEEDS.value), trained=_trained(), console=console
         )
-        out.mkdir(parents=True, exist_ok=True)
         record = {"entries": result.to_dict(), "start": describe_start(0, 0)}
         files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         cli.save_figure(result.plot, files["figure.png"])

@@ -60,7 +60,8 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def _acquire(folder: Path) -> filelock.BaseFileLock:
-    lock = filelock.FileLock(folder / LOCK)
+    # Without a fallback: the files that it leaves where the system has no locks outlive a killed process.
+    lock = filelock.FileLock(folder / LOCK, fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
         return lock
@@ -71,8 +72,7 @@ def _acquire(folder: Path) -> filelock.BaseFileLock:
         lock.acquire(timeout=WAIT, poll_interval=0.2)
     except filelock.Timeout:
         raise ConfigError(
-            f"{folder} is in use: {holder} writes there. Let it end or stop it, or name another folder (if there is no such process, "
-            f"delete {folder / LOCK})"
+            f"{folder} is in use: {holder} writes there. Let it end or stop it, or name another folder"
         ) from None
     return lock
 

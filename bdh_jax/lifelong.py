@@ -111,7 +111,6 @@ def main(argv: Sequence[str]) -> None:
                 raise
             raise KeyboardInterrupt(f"aborted; rows that are done wait in {unfinished} for the same command") from None
         result = sweep.results[0] if len(facts) == 1 else sweep
-        out.mkdir(parents=True, exist_ok=True)
         record = {**result.to_dict(), "least_squares": solved, "start": describe_start(0, config.seed)}
         files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         cli.save_figure(result.plot, files["figure.png"])

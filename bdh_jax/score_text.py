@@ -56,10 +56,10 @@ def main(argv: Sequence[str]) -> None:
     workdir = Path(_WORKDIR.value)
     out = Path(_OUT.value) if _OUT.value else workdir / "score"
     with cli.result_files(out, overwrite=_OVERWRITE.value) as files:
-        _score(workdir, out, files)
+        _score(workdir, files)
 
 
-def _score(workdir: Path, out: Path, files: dict[str, Path]) -> None:
+def _score(workdir: Path, files: dict[str, Path]) -> None:
     folders = seed_folders(workdir) or [workdir]
     loaded = [load(folder, _WHICH.value) for folder in folders]
     experiment = experiment_of(folders[0])
@@ -115,7 +115,6 @@ def _score(workdir: Path, out: Path, files: dict[str, Path]) -> None:
             f"\nstate of one text: {state / 2**20:.2f} MiB; a transformer's cache of equal layers and width is as large after "
             f"{equal:,} tokens"
         )
-    out.mkdir(parents=True, exist_ok=True)
     files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     cli.save_figure(lambda: language.plot_positions(positions, length), files["figure.png"])
 

@@ -103,7 +103,9 @@ def test_one_process_of_a_run_holds_the_folder_for_all(tmp_path, monkeypatch):
     with _held_by_another(tmp_path):
         monkeypatch.setattr(jax, "process_index", lambda: 1)
         with only_writer(tmp_path):
-            pass
+            (tmp_path / "file").write_text("")
+        assert (tmp_path / LOCK).read_text() == "process 12 on there"
+    assert (tmp_path / "file").exists()
 
 
 def test_where_nothing_can_be_locked_the_log_says_so(tmp_path, monkeypatch, caplog):
