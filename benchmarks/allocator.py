@@ -1,4 +1,4 @@
-"""What keeping freed memory saves: training steps with ``bdh_jax.allocator.keep_freed_memory`` and without.
+"""What keeping freed memory saves: training steps with ``bdh_jax.commands._allocator.keep_freed_memory`` and without.
 
     python benchmarks/allocator.py
 
@@ -15,11 +15,11 @@ import time
 import jax
 import measure
 
-from bdh_jax import BDH, allocator
-from bdh_jax.config import ExperimentConfig
-from bdh_jax.config_dict import from_config_dict
-from bdh_jax.sharding import make_mesh
-from bdh_jax.tasks import CONFIGS, make_task
+from bdh_jax import BDH
+from bdh_jax.commands import _allocator as allocator
+from bdh_jax.experiment import experiment_from
+from bdh_jax.parallel.axes import make_mesh
+from bdh_jax.tasks import make_task
 from bdh_jax.training.optimizer import make_optimizer
 from bdh_jax.training.step import init_state, make_keys, make_train_step, put_batch
 
@@ -32,7 +32,7 @@ def work(side: str, config: str, steps: int) -> None:
     if side == "kept" and not allocator.keep_freed_memory():
         sys.exit("this C library has no mallopt: there is nothing to compare")
     path, _, variant = config.partition(":")
-    config = from_config_dict(ExperimentConfig, runpy.run_path(path)["get_config"](variant), tasks=CONFIGS)
+    config = experiment_from(runpy.run_path(path)["get_config"](variant))
     mesh = make_mesh(config.mesh)
     model, optimizer = BDH(config.model), make_optimizer(config.optimizer, config.train.steps)
     first, key = make_keys(0, mesh)

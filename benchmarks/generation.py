@@ -17,8 +17,8 @@ import measure
 import numpy as np
 
 from bdh_jax import BDH, BDHConfig, FastWeightConfig
-from bdh_jax.evaluation.language import cache_bytes
-from bdh_jax.generation import Sampling, generate, prefill
+from bdh_jax.analysis.language import cache_bytes
+from bdh_jax.generation.sampling import Sampling, generate, prefill
 
 LIMIT = 1.05
 

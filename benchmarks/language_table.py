@@ -25,10 +25,8 @@ import rich.console
 import rich.table
 import scipy.stats
 
-from bdh_jax.config import ExperimentConfig
-from bdh_jax.config_dict import from_config_dict
-from bdh_jax.models import make_model
-from bdh_jax.tasks import CONFIGS
+from bdh_jax.experiment import ExperimentConfig, experiment_from
+from bdh_jax.models.registry import make_model
 
 ROWS = {
     "bdh": ("BDH", ""),
@@ -59,7 +57,7 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "" else "right")
     record, first = {}, None
     for name, (label, _) in ROWS.items():
-        config = from_config_dict(ExperimentConfig, results[name]["config"], tasks=CONFIGS)
+        config = experiment_from(results[name]["config"])
         bits = [run["evaluation"]["validation"]["bits_per_byte"] for run in results[name]["runs"].values()]
         first = bits if first is None else first
         parameters = _parameters(config)
@@ -89,7 +87,7 @@ def _run(name: str, variant: str, options: argparse.Namespace) -> dict[str, Any]
     command = [
         sys.executable,
         "-m",
-        "bdh_jax.main",
+        "bdh_jax.commands.train",
         f"--config=configs/text.py{':' if variants else ''}{variants}",
         f"--config.seeds={options.seeds}",
         *(f"--config.{override}" for override in options.override),

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bdh_jax.allocator import keep_freed_memory
+from bdh_jax.commands._allocator import keep_freed_memory
 
 console = Console() if sys.stdout.isatty() else Console(width=132)
 

@@ -30,11 +30,11 @@ import rich.console
 import rich.progress
 import rich.table
 
-from bdh_jax.config import BDHConfig, ExperimentConfig
-from bdh_jax.config_dict import from_config_dict
-from bdh_jax.tasks import CONFIGS, make_task
-from bdh_jax.training.checkpoint import config_json
-from bdh_jax.training.metrics import METRICS, describe_start, read_rows
+from bdh_jax.experiment import ExperimentConfig, experiment_from
+from bdh_jax.models.config import BDHConfig
+from bdh_jax.runs.checkpoint import config_json
+from bdh_jax.runs.reporter import METRICS, describe_start, read_rows
+from bdh_jax.tasks import make_task
 from bdh_jax.training.optimizer import make_schedule
 
 SMOOTH = 50
@@ -59,7 +59,7 @@ def main() -> None:
     ours = json.loads(results.read_text())
     if "runs" not in ours:
         sys.exit(f"error: {results} is of one seed; train several, with --config.seeds=0,1,2")
-    config = from_config_dict(ExperimentConfig, ours["config"], tasks=CONFIGS)
+    config = experiment_from(ours["config"])
     _check_comparable(config, ours["seeds"])
     theirs = {}
     for seed in ours["seeds"]:

@@ -18,7 +18,7 @@ A seed takes about 90 s on one CPU core; every variant but ``dense`` at large ra
 (docs/consolidation.md).
 
 ``--config.consolidation.rate=1e-3`` changes the rate, and ``--config.consolidation.function=module:function`` runs your own. The
-counter-benchmarks are scored with ``python -m bdh_jax.evaluate --config=configs/counter.py --workdir=...``.
+counter-benchmarks are scored with ``python -m bdh_jax evaluate --config=configs/counter.py --workdir=...``.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from pathlib import Path
 
 import ml_collections
 
-from bdh_jax.config import ConfigError, ConsolidationConfig, ExperimentConfig
-from bdh_jax.config_dict import change, from_config_dict, parse_variants, to_config_dict
-from bdh_jax.tasks import CONFIGS
+from bdh_jax.config import ConfigError
+from bdh_jax.config.convert import change, parse_variants, to_config_dict
+from bdh_jax.consolidation.config import ConsolidationConfig
+from bdh_jax.experiment import experiment_from
 
 FUNCTIONS = {
     "control": ConsolidationConfig(function="none"),
@@ -62,7 +63,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if len(functions) > 1:
         raise ConfigError(f"variants {' and '.join(functions)} exclude each other: name one function")
     nback = runpy.run_path(str(Path(__file__).with_name("nback.py")))["get_config"]
-    config = from_config_dict(ExperimentConfig, nback(",".join(n for n in SHARED if n in names)), tasks=CONFIGS)
+    config = experiment_from(nback(",".join(n for n in SHARED if n in names)))
     consolidation = FUNCTIONS[functions[0]]
     if "equal_norm" in names:
         if consolidation.function == "none":

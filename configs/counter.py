@@ -8,7 +8,7 @@ of seeds 0, 1, 2); docs/counter.md says what it takes.
 Variants follow a colon: ``--config=configs/counter.py:smoke`` runs a tiny model for a few steps. Any key can be overridden, as in
 ``configs/nback.py``. A model trained on n-back is scored on these sets, without training, by
 
-    python -m bdh_jax.evaluate --workdir=runs/nback --config=configs/counter.py
+    python -m bdh_jax evaluate --workdir=runs/nback --config=configs/counter.py
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from collections.abc import Callable
 
 import ml_collections
 
-from bdh_jax.config import BDHConfig, ExperimentConfig, FastWeightConfig, OptimizerConfig, TrainConfig
-from bdh_jax.config_dict import apply_variants, change, to_config_dict
+from bdh_jax.config.convert import apply_variants, change, to_config_dict
+from bdh_jax.experiment import ExperimentConfig
+from bdh_jax.fast_weights.config import FastWeightConfig
+from bdh_jax.models.config import BDHConfig
 from bdh_jax.tasks.counter import CounterConfig
 from bdh_jax.tasks.nback import INTEGER_VOCABULARY
+from bdh_jax.training.config import OptimizerConfig, TrainConfig
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

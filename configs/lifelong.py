@@ -1,7 +1,7 @@
 """Facts: what a model learns before the lifelong benchmark (docs/lifelong.md).
 
     python -m bdh_jax.main --config=configs/lifelong.py --workdir=runs/lifelong
-    python -m bdh_jax.lifelong --config=configs/lifelong.py --workdir=runs/lifelong
+    python -m bdh_jax lifelong --config=configs/lifelong.py --workdir=runs/lifelong
 
 Training is 1200 steps, about six minutes a seed on one idle CPU core, and reaches 0.992 or more on every set but new ids, whose
 embeddings it never trains.
@@ -24,9 +24,12 @@ from collections.abc import Callable
 
 import ml_collections
 
-from bdh_jax.config import BDHConfig, ExperimentConfig, FastWeightConfig, OptimizerConfig, TrainConfig
-from bdh_jax.config_dict import apply_variants, change, to_config_dict
+from bdh_jax.config.convert import apply_variants, change, to_config_dict
+from bdh_jax.experiment import ExperimentConfig
+from bdh_jax.fast_weights.config import FastWeightConfig
+from bdh_jax.models.config import BDHConfig
 from bdh_jax.tasks.facts import VOCABULARY, FactsConfig
+from bdh_jax.training.config import OptimizerConfig, TrainConfig
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

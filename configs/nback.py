@@ -27,9 +27,12 @@ from collections.abc import Callable
 
 import ml_collections
 
-from bdh_jax.config import BDHConfig, ExperimentConfig, FastWeightConfig, OptimizerConfig, TrainConfig
-from bdh_jax.config_dict import apply_variants, change, to_config_dict
+from bdh_jax.config.convert import apply_variants, change, to_config_dict
+from bdh_jax.experiment import ExperimentConfig
+from bdh_jax.fast_weights.config import FastWeightConfig
+from bdh_jax.models.config import BDHConfig
 from bdh_jax.tasks.nback import INTEGER_VOCABULARY, TEXT_VOCABULARY, NBackConfig
+from bdh_jax.training.config import OptimizerConfig, TrainConfig
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

@@ -23,18 +23,14 @@ from collections.abc import Callable
 
 import ml_collections
 
-from bdh_jax.config import (
-    BDHConfig,
-    ConfigError,
-    ConsolidationConfig,
-    ExperimentConfig,
-    FastWeightConfig,
-    GPTConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
-from bdh_jax.config_dict import apply_variants, change, parse_variants, to_config_dict
+from bdh_jax.config import ConfigError
+from bdh_jax.config.convert import apply_variants, change, parse_variants, to_config_dict
+from bdh_jax.consolidation.config import ConsolidationConfig
+from bdh_jax.experiment import ExperimentConfig
+from bdh_jax.fast_weights.config import FastWeightConfig
+from bdh_jax.models.config import BDHConfig, GPTConfig
 from bdh_jax.tasks.text import TextConfig
+from bdh_jax.training.config import OptimizerConfig, TrainConfig
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from bdh_jax.config import ConfigError, ConsolidationConfig
+from bdh_jax.config import ConfigError
 from bdh_jax.consolidation.base import (
     Consolidation,
     ConsolidationError,
@@ -23,7 +23,9 @@ from bdh_jax.consolidation.base import (
     make_consolidator,
     memory_nbytes,
 )
-from bdh_jax.consolidation.functions import (
+from bdh_jax.consolidation.config import ConsolidationConfig
+from bdh_jax.consolidation.least_squares import kalman, least_squares, null_space
+from bdh_jax.consolidation.rows import (
     at_norm,
     cascade,
     dense,
@@ -39,7 +41,6 @@ from bdh_jax.consolidation.functions import (
     threshold,
     top_rows,
 )
-from bdh_jax.consolidation.least_squares import kalman, least_squares, null_space
 
 FUNCTIONS: dict[str, Callable[..., Function]] = {
     factory.__name__: factory

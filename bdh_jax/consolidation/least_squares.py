@@ -16,9 +16,9 @@ import jax.numpy as jnp
 
 from bdh_jax.config import ConfigError
 from bdh_jax.consolidation.base import Consolidation, ConsolidationError
-from bdh_jax.consolidation.functions import ExampleWeights, mean_over_examples, target_of
-from bdh_jax.fast_weights.rules import ridge_solution
-from bdh_jax.linear_algebra import eigh, solve
+from bdh_jax.consolidation.rows import ExampleWeights, mean_over_examples, target_of
+from bdh_jax.fast_weights.rules.tokenwise import ridge_solution
+from bdh_jax.kernels.linear_algebra import eigh, solve
 
 Memory = dict[str, jax.Array]
 Layers = Sequence[int] | None
@@ -39,7 +39,7 @@ def least_squares(
       ridge: > 0.
       background: ≥ 0, how much the earlier episodes count.
       layers: which layers' fast weights are consolidated, by number from 0; None for all.
-      example_weights: see :data:`bdh_jax.consolidation.functions.ExampleWeights`.
+      example_weights: see :data:`bdh_jax.consolidation.rows.ExampleWeights`.
     """
     _check_positive("ridge", ridge)
     if background < 0:
@@ -71,7 +71,7 @@ def kalman(
       ridge: > 0.
       drift: ≥ 0.
       layers: which layers' fast weights are consolidated, by number from 0; None for all.
-      example_weights: see :data:`bdh_jax.consolidation.functions.ExampleWeights`.
+      example_weights: see :data:`bdh_jax.consolidation.rows.ExampleWeights`.
     """
     _check_positive("ridge", ridge)
     if drift < 0:
@@ -108,7 +108,7 @@ def null_space(
       ridge: > 0.
       tolerance: > 0, in units of η ‖k‖² summed over tokens.
       layers: which layers' fast weights are consolidated, by number from 0; None for all.
-      example_weights: see :data:`bdh_jax.consolidation.functions.ExampleWeights`.
+      example_weights: see :data:`bdh_jax.consolidation.rows.ExampleWeights`.
     """
     _check_positive("ridge", ridge)
     _check_positive("tolerance", tolerance)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bdh_jax.config import DataConfig
-from bdh_jax.data import prepared
+from bdh_jax.data import shards as prepared
+from bdh_jax.data.config import DataConfig
 from bdh_jax.data.corpus import Corpus, build_corpus, split_corpus
 from bdh_jax.data.documents import DataError, find_files, read_documents, text_package
 from bdh_jax.data.tokenizer import Tokenizer, load_tokenizer

@@ -73,7 +73,7 @@ def load_tokenizer(path: str | Path | None) -> Tokenizer:
     if decoder != "ByteLevel" or kind.get("normalizer") is not None:
         raise DataError(
             f"{path}: its decoder is {decoder} and its normalizer {(kind.get('normalizer') or {}).get('type')}; only byte-level "
-            "tokenizers without a normalizer keep every byte, such as those `python -m bdh_jax.data.prepare --train_tokenizer` makes"
+            "tokenizers without a normalizer keep every byte, such as those `python -m bdh_jax prepare --train_tokenizer` makes"
         )
     try:
         pieces = _pieces(inner)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from bdh_jax.sharding import sum_over_shards
+from bdh_jax.parallel.axes import sum_over_shards
 
 ADDRESS_NORM_EPSILON = 1e-12
 

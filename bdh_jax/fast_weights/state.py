@@ -13,8 +13,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from bdh_jax.config import BDHConfig
-from bdh_jax.fast_weights.rules import ridge_solution
+from bdh_jax.fast_weights.rules.tokenwise import ridge_solution
+from bdh_jax.models.config import BDHConfig
 
 
 @flax.struct.dataclass

@@ -10,8 +10,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from bdh_jax.config import BDHConfig
 from bdh_jax.interop.pathway import NAMES, from_pathway, to_pathway
+from bdh_jax.models.config import BDHConfig
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 _WRAPPERS = ("model", "state_dict", "model_state_dict")

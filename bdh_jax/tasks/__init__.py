@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from bdh_jax.config import DataConfig, TaskConfig
+from bdh_jax.data.config import DataConfig
 from bdh_jax.data.load import load_text
-from bdh_jax.evaluation.scoring import Predict
 from bdh_jax.tasks.base import Batch, Evaluation, Score, Task, TextScore, check_tokens
+from bdh_jax.tasks.config import TaskConfig
 from bdh_jax.tasks.counter import Counter, CounterConfig
 from bdh_jax.tasks.facts import Facts, FactsConfig
 from bdh_jax.tasks.nback import NBack, NBackConfig
+from bdh_jax.tasks.scoring import Predict
 from bdh_jax.tasks.text import Text, TextConfig
 
 CONFIGS: dict[str, type[TaskConfig]] = {
@@ -17,7 +18,7 @@ CONFIGS: dict[str, type[TaskConfig]] = {
     "facts": FactsConfig,
     "text": TextConfig,
 }
-"""Task name → its configuration class, for :func:`bdh_jax.config_dict.from_config_dict`."""
+"""Task name → its configuration class, for :func:`bdh_jax.config.convert.from_config_dict`."""
 
 _TASKS: dict[type[TaskConfig], type] = {NBackConfig: NBack, CounterConfig: Counter, FactsConfig: Facts}
 

@@ -13,8 +13,8 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from bdh_jax.config import TaskConfig
-from bdh_jax.evaluation.scoring import Predict
+from bdh_jax.tasks.config import TaskConfig
+from bdh_jax.tasks.scoring import Predict
 
 
 class Batch(NamedTuple):

@@ -21,12 +21,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from bdh_jax.config import ConfigError, TaskConfig
-from bdh_jax.evaluation.scoring import Predict
+from bdh_jax.config import ConfigError
 from bdh_jax.tasks.base import Batch, Evaluation
+from bdh_jax.tasks.config import TaskConfig
 from bdh_jax.tasks.nback import ENCODINGS, FIRST_VALUE, INTEGER_PADDING, INTEGER_VOCABULARY, SEPARATOR
 from bdh_jax.tasks.packing import Encoded, assemble, pack
 from bdh_jax.tasks.recall import EvaluationSet, batch_rng, check_evaluation_sequences, check_sets, score_set
+from bdh_jax.tasks.scoring import Predict
 
 SetName = Literal["vargap1", "vargap2", "repeated8", "n16"]
 EVALUATION_SEQUENCES = 500

@@ -22,11 +22,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from bdh_jax.config import ConfigError, TaskConfig
-from bdh_jax.evaluation.scoring import Predict
+from bdh_jax.config import ConfigError
 from bdh_jax.tasks.base import Batch, Evaluation
+from bdh_jax.tasks.config import TaskConfig
 from bdh_jax.tasks.packing import Encoded
 from bdh_jax.tasks.recall import EvaluationSet, batch_rng, score_set
+from bdh_jax.tasks.scoring import Predict
 
 Kind = Literal["seen", "held_out", "new_ids", "reserved"]
 KINDS: tuple[Kind, ...] = ("seen", "held_out", "new_ids")

@@ -2,7 +2,7 @@
 
 A sequence is k₁ v₁ … k_P v_P SEP key, the answer is the value of the queried pair. Three sets: n2, n4 and n8 have P = 8,
 16 and 32 pairs and query one of the last n = 2, 4, 8. Keys repeat within a sequence, so some queries are ambiguous, and each
-set has a ceiling below 1 (see :func:`bdh_jax.evaluation.ceiling`). Evaluation sequences, and the training set "published",
+set has a ceiling below 1 (see :func:`bdh_jax.tasks.scoring.ceiling`). Evaluation sequences, and the training set "published",
 are those of the benchmark of github.com/fleeb83/bdh-fast-weights: same generator, same seeds, same order of draws.
 
 Two encodings:
@@ -30,11 +30,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from bdh_jax.config import ConfigError, TaskConfig
-from bdh_jax.evaluation.scoring import Predict
+from bdh_jax.config import ConfigError
 from bdh_jax.tasks.base import Batch, Evaluation
+from bdh_jax.tasks.config import TaskConfig
 from bdh_jax.tasks.packing import Encoded, assemble, pack
 from bdh_jax.tasks.recall import EvaluationSet, batch_rng, check_evaluation_sequences, check_sets, score_set
+from bdh_jax.tasks.scoring import Predict
 
 SetName = Literal["n2", "n4", "n8"]
 
@@ -491,7 +492,7 @@ class NBack:
 
         Accuracy and credit are of the greedy answer given without the true one in sight. For text, ``extra`` holds
         ``teacher_forced``, the share of answers all four tokens of which are right when the true ones stand in the input,
-        and the answer swap's ``swap_unchanged`` and ``swap_change`` (:class:`bdh_jax.evaluation.AnswerSwap`).
+        and the answer swap's ``swap_unchanged`` and ``swap_change`` (:class:`bdh_jax.tasks.scoring.AnswerSwap`).
 
         Args:
           predict: tokens [B,T] int32, valid [B,T] bool → logits [B,T,V]. One shape per evaluation set, B a multiple of 8,

@@ -12,13 +12,14 @@ from typing import Literal
 import numpy as np
 import scipy.special
 
-from bdh_jax.config import ConfigError, TaskConfig
+from bdh_jax.config import ConfigError
 from bdh_jax.data.corpus import Corpus, consecutive_windows, grain_library, training_windows, window
 from bdh_jax.data.documents import DataError
 from bdh_jax.data.load import TextData
-from bdh_jax.data.prepared import TOKENIZER
-from bdh_jax.evaluation.scoring import Predict
+from bdh_jax.data.shards import TOKENIZER
 from bdh_jax.tasks.base import Batch, Evaluation, TextScore
+from bdh_jax.tasks.config import TaskConfig
+from bdh_jax.tasks.scoring import Predict
 
 Order = Literal["shuffled", "consecutive"]
 
@@ -95,7 +96,7 @@ class Text:
     def evaluate(self, predict: Predict) -> Evaluation:
         """Bits per byte of the validation text, read in windows end to end, each from an empty state.
 
-        So the first tokens of a window are predicted from little; :mod:`bdh_jax.evaluation.language` reads on with its state instead.
+        So the first tokens of a window are predicted from little; :mod:`bdh_jax.analysis.language` reads on with its state instead.
 
         Args:
           predict: tokens [B,T] int32, valid [B,T] bool, reset [B,T] bool → logits [B,T,V].

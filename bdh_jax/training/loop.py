@@ -18,14 +18,12 @@ import jax
 import rich.console
 from jax.experimental import multihost_utils
 
-from bdh_jax.config import ConfigError, ExperimentConfig
-from bdh_jax.evaluation.contributions import make_contributions
-from bdh_jax.folder_lock import only_writer
-from bdh_jax.models import make_model
-from bdh_jax.sharding import make_mesh
-from bdh_jax.tasks import make_task
-from bdh_jax.tasks.base import Batch, Evaluation, Task, batches
-from bdh_jax.training.checkpoint import (
+from bdh_jax.analysis.contributions import make_contributions
+from bdh_jax.config import ConfigError
+from bdh_jax.experiment import ExperimentConfig
+from bdh_jax.models.registry import make_model
+from bdh_jax.parallel.axes import make_mesh
+from bdh_jax.runs.checkpoint import (
     FOLDER,
     RESULTS,
     RUN,
@@ -39,7 +37,10 @@ from bdh_jax.training.checkpoint import (
     seed_folders,
     trained_texts,
 )
-from bdh_jax.training.metrics import METRICS, Reporter, describe_start, results_table, summarise
+from bdh_jax.runs.lock import only_writer
+from bdh_jax.runs.reporter import METRICS, Reporter, describe_start, results_table, summarise
+from bdh_jax.tasks import make_task
+from bdh_jax.tasks.base import Batch, Evaluation, Task, batches
 from bdh_jax.training.optimizer import make_optimizer
 from bdh_jax.training.step import (
     TrainState,
@@ -139,7 +140,7 @@ def train(config: ExperimentConfig, task: Task, workdir: Path) -> dict[str, Any]
     """Train one seed, or go on where its folder left off.
 
     The final evaluation is of the last parameters; the best ones, by the evaluations during training, are kept as a
-    checkpoint (:func:`bdh_jax.training.checkpoint.load`) but not reported: they were chosen by the very scores.
+    checkpoint (:func:`bdh_jax.runs.checkpoint.load`) but not reported: they were chosen by the very scores.
 
     Args:
       config: the experiment; ``config.seeds`` is empty.

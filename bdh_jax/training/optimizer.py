@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import optax
 
-from bdh_jax.config import BDHConfig, ConfigError, OptimizerConfig
+from bdh_jax.config import ConfigError
+from bdh_jax.models.config import BDHConfig
+from bdh_jax.training.config import OptimizerConfig
 
 Slow = dict[str, Any]
 

@@ -16,15 +16,16 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bdh_jax.config import ExperimentConfig, Loss
 from bdh_jax.consolidation import Consolidation, as_consolidation, check, from_config
 from bdh_jax.consolidation.base import finite_leaves
+from bdh_jax.experiment import ExperimentConfig
 from bdh_jax.fast_weights.state import FastState
-from bdh_jax.models import Model
-from bdh_jax.sharding import MEMORY_AXES, batch_sharding, replicated, shardings
+from bdh_jax.models.registry import Model
+from bdh_jax.parallel.axes import MEMORY_AXES, batch_sharding, replicated, shardings
 from bdh_jax.tasks.base import Batch, Predict
-from bdh_jax.training.fill import fill_synapse, make_reader
+from bdh_jax.training.config import Loss
 from bdh_jax.training.optimizer import Slow, make_schedule, split_trained
+from bdh_jax.training.prefilled_synapse import fill_synapse, make_reader
 
 Metrics = dict[str, jax.Array]
 
@@ -134,7 +135,7 @@ def gradients(
       accumulation: number of slices A.
       key: randomness of dropout, or None.
       state, fast: as in :func:`loss_fn`; "mean" gives the mean over the whole batch. "full" needs ``accumulation`` 1.
-      fill_ridge, fill_layers: of :func:`bdh_jax.training.fill.fill_synapse`, for a batch with ``fill``. Every slice fills the synapse
+      fill_ridge, fill_layers: of :func:`bdh_jax.training.prefilled_synapse.fill_synapse`, for a batch with ``fill``. Every slice fills the synapse
         again.
 
     Returns:
@@ -183,7 +184,7 @@ def make_train_step(
       model: the model, built on ``mesh`` if that has several devices.
       optimizer: as of :func:`bdh_jax.training.optimizer.make_optimizer`.
       config: the experiment.
-      mesh: device mesh of ``bdh_jax.sharding.make_mesh``.
+      mesh: device mesh of ``bdh_jax.parallel.axes.make_mesh``.
 
     Returns:
       ``step(state, batch, key) -> (state, metrics)``. ``state`` is donated. ``batch`` comes from :func:`put_batch`, ``key``

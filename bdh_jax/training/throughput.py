@@ -10,7 +10,7 @@ import sys
 
 import jax
 
-from bdh_jax.config import BDHConfig, ModelConfig
+from bdh_jax.models.config import BDHConfig, ModelConfig
 
 PEAK_FLOPS = {
     "NVIDIA A100": 312e12,

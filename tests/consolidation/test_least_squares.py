@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdh_jax import BDH, BDHConfig, ConfigError, FastWeightConfig, consolidation, sharding
-from bdh_jax.config import ConsolidationConfig, MeshConfig
+from bdh_jax import BDH, BDHConfig, ConfigError, FastWeightConfig, consolidation
 from bdh_jax.consolidation import ConsolidationError
+from bdh_jax.consolidation.config import ConsolidationConfig
+from bdh_jax.parallel import axes as sharding
+from bdh_jax.parallel.mesh import MeshConfig
 from tests.compiled import apply, init
 
 LAYERS, HEADS, ROWS, WIDTH, VOCAB = 2, 2, 32, 4, 40

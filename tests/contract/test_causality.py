@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bdh_jax import BDH, BDHConfig, FastWeightConfig
-from bdh_jax.evaluation import scoring
+from bdh_jax.tasks import scoring
 from tests.contract import leaky_toy
 from tests.contract.causality import allowed, at_once, influence, moved_by_later_tokens
 

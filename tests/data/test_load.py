@@ -8,9 +8,9 @@ import json
 import numpy as np
 import pytest
 
-from bdh_jax.config import DataConfig
 from bdh_jax.data import load as loading
-from bdh_jax.data import prepared
+from bdh_jax.data import shards as prepared
+from bdh_jax.data.config import DataConfig
 from bdh_jax.data.corpus import build_corpus
 from bdh_jax.data.documents import DataError
 from bdh_jax.data.load import load_text, tiny_shakespeare

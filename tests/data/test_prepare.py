@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from bdh_jax.config import DataConfig
 from bdh_jax.data import prepare as command
-from bdh_jax.data import prepared
+from bdh_jax.data import shards as prepared
+from bdh_jax.data.config import DataConfig
 from bdh_jax.data.documents import DataError
 from bdh_jax.data.load import load_text
 

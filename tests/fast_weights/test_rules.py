@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from bdh_jax import BDH, BDHConfig, ConfigError, FastWeightConfig
-from bdh_jax.fast_weights import bound, delta, longhorn_gate, mesa, oja, ridge_solution, rules
+from bdh_jax.fast_weights import bound, delta, longhorn_gate, mesa, oja, ridge_solution
+from bdh_jax.fast_weights.rules import tokenwise as rules
 from bdh_jax.fast_weights.sigma import sigma_update
 from bdh_jax.kernels import fast_weight_scan
-from tests import commands
+from tests import processes as commands
 from tests.compiled import apply, init
 
 H, N, D = 2, 8, 4

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from bdh_jax.config import ConfigError
-from bdh_jax.config_dict import from_config_dict, to_config_dict
-from bdh_jax.evaluation import ceiling
+from bdh_jax.config.convert import from_config_dict, to_config_dict
 from bdh_jax.tasks import CounterConfig, counter, make_task
+from bdh_jax.tasks.scoring import ceiling
 
 GAP = {"vargap1": 1, "vargap2": 2, "repeated8": 0, "n16": 0}
 PAIRS = {"vargap1": 8, "vargap2": 8, "repeated8": 8, "n16": 16}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bdh_jax.config import ConfigError
-from bdh_jax.config_dict import from_config_dict, to_config_dict
+from bdh_jax.config.convert import from_config_dict, to_config_dict
 from bdh_jax.tasks import FactsConfig, facts, make_task
 from bdh_jax.tasks.facts import combinations
 

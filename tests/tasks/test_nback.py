@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bdh_jax.config import ConfigError, TaskConfig
-from bdh_jax.config_dict import from_config_dict, to_config_dict
-from bdh_jax.evaluation import ceiling
-from bdh_jax.tasks import CONFIGS, Evaluation, NBackConfig, Score, check_tokens, make_task, nback
+from bdh_jax.config import ConfigError
+from bdh_jax.config.convert import from_config_dict, to_config_dict
+from bdh_jax.experiment import KINDS
+from bdh_jax.tasks import Evaluation, NBackConfig, Score, check_tokens, make_task, nback
+from bdh_jax.tasks.config import TaskConfig
+from bdh_jax.tasks.scoring import ceiling
 
 PAIRS = {"n2": 8, "n4": 16, "n8": 32}
 WINDOW = {8: 2, 16: 4, 32: 8}
@@ -731,7 +733,7 @@ def test_bad_configuration_is_named(keys, message):
         NBackConfig(**keys)
     # The strict conversion may find the same fault first, and always says where.
     with pytest.raises(ConfigError, match=f"^config.*{next(iter(keys)) if len(keys) == 1 else ''}"):
-        from_config_dict(TaskHolder, {"task": {"name": "nback", **keys}}, tasks=CONFIGS)
+        from_config_dict(TaskHolder, {"task": {"name": "nback", **keys}}, kinds=KINDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -742,9 +744,9 @@ class TaskHolder:
 def test_configuration_survives_the_config_dict():
     config = NBackConfig(encoding="text", mixture=("n8", "n2"), train_pairs=(16,), queries=2)
     values = to_config_dict(TaskHolder(config))
-    assert from_config_dict(TaskHolder, values, tasks=CONFIGS).task == config
+    assert from_config_dict(TaskHolder, values, kinds=KINDS).task == config
     values.task.train_pairs = ()
-    assert from_config_dict(TaskHolder, values, tasks=CONFIGS).task.training_shapes == (nback.SETS["n8"], nback.SETS["n2"])
+    assert from_config_dict(TaskHolder, values, kinds=KINDS).task.training_shapes == (nback.SETS["n8"], nback.SETS["n2"])
 
 
 def test_unknown_tasks_are_refused():

@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from bdh_jax.config import ConfigError, DataConfig
+from bdh_jax.config import ConfigError
+from bdh_jax.data.config import DataConfig
 from bdh_jax.data.corpus import Corpus, consecutive_windows
 from bdh_jax.data.documents import DataError
 from bdh_jax.tasks import TextConfig, TextScore, make_task

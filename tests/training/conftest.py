@@ -9,8 +9,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from bdh_jax.config import BDHConfig, ExperimentConfig, FastWeightConfig, OptimizerConfig, TaskConfig, TrainConfig
+from bdh_jax.experiment import ExperimentConfig
+from bdh_jax.fast_weights.config import FastWeightConfig
+from bdh_jax.models.config import BDHConfig
 from bdh_jax.tasks.base import Batch, Evaluation, Score
+from bdh_jax.tasks.config import TaskConfig
+from bdh_jax.training.config import OptimizerConfig, TrainConfig
 
 
 class Successor:

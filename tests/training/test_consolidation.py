@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from bdh_jax import consolidation
-from bdh_jax.config import ConfigError, ConsolidationConfig, MeshConfig
-from bdh_jax.model import BDH
-from bdh_jax.sharding import make_mesh, replicated
+from bdh_jax.config import ConfigError
+from bdh_jax.consolidation.config import ConsolidationConfig
+from bdh_jax.models.bdh import BDH
+from bdh_jax.parallel.axes import make_mesh, replicated
+from bdh_jax.parallel.mesh import MeshConfig
+from bdh_jax.runs.checkpoint import load
 from bdh_jax.training import optimizer as optimizers
-from bdh_jax.training.checkpoint import load
 from bdh_jax.training.loop import Interrupted, NonFiniteError, train
 from bdh_jax.training.step import abstract_state, init_state, make_consolidation, make_train_step, put_batch
 from tests.compiled import apply

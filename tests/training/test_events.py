@@ -8,9 +8,9 @@ import jax
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from bdh_jax.runs.checkpoint import CheckpointError
+from bdh_jax.runs.events import EventFile
 from bdh_jax.training import loop
-from bdh_jax.training.checkpoint import CheckpointError
-from bdh_jax.training.events import EventFile
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,11 +11,13 @@ import jax
 import numpy as np
 import pytest
 
-from bdh_jax.config import BDHConfig, ConfigError, MeshConfig
-from bdh_jax.model import BDH
+from bdh_jax.config import ConfigError
+from bdh_jax.models.bdh import BDH
+from bdh_jax.models.config import BDHConfig
+from bdh_jax.parallel.mesh import MeshConfig
+from bdh_jax.runs.checkpoint import CheckpointError, Checkpoints, Progress, load
+from bdh_jax.runs.reporter import Reporter, read_rows
 from bdh_jax.training import loop
-from bdh_jax.training.checkpoint import CheckpointError, Checkpoints, Progress, load
-from bdh_jax.training.metrics import Reporter, read_rows
 from bdh_jax.training.step import TrainState
 from tests.compiled import apply
 
@@ -284,7 +286,7 @@ def test_metrics_that_stay_are_not_written_again(finished, tmp_path, monkeypatch
     shutil.copytree(workdir, folder)
     path = folder / "metrics.jsonl"
     whole = path.read_bytes()
-    monkeypatch.setattr("bdh_jax.training.metrics.EventFile", _disk_is_full)
+    monkeypatch.setattr("bdh_jax.runs.reporter.EventFile", _disk_is_full)
     with pytest.raises(CheckpointError, match="No space left"):
         Reporter(folder, steps=9, start=3, title="", accuracy_name="recall")
     left = path.read_bytes()

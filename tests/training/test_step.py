@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from bdh_jax.config import ConfigError, FastWeightConfig, MeshConfig, OptimizerConfig
-from bdh_jax.model import BDH
-from bdh_jax.sharding import make_mesh, replicated
+from bdh_jax.config import ConfigError
+from bdh_jax.fast_weights.config import FastWeightConfig
+from bdh_jax.models.bdh import BDH
+from bdh_jax.parallel.axes import make_mesh, replicated
+from bdh_jax.parallel.mesh import MeshConfig
 from bdh_jax.tasks.base import Batch
 from bdh_jax.training import optimizer as optimizers
+from bdh_jax.training.config import OptimizerConfig
 from bdh_jax.training.step import gradients, init_state, loss_fn, loss_weights, make_predict, make_train_step, put_batch
 
 _gradients = jax.jit(gradients, static_argnums=(0, 3, 4))

@@ -10,14 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdh_jax.config import BDHConfig, ConfigError, ConsolidationConfig, DataConfig, GPTConfig, MeshConfig
-from bdh_jax.models import make_model
-from bdh_jax.sharding import make_mesh
+from bdh_jax.config import ConfigError
+from bdh_jax.consolidation.config import ConsolidationConfig
+from bdh_jax.data.config import DataConfig
+from bdh_jax.models.config import BDHConfig, GPTConfig
+from bdh_jax.models.registry import make_model
+from bdh_jax.parallel.axes import make_mesh
+from bdh_jax.parallel.mesh import MeshConfig
+from bdh_jax.runs.checkpoint import CheckpointError, load, load_bdh
+from bdh_jax.runs.reporter import read_rows
 from bdh_jax.tasks import TextConfig, make_task
-from bdh_jax.training import Interrupted, init_state, loop, make_optimizer, make_train_step, put_batch
-from bdh_jax.training.checkpoint import CheckpointError, load, load_bdh
-from bdh_jax.training.metrics import read_rows
-from bdh_jax.training.step import make_keys
+from bdh_jax.training import loop
+from bdh_jax.training.loop import Interrupted
+from bdh_jax.training.optimizer import make_optimizer
+from bdh_jax.training.step import init_state, make_keys, make_train_step, put_batch
 from tests.compiled import apply
 
 
@@ -142,7 +148,7 @@ def test_resuming_on_another_text_is_refused(experiment, tmp_path, kill_at, monk
     def stop(*arguments):
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("bdh_jax.training.metrics.Reporter.training", stop)
+    monkeypatch.setattr("bdh_jax.runs.reporter.Reporter.training", stop)
     with pytest.raises(Interrupted):
         loop.run(config, workdir)
     monkeypatch.undo()

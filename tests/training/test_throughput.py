@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bdh_jax.config import BDHConfig, FastWeightConfig, GPTConfig
-from bdh_jax.models import make_model
+from bdh_jax.fast_weights.config import FastWeightConfig
+from bdh_jax.models.config import BDHConfig, GPTConfig
+from bdh_jax.models.registry import make_model
 from bdh_jax.training import throughput
 
 PLAIN = BDHConfig(n_layer=2, d_model=64, n_neurons=512, n_head=1, dropout=0.0, fast=FastWeightConfig(enabled=False))

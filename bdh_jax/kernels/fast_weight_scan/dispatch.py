@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from bdh_jax.config import ConfigError
-from bdh_jax.kernels.fast_weight_scan import corrections, pallas, reference, xla
+from bdh_jax.kernels.fast_weight_scan import pallas, reference, xla
 
 Form = Literal["auto", "recurrent", "chunked", "parallel", "pallas", "pallas_interpret"]
 Rule = Literal["hebbian", "delta", "gated_delta", "longhorn", "oja"]
@@ -57,7 +57,7 @@ def fast_weight_scan(
 
     Strictly causal: a token reads before it writes. Linear attention is this with λ = η = 1 and rotated codes as query
     and key; Hebbian fast weights use addresses. All forms compute the same function and differ in speed. Other write rules
-    replace the second formula, see :mod:`bdh_jax.fast_weights.rules`.
+    replace the second formula, see :mod:`bdh_jax.fast_weights.rules.tokenwise`.
 
     Args:
       query: [B, T, K], or [B, H, T, N] to keep a read per head.
@@ -76,7 +76,7 @@ def fast_weight_scan(
       sum_heads: sum the read over the heads, always so for [B, T, K] inputs. Cheaper than summing the result.
       rule: "hebbian", "delta", "gated_delta", "longhorn" or "oja". The Pallas kernel knows the first only.
       gate: β in [0, 1], [B, T], of "gated_delta" and of no other rule.
-      limits: of :func:`bdh_jax.fast_weights.rules.bound`, on S after every write. Not linear, so only the recurrent form has them.
+      limits: of :func:`bdh_jax.fast_weights.rules.tokenwise.bound`, on S after every write. Not linear, so only the recurrent form has them.
       axis: inside ``jax.shard_map``, the name of the mesh axis that the rows are split over. Rules that predict sum over it; the
         read is that of the rows at hand.
 
@@ -150,6 +150,8 @@ def _run(query, key, value, state, learning_rate, implementation, chunk_size, op
         return read, jnp.mean(state, axis=0, keepdims=True) if options["final"] == "mean" else None
 
     if rule != "hebbian":
+        from bdh_jax.fast_weights.rules import corrections
+
         rates = dict(learning_rate=learning_rate, decay=options["decay"])
         options["correct"] = functools.partial(corrections.correct, rule, **rates, axis=axis)
         options["gate"] = gate

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from bdh_jax.fast_weights import rules
-
 
 def recurrent(
     query: jax.Array,
@@ -36,14 +34,16 @@ def recurrent(
       decay: scalar or [H].
       valid: [B, T] bool or None. An invalid token neither writes nor decays.
       reset: [B, T] bool or None. The state is zero when that token reads.
-      rule: "hebbian", "delta", "gated_delta", "longhorn" or "oja", see :mod:`bdh_jax.fast_weights.rules`.
+      rule: "hebbian", "delta", "gated_delta", "longhorn" or "oja", see :mod:`bdh_jax.fast_weights.rules.tokenwise`.
       gate: β [B, T] of "gated_delta", or None.
       axis: name of the mesh axis that N is split over, inside ``jax.shard_map``.
-      limits: arguments of :func:`bdh_jax.fast_weights.rules.bound`, put on the state after each write, or None.
+      limits: arguments of :func:`bdh_jax.fast_weights.rules.tokenwise.bound`, put on the state after each write, or None.
 
     Returns:
       read [B, H, T, D] and the final state [B, H, N, D].
     """
+
+    from bdh_jax.fast_weights.rules import tokenwise as rules
 
     # One rate per head, beside the batch axis.
     learning_rate, decay = (jnp.asarray(r)[None] if jnp.ndim(r) else r for r in (learning_rate, decay))

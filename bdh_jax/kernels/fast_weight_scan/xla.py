@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bdh_jax.sharding import vary_like
+from bdh_jax.parallel.axes import vary_like
 
 Final = Literal["full", "mean", "none"]
 Correct = Callable[..., tuple[jax.Array, jax.Array]]

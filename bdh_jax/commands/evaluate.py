@@ -1,0 +1,75 @@
+"""Score a trained model on a task, without training: ``python -m bdh_jax evaluate --workdir=runs/nback --config=configs/counter.py``.
+
+The model comes from the workdir, the task from the configuration; everything else of the configuration is ignored. Prints the
+table, and writes it as JSON if ``--out=FILE`` names a file that is not there yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import rich.console
+from absl import flags
+
+from bdh_jax.commands import _shared as cli
+from bdh_jax.config import ConfigError
+from bdh_jax.config.convert import to_dict
+from bdh_jax.models.registry import make_model
+from bdh_jax.parallel.axes import make_mesh
+from bdh_jax.parallel.mesh import MeshConfig
+from bdh_jax.runs.checkpoint import load
+from bdh_jax.runs.record import experiment_of, token_meaning, tokenizer_of
+from bdh_jax.tasks import Task, TextConfig, make_task
+from bdh_jax.tasks.text import Text
+from bdh_jax.training.step import make_predict
+
+_CONFIG = cli.define_config()
+flags.declare_key_flag("config")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run (of one seed).")
+_WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint to score.")
+_OUT = flags.DEFINE_string("out", None, "New file for the scores, as JSON; without it they are only printed.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print the table of the model and the task that the flags name.
+
+    Raises:
+      ConfigError: a flag is missing, the file to write exists, or the model does not know the task's tokens.
+    """
+    del argv
+    out = cli.new_file(_OUT.value)
+    if _CONFIG.value is None:
+        raise ConfigError("--config is missing: name the configuration of a task, such as --config=configs/counter.py")
+    if not _WORKDIR.value:
+        raise ConfigError("--workdir is missing: name the folder of a training run, such as --workdir=runs/nback")
+    experiment = cli.experiment(_CONFIG.value)
+    config, slow = load(Path(_WORKDIR.value), _WHICH.value)
+    task = make_task(experiment.task, seed=experiment.seed, batch_size=experiment.train.batch_size, data=experiment.data)
+    if task.vocab_size > config.vocab_size:
+        raise ConfigError(
+            f"the task has token ids up to {task.vocab_size - 1}, but the model in {_WORKDIR.value} was trained with "
+            f"vocab_size={config.vocab_size}: it knows none of the others"
+        )
+    _check_tokens(Path(_WORKDIR.value), task)
+    evaluation = task.evaluate(make_predict(make_model(config), make_mesh(MeshConfig()))(slow))
+    rich.console.Console().print(evaluation.table())
+    if out is not None:
+        record = {"task": to_dict(experiment.task), "workdir": _WORKDIR.value, "which": _WHICH.value}
+        cli.write_record(out, {**record, **evaluation.to_dict()})
+
+
+def _check_tokens(workdir: Path, task: Task) -> None:
+    """Refuse a task whose token ids stand for something else than those that the model was trained on.
+
+    Raises:
+      ConfigError: names both.
+    """
+    trained = experiment_of(workdir).task
+    there = token_meaning(trained, tokenizer_of(workdir) if isinstance(trained, TextConfig) else None)
+    here = token_meaning(task.config, task.data.tokenizer if isinstance(task, Text) else None)
+    if there != here:
+        raise ConfigError(
+            f"the token ids of the task {task.config.name!r} are {here}, but the model in {workdir} was trained on {trained.name!r}, where "
+            f"they are {there}: its scores would mean nothing. Name a task that fits, or the tokenizer with --config.data.tokenizer"
+        )

@@ -1,0 +1,227 @@
+"""Write text with a trained model: ``python -m bdh_jax generate --workdir=runs/text --prompt="To be, or"``.
+
+The prompt is read once, in chunks; then every token costs the same, however long the text has become. The text streams to standard
+output, messages go to standard error.
+
+    --prompt_file=FILE            read a long prompt from a file ("-": standard input)
+    --prompts=FILE --out=FILE     many prompts, one JSON string or {"prompt": …} a line; each is continued as if it were alone
+    --save_state=FILE             what the model has read and written, to go on from in another process
+    --state=FILE                  go on from there, with or without a prompt
+    --temperature --top_k --top_p --min_p --seed --stop --max_tokens
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import rich.console
+import rich.progress
+from absl import flags
+
+from bdh_jax.commands import _shared as cli
+from bdh_jax.config import ConfigError
+from bdh_jax.data.tokenizer import Tokenizer
+from bdh_jax.generation.sampling import GenerationState, Sampling, check_memory, generate, load_state, prefill, save_state
+from bdh_jax.models.bdh import BDH
+from bdh_jax.runs.checkpoint import load_bdh
+from bdh_jax.runs.record import tokenizer_of
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run on text (of one seed).")
+_WHICH = flags.DEFINE_enum("which", "best", ["last", "best"], "Which checkpoint to use.")
+_PROMPT = flags.DEFINE_string("prompt", None, "Text to continue.")
+_PROMPT_FILE = flags.DEFINE_string("prompt_file", None, 'File whose content is continued; "-" is standard input.')
+_PROMPTS = flags.DEFINE_string("prompts", None, 'File of prompts, a JSON string or {"prompt": …} on each line.')
+_OUT = flags.DEFINE_string("out", None, "New file for the texts that --prompts asks for, as JSON lines.")
+_STATE = flags.DEFINE_string("state", None, "Go on from this state, which --save_state wrote.")
+_SAVE_STATE = flags.DEFINE_string("save_state", None, "New file for the state at the end.")
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Tokens to write, of each text.", lower_bound=0)
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Logits are divided by it; 0 takes the most likely token.")
+_TOP_K = flags.DEFINE_integer("top_k", None, "Keep the k most likely tokens.")
+_TOP_P = flags.DEFINE_float("top_p", None, "Keep the most likely tokens that have this probability together.")
+_MIN_P = flags.DEFINE_float("min_p", None, "Keep tokens at least this many times as likely as the most likely one.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the sampling; prompt b of several has seed + b.")
+_STOP = flags.DEFINE_multi_string("stop", [], "End a text after this string; may be given several times.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write what the flags ask for.
+
+    Raises:
+      ConfigError: a flag is missing or wrong.
+      StateError: the state cannot be read, or is of another model.
+    """
+    del argv
+    if not _WORKDIR.value:
+        raise ConfigError("--workdir is missing: name the folder of a training run, such as --workdir=runs/text")
+    given = [f"--{flag.name}" for flag in (_PROMPT, _PROMPT_FILE, _PROMPTS) if flag.value is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} exclude each other; give one of them")
+    if not given and not _STATE.value:
+        raise ConfigError('there is nothing to continue: give --prompt="…", --prompt_file, --prompts or --state')
+    if (_PROMPTS.value is None) != (_OUT.value is None):
+        raise ConfigError("--prompts and --out go together: many texts are written to a file")
+    if _PROMPTS.value and (_STATE.value or _SAVE_STATE.value):
+        raise ConfigError("--prompts writes each text from an empty state; leave out --state and --save_state")
+    for flag in (_OUT, _SAVE_STATE):
+        if flag.value and Path(flag.value).exists():
+            raise ConfigError(f"--{flag.name}={flag.value} exists; name another file, or delete it first")
+        if flag.value:
+            cli.check_writable(Path(flag.value))
+    workdir = Path(_WORKDIR.value)
+    config, slow = load_bdh(workdir, _WHICH.value)
+    tokenizer = tokenizer_of(workdir)
+    model = BDH(config)
+    sampling = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value, vocab_size=tokenizer.vocab_size)
+    if _PROMPTS.value:
+        _write_many(model, slow, tokenizer, sampling)
+    else:
+        _write_one(model, slow, tokenizer, sampling)
+
+
+def _write_one(model: BDH, slow, tokenizer: Tokenizer, sampling: Sampling) -> None:
+    prompt = _prompt()
+    state = load_state(_STATE.value, model, slow) if _STATE.value else None
+    if state is None and not prompt:
+        raise ConfigError("the prompt is empty: the first token needs something before it; give at least one character")
+    if state is not None and state.logits.shape[0] != 1:
+        raise ConfigError(f"--state={_STATE.value} holds {state.logits.shape[0]} texts; this command goes on with one")
+    if prompt:
+        state = _read(model, slow, [tokenizer.encode(prompt)], state)
+    pieces: list[bytes] = []
+    newest = [state]
+    stream = _Stream()
+    started = time.perf_counter()
+    stop = _stopper([pieces], tokenizer)
+    for (token,) in generate(
+        model,
+        slow,
+        state,
+        max_tokens=_MAX_TOKENS.value,
+        sampling=sampling,
+        seeds=_SEED.value,
+        stop=stop,
+        on_state=lambda state: newest.__setitem__(0, state),
+    ):
+        stream.write(tokenizer.decode([token]))
+    stream.close()
+    seconds = time.perf_counter() - started
+    if pieces and sys.stderr.isatty():
+        print(f"{len(pieces)} tokens, {len(pieces) / seconds:.1f} a second", file=sys.stderr)
+    if _SAVE_STATE.value:
+        save_state(_SAVE_STATE.value, newest[0], model, slow)
+
+
+def _write_many(model: BDH, slow, tokenizer: Tokenizer, sampling: Sampling) -> None:
+    prompts = _read_prompts(Path(_PROMPTS.value))
+    ids = [tokenizer.encode(prompt.encode(errors="surrogatepass")) for prompt in prompts]
+    state = _read(model, slow, ids, None)
+    pieces: list[list[bytes]] = [[] for _ in prompts]
+    stop = _stopper(pieces, tokenizer)
+    steps = generate(model, slow, state, max_tokens=_MAX_TOKENS.value, sampling=sampling, seeds=_SEED.value, stop=stop)
+    console = rich.console.Console(stderr=True)
+    quiet = not console.is_terminal
+    for _ in rich.progress.track(steps, "writing", _MAX_TOKENS.value, console=console, transient=True, disable=quiet):
+        pass
+    out = Path(_OUT.value)
+    rows = (
+        {"prompt": prompt, "text": b"".join(written).decode(errors="replace")}
+        for prompt, written in zip(prompts, pieces, strict=True)
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def _stopper(pieces: list[list[bytes]], tokenizer: Tokenizer) -> Callable[[int, list[int]], bool]:
+    """Notes what each text says, and ends it once it contains one of the strings of ``--stop``."""
+    stops = [stop.encode(errors="surrogateescape") for stop in _STOP.value]
+    longest = max(map(len, stops), default=0)
+
+    def stop(row: int, tokens: list[int]) -> bool:
+        piece = tokenizer.decode(tokens[-1:])
+        pieces[row].append(piece)
+        if not stops:
+            return False
+        # A stop string ends in the newest token; how far back it begins is bounded by its length, but tokens may be empty.
+        tail, index = b"", len(pieces[row]) - 1
+        while index >= 0 and len(tail) < longest + len(piece):
+            tail, index = pieces[row][index] + tail, index - 1
+        return any(text in tail for text in stops)
+
+    return stop
+
+
+def _read(model: BDH, slow, prompts, state: GenerationState | None) -> GenerationState:
+    """Read prompts, with a bar if that takes long."""
+    batch, longest = len(prompts), max(len(prompt) for prompt in prompts)
+    check_memory(model.config, batch, _available_memory())
+    console = rich.console.Console(stderr=True)
+    progress = rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal)
+    with progress:
+        bar = progress.add_task("reading", total=longest, visible=longest > 4096)
+        return prefill(model, slow, prompts, state, progress=lambda done, total: progress.update(bar, completed=done))
+
+
+def _available_memory() -> int | None:
+    """Free bytes on the first device, or of the machine; None where neither is known."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+class _Stream:
+    """Writes bytes to standard output as valid UTF-8, as soon as a character is complete."""
+
+    def __init__(self):
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def write(self, piece: bytes) -> None:
+        sys.stdout.write(self._decoder.decode(piece))
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        sys.stdout.write(self._decoder.decode(b"", final=True) + "\n")
+        sys.stdout.flush()
+
+
+def _prompt() -> bytes:
+    if _PROMPT_FILE.value == "-":
+        return sys.stdin.buffer.read()
+    if _PROMPT_FILE.value:
+        try:
+            return Path(_PROMPT_FILE.value).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"--prompt_file={_PROMPT_FILE.value} cannot be read: {error.strerror}") from error
+    return (_PROMPT.value or "").encode(errors="surrogateescape")
+
+
+def _read_prompts(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompts={path} cannot be read: {error}") from error
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"{path}, line {number}: no JSON ({error})") from error
+        prompt = row.get("prompt") if isinstance(row, dict) else row
+        if not isinstance(prompt, str) or not prompt:
+            raise ConfigError(f'{path}, line {number}: neither a string nor {{"prompt": …}} with some text in it')
+        prompts.append(prompt)
+    if not prompts:
+        raise ConfigError(f"{path} holds no prompt; write one on each line, as JSON")
+    return prompts

@@ -1,0 +1,43 @@
+"""Train one experiment: ``python -m bdh_jax.main --config=configs/nback.py --workdir=runs/nback``.
+
+Run it again to resume, or, once finished, to print the table again. Exit status: 0 finished, 1 loss or gradient not finite,
+2 a mistake in what was asked, 130 and 143 interrupted (and saved).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from bdh_jax.commands import _shared as cli
+from bdh_jax.config import ConfigError
+from bdh_jax.training.loop import run
+
+_CONFIG = cli.define_config()
+flags.declare_key_flag("config")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and results; resumes what it holds.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Train what the flags ask for.
+
+    Raises:
+      ConfigError: a flag is missing, or the experiment cannot be run as configured.
+    """
+    del argv
+    if _CONFIG.value is None:
+        raise ConfigError("--config is missing: name a configuration, such as --config=configs/nback.py")
+    if not _WORKDIR.value:
+        raise ConfigError("--workdir is missing: name a folder for checkpoints and results, such as --workdir=runs/nback")
+    config = cli.experiment(_CONFIG.value)
+    if config.mesh.distributed:
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise ConfigError(
+                f"mesh.distributed=True: this is no cluster that JAX knows ({error}); set it to False"
+            ) from error
+    run(config, Path(_WORKDIR.value))

@@ -1,0 +1,164 @@
+"""From configuration files to frozen dataclasses and back.
+
+``configs/*.py`` build an :class:`bdh_jax.experiment.ExperimentConfig` and turn it into a locked ``ConfigDict`` with :func:`to_config_dict`; the
+command line overrides keys of that, and :func:`from_config_dict` turns the result back. An unknown key or a value of the wrong
+type is a :class:`bdh_jax.config.base.ConfigError` that names the key, the value and what would be accepted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeVar
+
+import ml_collections
+
+from bdh_jax.config.base import ConfigError, require, require_choice
+
+T = TypeVar("T")
+Kinds = Mapping[Any, Callable[[Mapping[str, Any], str], type]]
+"""Annotation of a field that holds one of several classes → (values, path) → the class."""
+
+
+def change(config: T, path: str = "", **values) -> T:
+    """A frozen configuration with other values: ``change(config, "model.fast", decay=0.9)``.
+
+    Args:
+      config: the dataclass.
+      path: which part of it, by the names of fields with dots between; empty for the whole.
+      values: field → value.
+
+    Raises:
+      ConfigError: for a value out of range.
+    """
+    name, _, rest = path.partition(".")
+    if name:
+        values = {name: change(getattr(config, name), rest, **values)}
+    return dataclasses.replace(config, **values)
+
+
+def apply_variants(config: T, arg: str, variants: Mapping[str, Callable[[T], T]]) -> T:
+    """A configuration changed by the variants that ``--config=FILE.py:a,b`` names, in the order of ``variants``.
+
+    Raises:
+      ConfigError: for an unknown or repeated variant.
+    """
+    names = parse_variants(arg, variants)
+    for name, variant in variants.items():
+        if name in names:
+            config = variant(config)
+    return config
+
+
+def parse_variants(arg: str, valid: Iterable[str]) -> list[str]:
+    """The variants that a ``--config=FILE.py:a,b`` names.
+
+    Args:
+      arg: names joined by commas; empty for none.
+      valid: the names that exist.
+
+    Raises:
+      ConfigError: for an unknown or repeated one.
+    """
+    valid = list(valid)
+    names = arg.split(",") if arg else []
+    for name in names:
+        if name not in valid:
+            raise ConfigError(f"unknown variant {name!r}. Valid variants: {', '.join(valid)}")
+        if names.count(name) > 1:
+            raise ConfigError(f"variant {name!r} is named twice")
+    return names
+
+
+def to_config_dict(config: Any) -> ml_collections.ConfigDict:
+    """Turn a dataclass into a locked ``ConfigDict`` whose keys can be overridden from the command line.
+
+    Args:
+      config: a dataclass instance, nested as deep as needed.
+
+    Returns:
+      A locked ``ConfigDict``. Optional fields that are None become typed placeholders, so that they can be set.
+    """
+    result = ml_collections.ConfigDict()
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            result[field.name] = to_config_dict(value)
+        elif value is None:
+            (kind,) = (a for a in typing.get_args(hints[field.name]) if a is not type(None))
+            result[field.name] = ml_collections.config_dict.placeholder(kind)
+        elif _is_optional(hints[field.name]):
+            reference = ml_collections.config_dict.placeholder(type(value))
+            reference.set(value)
+            result[field.name] = reference
+        else:
+            result[field.name] = value
+    return result.lock()
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested dict of a configuration, for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_config_dict(cls: type[T], values: Mapping[str, Any], path: str = "config", *, kinds: Kinds | None = None) -> T:
+    """Build a frozen dataclass from a mapping, strictly.
+
+    Args:
+      cls: the dataclass to build.
+      values: a ``ConfigDict`` or dict (from JSON, say), nested like ``cls``. Missing keys keep their defaults.
+      path: how messages name the mapping.
+      kinds: for fields that hold one of several classes, such as a task's configuration: how to tell which.
+
+    Returns:
+      An instance of ``cls``.
+
+    Raises:
+      ConfigError: for an unknown key, an ill-typed value, or a value out of range.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    arguments = {}
+    for key in values:
+        if key not in names:
+            close = difflib.get_close_matches(key, names, n=1)
+            hint = f" Did you mean {path}.{close[0]}?" if close else ""
+            raise ConfigError(f"{path}.{key} does not exist.{hint} Valid keys of {path}: {', '.join(names)}")
+        arguments[key] = _convert(hints[key], values[key], f"{path}.{key}", kinds or {})
+    try:
+        return cls(**arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _is_optional(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType) and type(None) in typing.get_args(annotation)
+
+
+def _convert(annotation: Any, value: Any, path: str, kinds: Kinds) -> Any:
+    if _is_optional(annotation):
+        if value is None:
+            return None
+        (annotation,) = (a for a in typing.get_args(annotation) if a is not type(None))
+    if annotation in kinds or dataclasses.is_dataclass(annotation):
+        require(isinstance(value, Mapping | ml_collections.ConfigDict), f"{path}={value!r} should be a mapping")
+        kind = kinds[annotation](value, path) if annotation in kinds else annotation
+        return from_config_dict(kind, value, path, kinds=kinds)
+    if typing.get_origin(annotation) is Literal:
+        require_choice(path, value, annotation)
+        return value
+    if typing.get_origin(annotation) is tuple:
+        (item, *_) = typing.get_args(annotation)
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            value = (value,)
+        return tuple(_convert(item, v, f"{path}[{i}]", kinds) for i, v in enumerate(value))
+    # bool is an int in Python, and an int is a fine float: be exact about the first, lenient about the second.
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if annotation is int and isinstance(value, bool) or not isinstance(value, annotation):
+        raise ConfigError(f"{path}={value!r} is a {type(value).__name__}, expected {annotation.__name__}")
+    return value

@@ -1,0 +1,202 @@
+"""Turn a large text into shards of token ids (:mod:`bdh_jax.data.shards`), once.
+
+Data sets are streamed by the ``datasets`` library. A document's own content decides whether it is for training or validation.
+Interrupted, the same call goes on after the last shard.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.progress
+
+from bdh_jax.data import shards as prepared
+from bdh_jax.data.corpus import build_corpus, draw
+from bdh_jax.data.documents import DataError, find_files, read_documents, text_package
+from bdh_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+
+def prepare(
+    folder: Path,
+    source: dict[str, Any],
+    *,
+    shard_tokens: int,
+    tokenizer: str | None = None,
+    tokenizer_documents: int = 10_000,
+    console: rich.console.Console | None = None,
+) -> dict[str, Any]:
+    """Prepare a text, or go on where an earlier call stopped.
+
+    Args:
+      folder: for the shards.
+      source: what is read, as the flags of the command: dataset, name, split, files, column, documents, validation_share and
+        train_tokenizer. Kept in the manifest.
+      shard_tokens: a shard is written once so many tokens are at hand.
+      tokenizer: ``tokenizer.json``, or None for bytes.
+      tokenizer_documents: documents on which a tokenizer is trained, if ``source`` asks for one.
+      console: where progress is shown.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      DataError: if the text cannot be read, the folder holds other text, or there is nothing for one of the two sides.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be made: {error.strerror}; name another folder") from error
+    files = None
+    if prepared.is_prepared(folder):
+        manifest = prepared.read_manifest(folder)
+        _check_source(folder, manifest, source)
+        chosen = load_tokenizer(folder / prepared.TOKENIZER if manifest["tokenizer"] != "bytes" else None)
+        if chosen.name != manifest["tokenizer"] or tokenizer is not None and load_tokenizer(tokenizer).name != chosen.name:
+            raise DataError(f"{folder} was begun with another tokenizer; name another --out")
+        if not manifest["complete"]:
+            files = _files(source, folder)
+            _check_files(folder, manifest, files)
+    else:
+        if any(folder.iterdir()):
+            raise DataError(f"{folder} is not empty and holds no prepared text; name another folder with --out")
+        files = _files(source, folder)
+        chosen = _make_tokenizer(folder, source, files, tokenizer, tokenizer_documents)
+        manifest = {
+            "format": prepared.FORMAT,
+            "source": source,
+            "files": _describe(files),
+            "tokenizer": chosen.name,
+            "documents_read": 0,
+            "complete": False,
+            "shards": [],
+        }
+        prepared.write_manifest(folder, manifest)
+    if not manifest["complete"]:
+        _write_shards(folder, manifest, files, chosen, shard_tokens, console or rich.console.Console(stderr=True))
+    return manifest
+
+
+def _write_shards(folder, manifest, files: list[Path], tokenizer: Tokenizer, shard_tokens: int, console) -> None:
+    source, done = manifest["source"], manifest["documents_read"]
+    parts: dict[str, list[np.ndarray]] = {split: [] for split in prepared.SPLITS}
+    waiting = 0
+
+    def flush() -> None:
+        nonlocal waiting
+        for split, arrays in parts.items():
+            if arrays:
+                number = sum(shard.split == split for shard in manifest["shards"])
+                corpus = build_corpus(arrays, lambda array: array)
+                manifest["shards"].append(prepared.write_shard(folder, split, number, corpus))
+                arrays.clear()
+        waiting = 0
+        manifest["documents_read"] = done
+        prepared.write_manifest(folder, manifest)
+
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.TextColumn("{task.completed:,} documents  {task.fields[tokens]:,} tokens"),
+        rich.progress.TimeElapsedColumn(),
+    )
+    tokens = sum(shard.tokens for shard in manifest["shards"])
+    with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("preparing", total=source["documents"], completed=done, tokens=tokens)
+        for document in _documents(source, files, skip=done):
+            ids = tokenizer.encode(document)
+            done += 1
+            if len(ids):
+                parts["validation" if draw(ids) < source["validation_share"] else "train"].append(ids)
+                waiting, tokens = waiting + len(ids), tokens + len(ids)
+            if waiting >= shard_tokens:
+                flush()
+            progress.update(bar, completed=done, tokens=tokens)
+    flush()
+    for split in prepared.SPLITS:
+        if not any(shard.split == split for shard in manifest["shards"]):
+            raise DataError(
+                f"{done} documents with --validation_share={source['validation_share']} left none for {split}; read more documents, or "
+                "change the share, into another --out"
+            )
+    manifest["complete"] = True
+    prepared.write_manifest(folder, manifest)
+
+
+def _files(source: dict[str, Any], folder: Path) -> list[Path]:
+    """The files that ``source`` names, none for a data set. What is prepared may lie among them, and is no text to read."""
+    if source["files"] is None:
+        return []
+    files = [file for file in find_files(source["files"]) if folder.resolve() not in file.resolve().parents]
+    if not files:
+        raise DataError(f"--files={source['files']} names nothing but what lies in --out={folder}; name the text itself")
+    return files
+
+
+def _describe(files: list[Path]) -> list[list[Any]]:
+    return [[str(file), file.stat().st_size] for file in files]
+
+
+def _check_files(folder: Path, manifest: dict[str, Any], files: list[Path]) -> None:
+    """Refuse to go on among other files: documents are counted, and would come twice or never."""
+    before, now = manifest.get("files"), _describe(files)
+    if before is not None and before != now:
+        changed = next((pair for pair in itertools.zip_longest(before, now) if pair[0] != pair[1]), None)
+        raise DataError(
+            f"{folder} was begun with other files: there {changed[0]}, now {changed[1]} (name and bytes). Restore them, or name another --out"
+        )
+
+
+def _documents(source: dict[str, Any], files: list[Path], skip: int) -> Iterator[bytes]:
+    """The documents that ``source`` names, without the first ``skip``."""
+    if source["files"] is not None:
+        every = (text for path in files for text in read_documents(path, source["column"]))
+        return itertools.islice(every, skip, source["documents"])
+    return itertools.islice(_rows(source, skip), None if source["documents"] is None else max(source["documents"] - skip, 0))
+
+
+def _rows(source: dict[str, Any], skip: int) -> Iterator[bytes]:
+    datasets = text_package("reading data sets", "datasets")
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.load_dataset(source["dataset"], source["name"], split=source["split"], streaming=True).skip(skip)
+        for number, row in enumerate(rows, skip):
+            text = row.get(source["column"])
+            if not isinstance(text, str):
+                raise DataError(
+                    f"{source['dataset']}, row {number}: no text in column {source['column']!r} (there is {', '.join(row)}); name the column "
+                    "that holds it with --column"
+                )
+            yield text.encode(errors="surrogatepass")
+    except DataError:
+        raise
+    except Exception as error:  # of several libraries, by the kind of failure
+        reason = str(error).strip().split("\n")[0][:300]
+        raise DataError(
+            f"{source['dataset']} cannot be read ({type(error).__name__}: {reason}). What is prepared is kept; the same command goes on"
+        ) from error
+
+
+def _make_tokenizer(folder: Path, source: dict[str, Any], files: list[Path], path: str | None, documents: int) -> Tokenizer:
+    if source["train_tokenizer"] is not None:
+        content = train_tokenizer(itertools.islice(_documents(source, files, 0), documents), source["train_tokenizer"])
+    elif path is not None:
+        content = load_tokenizer(path).content
+    else:
+        return load_tokenizer(None)
+    (folder / prepared.TOKENIZER).write_text(content, encoding="utf-8")
+    return load_tokenizer(folder / prepared.TOKENIZER)
+
+
+def _check_source(folder: Path, manifest: dict[str, Any], source: dict[str, Any]) -> None:
+    different = [
+        f"{key}: there {manifest['source'].get(key)!r}, now {source[key]!r}"
+        for key in source
+        if manifest["source"].get(key) != source[key]
+    ]
+    if different:
+        raise DataError(f"{folder} holds other text ({'; '.join(different)}); name another --out, or give the same flags")

@@ -1,0 +1,412 @@
+"""Generation that carries its state: a prompt is read once, in chunks, and then every token costs the same.
+
+    state = prefill(model, slow, [list(b"To be, or")])
+    for tokens in generate(model, slow, state, max_tokens=100, sampling=Sampling(temperature=0.8, top_p=0.9)):
+        ...
+
+:class:`GenerationState` is all that is needed to go on: the fast state and the logits of the next token. It can be saved, loaded in
+another process and continued (:func:`save_state`, :func:`load_state`).
+
+Axis letters: B batch, T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from bdh_jax.config import ConfigError
+from bdh_jax.fast_weights.state import FastState, check, zeros
+from bdh_jax.models.bdh import BDH
+from bdh_jax.models.config import BDHConfig
+
+FORMAT = "bdh_jax.generation_state.1"
+PREFILL_CHUNK = 256
+Slow = Any
+
+
+class StateError(ValueError):
+    """A saved state that cannot be used here. The message names the file, what is wrong and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. The filters apply in the order of the fields; each keeps at least the most likely token."""
+
+    temperature: float = 1.0
+    """Logits are divided by it; 0 takes the most likely token (greedy)."""
+    top_k: int | None = None
+    """Keep the k most likely tokens."""
+    top_p: float | None = None
+    """Keep the most likely tokens whose probabilities sum up to at least this (arXiv 1904.09751)."""
+    min_p: float | None = None
+    """Keep tokens at least this many times as likely as the most likely one (arXiv 2407.01082)."""
+    vocab_size: int | None = None
+    """Draw ids below this only, greedily too: a model may have more than its tokenizer knows. None: all."""
+
+    def __post_init__(self):
+        if not (self.temperature >= 0 and np.isfinite(self.temperature)):
+            raise ConfigError(f"temperature={self.temperature} must be ≥ 0; 0 takes the most likely token")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top_k={self.top_k} must be at least 1, or None to keep all tokens")
+        if self.vocab_size is not None and self.vocab_size < 1:
+            raise ConfigError(f"vocab_size={self.vocab_size} must be at least 1, or None to draw all ids")
+        for name in ("top_p", "min_p"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share <= 1:
+                raise ConfigError(f"{name}={share} must lie in (0, 1], or be None to keep all tokens")
+
+
+@flax.struct.dataclass
+class GenerationState:
+    """What a model has read so far, for B sequences.
+
+    Attributes:
+      fast: :class:`FastState`.
+      logits: [B, V], of the next token.
+    """
+
+    fast: FastState
+    logits: jax.Array
+
+
+def filter_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """Logits [..., V] divided by the temperature (> 0), −∞ where a filter drops the token."""
+    logits = logits.astype(jnp.promote_types(jnp.float32, logits.dtype)) / sampling.temperature
+    dropped = jnp.array(-jnp.inf, logits.dtype)
+    if sampling.top_k is not None:
+        least = jax.lax.top_k(logits, min(sampling.top_k, logits.shape[-1]))[0][..., -1:]
+        logits = jnp.where(logits >= least, logits, dropped)
+    if sampling.top_p is not None:
+        ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
+        probability = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probability, axis=-1) - probability  # of all more likely tokens; 0 for the most likely
+        kept = jnp.where(before < sampling.top_p, ordered, jnp.inf)
+        logits = jnp.where(logits >= jnp.min(kept, axis=-1, keepdims=True), logits, dropped)
+    if sampling.min_p is not None:
+        floor = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(jnp.asarray(sampling.min_p, logits.dtype))
+        logits = jnp.where(logits >= floor, logits, dropped)
+    return logits
+
+
+def sample(logits: jax.Array, keys: jax.Array, positions: jax.Array, sampling: Sampling) -> jax.Array:
+    """Draw one token for each sequence.
+
+    The random numbers depend on a sequence's own key and position only, not on its neighbours in the batch nor on how the prompt
+    was cut.
+
+    Args:
+      logits: [B, V].
+      keys: [B] typed PRNG keys, one a sequence.
+      positions: [B] integers, tokens read so far.
+      sampling: see :class:`Sampling`.
+
+    Returns:
+      [B] int32.
+    """
+    if sampling.vocab_size is not None:
+        known = jnp.arange(logits.shape[-1]) < sampling.vocab_size
+        logits = jnp.where(known[None], logits, jnp.array(-jnp.inf, logits.dtype))
+    if sampling.temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    keys = jax.vmap(jax.random.fold_in)(keys, positions)
+    return jax.vmap(jax.random.categorical)(keys, filter_logits(logits, sampling)).astype(jnp.int32)
+
+
+def prefill(
+    model: BDH,
+    slow: Slow,
+    prompts: Sequence[Sequence[int]],
+    state: GenerationState | None = None,
+    *,
+    chunk: int = PREFILL_CHUNK,
+    progress: Callable[[int, int], None] | None = None,
+) -> GenerationState:
+    """Read prompts of any lengths. Memory does not grow with their length.
+
+    Prompts are padded on the left with invalid tokens, so each is read as if it were alone.
+
+    Args:
+      model: the model.
+      slow: its weights.
+      prompts: B sequences of token ids. With ``state`` they may be empty; that sequence then stays where it is.
+      state: to go on from; None starts anew. Its buffers are given up.
+      chunk: tokens of one call of the model.
+      progress: called with (tokens read, tokens in all) after each call, both of the longest prompt.
+
+    Returns:
+      The state after the prompts.
+
+    Raises:
+      ValueError: for no prompts, an empty one without a state, what is no sequence of integers, an id outside the vocabulary, or a
+        state of another batch.
+    """
+    if len(prompts) == 0:
+        raise ValueError("there are no prompts; give at least one sequence of token ids")
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk} must be at least 1")
+    arrays = [_ids(prompt, index, model.config.vocab_size) for index, prompt in enumerate(prompts)]
+    for index, array in enumerate(arrays):
+        if state is None and not len(array):
+            raise ValueError(f"prompt {index} is empty: the first token needs something before it; give at least one token")
+    if state is None:
+        logits = jnp.zeros((len(arrays), model.config.vocab_size), model.config.state_dtype)
+        # Copies, since leaves that share zeros could not be given up one by one.
+        state = GenerationState(jax.tree.map(jnp.copy, model.init_fast(len(arrays))), logits)
+    elif state.logits.shape[0] != len(arrays):
+        raise ValueError(
+            f"the state holds {state.logits.shape[0]} sequences and there are {len(arrays)} prompts; give as many"
+        )
+    longest = max(len(array) for array in arrays)
+    # The first call takes what is left over, so that there are two lengths to compile at most.
+    edges = [0, *range((longest - 1) % chunk + 1, longest + 1, chunk)] if longest else [0]
+    for start, end in itertools.pairwise(edges):
+        tokens = np.zeros((len(arrays), end - start), np.int32)
+        valid = np.zeros(tokens.shape, bool)
+        for row, array in enumerate(arrays):
+            part = array[max(0, start - longest + len(array)) : max(0, end - longest + len(array))]
+            if len(part):
+                tokens[row, -len(part) :], valid[row, -len(part) :] = part, True
+        state = _read(model, slow, state, jnp.asarray(tokens), jnp.asarray(valid))
+        if progress is not None:
+            progress(end, longest)
+    return state
+
+
+def generate(
+    model: BDH,
+    slow: Slow,
+    state: GenerationState,
+    *,
+    max_tokens: int,
+    sampling: Sampling = Sampling(),
+    seeds: Sequence[int] | int = 0,
+    stop: Callable[[int, list[int]], bool] | None = None,
+    on_state: Callable[[GenerationState], None] | None = None,
+) -> Iterator[list[int | None]]:
+    """Sample token after token, each read by the model before the next is drawn.
+
+    Args:
+      model: the model.
+      slow: its weights.
+      state: of :func:`prefill`, :func:`load_state` or an earlier call. Its buffers are given up.
+      max_tokens: of each sequence.
+      sampling: how tokens are drawn.
+      seeds: one for each sequence, or one that row b of the batch adds its number to.
+      stop: called with (row, tokens of that row so far) after each token; true ends that row, whose state then stays after
+        that token.
+      on_state: called with the state after every token; hold on to the last one only, the others are given up.
+
+    Yields:
+      For each step the B new tokens; None in rows that have ended. Ends when all rows have.
+
+    Raises:
+      ValueError: for max_tokens < 0, or seeds that are not one for each sequence.
+    """
+    batch = state.logits.shape[0]
+    if max_tokens < 0:
+        raise ValueError(f"max_tokens={max_tokens} must be ≥ 0")
+    numbers = [seeds + row for row in range(batch)] if isinstance(seeds, int) else list(seeds)
+    if len(numbers) != batch:
+        raise ValueError(f"seeds has {len(numbers)} numbers and the state {batch} sequences; give one for each")
+    keys = jnp.stack([jax.random.key(number) for number in numbers])
+    written: list[list[int]] = [[] for _ in range(batch)]
+    going = np.ones(batch, bool)
+    for _ in range(max_tokens):
+        tokens, state = _step(model, slow, state, keys, jnp.asarray(going), sampling)
+        if on_state is not None:
+            on_state(state)
+        drawn = [int(token) if on else None for token, on in zip(np.asarray(tokens), going, strict=True)]
+        for row, token in enumerate(drawn):
+            if token is not None:
+                written[row].append(token)
+                if stop is not None and stop(row, written[row]):
+                    going[row] = False
+        yield drawn
+        if not going.any():
+            return
+
+
+def memory_needed(config: BDHConfig, batch_size: int, chunk: int = PREFILL_CHUNK) -> int:
+    """Bytes that reading takes beside the weights, about: the state, old and new, and the codes of a chunk. The prompt's length
+    does not matter."""
+    one = jax.eval_shape(lambda: zeros(config, 1)).nbytes
+    codes = 6 * chunk * config.n_neurons * config.state_dtype.itemsize
+    return batch_size * (2 * one + codes)
+
+
+def check_memory(config: BDHConfig, batch_size: int, available: int | None) -> None:
+    """Refuse more sequences than the memory holds, before anything is computed.
+
+    Args:
+      config: of the model.
+      batch_size: sequences to be read at once.
+      available: free bytes; None if they are not known.
+
+    Raises:
+      ConfigError: names both numbers of bytes.
+    """
+    needed = memory_needed(config, batch_size)
+    if available is not None and needed > available:
+        raise ConfigError(
+            f"the state of {batch_size} texts needs {needed / 2**30:.2f} GiB and {available / 2**30:.2f} GiB are free; give fewer prompts at "
+            "once. (A longer prompt needs no more: it is read in chunks)"
+        )
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _read(model: BDH, slow: Slow, state: GenerationState, tokens: jax.Array, valid: jax.Array) -> GenerationState:
+    out = model.apply({"params": slow}, tokens, state.fast, valid=valid)
+    # Prompts end at the last column; a row whose prompt is empty keeps the logits it had.
+    return GenerationState(out.fast, jnp.where(valid[:, -1:], out.logits[:, -1], state.logits))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
+def _step(model, slow, state, keys, going, sampling):
+    tokens = sample(state.logits, keys, state.fast.position, sampling)
+    out = model.apply({"params": slow}, tokens[:, None], state.fast, valid=going[:, None])
+    return tokens, GenerationState(out.fast, jnp.where(going[:, None], out.logits[:, 0], state.logits))
+
+
+def _ids(prompt: Sequence[int], index: int, vocab_size: int) -> np.ndarray:
+    if isinstance(prompt, str | bytes):
+        raise ValueError(
+            f"prompt {index} is a {type(prompt).__name__}, not token ids; encode it first with the tokenizer of the model (list(...) of bytes)"
+        )
+    array = np.asarray(prompt)
+    if array.size == 0:
+        return np.zeros(0, np.int64)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(
+            f"prompt {index} has shape {array.shape} and dtype {array.dtype}; prompts are sequences of integers, one for each text"
+        )
+    array = array.astype(np.int64)
+    wrong = array[(array < 0) | (array >= vocab_size)]
+    if len(wrong):
+        raise ValueError(f"prompt {index} holds token id {wrong[0]}, outside the vocabulary of vocab_size={vocab_size}")
+    return array
+
+
+def config_hash(config: BDHConfig) -> str:
+    """What tells states of different models apart: a hash of all settings that change the function or the state's shape."""
+    settings = dataclasses.asdict(config)
+    for name in ("implementation", "kernel", "chunk_size", "remat", "dropout"):  # speed and training only
+        del settings[name]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def slow_hash(slow: Slow) -> str:
+    """A hash of the weights: a state continues only with those that made it."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(slow):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_state(path: str | Path, state: GenerationState, model: BDH, slow: Slow, *, overwrite: bool = False) -> None:
+    """Write a state to a safetensors file, with a header that says what made it.
+
+    The file is written beside its place and then moved there, so that an interruption leaves no half of one.
+
+    Args:
+      path: the file.
+      state: to be saved.
+      model: that made it.
+      slow: the weights that made it.
+      overwrite: replace a file that is there.
+
+    Raises:
+      StateError: if the file exists and ``overwrite`` is false.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise StateError(f"{path} exists; name another file, or allow it to be replaced")
+    arrays = {_name(key): np.asarray(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    versions = {"jax": jax.__version__, "numpy": np.__version__}
+    header = {
+        "format": FORMAT,
+        "config": json.dumps(dataclasses.asdict(model.config)),
+        "config_hash": config_hash(model.config),
+        "slow_hash": slow_hash(slow),
+        "batch": str(state.logits.shape[0]),
+        "versions": json.dumps(versions),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, part, header)
+    part.replace(path)
+
+
+def load_state(path: str | Path, model: BDH, slow: Slow) -> GenerationState:
+    """Read a state that :func:`save_state` wrote.
+
+    Args:
+      path: the file.
+      model: that is to continue it.
+      slow: its weights, which must be those that made the state.
+
+    Raises:
+      StateError: for a file that is missing, truncated, no state, or of another model or other weights.
+    """
+    path = Path(path)
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise StateError(f"{path} does not exist") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise StateError(f"{path} cannot be read ({error}); it may be truncated, or no safetensors file") from error
+    if header.get("format") != FORMAT:
+        raise StateError(f"{path} is no state of this library: its format is {header.get('format')!r}, not {FORMAT!r}")
+    if header["config_hash"] != config_hash(model.config):
+        made, now = json.loads(header["config"]), json.loads(json.dumps(dataclasses.asdict(model.config)))
+        raise StateError(f"{path} is a state of another model: {_difference(made, now)}. Load the model that made it")
+    if header["slow_hash"] != slow_hash(slow):
+        raise StateError(f"{path} is a state of other weights of the same configuration; load the checkpoint that made it")
+    batch = int(header["batch"])
+    shapes = jax.eval_shape(
+        lambda: GenerationState(
+            zeros(model.config, batch), jnp.zeros((batch, model.config.vocab_size), model.config.state_dtype)
+        )
+    )
+
+    def leaf(key, expected):
+        array = arrays.get(_name(key))
+        if array is None or array.shape != expected.shape or array.dtype != expected.dtype:
+            found = "absent" if array is None else f"{array.dtype} {list(array.shape)}"
+            raise StateError(f"{path}: {_name(key)} is {found} and must be {expected.dtype} {list(expected.shape)}")
+        return jnp.asarray(array)
+
+    state = jax.tree_util.tree_map_with_path(leaf, shapes)
+    check(state.fast, model.config, batch)
+    return state
+
+
+def _name(key) -> str:
+    return jax.tree_util.keystr(key, simple=True, separator=".")
+
+
+def _difference(made: dict, now: dict, prefix: str = "") -> str:
+    for name in dict.fromkeys([*made, *now]):
+        old, new = made.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            if found := _difference(old, new, f"{prefix}{name}."):
+                return found
+        elif old != new:
+            return f"{prefix}{name} was {old!r} there and is {new!r} here"
+    return ""

@@ -1,0 +1,321 @@
+"""What the lifelong benchmark measures and says: sizes, scores, tables and the figure.
+
+Axis letters: M models, R streams, C checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bdh_jax.config import ConfigError
+from bdh_jax.lifelong.preconditions import Gates
+from bdh_jax.lifelong.stream import StreamConfig
+from bdh_jax.tasks.facts import VALUES, combinations
+
+_RESAMPLES = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class LifelongConfig:
+    """Sizes of the benchmark."""
+
+    stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
+    streams: int = 10
+    """R, test streams; every model sees the same ones."""
+    validation_streams: int = 1
+    """Streams, others than those, on which the first model chooses rates."""
+    seed: int = 0
+    """Of the first test stream; the others follow."""
+    known: int = 256
+    """Facts that the model learned by gradient: ``task.known`` of its training."""
+    reference: str = "dense"
+    """The row that all others are compared with."""
+
+    def __post_init__(self):
+        for name in ("streams", "validation_streams"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        most = len(combinations().known)
+        if not 0 <= self.known <= most:
+            raise ConfigError(f"known={self.known} must lie in 0 … {most}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What one contestant did. Every score is an array [M, R], NaN where it is not defined."""
+
+    name: str
+    rate: float | None
+    scores: dict[str, np.ndarray]
+    course: dict[str, np.ndarray]
+    """Score → [M, R, C], at each checkpoint, of the facts shown so far. NaN but for the last of what is made in the end only, and of
+    kinds, ages and reassigned facts that have not come yet. ``in_episode`` is that of the episodes since the checkpoint before."""
+    facts_so_far: np.ndarray
+    """[R, C]."""
+
+    def mean(self, score: str) -> float:
+        """Mean over models and streams; NaN if it is not defined."""
+        return float(np.mean(self.scores[score]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON, with None for NaN."""
+        return {
+            "name": self.name,
+            "rate": self.rate,
+            "mean": {name: _plain(self.mean(name)) for name in self.scores},
+            "scores": {name: _plain(array) for name, array in self.scores.items()},
+            "course": {name: _plain(array) for name, array in self.course.items()},
+            "facts_so_far": self.facts_so_far.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> Row:
+        """The row that ``to_dict`` gave."""
+        scores, course = (
+            {name: np.array(values, float) for name, values in entry[part].items()} for part in ("scores", "course")
+        )
+        return cls(entry["name"], entry["rate"], scores, course, np.array(entry["facts_so_far"]))
+
+    def along(self, score: str) -> np.ndarray:
+        """Means [C] at every checkpoint, over the models and streams where the score is defined; NaN if it is nowhere."""
+        values = self.course[score]
+        defined = ~np.isnan(values)
+        count = defined.sum(axis=(0, 1))
+        return np.where(count > 0, np.where(defined, values, 0).sum(axis=(0, 1)) / np.maximum(count, 1), np.nan)
+
+
+_COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("recall", "recall", ".3f"),
+    ("new_value", "new", ".3f"),
+    ("old_value", "old", ".3f"),
+    ("neither_value", "other", ".3f"),
+    ("in_episode", "in-ep", ".3f"),
+    ("harm", "harm", "+.3f"),
+    ("harm_known", "known", "+.3f"),
+    ("kilobytes", "kB", ".0f"),
+    ("bits_per_byte", "bits/B", ".4f"),
+    ("milliseconds", "ms", ".0f"),
+)
+_COURSE: tuple[tuple[str, str], ...] = (
+    ("recall", "recall"),
+    ("old_value", "old"),
+    ("in_episode", "in-ep"),
+    ("harm", "harm"),
+    ("harm_known", "known"),
+)
+PANELS: dict[str, tuple[str, tuple[float | None, float | None]]] = {
+    "recall": ("recall after reset", (-0.02, 1.02)),
+    "new_value": ("reassigned: the value that holds", (-0.02, 1.02)),
+    "old_value": ("reassigned: the value before", (-0.02, 1.02)),
+    "in_episode": ("recall within the episodes", (-0.02, 1.02)),
+    "harm": ("harm in other episodes", (None, None)),
+    "harm_known": ("harm to known facts", (None, None)),
+}
+"""Score → the label of its panel in :meth:`LifelongResult.plot_course`, and the limits of its axis."""
+_NOTE = (
+    "recall: of all facts after the last reset. new, old, other: of reassigned facts, answered with the value that holds, the one "
+    "before, any other. in-ep: recall within the episodes of the stream. harm, known: drop of recall in unrelated episodes, and of "
+    "facts learned by gradient. kB: synapse and function memory. bits/B: bits recalled above chance, per byte. ms: an episode. "
+    "Δ: against {reference}, mean and half of its 95 % interval over models and streams"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LifelongResult:
+    """What the benchmark says."""
+
+    rows: tuple[Row, ...]
+    gates: tuple[Gates, ...]
+    """One for each model."""
+    config: LifelongConfig
+
+    def tables(self) -> list[Table]:
+        """The gates, the scores, recall by age, and scores along the stream."""
+        return [self.gates_table(), self.table(), self.retention_table(), self.course_table()]
+
+    def table(self) -> Table:
+        """The scores, means over models and streams, as a table that fits 100 columns."""
+        reference = next((row for row in self.rows if row.name == self.config.reference), None)
+        models, streams = self.rows[0].scores["recall"].shape
+        stream = self.config.stream
+        title = f"{stream.facts} facts, chance {1 / VALUES:.3f}; {models} model{'s' * (models > 1)} × {streams} stream{'s' * (streams > 1)}"
+        table = Table(title=title, caption=self._caption(reference), box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+        table.add_column("function", min_width=18)
+        table.add_column("rate", justify="right")
+        for number, (_, header, _) in enumerate(_COLUMNS):
+            table.add_column(header, justify="right")
+            if number == 0 and reference is not None:
+                table.add_column("Δ recall", justify="right")
+        for row in self.rows:
+            cells = [_number(row.mean(score), form) for score, _, form in _COLUMNS]
+            if reference is not None:
+                cells.insert(1, _difference(row.scores["recall"] - reference.scores["recall"]))
+            table.add_row(row.name, "" if row.rate is None else f"{row.rate:g}", *cells)
+        return table
+
+    def retention_table(self) -> Table:
+        """Recall after the last reset by kind of key, and by age, as a table that fits 100 columns."""
+        names = [name for name in self.rows[0].scores if name.startswith(("kind_", "age_"))]
+        table = Table(
+            title="recall by kind of key, and by episodes since the fact was shown last",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            padding=0,
+        )
+        table.add_column("function", min_width=18)
+        for name in names:
+            table.add_column(name.split("_", 1)[1].replace("_", " "), justify="right")
+        for row in self.rows:
+            table.add_row(row.name, *(_number(row.mean(name), ".3f") for name in names))
+        return table
+
+    def course_table(self) -> Table:
+        """Scores at every checkpoint, in percent, as a table that fits 100 columns with up to four checkpoints."""
+        count = self.config.stream.checkpoints
+        table = Table(
+            title=f"along the stream, at {count} checkpoints: percent, and points of harm",
+            caption="in-ep: of the episodes since the checkpoint before. –: made in the end only, or not defined",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            padding=0,
+        )
+        table.add_column("function", overflow="fold")
+        for _, header in _COURSE:
+            table.add_column(header, justify="right", no_wrap=True)
+        for row in self.rows:
+            cells = [" ".join(_percent(x, header) for x in row.along(score)) for score, header in _COURSE]
+            table.add_row(row.name, *cells)
+        return table
+
+    def gates_table(self) -> Table:
+        """The gates, one row a model, as a table that fits 100 columns."""
+        table = Table(
+            title="gates",
+            caption="\n".join(f"FAILED, model {i}: {why}" for i, g in enumerate(self.gates) for why in g.failures) or None,
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            padding=0,
+        )
+        first = self.gates[0]
+        headers = ["model", "dead", *(k.replace("_", " ") for k in first.in_episode), "new, raw"]
+        headers += [f"ridge {f}" for f in first.ridge] + [f"written {f}" for f in first.ridge_written]
+        headers += [f"cos {layer + 1}" for layer in range(len(first.drift))]
+        for header in headers:
+            table.add_column(header, justify="right")
+        for number, gates in enumerate(self.gates):
+            values = [*gates.in_episode.values(), gates.in_episode_raw_ids, *gates.ridge.values()]
+            values += [*gates.ridge_written.values(), *gates.drift]
+            table.add_row(str(number), str(gates.dead_keys), *(f"{value:.3f}" for value in values))
+        return table
+
+    def print(self) -> None:
+        """Print all tables, in lines long enough for them: a narrow terminal wraps them, and nothing is cut off."""
+        console = Console(soft_wrap=True)
+        console.width = max(console.width, 110)
+        for table in self.tables():
+            console.print(table)
+            console.print()
+
+    def plot(self) -> Any:
+        """Recall of the facts so far along the stream, and recall by age at its end.
+
+        Returns:
+          A ``matplotlib.figure.Figure``. Its colours repeat from the eleventh row on, with dashed lines.
+        """
+        from matplotlib.figure import Figure  # an optional dependency
+
+        figure = Figure(figsize=(11, 5), layout="constrained")
+        along, by_age = figure.subplots(1, 2, sharey=True)
+        ages = [name for name in self.rows[0].scores if name.startswith("age_")]
+        for number, row in enumerate(self.rows):
+            style = line_style(number, row.name)
+            along.plot(row.facts_so_far.mean(axis=0), row.along("recall"), **style)
+            by_age.plot([name.removeprefix("age_") for name in ages], [row.mean(name) for name in ages], **style)
+        along.set(xlabel="facts shown so far", ylabel="recall after reset", ylim=(-0.02, 1.02))
+        by_age.set(xlabel="episodes since the fact was shown last")
+        figure.legend(*along.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+        return figure
+
+    def plot_course(self) -> Any:
+        """The scores of ``PANELS`` at every checkpoint, against the facts shown so far.
+
+        Returns:
+          A ``matplotlib.figure.Figure``.
+        """
+        from matplotlib.figure import Figure  # an optional dependency
+
+        figure = Figure(figsize=(12, 6.5), layout="constrained")
+        axes = figure.subplots(2, 3, sharex=True).ravel()
+        for axis, (score, (label, limits)) in zip(axes, PANELS.items(), strict=True):
+            for number, row in enumerate(self.rows):
+                axis.plot(row.facts_so_far.mean(axis=0), row.along(score), **line_style(number, row.name))
+            axis.set(ylabel=label, ylim=limits)
+        for axis in axes[3:]:
+            axis.set_xlabel("facts shown so far")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+        return figure
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON, every single score included; None where one is not defined."""
+        rows = [row.to_dict() for row in self.rows]
+        gates = [{**dataclasses.asdict(g), "failures": list(g.failures)} for g in self.gates]
+        return {"config": dataclasses.asdict(self.config), "gates": gates, "rows": rows}
+
+    def _caption(self, reference: Row | None) -> str:
+        note = _NOTE if reference else _NOTE.split(". Δ")[0]
+        failures = [f"GATE FAILED, model {i}: {why}" for i, g in enumerate(self.gates) for why in g.failures]
+        failures += [
+            f"WEIGHTS NaN OR INFINITE at the end of a stream: {row.name}"
+            for row in self.rows
+            if not row.scores["finite"].all()
+        ]
+        return "\n".join([*failures, note.format(reference=self.config.reference)])
+
+
+def line_style(number: int, name: str) -> dict[str, Any]:
+    """How the row with this number is drawn: ten colours, then the same ones dashed, then dotted."""
+    return {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3], "label": name, "marker": "."}
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Bounds of the 95 % bootstrap interval of a mean, each number drawn as a unit. NaN if any is, and of a single number, which
+    says nothing of how much others would differ.
+
+    Args:
+      values: of any shape.
+    """
+    values = np.ravel(values)
+    if len(values) < 2 or np.isnan(values).any():
+        return np.nan, np.nan
+    draws = np.random.default_rng(0).integers(0, len(values), (_RESAMPLES, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _difference(values: np.ndarray) -> str:
+    if np.isnan(values).any() or not values.any():
+        return ""
+    low, high = interval(values)
+    return f"{values.mean():+.3f}" + ("" if np.isnan(low) else f"±{(high - low) / 2:.3f}")
+
+
+def _number(value: float, form: str) -> str:
+    return "–" if np.isnan(value) else format(value, form)
+
+
+def _percent(share: float, header: str) -> str:
+    # Of small harm a tenth of a point matters.
+    tenths = header in ("harm", "known") and abs(share) < 0.0995
+    return _number(100 * share, "z.1f" if tenths else "z.0f")
+
+
+def _plain(value: Any) -> Any:
+    """Lists of floats with None for NaN, which JSON does not know."""
+    return np.where(np.isnan(value), None, np.asarray(value, object)).tolist()

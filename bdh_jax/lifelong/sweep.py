@@ -1,0 +1,139 @@
+"""The lifelong benchmark at several numbers of facts: where does each function stop keeping what it is shown?
+
+    result = lifelong_sweep.run(model, [slow], {"kalman": CONTESTANTS["kalman"]}, facts=(256, 1024, 4096))
+    rich.print(result.table())
+
+Axis letters: M models, F facts, K neurons of a layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bdh_jax.config import ConfigError
+from bdh_jax.lifelong.benchmark import benchmark
+from bdh_jax.lifelong.learners import Contestant, Slow
+from bdh_jax.lifelong.result import LifelongConfig, LifelongResult, interval, line_style
+from bdh_jax.lifelong.unfinished import FinishedRows
+from bdh_jax.models.bdh import BDH
+
+SCORES: Mapping[str, tuple[str, str]] = {
+    "recall": ("recall after the last reset", ".3f"),
+    "bits_per_byte": ("bits recalled per byte", ".4f"),
+    "harm": ("harm in other episodes", "+.3f"),
+    "harm_known": ("harm to known facts", "+.3f"),
+}
+"""Score → what it is, and its form in a table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LifelongSweep:
+    """What the benchmark says at several numbers of facts."""
+
+    results: tuple[LifelongResult, ...]
+    """One for each number of facts, ascending; all have the same rows."""
+    neurons: int
+    """K of a layer, which the figure marks."""
+
+    @property
+    def facts(self) -> tuple[int, ...]:
+        """F of every result."""
+        return tuple(result.config.stream.facts for result in self.results)
+
+    def tables(self) -> list[Table]:
+        """The gates, and a table for each of ``SCORES``."""
+        return [self.results[0].gates_table(), *(self.table(score) for score in SCORES)]
+
+    def table(self, score: str = "recall") -> Table:
+        """One score, means over models and streams, by function and number of facts.
+
+        Args:
+          score: a key of ``SCORES``.
+        """
+        meaning, form = SCORES[score]
+        models, streams = self.results[0].rows[0].scores[score].shape
+        bounds = np.array([interval(row.scores[score]) for result in self.results for row in result.rows])
+        caption = f"{models} model{'s' * (models > 1)} × {streams} stream{'s' * (streams > 1)}"
+        if not np.isnan(bounds).all():
+            caption += f", 95 % ± {np.nanmax(bounds[:, 1] - bounds[:, 0]) / 2:{form.strip('+')}} at most"
+        table = Table(title=meaning, caption=caption, box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+        table.add_column("function", min_width=20)
+        for facts in self.facts:
+            table.add_column(str(facts), justify="right", min_width=7)
+        for rows in zip(*(result.rows for result in self.results), strict=True):
+            means = [row.mean(score) for row in rows]
+            table.add_row(rows[0].name, *("–" if np.isnan(mean) else format(mean, form) for mean in means))
+        return table
+
+    def plot(self) -> Any:
+        """Recall and recalled bits per byte against the number of facts, with 95 % intervals.
+
+        Returns:
+          A ``matplotlib.figure.Figure``. Its colours repeat from the eleventh row on, with dashed lines.
+        """
+        from matplotlib.figure import Figure  # an optional dependency
+
+        figure = Figure(figsize=(11, 5), layout="constrained")
+        axes = figure.subplots(1, 2)
+        for axis, score in zip(axes, ("recall", "bits_per_byte"), strict=True):
+            for number, rows in enumerate(zip(*(result.rows for result in self.results), strict=True)):
+                style = line_style(number, rows[0].name)
+                axis.plot(self.facts, [row.mean(score) for row in rows], **style)
+                low, high = zip(*(interval(row.scores[score]) for row in rows), strict=True)
+                axis.fill_between(self.facts, low, high, color=style["color"], alpha=0.2, linewidth=0)
+            axis.axvline(self.neurons, color="grey", linestyle=":", linewidth=1)
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(self.facts, [str(facts) for facts in self.facts])
+            axis.set_xlabel(f"facts (dotted line: K = {self.neurons})")
+        axes[0].set(ylabel="recall after reset", ylim=(-0.02, 1.02))
+        axes[1].set(ylabel="bits recalled per byte", ylim=(0, None))
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+        return figure
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON: every result, as it would be alone."""
+        return {"neurons": self.neurons, "results": [result.to_dict() for result in self.results]}
+
+
+def run(
+    model: BDH,
+    slows: Sequence[Slow],
+    contestants: Mapping[str, Contestant] | None = None,
+    *,
+    facts: Sequence[int],
+    config: LifelongConfig | None = None,
+    rates: Mapping[str, float] | None = None,
+    new_ids: int | None = 0,
+    finished: FinishedRows | None = None,
+    console: Console | None = None,
+) -> LifelongSweep:
+    """Benchmark contestants at several numbers of facts.
+
+    Args:
+      model: as of :func:`bdh_jax.lifelong.benchmark.benchmark`, like all that is not named here.
+      slows: M parameter trees of it.
+      contestants: by name.
+      facts: numbers of facts, in any order. A rate that is not given is chosen anew for each of them.
+      config: everything but the number of facts.
+      rates: contestant → rate.
+      new_ids: seed of new embeddings.
+      finished: rows of an interrupted run.
+      console: where progress is shown.
+
+    Raises:
+      ConfigError: for a number of facts that no stream can have or that comes twice, or a model that cannot be used.
+    """
+    if not facts or len(set(facts)) < len(facts):
+        raise ConfigError(f"facts={','.join(map(str, facts))} must be one number or several, each once")
+    base = LifelongConfig() if config is None else config
+    configs = [dataclasses.replace(base, stream=dataclasses.replace(base.stream, facts=number)) for number in sorted(facts)]
+    shared = {"rates": rates, "new_ids": new_ids, "finished": finished, "console": console}
+    results = [benchmark(model, slows, contestants, config=each, **shared) for each in configs]
+    return LifelongSweep(tuple(results), model.config.n_neurons)

@@ -1,0 +1,59 @@
+"""Sums over the shards of a mesh, by what is summed: the neurons within a head, or all rows.
+
+Inside ``jax.shard_map`` every function of a layer is given the :class:`RowAxes` that its rows are split over; without a mesh they are
+empty, and nothing is summed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+
+
+class RowAxes(NamedTuple):
+    """Names of the mesh axes that the rows of a layer are split over. An axis of length 1 is left out: it splits nothing."""
+
+    heads: tuple[str, ...] = ()
+    """Of the axis that has whole heads on each shard."""
+    neurons: tuple[str, ...] = ()
+    """Of the axis that splits the neurons of a head."""
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.heads, *self.neurons)
+
+    def sum_within_head(self, array: jax.Array) -> jax.Array:
+        """The sum over the shards of a head's neurons: every shard then has its own heads' whole sums."""
+        return jax.lax.psum(array, self.neurons) if self.neurons else array
+
+    def sum_over_rows(self, array: jax.Array) -> jax.Array:
+        """The sum over all shards of rows, of all heads."""
+        return jax.lax.psum(array, self.rows) if self.rows else array
+
+    def gather_rows(self, array: jax.Array, axis: int) -> jax.Array:
+        """The parts of all shards of rows, end to end along ``axis``."""
+        return jax.lax.all_gather(array, self.rows, axis=axis, tiled=True) if self.rows else array
+
+    def shards(self) -> int:
+        """How many shards the rows are split into."""
+        return jax.lax.axis_size(self.rows) if self.rows else 1
+
+    def first_head(self, heads: int) -> jax.Array | int:
+        """Number of the first head at hand, where ``heads`` are at hand."""
+        return jax.lax.axis_index(self.heads) * heads if self.heads else 0
+
+    def first_neuron(self, neurons: int) -> jax.Array | int:
+        """Number, within its head, of the first neuron at hand, where ``neurons`` of each head are at hand."""
+        return jax.lax.axis_index(self.neurons) * neurons if self.neurons else 0
+
+
+WHOLE = RowAxes()
+"""All rows at hand."""
+
+
+def vary_like(array: jax.Array, like: jax.Array) -> jax.Array:
+    """``array`` typed as different on every shard where ``like`` is: inside ``jax.shard_map`` a carry must say so."""
+    missing = jax.typeof(like).manual_axis_type.varying - jax.typeof(array).manual_axis_type.varying
+    return jax.lax.pcast(array, tuple(sorted(missing)), to="varying") if missing else array

@@ -1,0 +1,75 @@
+"""The device mesh: its axes, its configuration, and what lies whole on every device or is split by examples."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bdh_jax.config import ConfigError, require
+
+MESH_AXES = ("data", "sequence", "heads", "neurons")
+"""Examples; time (reserved); whole heads; the neurons within a head."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Device mesh: batch over ``data``, whole heads over ``heads``, the neurons of a head over ``neurons``.
+
+    Whole heads first: a head's read, norm and gate are then local, and only what is D wide crosses a layer. ``neurons`` is for more
+    devices than heads.
+    """
+
+    data: int = 1
+    """Of −1: all devices that the other axes leave."""
+    sequence: int = 1
+    """Reserved: time is not split yet."""
+    heads: int = 1
+    """Divides ``model.n_head``."""
+    neurons: int = 1
+    distributed: bool = False
+    """Call ``jax.distributed.initialize()`` first: one process per host of a pod."""
+
+    def __post_init__(self):
+        require(self.data == -1 or self.data >= 1, f"mesh.data={self.data} must be at least 1, or -1 for all devices left")
+        require(self.sequence == 1, f"mesh.sequence={self.sequence}: time is not split yet; set it to 1")
+        for name in ("heads", "neurons"):
+            require(getattr(self, name) >= 1, f"mesh.{name}={getattr(self, name)} must be at least 1")
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh that a configuration asks for.
+
+    Args:
+      config: sizes of the axes; ``data=-1`` takes all devices that the others leave.
+      devices: devices to use, in order; all devices of the machine (of all hosts) by default.
+
+    Raises:
+      ConfigError: if there are too few devices, or they do not divide.
+    """
+    devices = jax.devices() if devices is None else devices
+    rows = config.sequence * config.heads * config.neurons
+    sizes = (len(devices) // rows if config.data == -1 else config.data, config.sequence, config.heads, config.neurons)
+    needed = math.prod(sizes)
+    if needed == 0 or needed > len(devices):
+        raise ConfigError(
+            f"mesh.data={config.data} × mesh.heads={config.heads} × mesh.neurons={config.neurons} needs {max(needed, rows)} devices, "
+            f"but there are {len(devices)} ({devices[0].platform}); make the mesh smaller"
+        )
+    return Mesh(
+        np.asarray(devices[:needed]).reshape(sizes), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of a batch [B, ...]: examples over ``data``."""
+    return NamedSharding(mesh, P("data"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, P())

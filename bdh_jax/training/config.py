@@ -1,0 +1,80 @@
+"""Settings of the training loop and its optimiser."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from bdh_jax.config.base import require, require_choice
+
+Loss = Literal["answer", "all", "weights"]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay, gradient clipping, weight decay on matrices only."""
+
+    learning_rate: float = 1e-3
+    """Peak rate."""
+    warmup_steps: int = 100
+    final_fraction: float = 0.0
+    """The cosine ends at this fraction of the peak rate."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float | None = 1.0
+    """Global gradient norm limit; None does not clip."""
+
+    def __post_init__(self):
+        require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate} must be positive")
+        require(self.warmup_steps >= 0, f"optimizer.warmup_steps={self.warmup_steps} must be ≥ 0")
+        require(0 <= self.final_fraction <= 1, f"optimizer.final_fraction={self.final_fraction} must lie in [0, 1]")
+        require_choice("optimizer.schedule", self.schedule, Literal["cosine", "constant"])
+        require(self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay} must be ≥ 0")
+        require(0 <= self.b1 < 1 and 0 <= self.b2 < 1, f"optimizer.b1={self.b1}, b2={self.b2} must lie in [0, 1)")
+        require(self.eps > 0, f"optimizer.eps={self.eps} must be positive")
+        require(
+            self.clip_norm is None or self.clip_norm > 0, f"optimizer.clip_norm={self.clip_norm} must be positive or None"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The training loop."""
+
+    steps: int = 1000
+    batch_size: int = 32
+    """Sequences per optimiser step, over all devices and accumulation slices."""
+    accumulation: int = 1
+    """Slices the batch is cut into; gradients are averaged over them before the update."""
+    loss: Loss = "answer"
+    """Positions that are trained: the answer, every valid position, or the weights the task gives."""
+    fill_ridge: float = 0.1
+    """Ridge of the least squares by which a task's ``fill`` episodes get into the synapse (tasks/facts.py: ``task.fill_every``)."""
+    fill_layers: tuple[int, ...] = ()
+    """Layers, from 0, whose part of the synapse they get into; empty for all."""
+    carry_state: bool = False
+    """Start each step from the fast state that the step before left in the same row, without a gradient into it: truncated
+    backpropagation through time. For tasks whose rows go on from batch to batch."""
+    log_contributions: bool = False
+    """With each evaluation, log what fast weights and synapse add to the output of a layer, relative to the decoder's part."""
+    evaluate_every: int = 100
+    checkpoint_every: int = 200
+    log_every: int = 10
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulation", "evaluate_every", "checkpoint_every", "log_every"):
+            require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)} must be at least 1")
+        require(
+            self.batch_size % self.accumulation == 0,
+            f"train.batch_size={self.batch_size} is not divisible by train.accumulation={self.accumulation}",
+        )
+        require_choice("train.loss", self.loss, Loss)
+        require(self.fill_ridge > 0, f"train.fill_ridge={self.fill_ridge} must be positive")
+        require(
+            not self.carry_state or self.accumulation == 1,
+            f"train.carry_state=True with train.accumulation={self.accumulation}: the state of all rows is held anyway, so slices save "
+            "no memory; set train.accumulation=1",
+        )

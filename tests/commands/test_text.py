@@ -1,0 +1,192 @@
+"""The commands around text: preparing, training, writing, scoring."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from bdh_jax.data.tokenizer import load_tokenizer, train_tokenizer
+from tests import processes as commands
+
+WORDS = [
+    "to",
+    "be",
+    "or",
+    "not",
+    "to",
+    "be",
+    "that",
+    "is",
+    "the",
+    "question",
+    "whether",
+    "tis",
+    "nobler",
+    "in",
+    "the",
+    "mind",
+]
+
+
+def _run(module, *arguments, stdin=b""):
+    status, output, errors = commands.run(module, *arguments, stdin=stdin)
+    return status, output, errors.decode()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A trained model under a BPE: its workdir."""
+    folder = tmp_path_factory.mktemp("text")
+    rng = np.random.default_rng(0)
+    text = " ".join(rng.choice(WORDS, 3000)).encode() + " ünïcödé".encode() * 50
+    (folder / "text.txt").write_bytes(text)
+    (folder / "bpe.json").write_text(train_tokenizer([text], 290))
+    status, _, errors = _run(
+        "bdh_jax.commands.train",
+        "--config=configs/text.py:fast,smoke",
+        f"--workdir={folder / 'run'}",
+        f"--config.data.path={folder / 'text.txt'}",
+        f"--config.data.tokenizer={folder / 'bpe.json'}",
+        "--config.model.vocab_size=290",
+    )
+    assert status == 0, errors
+    (folder / "bpe.json").rename(folder / "elsewhere.json")  # the run keeps its own
+    return folder / "run"
+
+
+def _generate(run, *arguments, stdin=b""):
+    return _run("bdh_jax.commands.generate", f"--workdir={run}", *arguments, stdin=stdin)
+
+
+def test_a_text_saved_and_continued_is_the_text_written_at_once(run, tmp_path):
+    greedy = ["--temperature=0"]
+    status, whole, errors = _generate(run, "--prompt=to be or", *greedy, "--max_tokens=24")
+    assert (status, errors) == (0, "")
+    assert whole.endswith(b"\n")
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("to be or")
+    state = tmp_path / "state"
+    _, first, _ = _generate(run, f"--prompt_file={prompt}", *greedy, "--max_tokens=10", f"--save_state={state}")
+    status, rest, errors = _generate(run, f"--state={state}", *greedy, "--max_tokens=14")
+    assert status == 0, errors
+    assert first[:-1] + rest == whole
+    # Reading goes on where writing stopped.
+    status, _, errors = _generate(run, f"--state={state}", "--prompt= not", "--max_tokens=2", f"--save_state={state}")
+    assert status == 2
+    assert f"--save_state={state} exists; name another file" in errors
+
+
+def test_output_is_valid_utf8_and_prompts_are_continued_as_if_alone(run, tmp_path):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('"to\u2028be"\n\n{"prompt": "ünï"}\n')
+    status, printed, errors = _generate(
+        run, f"--prompts={prompts}", f"--out={out}", "--max_tokens=12", "--seed=5", "--temperature=2", "--top_k=200"
+    )
+    assert (status, printed) == (0, b""), errors
+    rows = [json.loads(line) for line in out.read_text().split("\n")[:-1]]
+    assert [row["prompt"] for row in rows] == ["to\u2028be", "ünï"]
+    # The second of several has the next seed.
+    status, alone, _ = _generate(
+        run, "--prompt_file=-", "--max_tokens=12", "--seed=6", "--temperature=2", "--top_k=200", stdin="ünï".encode()
+    )
+    assert status == 0
+    assert alone.decode().removesuffix("\n") == rows[1]["text"]
+
+
+def test_a_text_ends_after_a_stop_string(run):
+    whole = _generate(run, "--prompt=to be", "--temperature=0", "--max_tokens=30")[1].decode().removesuffix("\n")
+    stop = whole[7:10]
+    status, cut, _ = _generate(run, "--prompt=to be", "--temperature=0", "--max_tokens=30", f"--stop={stop}", "--stop=never")
+    assert status == 0
+    tokenizer = load_tokenizer(run / "tokenizer.json")
+    text = cut.decode().removesuffix("\n")
+    assert whole.startswith(text)
+    assert stop in text
+    # It ends with the token that completes the string.
+    assert stop not in tokenizer.decode(tokenizer.encode(text.encode())[:-1]).decode(errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "there is nothing to continue"),
+        (["--prompt=a", "--prompts=b"], "--prompt and --prompts exclude each other"),
+        (["--prompt="], "the prompt is empty"),
+        (["--prompts=b"], "--prompts and --out go together"),
+        (["--prompt_file=/nowhere"], "--prompt_file=/nowhere cannot be read"),
+        (["--state=/nowhere"], "/nowhere does not exist"),
+        (["--prompt=a", "--top_p=2"], "top_p=2.0 must lie in (0, 1]"),
+    ],
+)
+def test_mistakes_are_one_message(run, arguments, message):
+    status, output, errors = _generate(run, *arguments)
+    assert (status, output) == (2, b"")
+    assert message in errors
+    assert "Traceback" not in errors
+    assert len(errors.strip().splitlines()) == 1
+
+
+def test_token_ids_that_stand_for_something_else_are_not_scored(run):
+    status, output, errors = _run("bdh_jax.commands.evaluate", f"--workdir={run}", "--config=configs/nback.py:smoke")
+    assert (status, output) == (2, b"")
+    assert "the token ids of the task 'nback' are integers, but the model" in errors
+    assert "they are tokens of" in errors
+
+
+def test_a_run_is_scored_beyond_its_training_length(run, tmp_path):
+    (run.parent / "elsewhere.json").rename(run.parent / "bpe.json")
+    # Training may validate on a part; what is scored here is always the whole text.
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["task"]["evaluation_windows"] = 1
+    (run / "run.json").write_text(json.dumps(record))
+    status, output, errors = _run(
+        "bdh_jax.commands.score_text", f"--workdir={run}", f"--out={tmp_path}", "--context=128", "--rows=2"
+    )
+    assert status == 0, errors
+    printed = output.decode()
+    for expected in ("empty state every 32 tokens", "carried state", "fast_off", "64 – 127", "state of one text"):
+        assert expected in printed
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [row["last"] for row in results["by_position"]["run"]] == [63, 127]
+    # The same number, by the same way, as training reports.
+    trained = json.loads((run / "results.json").read_text())["evaluation"]["validation"]["bits_per_byte"]
+    assert results["whole"]["empty state every 32 tokens"] == [trained]
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+    status, _, errors = _run("bdh_jax.commands.score_text", f"--workdir={run}", f"--out={tmp_path}")
+    assert status == 2
+    assert "results.json exists; name another folder with --out, or pass --overwrite" in errors
+    text = run.parent / "text.txt"
+    text.write_bytes(text.read_bytes() + b" more")
+    for more, message in (([], "holds a run on another text"), ([f"--out={text}/x"], "text.txt is a file")):
+        status, _, errors = _run(
+            "bdh_jax.commands.score_text", f"--workdir={run}", f"--out={tmp_path / 'b'}", "--context=64", *more
+        )
+        assert (status, "Traceback" in errors) == (2, False)
+        assert message in errors
+
+
+def test_text_is_prepared_and_trained_on(tmp_path):
+    stories = tmp_path / "stories.jsonl"
+    stories.write_text("".join(json.dumps({"text": f"{' '.join(WORDS)} {i}"}) + "\n" for i in range(60)))
+    arguments = [f"--files={stories}", f"--out={tmp_path / 'prepared'}", "--validation_share=0.3"]
+    status, output, errors = _run("bdh_jax.data.preparation", *arguments)
+    assert status == 0, errors
+    assert "60 documents, tokenizer bytes" in output.decode()
+    run = [f"--config.data.path={tmp_path / 'prepared'}", "--config.train.steps=4", "--config=configs/text.py:gpt,smoke"]
+    status, output, errors = _run("bdh_jax.commands.train", run.pop(), *run, f"--workdir={tmp_path / 'run'}")
+    assert status == 0, errors
+    assert "bits per byte" in output.decode()
+    status, _, errors = _run("bdh_jax.commands.generate", f"--workdir={tmp_path / 'run'}", "--prompt=to")
+    assert status == 2
+    assert "holds a GPT, and only a BDH has neurons and a state" in errors
+    # A damaged shard is one message, and so is too short a text.
+    shard = tmp_path / "prepared" / "train-00000.npy"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    status, _, errors = _run(
+        "bdh_jax.commands.train", "--config=configs/text.py:smoke", *run, f"--workdir={tmp_path / 'other'}"
+    )
+    assert status == 2
+    assert "train-00000.npy or its starts file is damaged" in errors
+    assert "Traceback" not in errors

@@ -1,0 +1,229 @@
+"""The command: what it prints and how it exits, for good input and bad."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from bdh_jax.commands import _shared as cli
+from bdh_jax.config import ConfigError
+from tests.processes import ROOT, Command, run_text
+
+SMOKE = "--config=configs/nback.py:smoke"
+# Many steps of a tiny model, without pauses.
+LONG = ["--config.train.steps=1000000", "--config.train.evaluate_every=1000000", "--config.train.checkpoint_every=1000000"]
+
+
+def _run(*arguments: str, module: str = "bdh_jax.commands.train") -> tuple[int, str, str]:
+    return run_text(module, *arguments)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A finished smoke run with overrides of every kind: (workdir, arguments, its exit status, output, errors)."""
+    workdir = tmp_path_factory.mktemp("smoke")
+    arguments = [
+        SMOKE,
+        f"--workdir={workdir}",
+        "--config.seeds=0,1",
+        "--config.model.d_model=12",
+        "--config.model.remat",
+        "--config.optimizer.clip_norm=None",
+        "--config.task.evaluation_sets=n2",
+        "--config.train.steps=8",
+        "--config.train.evaluate_every=4",
+    ]
+    return workdir, arguments, *_run(*arguments)
+
+
+def test_a_run_prints_progress_and_a_table(smoke):
+    workdir, _, status, output, errors = smoke
+    assert status == 0, errors
+    assert re.search(r"seed 1 step 5/8  loss \d+\.\d+  recall \d\.\d+  [\d,]+ tokens/s", errors)
+    for expected in ("mean ± standard deviation", "n2", "accuracy", "credit", "credit ÷ ceiling", "seed 1:"):
+        assert expected in output
+    assert "orbax" not in errors.lower()
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["config"]["model"]["d_model"] == 12
+    assert results["config"]["model"]["remat"] is True
+    assert results["config"]["optimizer"]["clip_norm"] is None
+    assert results["config"]["task"]["evaluation_sets"] == ["n2"]
+    assert results["seeds"] == [0, 1]
+    assert set(results["runs"]["1"]["evaluation"]) == {"n2"}
+
+
+def test_a_finished_run_prints_its_table_again(smoke):
+    _, arguments, _, output, _ = smoke
+    before = time.monotonic()
+    status, again, _ = _run(*arguments)
+    assert status == 0
+    assert again == output
+    assert time.monotonic() - before < 60
+
+
+def test_a_trained_model_is_scored_on_another_task(smoke):
+    workdir, *_ = smoke
+    out = workdir / "scores" / "counter.json"
+    arguments = (
+        f"--workdir={workdir / 'seed1'}",
+        "--config=configs/counter.py:smoke",
+        "--config.task.evaluation_sets=vargap2,repeated8,n16",
+        f"--out={out}",
+    )
+    status, output, errors = _run(*arguments, module="bdh_jax.commands.evaluate")
+    assert status == 0, errors
+    written = out.read_text()
+    for name in ("vargap2", "repeated8", "n16", "ceiling"):
+        assert name in output
+        assert name in written
+    assert "vargap1" not in output
+    assert [row["count"] for row in json.loads(written)["rows"]] == [16] * 3
+    status, output, errors = _run(*arguments, module="bdh_jax.commands.evaluate")
+    assert (status, output) == (2, "")
+    assert f"--out={out} exists; name another file" in errors
+    assert out.read_text() == written
+    for more, message in (
+        ([arguments[1], f"--out={out}/more.json"], "counter.json is a file"),
+        (["--config=configs/lifelong.py:smoke"], "the task has token ids up to 384"),
+    ):
+        status, output, errors = _run(arguments[0], *more, module="bdh_jax.commands.evaluate")
+        assert (status, output) == (2, "")
+        assert message in errors
+
+
+def test_models_are_scored_with_parts_switched_off(smoke, tmp_path):
+    """Those of all seeds, with mean and spread; every score is in the file."""
+    workdir, *_ = smoke
+    arguments = (f"--workdir={workdir}", f"--out={tmp_path}/scores.json")
+    status, output, errors = _run(*arguments, module="bdh_jax.commands.ablate")
+    assert status == 0, errors
+    assert "mean ± standard deviation of 2 models" in " ".join(output.split())
+    models = json.loads((tmp_path / "scores.json").read_text())["models"]
+    ratios = [models[seed]["scores"]["normal"]["n2"]["ratio"] for seed in ("seed0", "seed1")]
+    assert f"{np.mean(ratios):.3f} ±{np.std(ratios, ddof=1):.3f}" in output
+    own = [models[seed]["addresses"][0]["own"] for seed in ("seed0", "seed1")]
+    assert f"{np.mean(own):.3f} ±{np.std(own, ddof=1):.3f}" in output
+    status, output, errors = _run(*arguments, module="bdh_jax.commands.ablate")
+    assert (status, output) == (2, "")
+    assert "scores.json exists; name another file" in errors
+
+
+def test_a_trained_model_is_scored_with_parts_switched_off(smoke):
+    """On the task that it was trained on, which the folder names."""
+    workdir, *_ = smoke
+    status, output, errors = _run(f"--workdir={workdir / 'seed1'}", module="bdh_jax.commands.ablate")
+    assert status == 0, errors
+    for name in ("n2", "fast_read_off", "context_last_1", "its own"):
+        assert name in output
+    for name in ("n4", "n8"):
+        assert name not in output
+    assert re.search(r"1/\d+  normal n2 \d\.\d+", errors)
+
+
+def test_a_folder_that_holds_no_model_exits_with_2(smoke):
+    workdir, *_ = smoke
+    status, output, errors = _run(f"--workdir={workdir}", "--config=configs/counter.py", module="bdh_jax.commands.evaluate")
+    assert (status, output) == (2, "")
+    assert errors.startswith("error: ")
+    assert "is a run over several seeds; load one of" in errors
+    assert "Traceback" not in errors
+
+
+def test_another_configuration_in_the_same_folder_exits_with_2(smoke):
+    workdir, arguments, *_ = smoke
+    status, _, errors = _run(*arguments, "--config.optimizer.clip_norm=0.5")
+    assert status == 2
+    assert "optimizer.clip_norm: there null, now 0.5" in errors
+    assert "Traceback" not in errors
+    assert json.loads((workdir / "results.json").read_text())["config"]["optimizer"]["clip_norm"] is None
+
+
+def test_signals_save_and_set_the_exit_status(tmp_path):
+    """SIGTERM and Ctrl-C, to two runs at once; each leaves the checkpoint it names."""
+    expected = {signal.SIGTERM: 143, signal.SIGINT: 130}
+    runs = {
+        number: (
+            tmp_path / str(number),
+            Command("bdh_jax.commands.train", SMOKE, f"--workdir={tmp_path / str(number)}", *LONG),
+        )
+        for number in expected
+    }
+    for number, (workdir, command) in runs.items():
+        metrics = workdir / "metrics.jsonl"
+        for _ in range(1200):
+            if command.ended() or metrics.exists() and metrics.stat().st_size > 0:
+                break
+            time.sleep(0.1)
+        command.send_signal(number)
+    for number, (workdir, command) in runs.items():
+        status, _, errors = command.wait()
+        errors = errors.decode()
+        assert status == expected[number], errors
+        assert "Traceback" not in errors
+        step = int(re.search(r"saved step (\d+) of 1000000", errors).group(1))
+        assert (workdir / "checkpoints" / str(step)).is_dir()
+        assert not (workdir / "results.json").exists()
+
+
+BAD = {
+    "misspelt key": ([SMOKE, "--config.model.d_modl=3"], ["config.model has no key 'd_modl'", "d_model", "n_neurons"]),
+    "ill-typed value": ([SMOKE, "--config.model.d_model=wide"], ["config.model.d_model=wide"]),
+    "indivisible width": ([SMOKE, "--config.model.n_head=3"], ["n_neurons=64", "n_head=3", "use n_neurons="]),
+    "vocabulary": ([SMOKE, "--config.model.vocab_size=100"], ["model.vocab_size=100", "set model.vocab_size=130"]),
+    "implementation": ([SMOKE, "--config.model.kernel=pallas"], ["pallas"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_exits_with_2_and_one_message(tmp_path, name):
+    arguments, expected = BAD[name]
+    workdir = tmp_path / "run"
+    status, output, errors = _run(f"--workdir={workdir}", *arguments)
+    assert status == 2, errors
+    assert output == ""
+    assert "Traceback" not in errors
+    assert errors.startswith("error: ")
+    assert errors.count("error:") == 1
+    for text in expected:
+        assert text in errors
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/nope.py"], "there is no file 'configs/nope.py'"),
+        (["--config=configs/nback.py:foo"], "unknown variant 'foo'. Valid variants: seed25m"),
+        (["--config=Makefile"], "is not a Python file"),
+        (["--config.model.d_model=3"], "needs a configuration to change"),
+        ([SMOKE, "--config.modle.d_model=3"], "config has no key 'modle'. Did you mean config.model?"),
+        ([SMOKE, "--noconfig.model.rmat"], "Did you mean config.model.remat?"),
+        ([SMOKE, "--config.model.d_model.x", "3"], "config.model.d_model is a single value"),
+        (["-config", "configs/nback.py:bar"], "unknown variant 'bar'"),
+    ],
+)
+def test_mistakes_on_the_command_line(monkeypatch, arguments, message):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError) as error:
+        cli.check_config_flags(arguments)
+    assert message in str(error.value)
+
+
+def test_a_file_without_get_config(tmp_path):
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ConfigError, match="has no function get_config"):
+        cli.check_config_flags([f"--config={tmp_path / 'empty.py'}"])
+
+
+def test_a_figure_that_cannot_be_drawn_is_left_out(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(logging.getLogger("bdh_jax"), "propagate", True)
+    cli.save_figure(lambda: pytest.fail("it was drawn"), tmp_path / "figure.png")
+    assert "figure.png is not drawn: figures need matplotlib" in caplog.text
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,303 @@
+"""Generation: filters, what a prompt's cutting and a batch's company may not change, and states on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from bdh_jax import BDH, BDHConfig, ConfigError, FastWeightConfig
+from bdh_jax.generation.sampling import (
+    GenerationState,
+    Sampling,
+    StateError,
+    check_memory,
+    filter_logits,
+    generate,
+    load_state,
+    memory_needed,
+    prefill,
+    sample,
+    save_state,
+)
+from tests import processes as commands
+
+VOCAB = 23
+PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5], [7], [2, 7, 1, 8, 2]]
+FAST = FastWeightConfig(learning_rate=0.7, decay=0.8, rule="delta", synapse=True)
+CONFIG = BDHConfig(vocab_size=VOCAB, n_layer=1, d_model=8, n_head=2, n_neurons=32, dropout=0.0, fast=FAST)
+CASES = {
+    "fast weights": CONFIG,
+    "plain": dataclasses.replace(CONFIG, fast=FastWeightConfig(enabled=False)),
+    "shift": dataclasses.replace(CONFIG, n_layer=2, attention="shift", attention_decay=(0.7, 1.0)),
+    "mesa": dataclasses.replace(CONFIG, fast=FastWeightConfig(rule="mesa", ridge=0.5)),
+}
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(params=CASES)
+def model_and_slow(request):
+    return make(CASES[request.param])
+
+
+def make(config: BDHConfig):
+    model = BDH(dataclasses.replace(config, dtype="float64"))
+    shapes = jax.eval_shape(model.init_slow, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    return model, {name: jnp.asarray(rng.normal(size=leaf.shape)) for name, leaf in shapes.items()}
+
+
+def text(model, slow, prompts, count=12, **options) -> list[list[int]]:
+    steps = list(generate(model, slow, prefill(model, slow, prompts), max_tokens=count, **options))
+    return [[step[row] for step in steps if step[row] is not None] for row in range(len(prompts))]
+
+
+def by_recomputation(model, slow, prompt, count=12) -> list[int]:
+    """The most likely continuation, with the whole prefix read anew for every token."""
+    apply = jax.jit(lambda tokens: model.apply({"params": slow}, tokens, state="none").logits)
+    ids = list(prompt)
+    for _ in range(count):
+        padded = np.zeros((1, len(prompt) + count), np.int32)  # one shape to compile; what comes later is not seen
+        padded[0, : len(ids)] = ids
+        ids.append(int(jnp.argmax(apply(padded)[0, len(ids) - 1])))
+    return ids[len(prompt) :]
+
+
+GREEDY = Sampling(temperature=0)
+
+
+def test_greedy_text_is_that_of_recomputing_the_prefix(model_and_slow):
+    model, slow = model_and_slow
+    expected = by_recomputation(model, slow, PROMPTS[0], 5)
+    assert text(model, slow, PROMPTS[:1], 5, sampling=GREEDY) == [expected]
+    assert len(set(expected)) > 1
+
+
+def test_the_cutting_of_a_prompt_changes_nothing(model_and_slow):
+    model, slow = model_and_slow
+    whole = prefill(model, slow, PROMPTS)
+    for chunk in (1, 4):
+        cut = prefill(model, slow, PROMPTS, chunk=chunk)
+        for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(cut), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+        assert text_from(model, slow, cut) == text(model, slow, PROMPTS, sampling=GREEDY)
+
+
+def text_from(model, slow, state, count=12) -> list[list[int]]:
+    return [list(row) for row in zip(*generate(model, slow, state, max_tokens=count, sampling=GREEDY), strict=True)]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.5, top_k=9)])
+def test_prompts_in_a_batch_go_on_as_if_alone(sampling):
+    model, slow = make(CONFIG)
+    together = text(model, slow, PROMPTS, sampling=sampling, seeds=[5, 6, 7])
+    for prompt, seed, expected in zip(PROMPTS, (5, 6, 7), together, strict=True):
+        assert text(model, slow, [prompt], sampling=sampling, seeds=[seed]) == [expected]
+
+
+def test_a_prompt_may_be_read_in_two_parts_and_an_empty_part_changes_nothing():
+    model, slow = make(CONFIG)
+    state = prefill(model, slow, [PROMPTS[0][:4], PROMPTS[2]])
+    state = prefill(model, slow, [PROMPTS[0][4:], []], state)
+    assert text_from(model, slow, state) == text(model, slow, [PROMPTS[0], PROMPTS[2]], sampling=GREEDY)
+
+
+def test_seeds_decide_and_rows_differ():
+    model, slow = make(CONFIG)
+    prompts = [PROMPTS[0]] * 2
+    hot = Sampling(temperature=3.0)
+    one = text(model, slow, prompts, sampling=hot, seeds=1)
+    assert one[0] != one[1]
+    assert one == text(model, slow, prompts, sampling=hot, seeds=1)
+    assert one[1] == text(model, slow, prompts, sampling=hot, seeds=2)[0]
+
+
+def test_a_row_that_stops_yields_none_and_keeps_its_state():
+    model, slow = make(CONFIG)
+    free = text(model, slow, PROMPTS, sampling=GREEDY)
+    states = []
+    steps = list(
+        generate(
+            model,
+            slow,
+            prefill(model, slow, PROMPTS),
+            max_tokens=6,
+            sampling=GREEDY,
+            stop=lambda row, tokens: row == 1 and len(tokens) == 2,
+            on_state=lambda state: states.append(jax.tree.map(np.asarray, state)),
+        )
+    )
+    assert [step[1] for step in steps] == [*free[1][:2], None, None, None, None]
+    assert [step[0] for step in steps] == free[0][:6]
+    np.testing.assert_array_equal(states[-1].fast.position, [len(PROMPTS[0]) + 6, 1 + 2, len(PROMPTS[2]) + 6])
+    np.testing.assert_array_equal(states[-1].logits[1], states[1].logits[1])
+    everything = list(generate(model, slow, prefill(model, slow, PROMPTS), max_tokens=9, stop=lambda row, tokens: True))
+    assert len(everything) == 1
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 5, 100])
+@pytest.mark.parametrize("top_p", [None, 0.01, 0.6, 1.0])
+@pytest.mark.parametrize("min_p", [None, 0.2, 1.0])
+def test_filters_keep_what_their_definition_says(top_k, top_p, min_p):
+    logits = np.random.default_rng(1).normal(size=(4, 30)) * 2
+    out = np.asarray(filter_logits(jnp.asarray(logits), Sampling(0.7, top_k, top_p, min_p)))
+    for row, have in zip(logits / 0.7, out, strict=True):
+        kept = np.ones(30, bool)
+        order = np.argsort(-row)
+        if top_k is not None:
+            kept[order[top_k:]] = False
+        if top_p is not None:
+            chances = np.where(kept, np.exp(row - row.max()), 0)
+            chances /= chances.sum()
+            count = 1 + int(np.searchsorted(np.cumsum(chances[order]), top_p * (1 - 1e-12)))
+            kept[order[count:]] = False
+        if min_p is not None:
+            kept &= np.exp(row - row.max()) >= min_p
+        np.testing.assert_array_equal(np.isfinite(have), kept)
+        np.testing.assert_allclose(have[kept], row[kept])
+
+
+def test_samples_have_the_probabilities_of_the_filtered_logits():
+    logits = jnp.asarray(np.random.default_rng(2).normal(size=5))
+    sampling = Sampling(temperature=0.8, top_k=4)
+    count = 20_000
+    keys = jax.random.split(jax.random.key(0), count)
+    drawn = sample(jnp.broadcast_to(logits, (count, 5)), keys, jnp.zeros(count, jnp.int32), sampling)
+    expected = np.asarray(jax.nn.softmax(filter_logits(logits, sampling)))
+    # Five standard errors of a share of 20,000.
+    np.testing.assert_allclose(np.bincount(drawn, minlength=5) / count, expected, atol=5 * 0.5 / np.sqrt(count))
+    later = sample(jnp.broadcast_to(logits, (count, 5)), keys, jnp.ones(count, jnp.int32), sampling)
+    agree = np.mean(np.asarray(later) == np.asarray(drawn))  # as often as two independent draws
+    assert agree == pytest.approx(np.sum(expected**2), abs=5 * 0.5 / np.sqrt(count))
+
+
+def test_a_saved_state_goes_on_in_another_process(tmp_path):
+    model, slow = make(CONFIG)
+    state = prefill(model, slow, PROMPTS)
+    path = tmp_path / "deep" / "state.safetensors"
+    save_state(path, state, model, slow)
+    status, output, errors = commands.run_text("tests.generation.test_sampling", path)
+    assert status == 0, errors
+    assert json.loads(output) == text_from(model, slow, state)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_a_state_that_does_not_fit_is_refused(tmp_path):
+    model, slow = make(CONFIG)
+    path = tmp_path / "state.safetensors"
+    save_state(path, prefill(model, slow, PROMPTS), model, slow)
+    kept = path.read_bytes()
+    with pytest.raises(StateError, match=r"state.safetensors exists; name another file"):
+        save_state(path, prefill(model, slow, PROMPTS), model, slow)
+    other = BDH(dataclasses.replace(model.config, fast=dataclasses.replace(FAST, decay=0.5)))
+    with pytest.raises(StateError, match=r"of another model: fast.decay was 0.8 there and is 0.5 here"):
+        load_state(path, other, slow)
+    faster = BDH(dataclasses.replace(model.config, implementation="chunked", chunk_size=7))
+    load_state(path, faster, slow)  # the same function
+    with pytest.raises(StateError, match="of other weights"):
+        load_state(path, model, {**slow, "embed": slow["embed"] + 1})
+    with pytest.raises(StateError, match="does not exist"):
+        load_state(tmp_path / "absent", model, slow)
+    (tmp_path / "half").write_bytes(kept[: len(kept) // 2])
+    with pytest.raises(StateError, match="half cannot be read .*truncated"):
+        load_state(tmp_path / "half", model, slow)
+    safetensors.numpy.save_file({"a": np.zeros(2)}, tmp_path / "other")
+    with pytest.raises(StateError, match="other is no state of this library"):
+        load_state(tmp_path / "other", model, slow)
+    save_state(path, prefill(model, slow, PROMPTS[:1]), model, slow, overwrite=True)
+    assert load_state(path, model, slow).logits.shape == (1, VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": -1.0}, "temperature=-1.0 must be ≥ 0"),
+        ({"temperature": float("nan")}, "temperature=nan must be"),
+        ({"top_k": 0}, "top_k=0 must be at least 1"),
+        ({"top_p": 0.0}, r"top_p=0.0 must lie in \(0, 1\]"),
+        ({"min_p": 1.5}, r"min_p=1.5 must lie in \(0, 1\]"),
+    ],
+)
+def test_sampling_out_of_range_is_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        Sampling(**change)
+
+
+def test_prompts_that_cannot_be_read_are_refused():
+    model, slow = make(CONFIG)
+    for prompts, message in (
+        ([], "there are no prompts"),
+        ([[1], []], "prompt 1 is empty"),
+        ([1, 2], r"prompt 0 has shape \(\) and dtype int64; prompts are sequences of integers"),
+        ([[[1, 2], [3, 4]]], r"prompt 0 has shape \(2, 2\)"),
+        ([[1], [1.5, 2.5]], "prompt 1 has shape .* and dtype float64"),
+        (["12"], "prompt 0 is a str, not token ids; encode it first"),
+        ([b"12"], "prompt 0 is a bytes"),
+        ([[1, VOCAB]], f"prompt 0 holds token id {VOCAB}, outside the vocabulary of vocab_size={VOCAB}"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prefill(model, slow, prompts)
+    state = prefill(model, slow, np.array([[1, 2], [3, 4]]))
+    np.testing.assert_array_equal(state.logits, prefill(model, slow, [[1, 2], [3, 4]]).logits)
+    with pytest.raises(ValueError, match="the state holds 1 sequences and there are 2 prompts"):
+        prefill(model, slow, [[1], [2]], prefill(model, slow, [[1]]))
+    with pytest.raises(ValueError, match="chunk=0 must be at least 1"):
+        prefill(model, slow, [[1]], chunk=0)
+    with pytest.raises(ValueError, match="max_tokens=-1 must be"):
+        next(generate(model, slow, prefill(model, slow, [[1]]), max_tokens=-1))
+    with pytest.raises(ValueError, match="seeds has 2 numbers and the state 1 sequences"):
+        next(generate(model, slow, prefill(model, slow, [[1]]), max_tokens=1, seeds=[1, 2]))
+
+
+def test_progress_counts_to_the_length_of_the_longest_prompt():
+    model, slow = make(CONFIG)
+    seen = []
+    state = prefill(model, slow, PROMPTS, chunk=4, progress=lambda *numbers: seen.append(numbers))
+    assert seen == [(1, 9), (5, 9), (9, 9)]
+    assert isinstance(state, GenerationState)
+
+
+def test_more_prompts_than_memory_holds_are_refused_and_length_does_not_matter():
+    needed = memory_needed(CONFIG, 3)
+    assert needed == 3 * memory_needed(CONFIG, 1) > 3 * BDH(CONFIG).init_fast(1).nbytes
+    check_memory(CONFIG, 3, needed)
+    check_memory(CONFIG, 3, None)
+    with pytest.raises(
+        ConfigError, match=r"the state of 3 texts needs \d+\.\d\d GiB and 0\.00 GiB are free; give fewer prompts"
+    ):
+        check_memory(CONFIG, 3, needed - 1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_ids_that_a_tokenizer_does_not_know_are_not_drawn(temperature):
+    logits = jnp.asarray(np.linspace(0, 5, 3 * VOCAB).reshape(3, VOCAB))
+    keys = jnp.stack([jax.random.key(number) for number in range(3)])
+    drawn = [sample(logits, keys, jnp.full(3, position), Sampling(temperature, vocab_size=6)) for position in range(20)]
+    assert np.max(drawn) == 5
+    assert (
+        np.max([sample(logits, keys, jnp.full(3, position), Sampling(temperature)) for position in range(20)]) == VOCAB - 1
+    )
+    with pytest.raises(ConfigError, match="vocab_size=0 must be at least 1"):
+        Sampling(vocab_size=0)
+
+
+def _continue_saved(path: str) -> None:
+    """Print what follows a saved state: the other process of the test of saved states."""
+    jax.config.update("jax_enable_x64", True)
+    model, slow = make(CONFIG)
+    print(json.dumps(text_from(model, slow, load_state(path, model, slow))))
+
+
+if __name__ == "__main__":
+    _continue_saved(sys.argv[1])

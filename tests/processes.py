@@ -1,0 +1,88 @@
+"""Commands of the package, each in a process of its own as with ``python -m``, but without the seconds that imports take.
+
+A server imports JAX and the package once and forks for every command. It computes nothing itself, so a command starts without
+devices, compiled functions or another command's flags. JAX reads its variables of the environment when it is imported, so those are
+the server's.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+_SERVER = multiprocessing.get_context("forkserver")
+# No command is among them, since each defines its flags when it runs.
+_SERVER.set_forkserver_preload(
+    [
+        "bdh_jax.commands._shared",
+        "bdh_jax.analysis.ablations",
+        "bdh_jax.analysis.fact_capacity",
+        "bdh_jax.analysis.language",
+        "bdh_jax.lifelong.sweep",
+        "bdh_jax.training.loop",
+    ]
+)
+
+
+class Command:
+    """``python -m module arguments`` in the folder of the project, which runs until it is waited for, or sent a signal."""
+
+    def __init__(self, module: str, *arguments: object, stdin: bytes = b""):
+        self._named = f"{module} {arguments}"
+        self._folder = tempfile.TemporaryDirectory()
+        given, self._output, self._errors = files = [Path(self._folder.name, name) for name in ("stdin", "stdout", "stderr")]
+        given.write_bytes(stdin)
+        arguments = [str(argument) for argument in arguments]
+        # A test that fails before it waits leaves nothing running that the worker would wait for at its end.
+        self._process = _SERVER.Process(target=_command, args=(files, dict(os.environ), module, arguments), daemon=True)
+        self._process.start()
+
+    def ended(self) -> bool:
+        return not self._process.is_alive()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self._process.pid, number)
+
+    def wait(self) -> tuple[int, bytes, bytes]:
+        """Its exit status, or minus the signal that killed it, output and errors."""
+        self._process.join(300)
+        late = self._process.exitcode is None
+        if late:
+            self._process.kill()
+            self._process.join()
+        with self._folder:
+            status, output, errors = self._process.exitcode, self._output.read_bytes(), self._errors.read_bytes()
+        if late:
+            raise TimeoutError(f"{self._named} has not ended after 300 s: {errors.decode()}")
+        return status, output, errors
+
+
+def run(module: str, *arguments: object, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+    """What ``python -m module arguments`` does in the folder of the project: its exit status, output and errors."""
+    return Command(module, *arguments, stdin=stdin).wait()
+
+
+def run_text(module: str, *arguments: object) -> tuple[int, str, str]:
+    """The same with output and errors as text."""
+    status, output, errors = run(module, *arguments)
+    return status, output.decode(), errors.decode()
+
+
+def _command(files: list[Path], environment: dict[str, str], module: str, arguments: list[str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, (path, flag) in enumerate(zip(files, (os.O_RDONLY, *2 * [os.O_WRONLY | os.O_CREAT]), strict=True)):
+        file = os.open(path, flag)
+        os.dup2(file, number)
+        os.close(file)
+    # Python's own streams are those of the server.
+    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode, encoding="utf-8") for number, mode in enumerate("rww"))
+    sys.stderr.reconfigure(line_buffering=True)
+    os.chdir(ROOT)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
