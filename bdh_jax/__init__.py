@@ -1,24 +1,20 @@
 """bdh_jax: BDH language models with fast weights, as pure functions in JAX."""
 
-from bdh_jax import consolidation, interop
+# from bdh_jax import consolidation, interop
 from bdh_jax.config import ConfigError
-from bdh_jax.fast_weights import Activity, FastState
-from bdh_jax.fast_weights.config import FastWeightConfig
-from bdh_jax.models.bdh import BDH, BDHOutput
-from bdh_jax.models.config import BDHConfig
-from bdh_jax.runs.checkpoint import CheckpointError, load
+from bdh_jax.fast_weights import Activity, FastState, FastWeightConfig
+from bdh_jax.models.base import ModelOutput
+from bdh_jax.models.bdh import BDH, BDHConfig
 
 __all__ = [
     "BDH",
     "Activity",
     "BDHConfig",
-    "BDHOutput",
-    "CheckpointError",
     "ConfigError",
     "FastState",
     "FastWeightConfig",
-    "consolidation",
-    "interop",
-    "load",
+    "ModelOutput",
+
+
 ]
 __version__ = "0.1.0"

@@ -1,47 +1,49 @@
-"""Addresses of the fast weights: how a code becomes one, and which token's address a write goes to."""
+"""Addresses of the fast weights: how a code becomes one, and which token's address a write goes to.
+
+Axis letters: see :mod:`bdh_jax.types`.
+"""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from bdh_jax.parallel.axes import sum_over_shards
+from bdh_jax.parallel.collectives import ShardAxes
 
 ADDRESS_NORM_EPSILON = 1e-12
 
 
-def address_source(code: jax.Array, norm: str, active: int, axis: str | None) -> jax.Array:
+def address_code(code: jax.Array, norm: str, active: int, axes: ShardAxes) -> jax.Array:
     """The code [B, H, T, N] that ``address_scale`` is to be of: without its losers for "kwta", without its mean for "centred".
 
-    Over all K = H·N neurons, on every shard when ``axis`` names the mesh axis of the neurons. Codes equal to the last winner win too.
+    Over all K = H·N neurons, on every shard of ``axes``. Codes equal to the last winner win too.
     """
     if norm not in ("kwta", "centred"):
         return code
     rows = jnp.swapaxes(code, 1, 2).reshape(code.shape[0], code.shape[2], -1)  # [B, T, K]
     if norm == "centred":
-        total = sum_over_shards(jnp.sum(rows, axis=-1, dtype=jnp.promote_types(jnp.float32, code.dtype)), axis)
-        count = rows.shape[-1] * (1 if axis is None else jax.lax.axis_size(axis))
-        return code - (total / count).astype(code.dtype)[:, None, :, None]
+        total = axes.sum_over_rows(jnp.sum(rows, axis=-1, dtype=jnp.promote_types(jnp.float32, code.dtype)))
+        return code - (total / (rows.shape[-1] * axes.shards())).astype(code.dtype)[:, None, :, None]
     largest = jax.lax.top_k(jax.lax.stop_gradient(rows), min(active, rows.shape[-1]))[0]
-    if axis is not None:
+    if axes.rows:
         # As many from each shard as may win, and then the winners among those.
-        largest = jax.lax.all_gather(largest, axis, axis=2, tiled=True)
+        largest = axes.gather_rows(largest, 2)
         largest = jax.lax.top_k(largest, min(active, largest.shape[-1]))[0]
     return jnp.where(code >= largest[:, None, :, -1:], code, jnp.zeros((), code.dtype))
 
 
-def address_scale(code: jax.Array, norm: str, axis: str | None) -> jax.Array:
+def address_scale(code: jax.Array, norm: str, axes: ShardAxes) -> jax.Array:
     """What a code [B, H, T, N] is multiplied by to become an address: [B, 1, T, 1], float32 or wider.
 
     "none" leaves the code as it is, "sum" limits its sum to 1, the others keep its direction and make its length 1. Norms are over
-    all K = H·N neurons, on every shard when ``axis`` names the mesh axis of the neurons.
+    all K = H·N neurons, on every shard of ``axes``.
     """
     wide = code.astype(jnp.promote_types(jnp.float32, code.dtype))
     if norm == "none":
         return jnp.ones_like(wide[:, :1, :, :1])
     rows = jnp.swapaxes(wide, 1, 2).reshape(code.shape[0], code.shape[2], -1)  # [B, T, K]
     total = jnp.sum(rows if norm == "sum" else jnp.square(rows), axis=-1)
-    total = sum_over_shards(total, axis)[:, None, :, None]
+    total = axes.sum_over_rows(total)[:, None, :, None]
     return 1 / jnp.maximum(total, 1) if norm == "sum" else jax.lax.rsqrt(total + ADDRESS_NORM_EPSILON)
 
 

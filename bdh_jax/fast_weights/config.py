@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
-from bdh_jax.config.base import check_types, require, require_choice
+from bdh_jax.config import ConfigError, check_types, require, require_choice
+from bdh_jax.config.options import Options, options_of
+from bdh_jax.fast_weights.rules import RULES
+from bdh_jax.fast_weights.rules.base import Rule
 
 Scope = Literal["layer", "shared"]
 Address = Literal["previous", "current"]
 AddressNorm = Literal["none", "l2", "sum", "kwta", "centred"]
 AddressSource = Literal["code", "gated", "gate"]
 WriteGradient = Literal["full", "stop"]
-Rule = Literal["hebbian", "gated_hebbian", "delta", "gated_delta", "longhorn", "oja", "mesa"]
 
 
 @dataclasses.dataclass(frozen=True)
 class FastWeightConfig:
-    """Fast weights: the write-back S of shape [H, N, D] per layer and example (see ``bdh_jax.fast_weights.rules.tokenwise``)."""
+    """Fast weights: the write-back S of shape [H, N, D] per layer and example (see ``bdh_jax.fast_weights.rules``)."""
 
     enabled: bool = True
     learning_rate: float = 1.0
     """η ≥ 0, the size of a write."""
     decay: float = 0.95
     """λ in (0, 1], applied once per valid token."""
-    rule: Rule = "hebbian"
-    """What is written (``bdh_jax.fast_weights.rules.tokenwise``). Rules that predict the value (all but the Hebbian and oja) predict it from the
-    synapse too, if there is one. "mesa" keeps K × K numbers a layer and example, and has the recurrent form only."""
-    ridge: float = 0.01
-    """Of rule "mesa"; no other rule looks at it."""
+    rule: str = "hebbian"
+    """What is written: a name of ``bdh_jax.fast_weights.rules.RULES``, or ``module:RULE`` of your own. Rules that predict the value predict it
+    from the synapse too, if there is one. "mesa" keeps K × K numbers a layer and example, and has the recurrent form only."""
+    options: Options = Options()
+    """Of the rule: the fields of its options dataclass, such as {"ridge": 0.1} of "mesa"."""
     keep_gram: bool = False
     """Keep the sum of k ⊗ k beside S, K × K numbers a layer and example, for consolidation by least squares. "mesa" always does."""
     clamp: float | None = None
@@ -63,39 +65,16 @@ class FastWeightConfig:
 
     def __post_init__(self):
         check_types(self)
-        require_choice("fast.scope", self.scope, Scope)
-        require_choice("fast.rule", self.rule, Rule)
-        require_choice("fast.address", self.address, Address)
-        require_choice("fast.address_source", self.address_source, AddressSource)
-        require_choice("fast.address_norm", self.address_norm, AddressNorm)
-        require_choice("fast.write_gradient", self.write_gradient, WriteGradient)
-        require(self.learning_rate >= 0, f"fast.learning_rate={self.learning_rate} must be ≥ 0")
-        require(0 < self.decay <= 1, f"fast.decay={self.decay} must lie in (0, 1]")
-        require(self.address_active >= 1, f"fast.address_active={self.address_active} must be at least 1")
-        require(self.ridge > 0, f"fast.ridge={self.ridge} must be positive")
-        for name, limit in self.limits.items():
-            require(limit is None or limit > 0, f"fast.{name}={limit} must be positive, or None for no limit")
+        object.__setattr__(self, "options", Options(self.options))
+        self._check_ranges()
+        rule = RULES.get(self.rule, "fast.rule")
+        self.rule_options  # noqa: B018
+        self._check_gram(rule)
         require(
-            self.clamp is None or self.threshold is None or self.threshold <= self.clamp,
-            f"fast.threshold={self.threshold} above fast.clamp={self.clamp} would leave nothing of S; make it smaller",
+            rule.limits or not self.limited,
+            f"fast.rule={self.rule!r} reads a solution of its sums, so limits on them mean nothing; set fast.clamp, fast.threshold and "
+            "fast.row_norm to None",
         )
-        if self.has_gram:
-            what = 'fast.rule="mesa"' if self.rule == "mesa" else "fast.keep_gram=True"
-            require(
-                not self.learn_learning_rate and not self.learn_decay,
-                f"{what} sums over all rows with one η and one λ; set fast.learn_learning_rate and fast.learn_decay to False",
-            )
-        require(
-            not self.keep_gram or ((self.hebbian or self.rule == "mesa") and not self.limited),
-            f"fast.keep_gram=True with fast.rule={self.rule!r}: together with S it says what an episode wrote only for the Hebbian "
-            'rules and "mesa" without limits on S; set it to False',
-        )
-        if self.rule == "mesa":
-            require(
-                not self.limited,
-                'fast.rule="mesa" reads a solution of its sums, so limits on them mean nothing; set fast.clamp, '
-                "fast.threshold and fast.row_norm to None",
-            )
         require(
             not self.learn_learning_rate or self.learning_rate > 0,
             "fast.learn_learning_rate needs fast.learning_rate > 0: it is learned in log space",
@@ -108,29 +87,69 @@ class FastWeightConfig:
             not self.train_synapse or self.synapse, "fast.train_synapse needs fast.synapse=True: there is nothing to train"
         )
 
-    @property
-    def hebbian(self) -> bool:
-        """Whether what is written does not depend on S."""
-        return self.rule in ("hebbian", "gated_hebbian")
+    def _check_ranges(self) -> None:
+        require_choice("fast.scope", self.scope, Scope)
+        require_choice("fast.address", self.address, Address)
+        require_choice("fast.address_source", self.address_source, AddressSource)
+        require_choice("fast.address_norm", self.address_norm, AddressNorm)
+        require_choice("fast.write_gradient", self.write_gradient, WriteGradient)
+        require(self.learning_rate >= 0, f"fast.learning_rate={self.learning_rate} must be ≥ 0")
+        require(0 < self.decay <= 1, f"fast.decay={self.decay} must lie in (0, 1]")
+        require(self.address_active >= 1, f"fast.address_active={self.address_active} must be at least 1")
+        for name, limit in self.limits.items():
+            require(limit is None or limit > 0, f"fast.{name}={limit} must be positive, or None for no limit")
+        require(
+            self.clamp is None or self.threshold is None or self.threshold <= self.clamp,
+            f"fast.threshold={self.threshold} above fast.clamp={self.clamp} would leave nothing of S; make it smaller",
+        )
+
+    def _check_gram(self, rule: Rule) -> None:
+        if self.needs_whole_rows:
+            what = f"fast.rule={self.rule!r}" if rule.sums_rows else "fast.keep_gram=True"
+            require(
+                not self.learn_learning_rate and not self.learn_decay,
+                f"{what} sums over all rows with one η and one λ; set fast.learn_learning_rate and fast.learn_decay to False",
+            )
+        require(
+            not self.keep_gram or ((rule.linear and rule.dynamics is None or rule.sums_rows) and not self.limited),
+            f"fast.keep_gram=True with fast.rule={self.rule!r}: together with S it says what an episode wrote only for the Hebbian "
+            'rules and "mesa" without limits on S; set it to False',
+        )
 
     @property
-    def gated(self) -> bool:
-        """Whether a learned gate says how much of each token is written."""
-        return self.rule in ("gated_hebbian", "gated_delta")
+    def rule_entry(self) -> Rule:
+        """The write rule that ``rule`` names."""
+        return RULES.get(self.rule, "fast.rule")
 
     @property
-    def has_gram(self) -> bool:
-        """Whether the state holds the sum of k ⊗ k."""
-        return self.rule == "mesa" or self.keep_gram
+    def rule_options(self) -> Any:
+        """The rule's options, an instance of its own dataclass; None for a rule that has none.
+
+        Raises:
+          ConfigError: for an option that the rule does not have, or a value out of range.
+        """
+        rule = self.rule_entry
+        values = options_of(rule.options, self.options, f"fast.rule={self.rule!r}")
+        if rule.options is None:
+            return None
+        try:
+            return rule.options(**values)
+        except ConfigError as error:
+            raise ConfigError(f"fast.options: {error}") from None
 
     @property
-    def state_ridge(self) -> float:
-        """The ridge that reading the state takes: that of "mesa", 0 for the other rules."""
-        return self.ridge if self.enabled and self.rule == "mesa" else 0.0
+    def needs_whole_rows(self) -> bool:
+        """Whether all K rows have to be in one place: for products of addresses."""
+        return self.enabled and (self.keep_gram or self.rule_entry.sums_rows)
+
+    @property
+    def keeps_gram_beside(self) -> bool:
+        """Whether the state holds the sum of k ⊗ k that ``keep_gram`` asks for; a rule that sums rows has its own."""
+        return self.keep_gram and not self.rule_entry.sums_rows
 
     @property
     def limits(self) -> dict[str, float | None]:
-        """Arguments of ``bdh_jax.fast_weights.rules.tokenwise.bound``."""
+        """Arguments of ``bdh_jax.fast_weights.limits.bound``."""
         return {"clamp": self.clamp, "threshold": self.threshold, "row_norm": self.row_norm}
 
     @property
@@ -139,13 +158,21 @@ class FastWeightConfig:
         return any(limit is not None for limit in self.limits.values())
 
     @property
-    def predicts_values(self) -> bool:
-        """Whether the rule writes what reading would get wrong, so that what the synapse knows already is not written."""
-        return self.rule in ("delta", "gated_delta", "longhorn", "mesa")
+    def token_by_token(self) -> str | None:
+        """What makes that only the form token by token exists; None if matrix forms exist too."""
+        if not self.enabled:
+            return None
+        rule = self.rule_entry
+        if not rule.linear and rule.correct is None:
+            return f"fast.rule={self.rule!r}"
+        return "limits on S (fast.clamp, fast.threshold, fast.row_norm)" if self.limited else None
 
     def sums(self) -> FastWeightConfig:
         """The same with S and G as plain sums over an episode, as least squares needs them: undecayed Hebbian writes without limits,
-        behind the gate if there is one before Hebbian writes already."""
-        rule = self.rule if self.hebbian else "hebbian"
+        behind the write gate if there is one before Hebbian writes already."""
+        plain = self.rule_entry.linear
+        rule, options = (self.rule, self.options) if plain else ("hebbian", Options())
         no_limits = dict.fromkeys(self.limits)
-        return dataclasses.replace(self, rule=rule, learning_rate=1.0, decay=1.0, keep_gram=True, **no_limits)
+        return dataclasses.replace(
+            self, rule=rule, options=options, learning_rate=1.0, decay=1.0, keep_gram=True, **no_limits
+        )

@@ -1,82 +1,87 @@
-"""What all layers of one call share: where each token stands in its episode, and which tokens count.
+"""Which tokens of a call count, and where each stands in its episode: what all layers of a call share.
 
-Axis letters: B batch, T time, N neurons per head, D model width.
+Axis letters: see :mod:`bdh_jax.types`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bdh_jax.fast_weights.state import FastState
-from bdh_jax.kernels.fast_weight_scan.xla import exclusive_count
-from bdh_jax.layers.rotary import rope_angles
-from bdh_jax.models.config import BDHConfig
+from bdh_jax.kernels.fast_weight_scan.stretch import exclusive_count
 
 
-class Episode(NamedTuple):
-    """What all layers of one call share."""
+class Masks(NamedTuple):
+    """What the caller says of the tokens of a call, each [B, T] bool.
 
-    cos: jax.Array | None  # [B or 1, 1, T, N]
-    sin: jax.Array | None
-    end_position: jax.Array  # [B]
-    counted: jax.Array | None  # [B, T] float: tokens that count towards the activity of the last episode
-    continues: jax.Array | None  # [B] bool: no reset in this call, so earlier activity still counts
-    valid: jax.Array | None
-    reset: jax.Array | None
+    Attributes:
+      valid: an invalid token does nothing at all. None: all are valid.
+      reset: a new episode starts at that token. None: at none.
+      write: a token without it counts and reads, but neither writes nor lets decay: frozen memory. None: all write.
+    """
+
+    valid: jax.Array | None = None
+    reset: jax.Array | None = None
+    write: jax.Array | None = None
+
+    @property
+    def writes(self) -> jax.Array | None:
+        """Tokens that write, and let what is written decay. None: all."""
+        if self.valid is None or self.write is None:
+            return self.valid if self.write is None else self.write
+        return self.valid & self.write
 
 
-def episode_of(
-    config: BDHConfig,
-    fast: FastState | None,
-    valid: jax.Array | None,
-    reset: jax.Array | None,
-    shape: tuple[int, ...],
-    neurons: jax.Array,
-) -> Episode:
-    """Positions, rotary phases and masks of one call.
+class Places(NamedTuple):
+    """Where the tokens of a call stand in their episodes.
+
+    Attributes:
+      position: [B or 1, T] int32, valid tokens before each one since its episode's start.
+      end_position: [B] int32, the same after the last token.
+      counted: [B, T] float, 1 for tokens that count towards the activity of the last episode.
+      continues: [B] bool, whether no episode starts in this call, so that earlier activity still counts; None: nowhere does one.
+    """
+
+    position: jax.Array
+    end_position: jax.Array
+    counted: jax.Array
+    continues: jax.Array | None
+
+
+def places(masks: Masks, start: jax.Array | None, shape: tuple[int, int], dtype: Any) -> Places:
+    """Where each token stands.
 
     Args:
-      config: the model's configuration.
-      fast: the state that the call continues, or None.
-      valid: [B, T] bool or None.
-      reset: [B, T] bool or None.
-      shape: (B, T, D).
-      neurons: indices of the neurons at hand within their head.
+      masks: of the call.
+      start: [B] int32, the position that the call goes on from; None for zeros.
+      shape: (B, T).
+      dtype: of ``counted``.
     """
-    batch, length, _ = shape
+    batch, length = shape
+    valid, reset = masks.valid, masks.reset
     before = jnp.arange(length, dtype=jnp.int32)[None] if valid is None else exclusive_count(valid)
     total = before[:, -1] + (1 if valid is None else valid[:, -1].astype(jnp.int32))
-    start = jnp.zeros((batch,), jnp.int32) if fast is None else fast.position
+    first = jnp.zeros((batch,), jnp.int32) if start is None else start
     counted = jnp.ones((batch, length), bool) if valid is None else valid
     continues = None
     if reset is None:
-        position = before if fast is None else before + start[:, None]
-        end = start + total
+        position = before if start is None else before + first[:, None]
+        end = first + total
     else:
         episode = jnp.cumsum(reset, axis=1)
         # `before` never falls, so the running maximum over resets is its value at the last one.
         base = jax.lax.cummax(jnp.where(reset, before, 0), axis=1)
-        position = before - base + jnp.where(episode == 0, start[:, None], 0)
-        end = total - base[:, -1] + jnp.where(episode[:, -1] == 0, start, 0)
+        position = before - base + jnp.where(episode == 0, first[:, None], 0)
+        end = total - base[:, -1] + jnp.where(episode[:, -1] == 0, first, 0)
         counted = counted & (episode == episode[:, -1:])
         continues = episode[:, -1] == 0
-    cos = sin = None
-    if config.attention == "rope":
-        arguments = (neurons, config.neurons_per_head, config.rope_theta, config.state_dtype)
-        if fast is None and position.shape[0] > 1:
-            # Positions lie in [0, T): one table of T angles, looked up, instead of B·T angles.
-            tables = rope_angles(jnp.arange(length)[None], *arguments)
-            cos, sin = (table[0, 0][position][:, None] for table in tables)
-        else:
-            cos, sin = rope_angles(position, *arguments)
-    return Episode(cos, sin, end, counted.astype(config.state_dtype), continues, valid, reset)
+    return Places(position, end, counted.astype(dtype), continues)
 
 
 def keep(array: jax.Array, where: jax.Array | None) -> jax.Array:
-    """``array`` [B, ...] where ``where`` [B] holds, zero elsewhere."""
+    """``array`` [B, ...] where ``where`` [B] holds, zero elsewhere; None holds everywhere."""
     if where is None:
         return array
     return jnp.where(where.reshape(-1, *[1] * (array.ndim - 1)), array, jnp.zeros((), array.dtype))

@@ -1,210 +1,356 @@
 """One layer's fast weights over a stretch of tokens: read them, write them, and count what was used.
 
-Axis letters: B batch, T time, H head, N neurons per head, D model width; K = H·N.
+    address a_t = norm(code_t)
+    read    r_t = a_t @ (synapse + S_t)                read before write
+    write   S_{t+1} = λ S_t + η k_t ⊗ x_t              k_t = a_{t−1} or a_t; or another rule (bdh_jax.fast_weights.rules)
+
+Axis letters: see :mod:`bdh_jax.types`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bdh_jax.fast_weights.addresses import address_scale, address_source, shift_to_previous
-from bdh_jax.fast_weights.masks import Episode, keep
-from bdh_jax.fast_weights.rules import tokenwise as rules
-from bdh_jax.fast_weights.state import LayerState
+from bdh_jax.fast_weights.addresses import address_code, address_scale, shift_to_previous
+from bdh_jax.fast_weights.config import FastWeightConfig
+from bdh_jax.fast_weights.limits import bound
+from bdh_jax.fast_weights.masks import Masks, Places, keep
+from bdh_jax.fast_weights.rules.base import Context, Rule
+from bdh_jax.fast_weights.state import LayerState, Memory, RuleState, Use
 from bdh_jax.kernels.fast_weight_scan import fast_weight_scan
-from bdh_jax.kernels.fast_weight_scan.xla import weights as weights_of_stretch
+from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Final, ScanRule, Token
+from bdh_jax.kernels.fast_weight_scan.stretch import coefficients, safe_log
 from bdh_jax.layers.projections import decode
-from bdh_jax.models.config import BDHConfig
-from bdh_jax.parallel.axes import sum_over_shards
+from bdh_jax.parallel.collectives import ShardAxes
 
 
-def write_back(
-    weights: dict[str, jax.Array],
-    synapse: jax.Array | None,
-    source: jax.Array,
-    x: jax.Array,
-    layer_state: LayerState,
-    episode: Episode,
-    rates: dict[str, Any],
-    *,
-    config: BDHConfig,
-    form: str,
-    state: str,
-    axis: str | None,
-) -> tuple[jax.Array, jax.Array, LayerState]:
+class MemoryWeights(NamedTuple):
+    """The slow weights that one layer's fast weights use.
+
+    Attributes:
+      synapse: [H, N, D], read beside S, or None.
+      learning_rate: η for each head [H] where it is learned; None for the configuration's.
+      decay: λ, likewise.
+      rule: the write rule's own, by its names for them.
+    """
+
+    synapse: jax.Array | None = None
+    learning_rate: jax.Array | None = None
+    decay: jax.Array | None = None
+    rule: Mapping[str, jax.Array] = {}
+
+
+class MemorySetup(NamedTuple):
+    """What is the same for all layers and tokens of a call, and known before anything is computed.
+
+    Attributes:
+      config: of the fast weights.
+      form: of :func:`fast_weight_scan`.
+      chunk_size: of its chunked forms.
+      final: what is wanted of the state after the last token: "full", "mean" (over the batch) or "none".
+      dtype: of codes and of what is computed.
+      state_dtype: of S.
+      axes: of the mesh.
+      first: whether this layer is the first that uses S at a token. A shared S decays, and is cleared, with the first layer only.
+    """
+
+    config: FastWeightConfig
+    form: str
+    chunk_size: int
+    final: Final
+    dtype: Any
+    state_dtype: Any
+    axes: ShardAxes
+    first: bool = True
+
+    @property
+    def rule(self) -> Rule:
+        """The write rule."""
+        return self.config.rule_entry
+
+    def dynamics(self, weights: MemoryWeights) -> Dynamics:
+        """η and λ. Numbers stay numbers, for which there are shorter ways."""
+        learning_rate = float(self.config.learning_rate) if weights.learning_rate is None else weights.learning_rate
+        decay = float(self.config.decay) if weights.decay is None else weights.decay
+        return Dynamics(learning_rate, decay if self.first else 1.0)
+
+
+class Call(NamedTuple):
+    """What all layers of one call share: masks, and where the tokens stand.
+
+    Attributes:
+      masks: as given.
+      places: what follows from them.
+    """
+
+    masks: Masks
+    places: Places
+
+
+class Address(NamedTuple):
+    """A layer's addresses, as a code and what each token's is multiplied by: the factor is applied where arrays are D wide.
+
+    Attributes:
+      code: [B, H, T, N].
+      scale: [B, 1, T, 1], float32 or wider.
+    """
+
+    code: jax.Array
+    scale: jax.Array
+
+    def formed(self, dtype: Any) -> jax.Array:
+        """The addresses themselves, [B, H, T, N]."""
+        return (self.code * self.scale).astype(dtype)
+
+
+class Pace(NamedTuple):
+    """How much is written and kept at each token.
+
+    Attributes:
+      dynamics: η and λ.
+      write_gate: β [B, T], or None for 1.
+    """
+
+    dynamics: Dynamics
+    write_gate: jax.Array | None
+
+
+class Written(NamedTuple):
+    """What a stretch of tokens read and wrote.
+
+    Attributes:
+      read: [B, T, D], of S alone.
+      state: what the rule keeps after the last token, or None.
+      key: [B, H, T, N], what was written under.
+      value: [B, T, D], what was written.
+      previous_address: [B, H, N], to carry on; None if the address is the current one.
+    """
+
+    read: jax.Array
+    state: Any
+    key: jax.Array
+    value: jax.Array
+    previous_address: jax.Array | None
+
+
+class Used(NamedTuple):
+    """What :func:`read_and_write` returns besides the next state.
+
+    Attributes:
+      read: [B, T, D], which is added to the layer's output; on a mesh the part of the rows at hand.
+      address: [B, H, T, N].
+    """
+
+    read: jax.Array
+    address: jax.Array
+
+
+def read_and_write(
+    weights: MemoryWeights, source: jax.Array, x: jax.Array, state: LayerState, call: Call, setup: MemorySetup
+) -> tuple[Used, LayerState]:
     """Read S at every token, then write to it.
 
     Args:
-      weights: slow weights by name; those of the gate are used.
-      synapse: [H, N, D], read beside S, or None.
+      weights: slow weights of the memory.
       source: [B, H, T, N], what becomes the address.
       x: [B, T, D], the layer's input, which is what is written.
-      layer_state: S and what goes with it before the first token.
-      episode: masks of the call.
-      rates: ``learning_rate``, ``decay`` and ``reset`` of :func:`fast_weight_scan`.
-      config: the model's configuration.
-      form: of :func:`fast_weight_scan`.
-      state: "full", "mean" or "none": what is wanted of the state after the last token.
-      axis: name of the mesh axis that N is split over, inside ``jax.shard_map``.
+      state: S and what goes with it before the first token.
+      call: masks of the call.
+      setup: what is known before anything is computed.
 
     Returns:
-      read [B, T, D], which is added to the layer's output (on a mesh the part of the rows at hand); address [B, H, T, N]; and the
-      layer's state after the last token, without that of the attention.
+      What was used, and the layer's state after the last token, without that of the attention. The state's arrays are None where
+      ``setup.final`` does not ask for them; with "mean" the batch axis of memory and use has length 1.
     """
-    source = address_source(source, config.fast.address_norm, config.fast.address_active, axis)
-    scale = address_scale(source, config.fast.address_norm, axis)
-    beta = _gate(weights, x, config) if config.fast.gated else None
-    write = _write_hebbian if config.fast.hebbian else _write_by_rule
-    key, value, read, memory, gram, previous_address = write(
-        beta, synapse, source, scale, x, layer_state, episode, rates, config=config, form=form, state=state, axis=axis
-    )
-    if config.fast.keep_gram and gram is None and state != "none":
-        gram = _gram(beta, source, scale, layer_state, episode, rates, config)
-    if synapse is not None:
-        read = read + scale[:, 0] * decode(source, synapse.astype(config.compute_dtype), config.state_dtype)
-    strength = energy = None
-    if state != "none":
-        strength, energy = _activity(source, scale, key, value, beta, rates["learning_rate"], layer_state, episode)
-    address = (source * scale).astype(config.compute_dtype)
-    next_state = LayerState(memory=memory, gram=gram, previous_address=previous_address, strength=strength, energy=energy)
-    return read, address, next_state
+    config, rule = setup.config, setup.rule
+    source = address_code(source, config.address_norm, config.address_active, setup.axes)
+    address = Address(source, address_scale(source, config.address_norm, setup.axes))
+    seen = jax.lax.stop_gradient(x) if config.write_gradient == "stop" else x
+    write_gate = None if rule.gate is None else rule.gate(weights.rule, seen)
+    dynamics = setup.dynamics(weights)
+    if rule.dynamics is not None:
+        dynamics = rule.dynamics(weights.rule, seen, dynamics)
+    pace = Pace(dynamics, write_gate)
+    write = _write_factored if rule.linear else _write_formed
+    written = write(weights, address, x, pace, state, call, setup)
+
+    memory = None if state.memory is None else state.memory.written
+    next_memory = None
+    if setup.final != "none":
+        gram = None
+        if config.keeps_gram_beside:
+            gram = _gram(address, pace, state, call, setup)
+        next_memory = Memory(_as_rule_state(written.state, memory, setup), gram)
+    read = written.read
+    if weights.synapse is not None:
+        read = read + address.scale[:, 0] * decode(source, weights.synapse.astype(setup.dtype), setup.state_dtype)
+    use = None
+    if setup.final != "none":
+        use = _use(address, written, pace, state.use, call)
+        if setup.final == "mean":
+            use = use.mean_over_examples()
+    next_state = LayerState(memory=next_memory, previous_address=written.previous_address, use=use)
+    return Used(read, address.formed(setup.dtype)), next_state
 
 
-def _gate(weights, x, config):
-    """β [B, T], how much of each token is written."""
-    x = jax.lax.stop_gradient(x) if config.fast.write_gradient == "stop" else x
-    return jax.nn.sigmoid(x.astype(config.state_dtype) @ weights["fast_gate"] + weights["fast_gate_bias"])
-
-
-def _write_hebbian(beta, synapse, source, scale, x, layer_state, episode, rates, *, config, form, state, axis):
-    """Read S and write k ⊗ x, or β k ⊗ x. Returns what :func:`_write_by_rule` does."""
-    del synapse, axis
-    fast, dtype = config.fast, config.compute_dtype
-    # An address is its source times one factor per token. The factors are applied where the arrays are D wide: the key's to the
-    # written value, the query's to the read.
-    key, key_scale, previous_address = source, scale, None
-    if fast.address == "previous":
-        carried = layer_state.previous_address
-        key, last = shift_to_previous(source, carried, episode.valid, episode.reset)
-        carried = None if carried is None else jnp.ones_like(scale[:, :, 0])
-        key_scale, last_scale = shift_to_previous(scale, carried, episode.valid, episode.reset)
+def _write_factored(
+    weights: MemoryWeights,
+    address: Address,
+    x: jax.Array,
+    pace: Pace,
+    state: LayerState,
+    call: Call,
+    setup: MemorySetup,
+) -> Written:
+    """Read S and write k ⊗ x, or β k ⊗ x. An address is its code times one factor per token; the factors are applied where the arrays
+    are D wide: the key's to the written value, the query's to the read."""
+    config, dtype = setup.config, setup.dtype
+    valid, reset = call.masks.valid, call.masks.reset
+    key, key_scale, previous_address = address.code, address.scale, None
+    if config.address == "previous":
+        carried = state.previous_address
+        key, last = shift_to_previous(address.code, carried, valid, reset)
+        carried = None if carried is None else jnp.ones_like(address.scale[:, :, 0])
+        key_scale, last_scale = shift_to_previous(address.scale, carried, valid, reset)
         previous_address = (last * last_scale).astype(dtype)
     value = (x * key_scale[:, 0]).astype(dtype)
-    if fast.write_gradient == "stop":
+    if config.write_gradient == "stop":
         key, value = jax.lax.stop_gradient((key, value))
-    read, memory = fast_weight_scan(
-        source,
-        key,
-        value if beta is None else (value * beta[..., None]).astype(dtype),
-        layer_state.memory,
-        **rates,
-        limits=_limits(config),
-        valid=episode.valid,
-        implementation=form,
-        chunk_size=config.chunk_size,
-        final=state,
-        sum_heads=True,
-    )
-    return key, value, scale[:, 0] * read, memory, None, previous_address
+    read, memory = _scan(address.code, key, value, pace, state, call, setup)
+    return Written(address.scale[:, 0] * read, memory, key, value, previous_address)
 
 
-def _write_by_rule(beta, synapse, source, scale, x, layer_state, episode, rates, *, config, form, state, axis):
-    """Read S and write to it by another rule than the Hebbian, whose products of k and x do not let factors be moved.
-
-    Returns:
-      key [B, H, T, N] and value [B, T, D] of the Hebbian write, the read [B, T, D], the next memory and gram, and the address to
-      carry on [B, H, N].
-    """
-    fast, dtype = config.fast, config.compute_dtype
-    address = (source * scale).astype(dtype)
-    key, previous_address = address, None
-    if fast.address == "previous":
-        key, previous_address = shift_to_previous(address, layer_state.previous_address, episode.valid, episode.reset)
+def _write_formed(
+    weights: MemoryWeights,
+    address: Address,
+    x: jax.Array,
+    pace: Pace,
+    state: LayerState,
+    call: Call,
+    setup: MemorySetup,
+) -> Written:
+    """Read S and write to it by a rule whose products of k and x do not let factors be moved."""
+    config, dtype = setup.config, setup.dtype
+    formed = address.formed(dtype)
+    key, previous_address = formed, None
+    if config.address == "previous":
+        key, previous_address = shift_to_previous(formed, state.previous_address, call.masks.valid, call.masks.reset)
     value = x
-    if fast.write_gradient == "stop":
+    if config.write_gradient == "stop":
         key, value = jax.lax.stop_gradient((key, value))
-    error = value
-    if synapse is not None and fast.predicts_values:
+    target = value
+    if weights.synapse is not None and setup.rule.predicts_values:
         # What the synapse knows already is not written.
-        known = sum_over_shards(decode(key, synapse.astype(dtype), config.state_dtype), axis)
-        error = value.astype(config.state_dtype) - known
-    if fast.rule == "mesa":
-        read, memory, gram = _mesa(address, key, error, layer_state, episode, rates, fast.ridge)
-        return key, value, read, memory, gram, previous_address
-    read, memory = fast_weight_scan(
-        address,
+        known = setup.axes.sum_over_rows(decode(key, weights.synapse.astype(dtype), setup.state_dtype))
+        target = value.astype(setup.state_dtype) - known
+    read, memory = _scan(formed, key, target, pace, state, call, setup)
+    return Written(read, memory, key, value, previous_address)
+
+
+def _scan(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    pace: Pace,
+    state: LayerState,
+    call: Call,
+    setup: MemorySetup,
+) -> tuple[jax.Array, Any]:
+    """The rule's scan over the tokens: read [B, T, D], and S, or what else the rule keeps, after the last one."""
+    rule = scan_rule(setup)
+    memory = None if state.memory is None else state.memory.written
+    if memory is not None and setup.rule.state is RuleState:
+        memory = memory.S
+    return fast_weight_scan(
+        query,
         key,
-        error,
-        layer_state.memory,
-        **rates,
-        limits=_limits(config),
-        valid=episode.valid,
-        # The kernel knows the Hebbian rule only; it still runs the attention.
-        implementation="chunked" if form.startswith("pallas") else form,
-        chunk_size=config.chunk_size,
-        rule=fast.rule,
-        gate=beta,
-        axis=axis,
-        final=state,
+        value,
+        memory,
+        learning_rate=pace.dynamics.learning_rate,
+        decay=pace.dynamics.decay,
+        valid=call.masks.writes,
+        reset=call.masks.reset if setup.first else None,
+        implementation=setup.form,
+        chunk_size=setup.chunk_size,
+        final=setup.final,
         sum_heads=True,
+        rule=rule,
+        write_gate=pace.write_gate,
     )
-    return key, value, read, memory, None, previous_address
 
 
-def _gram(beta, source, scale, layer_state, episode, rates, config):
-    """The sum of k ⊗ k, or β k ⊗ k, after the last token, [B, K, K]."""
-    dtype = config.state_dtype
-    key = (source * scale).astype(config.compute_dtype)
-    if config.fast.address == "previous":
-        key, _ = shift_to_previous(key, layer_state.previous_address, episode.valid, episode.reset)
-    if config.fast.write_gradient == "stop":
+def scan_rule(setup: MemorySetup) -> ScanRule:
+    """The write rule as the scan takes it: with its options, its mesh axes and the limits on S closed over."""
+    rule, config = setup.rule, setup.config
+    context = Context(config.rule_options, setup.axes)
+
+    def write(state: Any, token: Token, dynamics: Dynamics) -> tuple[jax.Array, Any]:
+        read, written = rule.write(state, token, dynamics, context)
+        if config.limited:
+            of_rule = hasattr(written, "S")
+            limited = bound(written.S if of_rule else written, **config.limits)
+            written = written.replace(S=limited) if of_rule else limited
+        return read, written
+
+    correct = None
+    if rule.correct is not None and not config.limited:
+        corrected = rule.correct
+        correct = lambda stretch, state, found, rates: corrected(stretch, state, found, rates, context)  # noqa: E731
+    return ScanRule(config.rule, write, rule.linear and not config.limited, correct)
+
+
+def _as_rule_state(written: Any, before: Any, setup: MemorySetup) -> Any:
+    """What the rule keeps, around S where the scan gave S alone."""
+    if not isinstance(written, jax.Array):
+        return written
+    if before is not None:
+        return before.replace(S=written)
+    static = {} if setup.rule.static is None else setup.rule.static(setup.config.rule_options)
+    return setup.rule.state(S=written, **static)
+
+
+def _gram(address: Address, pace: Pace, state: LayerState, call: Call, setup: MemorySetup) -> jax.Array:
+    """The sum of k ⊗ k, or β k ⊗ k, after the last token, [B, K, K]; [1, K, K] with ``final="mean"``."""
+    dtype, masks, (dynamics, write_gate) = setup.state_dtype, call.masks, pace
+    key = address.formed(setup.dtype)
+    if setup.config.address == "previous":
+        key, _ = shift_to_previous(key, state.previous_address, masks.valid, masks.reset)
+    if setup.config.write_gradient == "stop":
         key = jax.lax.stop_gradient(key)
     batch, _, length, _ = key.shape
     key = jnp.swapaxes(key, 1, 2).reshape(batch, length, -1).astype(dtype)
     # A shared S decays, and is cleared, with the first layer of a token only, and so does this.
-    log_decay = None if rates["decay"] == 1 else jnp.log(jnp.asarray(rates["decay"], dtype))
-    weight = weights_of_stretch(length, dtype, log_decay, episode.valid, rates["reset"])
-    written = jnp.broadcast_to(weight.written.reshape(-1, length), (batch, length))
-    written = written if beta is None else written * beta
-    gram = rates["learning_rate"] * jnp.einsum("bt,btk,btl->bkl", written, key, key)
-    if layer_state.gram is not None:
-        gram = gram + jnp.broadcast_to(weight.kept.reshape(-1, 1, 1), (batch, 1, 1)) * layer_state.gram
-    return gram
+    log_decay = None if dynamics.decay == 1 else safe_log(jnp.asarray(dynamics.decay, dtype))
+    found = coefficients(length, dtype, log_decay, masks.writes, call.masks.reset if setup.first else None)
+    written = jnp.broadcast_to(found.written.reshape(-1, length), (batch, length))
+    written = written if write_gate is None else written * write_gate
+    gram = dynamics.learning_rate * jnp.einsum("bt,btk,btl->bkl", written, key, key)
+    if state.memory is not None:
+        gram = gram + jnp.broadcast_to(found.kept.reshape(-1, 1, 1), (batch, 1, 1)) * state.memory.gram
+    return jnp.mean(gram, axis=0, keepdims=True) if setup.final == "mean" else gram
 
 
-def _mesa(address, key, value, layer_state, episode, rates, ridge):
-    """Rule "mesa" at one token; arguments as in :func:`_write_by_rule`. Returns read [B, 1, D], memory and gram."""
-    memory, gram = layer_state.memory, layer_state.gram
-    if rates["reset"] is not None:
-        cleared = rates["reset"][:, 0, None, None]
-        memory = jnp.where(cleared[..., None], jnp.zeros((), memory.dtype), memory)
-        gram = jnp.where(cleared, jnp.zeros((), gram.dtype), gram)
-    options = dict(learning_rate=rates["learning_rate"], decay=rates["decay"], ridge=ridge)
-    read, next_memory, next_gram = rules.mesa(memory, gram, address[:, :, 0], key[:, :, 0], value, **options)
-    if episode.valid is not None:
-        counts = episode.valid[:, :, None]
-        next_memory = jnp.where(counts[..., None], next_memory, memory)
-        next_gram = jnp.where(counts, next_gram, gram)
-    return jnp.sum(read, axis=1, keepdims=True), next_memory, next_gram
-
-
-def _limits(config: BDHConfig) -> dict[str, float | None] | None:
-    return config.fast.limits if config.fast.limited else None
-
-
-def _activity(source, scale, key, value, beta, learning_rate, layer_state, episode):
-    """Strength and energy of one layer's rows, [B, H, N] each, over this call and the episode's earlier ones."""
-    dtype = episode.counted.dtype
+def _use(address: Address, written: Written, pace: Pace, before: Use | None, call: Call) -> Use:
+    """How much each row was used, over this call and the episode's earlier ones."""
+    places, write, (dynamics, write_gate) = call.places, call.masks.write, pace
+    counted = places.counted
+    dtype = counted.dtype
     # Addresses of norm "centred" have both signs, and how much a row was used has not.
-    strength = jnp.einsum("bhtn,bt->bhn", jnp.abs(source).astype(dtype), episode.counted * scale[:, 0, :, 0])
-    size = episode.counted * jnp.sum(jnp.square(value.astype(dtype)), axis=-1)
-    size = size if beta is None else size * jnp.square(beta.astype(dtype))
-    rate = jnp.asarray(learning_rate, dtype).reshape(-1, 1)
-    energy = jnp.square(rate)[None] * jnp.einsum("bhtn,bt->bhn", jnp.square(key.astype(dtype)), size)
-    if layer_state.strength is not None:
-        strength = strength + keep(layer_state.strength, episode.continues)
-        energy = energy + keep(layer_state.energy, episode.continues)
-    return strength, energy
+    strength = jnp.einsum("bhtn,bt->bhn", jnp.abs(address.code).astype(dtype), counted * address.scale[:, 0, :, 0])
+    counted = counted if write is None else counted * write.astype(dtype)
+    size = counted * jnp.sum(jnp.square(written.value.astype(dtype)), axis=-1)
+    size = size if write_gate is None else size * jnp.square(write_gate.astype(dtype))
+    key = jnp.square(written.key.astype(dtype))
+    rate = jnp.asarray(dynamics.learning_rate, dtype)
+    if rate.ndim == 4:
+        energy = jnp.einsum("bhtn,bt->bhn", jnp.square(rate) * key, size)
+    else:
+        energy = jnp.square(rate.reshape(-1, 1))[None] * jnp.einsum("bhtn,bt->bhn", key, size)
+    if before is not None:
+        strength = strength + keep(before.strength, places.continues)
+        energy = energy + keep(before.energy, places.continues)
+    return Use(strength, energy)

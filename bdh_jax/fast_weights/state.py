@@ -1,25 +1,279 @@
-"""The state an episode carries: fast weights, attention state, and which rows were used.
+"""The state an episode carries from one call of the model to the next, as pytrees whose axes are declared with their fields.
 
-Axis letters, here and everywhere: B batch, T time, L layer, H head, N neurons per head, D model width, V vocabulary;
-K = H·N neurons in all.
+A field made by :func:`array` names the axes of its array, once. Shapes, zeros, the choice and the reset of examples, sizes in bytes,
+checks, files and shardings all follow from that. An array without a "batch" axis belongs to all examples together: choosing or
+resetting some of them leaves it alone.
+
+Axis letters: see :mod:`bdh_jax.types`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from bdh_jax.fast_weights.rules.tokenwise import ridge_solution
-from bdh_jax.models.config import BDHConfig
+from bdh_jax.parallel.axes import Leaf, is_leaf
+
+Axes = tuple[str, ...]
+
+
+def array(*axes: str, dtype: str = "state") -> Any:
+    """A field of a :class:`State` that holds one array, or None where a model does not use it.
+
+    Args:
+      axes: logical names of its axes (``bdh_jax.parallel.axes.RULES``).
+      dtype: "state" (float32 or wider), "compute", or the name of a dtype.
+    """
+    return flax.struct.field(default=None, metadata={"axes": axes, "dtype": dtype})
+
+
+class State:
+    """Base of pytrees of arrays with declared axes. Subclasses are ``flax.struct`` dataclasses whose fields are :func:`array`, other
+    states, tuples of states, or static."""
+
+    def map_arrays(self, function: Callable[[Axes, Any], Any]) -> Self:
+        """The same state with ``function(axes, array)`` in place of every array that is there."""
+        return _map(self, function)
+
+    @property
+    def batch_size(self) -> int:
+        """B.
+
+        Raises:
+          ValueError: if no array has a batch axis.
+        """
+        sizes: list[int] = []
+        self.map_arrays(lambda axes, leaf: sizes.append(leaf.shape[axes.index("batch")]) if "batch" in axes else None)
+        if not sizes:
+            raise ValueError(f"this {type(self).__name__} is shared by all examples: no array of it has a batch axis")
+        return sizes[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
+
+    def detach(self) -> Self:
+        """The same state without gradients to what produced it (truncated backpropagation through time)."""
+        return jax.lax.stop_gradient(self)
+
+    def select(self, indices: jax.Array) -> Self:
+        """The examples ``indices`` [B'] of the batch, in that order; repeats are allowed.
+
+        Raises:
+          ValueError: for a mask, and for an index outside the batch where its value is known, that is outside ``jit``.
+        """
+        indices = jnp.asarray(indices)
+        if not jnp.issubdtype(indices.dtype, jnp.integer):
+            raise ValueError(
+                f"indices has dtype {indices.dtype}; name examples by number (of a mask: jnp.flatnonzero(mask))"
+            )
+        if not isinstance(indices, jax.core.Tracer) and indices.size:
+            low, high = int(indices.min()), int(indices.max())
+            if low < 0 or high >= self.batch_size:
+                raise ValueError(f"index {low if low < 0 else high} is outside the batch of {self.batch_size} examples")
+
+        def choose(axes: Axes, leaf: jax.Array) -> jax.Array:
+            return jnp.take(leaf, indices, axis=axes.index("batch")) if "batch" in axes else leaf
+
+        return self.map_arrays(choose)
+
+    def reset(self, where: jax.Array | None = None) -> Self:
+        """Zeros for the examples where ``where`` [B] is true: their next token starts a new episode. None resets everything.
+
+        Raises:
+          ValueError: if ``where`` is not one bool for each example.
+        """
+        if where is None:
+            return jax.tree.map(jnp.zeros_like, self)
+        where = jnp.asarray(where, bool)
+        if where.shape != (self.batch_size,):
+            raise ValueError(f"where has shape {where.shape}; it must be one bool for each example, [{self.batch_size}]")
+
+        def clear(axes: Axes, leaf: jax.Array) -> jax.Array:
+            if "batch" not in axes:
+                return leaf
+            shape = [-1 if axis == "batch" else 1 for axis in axes]
+            return jnp.where(where.reshape(shape), jnp.zeros((), leaf.dtype), leaf)
+
+        return self.map_arrays(clear)
+
+    def mean_over_examples(self, weights: jax.Array | None = None) -> Self:
+        """The same state with a batch axis of length 1: the mean over the examples, weighted by ``weights`` [B] if given, whose sum
+        is not zero."""
+
+        def mean(axes: Axes, leaf: jax.Array) -> jax.Array:
+            if "batch" not in axes:
+                return leaf
+            axis = axes.index("batch")
+            if weights is None:
+                return jnp.mean(leaf, axis=axis, keepdims=True)
+            share = (weights / jnp.sum(weights)).astype(leaf.dtype)
+            return jnp.expand_dims(jnp.tensordot(leaf, share, axes=(axis, 0)), axis)
+
+        return self.map_arrays(mean)
+
+
+def _map(node: Any, function: Callable[[Axes, Any], Any]) -> Any:
+    if isinstance(node, tuple):
+        return tuple(_map(child, function) for child in node)
+    if not isinstance(node, State):
+        return node
+    values = {}
+    for field in dataclasses.fields(node):  # type: ignore[arg-type]
+        value = getattr(node, field.name)
+        if value is None or not field.metadata.get("pytree_node", True):
+            continue
+        axes = field.metadata.get("axes")
+        values[field.name] = _map(value, function) if axes is None else function(axes, value)
+    return node.replace(**values)  # type: ignore[attr-defined]
+
+
+class Sizes(NamedTuple):
+    """Lengths of the axes of one model's arrays, and their dtypes."""
+
+    axes: Mapping[str, int]
+    """Logical axis → length."""
+    dtypes: Mapping[str, Any]
+    """"state" and "compute" → dtype."""
+
+    def leaf(self, axes: Axes, dtype: str = "state") -> Leaf:
+        """The declaration of an array with these axes."""
+        return Leaf(axes, tuple(self.axes[axis] for axis in axes), self.dtypes.get(dtype) or jnp.dtype(dtype))
+
+
+def declare(kind: type[Any], sizes: Sizes, present: Iterable[str] | None = None, **children: Any) -> Any:
+    """A state with a :class:`Leaf` in place of every array.
+
+    Args:
+      kind: the class, whose fields say which axes.
+      sizes: their lengths.
+      present: names of the arrays that the model uses, the others are None; None for all.
+      children: what its other fields hold: declared states, tuples of them, static values.
+    """
+    leaves = {}
+    for field in dataclasses.fields(kind):
+        axes = field.metadata.get("axes")
+        if axes is not None and (present is None or field.name in present):
+            leaves[field.name] = sizes.leaf(axes, field.metadata["dtype"])
+    return kind(**leaves, **children)
+
+
+def structs(declared: Any) -> Any:
+    """A declared state as ``jax.eval_shape`` would give it."""
+    return jax.tree.map(lambda leaf: leaf.struct(), declared, is_leaf=is_leaf)
+
+
+def zeros(declared: Any) -> Any:
+    """A declared state at the start of an episode. Every array has a buffer of its own, so that each can be donated."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), declared, is_leaf=is_leaf)
+
+
+def check(fast: Any, declared: Any, hint: str) -> None:
+    """Refuse a state that is not of the declared structure, shapes and dtypes.
+
+    Args:
+      fast: the state.
+      declared: of the model and batch that it is for.
+      hint: what to do about it, the end of the message.
+
+    Raises:
+      ValueError: naming the array, its shape or dtype and those expected.
+    """
+    have, want = (dict(_named(tree)) for tree in (fast, declared))
+    for name, leaf in want.items():
+        if name not in have:
+            raise ValueError(f"fast.{name} is missing for this model configuration; {hint}")
+        if jnp.shape(have[name]) != leaf.shape:
+            raise ValueError(f"fast.{name} has shape {jnp.shape(have[name])}, but this model needs {leaf.shape}; {hint}")
+        if jnp.result_type(have[name]) != leaf.dtype:
+            raise ValueError(f"fast.{name} is {jnp.result_type(have[name])}, but this model carries {leaf.dtype}; {hint}")
+    for name in have:
+        if name not in want:
+            raise ValueError(f"fast.{name} should be absent for this model configuration; {hint}")
+    if jax.tree.structure(fast) != jax.tree.structure(structs(declared)):
+        raise ValueError(f"fast is a state of other settings of this model; {hint}")
+
+
+def _named(tree: Any) -> Iterable[tuple[str, Any]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf):
+        yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
+
+
+# What BDH keeps.
+
+
+@flax.struct.dataclass
+class RuleState(State):
+    """What a write rule keeps: S, and in subclasses what else the rule needs.
+
+    Attributes:
+      S: [B, H, N, D], the sums that the rule writes.
+    """
+
+    predicts_values: ClassVar[bool] = False
+    """Whether what the synapse knows already was not written."""
+
+    S: jax.Array = array("batch", "head", "neuron", "model")
+
+    def effective(self) -> jax.Array:
+        """What an address reads, [B, H, N, D]."""
+        return self.S
+
+
+@flax.struct.dataclass
+class Memory(State):
+    """Fast weights: one layer's own, or one for all layers.
+
+    Attributes:
+      written: what the write rule keeps.
+      gram: [B, K, K], Σ η k ⊗ k, decayed as S is, if ``keep_gram`` asks for it.
+    """
+
+    written: RuleState
+    gram: jax.Array | None = array("batch", "row", "row")
+
+
+@flax.struct.dataclass
+class Use(State):
+    """How much each row of one layer was used in this episode.
+
+    Attributes:
+      strength: [B, H, N], the sum over valid tokens of the address, of its size where it may be negative.
+      energy: [B, H, N], the sum over valid tokens of the squared norm of the row that the Hebbian rule writes.
+    """
+
+    strength: jax.Array = array("batch", "head", "neuron")
+    energy: jax.Array = array("batch", "head", "neuron")
+
+
+@flax.struct.dataclass
+class LayerState(State):
+    """One layer's part of a :class:`FastState`. What a model does not use is None.
+
+    Attributes:
+      attention: [B, H, N, D], linear-attention state ρ = Σ rope(code) ⊗ x, in the fixed rotary frame.
+      previous_code: [B, H, N], code of the last valid token; of attention "shift".
+      previous_address: [B, H, N], address of the last valid token; of address "previous".
+      memory: the layer's :class:`Memory`; None if all layers share one.
+      use: its :class:`Use`.
+    """
+
+    attention: jax.Array | None = array("batch", "head", "neuron", "model")
+    previous_code: jax.Array | None = array("batch", "head", "neuron", dtype="compute")
+    previous_address: jax.Array | None = array("batch", "head", "neuron", dtype="compute")
+    memory: Memory | None = None
+    use: Use | None = None
 
 
 @flax.struct.dataclass
 class Activity:
-    """How much each row of the fast weights was used in this episode. It is what a consolidation function looks at.
+    """How much each row of the fast weights was used in an episode. It is what a consolidation function looks at.
 
     Attributes:
       strength: [L, B, H, N], the sum over valid tokens of the address, of its size where it may be negative.
@@ -33,195 +287,156 @@ class Activity:
     count: jax.Array
 
 
-@flax.struct.dataclass
-class FastState:
-    """Everything an episode carries from one call of the model to the next. Nothing is hidden and nothing is in place.
+class Written:
+    """What an episode wrote, of all layers, stacked: the part of a state that a consolidation function looks at.
 
-    With ``state="mean"`` the batch axis has length 1, only ``memory``, ``gram`` and ``activity`` are present, and the state serves
-    consolidation, not continuation.
-
-    Attributes:
-      attention: [L, B, H, N, D], linear-attention state ρ = Σ rope(code) ⊗ x, in the fixed rotary frame.
-      memory: [L, B, H, N, D] ([1, ...] when shared), stored form of the fast weights; read it through
-        :meth:`effective_memory`. None without fast weights.
-      gram: [L, B, K, K] ([1, ...] when shared), Σ η k ⊗ k, decayed as S is; of rule "mesa", or with ``keep_gram``. None otherwise.
-      previous_address: [L, B, H, N], address of the last valid token. None unless the address is "previous".
-      previous_code: [L, B, H, N], code of the last valid token. None unless the attention is "shift".
-      position: [B] int32, valid tokens since the episode's start.
-      activity: :class:`Activity`, None without fast weights.
-      ridge: of rule "mesa", 0 for the others.
+    Reading it stacks the layers' arrays; a model never does.
     """
 
-    attention: jax.Array | None
-    memory: jax.Array | None
-    previous_address: jax.Array | None
-    previous_code: jax.Array | None
-    position: jax.Array | None
-    activity: Activity | None
-    gram: jax.Array | None = None
-    ridge: float = flax.struct.field(pytree_node=False, default=0.0)
+    layers: tuple[Any, ...]
+    shared: Memory | None
+    count: jax.Array | None
 
-    def effective_memory(self) -> jax.Array:
-        """What an address reads, [L, B, H, N, D] (or [1, B, H, N, D] when shared by all layers): S, or (G + ridge)⁻¹ S of "mesa".
+    def memories(self) -> tuple[Memory, ...]:
+        """The memories, one a layer, or one for all.
 
         Raises:
           ValueError: if the model has no fast weights.
         """
-        if self.memory is None:
+        if self.shared is not None:
+            return (self.shared,)
+        memories = tuple(m for layer in self.layers if (m := getattr(layer, "memory", None)) is not None)
+        if not memories:
             raise ValueError("this state has no fast weights: the model was configured with fast.enabled=False")
-        return self.memory if self.ridge == 0 else ridge_solution(self.gram, self.memory, self.ridge)
-
-    def select(self, indices: jax.Array) -> FastState:
-        """The examples ``indices`` [B'] of the batch, in that order; repeats are allowed.
-
-        Raises:
-          ValueError: for a mask, and for an index outside the batch where its value is known, that is outside ``jit``.
-        """
-        indices = jnp.asarray(indices)
-        if not jnp.issubdtype(indices.dtype, jnp.integer):
-            raise ValueError(
-                f"indices has dtype {indices.dtype}; name examples by number (of a mask: jnp.flatnonzero(mask))"
-            )
-        if not isinstance(indices, jax.core.Tracer) and indices.size:
-            low, high = int(indices.min()), int(indices.max())
-            if low < 0 or high >= self._batch_size:
-                raise ValueError(f"index {low if low < 0 else high} is outside the batch of {self._batch_size} examples")
-        return self._map(lambda leaf, axis: jnp.take(leaf, indices, axis=axis))
-
-    def detach(self) -> FastState:
-        """The same state without gradients to what produced it (truncated backpropagation through time)."""
-        return jax.lax.stop_gradient(self)
-
-    def reset(self, where: jax.Array | None = None) -> FastState:
-        """Zeros for the examples where ``where`` [B] is true: their next token starts a new episode. None resets all.
-
-        Raises:
-          ValueError: if ``where`` is not one bool for each example.
-        """
-        if where is None:
-            return jax.tree.map(jnp.zeros_like, self)
-        where = jnp.asarray(where, bool)
-        if where.shape != (self._batch_size,):
-            raise ValueError(f"where has shape {where.shape}; it must be one bool for each example, [{self._batch_size}]")
-
-        def clear(leaf: jax.Array, axis: int) -> jax.Array:
-            shape = [1] * leaf.ndim
-            shape[axis] = -1
-            return jnp.where(where.reshape(shape), jnp.zeros((), leaf.dtype), leaf)
-
-        return self._map(clear)
+        return memories
 
     @property
-    def _batch_size(self) -> int:
-        return (self.attention if self.memory is None else self.memory).shape[1]
+    def has_memory(self) -> bool:
+        """Whether there are fast weights."""
+        return self.shared is not None or any(getattr(layer, "memory", None) is not None for layer in self.layers)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
+    def memory(self) -> jax.Array | None:
+        """S [L, B, H, N, D] ([1, ...] when shared), the sums that the rule writes; None without fast weights."""
+        return _stack([m.written.S for m in self.memories()]) if self.has_memory else None
 
-    def _map(self, function) -> FastState:
-        """Apply ``function(leaf, batch_axis)``: arrays of one axis are [B], all others [L, B, ...]."""
-        return jax.tree.map(lambda leaf: function(leaf, 0 if leaf.ndim == 1 else 1), self)
+    @property
+    def gram(self) -> jax.Array | None:
+        """Σ η k ⊗ k, [L, B, K, K] ([1, ...] when shared), of rule "mesa" or with ``keep_gram``; None otherwise."""
+        if not self.has_memory:
+            return None
+        return _stack([getattr(m.written, "gram", None) if m.gram is None else m.gram for m in self.memories()])
+
+    def effective_memory(self) -> jax.Array:
+        """What an address reads, [L, B, H, N, D] ([1, ...] when shared): S, or (G + ridge)⁻¹ S of "mesa".
+
+        Raises:
+          ValueError: if the model has no fast weights.
+        """
+        return jnp.stack([m.written.effective() for m in self.memories()])
+
+    @property
+    def predicts_values(self) -> bool:
+        """Whether what the synapse knows already was not written."""
+        return self.memories()[0].written.predicts_values
+
+    @property
+    def activity(self) -> Activity | None:
+        """:class:`Activity`; None without fast weights."""
+        if not self.has_memory:
+            return None
+        use = [layer.use for layer in self.layers]
+        return Activity(jnp.stack([u.strength for u in use]), jnp.stack([u.energy for u in use]), self.count)
 
 
-def zeros(config: BDHConfig, batch_size: int) -> FastState:
-    """The state at the start of an episode.
+def _stack(arrays: list[Any]) -> jax.Array | None:
+    return None if arrays[0] is None else jnp.stack(arrays)
 
-    Args:
-      config: the model's configuration.
-      batch_size: B.
 
-    Returns:
-      A :class:`FastState` of zeros, floating leaves in ``config.state_dtype``, addresses in ``config.compute_dtype``.
+@flax.struct.dataclass
+class FastState(State, Written):
+    """Everything an episode carries from one call of the model to the next. Nothing is hidden and nothing is in place.
+
+    Attributes:
+      layers: what each layer keeps, of the model's own class (BDH: :class:`LayerState`).
+      shared: what all layers share (BDH: the :class:`Memory` of ``fast.scope="shared"``), or None.
+      position: [B] int32, valid tokens since the episode's start.
+      count: [B], the same in the dtype of the activity, of the tokens that count towards it; None without fast weights.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
-    rows = (config.n_layer, batch_size, config.n_head, config.neurons_per_head)
-    fast = config.fast
-    code = jnp.zeros(rows, config.compute_dtype)
-    memory_shape = (config.memory_slots, *rows[1:], config.d_model)
-    return FastState(
-        attention=jnp.zeros((*rows, config.d_model), config.state_dtype),
-        memory=jnp.zeros(memory_shape, config.state_dtype) if fast.enabled else None,
-        gram=jnp.zeros((config.memory_slots, batch_size, config.n_neurons, config.n_neurons), config.state_dtype)
-        if fast.enabled and fast.has_gram
-        else None,
-        ridge=fast.state_ridge,
-        previous_address=code if fast.enabled and fast.address == "previous" else None,
-        previous_code=code if config.attention == "shift" else None,
-        position=jnp.zeros((batch_size,), jnp.int32),
-        activity=Activity(
-            strength=jnp.zeros(rows, config.state_dtype),
-            energy=jnp.zeros(rows, config.state_dtype),
-            count=jnp.zeros((batch_size,), config.state_dtype),
-        )
-        if fast.enabled
-        else None,
-    )
+
+    layers: tuple[Any, ...]
+    shared: Any = None
+    position: jax.Array = array("batch", dtype="int32")
+    count: jax.Array | None = array("batch")
+
+    @property
+    def attention(self) -> jax.Array | None:
+        """[L, B, H, N, D]; None if a layer keeps none."""
+        return _stack([getattr(layer, "attention", None) for layer in self.layers])
+
+    @property
+    def previous_address(self) -> jax.Array | None:
+        """[L, B, H, N]; None unless the address is "previous"."""
+        return _stack([getattr(layer, "previous_address", None) for layer in self.layers])
+
+    @property
+    def previous_code(self) -> jax.Array | None:
+        """[L, B, H, N]; None unless the attention is "shift"."""
+        return _stack([getattr(layer, "previous_code", None) for layer in self.layers])
+
+    def with_memories(self, memories: Iterable[Memory]) -> FastState:
+        """The same state with other memories, in the order of :meth:`memories`."""
+        memories = tuple(memories)
+        if self.shared is not None:
+            return self.replace(shared=memories[0])
+        layers = (layer.replace(memory=m) for layer, m in zip(self.layers, memories, strict=True))
+        return self.replace(layers=tuple(layers))
+
+    def map_memory(self, function: Callable[[jax.Array], jax.Array]) -> FastState:
+        """The same state with ``function(S)`` in place of every S [B, H, N, D]."""
+        return self.with_memories(m.replace(written=m.written.replace(S=function(m.written.S))) for m in self.memories())
+
+    def only_memory(self) -> FastState:
+        """Zeros in all but the fast weights and their activity: a new episode that goes on with what was written."""
+        empty = self.reset()
+        layers = tuple(e.replace(memory=s.memory, use=s.use) for e, s in zip(empty.layers, self.layers, strict=True))
+        return empty.replace(layers=layers, shared=self.shared, count=self.count)
 
 
-class LayerState(NamedTuple):
-    """One layer's part of :class:`FastState`, without its leading layer axis. None: zeros, or not used."""
+@flax.struct.dataclass
+class MeanLayer(State):
+    """One layer's part of a :class:`BatchMean`."""
 
-    attention: jax.Array | None = None
-    memory: jax.Array | None = None
-    gram: jax.Array | None = None
-    previous_address: jax.Array | None = None
-    previous_code: jax.Array | None = None
-    strength: jax.Array | None = None
-    energy: jax.Array | None = None
+    memory: Memory | None = None
+    use: Use | None = None
 
 
-def layer_state(fast: FastState | None, index: int) -> LayerState:
-    """The part of layer ``index``; of a shared S only the first layer has it."""
-    if fast is None:
-        return LayerState()
-    activity = fast.activity
-    memory, gram = (None if a is None or index >= a.shape[0] else a[index] for a in (fast.memory, fast.gram))
-    return LayerState(
-        attention=fast.attention[index],
-        memory=memory,
-        gram=gram,
-        previous_address=None if fast.previous_address is None else fast.previous_address[index],
-        previous_code=None if fast.previous_code is None else fast.previous_code[index],
-        strength=None if activity is None else activity.strength[index],
-        energy=None if activity is None else activity.energy[index],
-    )
+@flax.struct.dataclass
+class BatchMean(State, Written):
+    """What the examples of a batch wrote, on average: what ``state="mean"`` returns. It serves consolidation, not continuation.
 
-
-def check(fast: FastState, config: BDHConfig, batch_size: int) -> None:
-    """Refuse a state that does not belong to this model and batch.
-
-    Raises:
-      ValueError: naming the leaf, its shape or dtype and those expected.
+    Attributes:
+      layers: for each layer its memory, unless all share one, and its use, with a batch axis of length 1.
+      shared: the :class:`Memory` of all layers, or None.
+      count: [1].
     """
-    if not isinstance(fast, FastState):
-        hint = "; pass its .fast" if hasattr(fast, "fast") else ""
-        raise ValueError(f"fast is a {type(fast).__name__} and must be a FastState{hint}")
-    if fast.ridge != config.fast.state_ridge:
-        raise ValueError(
-            f"fast is a state of fast.ridge={fast.ridge}, but this model has {config.fast.state_ridge} (0 for rules other than mesa); "
-            "continue it with the model that made it"
-        )
-    expected = jax.eval_shape(lambda: zeros(config, batch_size))
-    for field in dataclasses.fields(FastState):
-        if not field.metadata.get("pytree_node", True):
-            continue
-        want, have = getattr(expected, field.name), getattr(fast, field.name)
-        if (want is None) != (have is None):
-            problem = "is missing" if have is None else "should be absent"
-            hint = ' (a state made with state="mean" cannot be continued)' if have is None else ""
-            raise ValueError(
-                f"fast.{field.name} {problem} for this model configuration{hint}; start from model.init_fast(B)"
-            )
-        for w, h in zip(jax.tree.leaves(want), jax.tree.leaves(have), strict=True):
-            if w.shape != jnp.shape(h):
-                raise ValueError(
-                    f"fast.{field.name} has shape {jnp.shape(h)}, but this model with a batch of {batch_size} needs {w.shape}"
-                )
-            if w.dtype != jnp.result_type(h):
-                raise ValueError(
-                    f"fast.{field.name} is {jnp.result_type(h)}, but this model (dtype={config.dtype!r}) carries {w.dtype}; continue the "
-                    "state with the model that made it, or cast it"
-                )
+
+    layers: tuple[MeanLayer, ...]
+    shared: Memory | None = None
+    count: jax.Array = array("batch")
+
+
+def declared_mean(declared: FastState) -> BatchMean:
+    """The declaration of the batch mean of a declared state."""
+
+    def one(axes: Axes, leaf: Leaf) -> Leaf:
+        return leaf._replace(shape=tuple(1 if axis == "batch" else n for axis, n in zip(axes, leaf.shape, strict=True)))
+
+    layers = tuple(MeanLayer(layer.memory, layer.use) for layer in declared.layers)
+    return BatchMean(layers, declared.shared, declared.count).map_arrays(one)
+
+
+def batch_mean(fast: FastState) -> BatchMean:
+    """The mean over the examples of a full state."""
+    layers = tuple(MeanLayer(layer.memory, layer.use) for layer in fast.layers)
+    return BatchMean(layers, fast.shared, fast.count).mean_over_examples()

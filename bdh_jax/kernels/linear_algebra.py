@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import jax.scipy as jsp
 
-from bdh_jax.parallel.axes import vary_like
+from bdh_jax.parallel.collectives import vary_like
 
 Solve = Callable[[jax.Array, jax.Array], jax.Array]
 

@@ -9,24 +9,37 @@ import jax
 import jax.numpy as jnp
 
 
-def rope_angles(position: jax.Array, neurons: jax.Array, neurons_per_head: int, theta: float, dtype: Any):
-    """cos and sin of the rotary phase of each neuron at each position, with the sign of the pair's first member in sin.
-
-    Neurons 2j and 2j+1 form a pair that turns by t·θ^(−2j/N) radians (the published code counts the same angle in turns). In float32
-    the angle of the fastest pair is off by 0.1 at position 10⁶ and means nothing at 10⁷.
+def rope_frequencies(neurons: jax.Array, neurons_per_head: int, theta: float, dtype: Any) -> jax.Array:
+    """Turns per token of each neuron: neurons 2j and 2j+1 form a pair that turns by t·θ^(−2j/N) radians, which the published code
+    counts in turns.
 
     Args:
-      position: [B or 1, T] integers.
       neurons: indices within a head, [N] or one shard of it.
       neurons_per_head: N over all shards.
       theta: θ.
-      dtype: dtype of the angles, at least float32.
+      dtype: of the result, at least float32.
+
+    Returns:
+      [N] or the shard's part of it.
+    """
+    pair = 2 * (neurons // 2)
+    return 1 / (theta ** (pair.astype(dtype) / neurons_per_head)) / (2 * math.pi)
+
+
+def rope_angles(position: jax.Array, neurons: jax.Array, turns_per_token: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of the rotary phase of each neuron at each position, with the sign of the pair's first member in sin.
+
+    In float32 the angle of the fastest pair is off by 0.1 at position 10⁶ and means nothing at 10⁷.
+
+    Args:
+      position: [B or 1, T] integers.
+      neurons: indices within a head, [N] or one shard of it: which member of its pair each is.
+      turns_per_token: [N], the frequency of each neuron.
 
     Returns:
       cos and sin, each [B or 1, 1, T, N].
     """
-    pair = 2 * (neurons // 2)
-    turns_per_token = 1 / (theta ** (pair.astype(dtype) / neurons_per_head)) / (2 * math.pi)
+    dtype = turns_per_token.dtype
     turns = position[:, None, :, None].astype(dtype) * turns_per_token[None, None, None]
     angle = (turns % 1) * (2 * math.pi)
     sign = jnp.where(neurons % 2 == 0, -1, 1).astype(dtype)

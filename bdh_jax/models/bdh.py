@@ -1,4 +1,4 @@
-"""BDH with fast weights. :class:`BDH` declares the slow weights; the mathematics is in the plain functions below it.
+"""BDH with fast weights.
 
 One layer, applied L times with the same weights (arXiv 2509.26507 and its published code):
 
@@ -8,419 +8,540 @@ One layer, applied L times with the same weights (arXiv 2509.26507 and its publi
     y    = LN((code * gate) @ decoder + r)
     x    = LN(x + y)
 
-with r the read of the fast weights S (per layer and example, [H, N, D]):
+with r the read of the fast weights S (per layer and example, [H, N, D]; bdh_jax/fast_weights/memory.py):
 
     address a_t = norm(code_t)                                 or of code * gate, or of gate
     read    r_t = a_t @ (synapse + S_t)                        read before write
-    write   S_{t+1} = λ S_t + η k_t ⊗ x_t                      k_t = a_{t−1}, or a_t; or another rule (fast_weights/rules.py)
+    write   S_{t+1} = λ S_t + η k_t ⊗ x_t                      k_t = a_{t−1}, or a_t; or another rule (bdh_jax/fast_weights/rules)
 
-Axis letters: B batch, T time, L layer, H head, N neurons per head, D model width, V vocabulary; K = H·N.
+Axis letters: see :mod:`bdh_jax.types`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
-from bdh_jax.config import ConfigError
-from bdh_jax.fast_weights import state as fast_state
+from bdh_jax.config import ConfigError, check_types, require, require_choice
 from bdh_jax.fast_weights.addresses import shift_to_previous
-from bdh_jax.fast_weights.masks import episode_of, keep
-from bdh_jax.fast_weights.memory import write_back
-from bdh_jax.fast_weights.state import Activity, FastState, LayerState
+from bdh_jax.fast_weights.config import FastWeightConfig
+from bdh_jax.fast_weights.masks import Places, keep
+from bdh_jax.fast_weights.memory import Call as MemoryCall
+from bdh_jax.fast_weights.memory import MemorySetup, MemoryWeights, read_and_write
+from bdh_jax.fast_weights.state import BatchMean, FastState, LayerState, MeanLayer, Memory, Sizes, Use, declare
 from bdh_jax.kernels.fast_weight_scan import dispatch, fast_weight_scan
+from bdh_jax.layers.norm import layer_norm
 from bdh_jax.layers.projections import decode, encode, encode_by_head
-from bdh_jax.layers.rotary import rope
-from bdh_jax.models.config import BDHConfig
-from bdh_jax.parallel import axes as sharding
-from bdh_jax.parallel.axes import sum_over_shards, vary_like
+from bdh_jax.layers.rotary import rope, rope_angles, rope_frequencies
+from bdh_jax.models.base import (
+    Architecture,
+    Call,
+    DType,
+    Inputs,
+    LayerOutput,
+    Model,
+    ModelConfig,
+    Setup,
+    Weight,
+    finish_state,
+    mean_over_mesh,
+    seen,
+)
+from bdh_jax.types import Slow
 
-LAYER_NORM_EPSILON = 1e-5
-BY_NEURON, BY_WIDTH = ("code", "gate", "address"), ("decoded", "read")
-COLLECTABLE = (*BY_NEURON, *BY_WIDTH)
-StateKind = Literal["full", "none", "mean"]
-
-
-@flax.struct.dataclass
-class BDHOutput:
-    """What one call of the model returns.
-
-    Attributes:
-      logits: [B, T, V], float32 or wider.
-      fast: :class:`FastState` after the last token; None with ``state="none"``.
-      activity: ``fast.activity``; None with ``state="none"`` or without fast weights.
-      collected: name → [L, B, H, T, N], or [L, B, T, D] for "decoded" and "read", for each name in ``collect``.
-    """
-
-    logits: jax.Array
-    fast: FastState | None
-    activity: Activity | None
-    collected: dict[str, jax.Array]
+Attention = Literal["rope", "shift"]
+Implementation = Literal["auto", "recurrent", "chunked", "parallel"]
+Kernel = Literal["auto", "xla", "pallas", "pallas_interpret"]
 
 
-class BDH(nn.Module):
+@dataclasses.dataclass(frozen=True)
+class BDHConfig(ModelConfig):
+    """The model. Defaults are the published 25 M parameter size with bytes as tokens (arXiv 2509.26507)."""
+
+    architecture: str = "bdh"
+    vocab_size: int = 256
+    n_layer: int = 6
+    d_model: int = 256
+    n_head: int = 4
+    n_neurons: int = 32768
+    """Neurons over all heads; each head has n_neurons / n_head, which must be even for the rotary pairs."""
+    dropout: float = 0.1
+    dtype: DType = "float32"
+    """Compute dtype. Parameters and fast weights are float32 (float64 when this is float64)."""
+    init_std: float = 0.02
+    rope_theta: float = 65536.0
+    attention: Attention = "rope"
+    """"rope" is BDH. "shift" replaces rotated keys by the previous token's un-rotated code, the control for λ = 1."""
+    attention_decay: tuple[float, ...] = (1.0,)
+    """In (0, 1], what a valid token leaves of the attention's state, for all heads or one for each. 1 is the published code; the
+    paper's matrix U may damp as well as rotate. Below 1 a head sees about the last 1 / (1 − decay) tokens, and so do addresses
+    made of its gated codes."""
+    implementation: Implementation = "auto"
+    kernel: Kernel = "auto"
+    chunk_size: int = 128
+    """Tokens per chunk of the chunked form."""
+    remat: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+    fast: FastWeightConfig = FastWeightConfig()
+
+    def __post_init__(self):
+        check_types(self)
+        if not isinstance(self.fast, FastWeightConfig):
+            raise ConfigError(f"fast={self.fast!r} must be a FastWeightConfig, such as FastWeightConfig(rule='delta')")
+        decays = self.attention_decay if isinstance(self.attention_decay, list | tuple) else (self.attention_decay,)
+        object.__setattr__(self, "attention_decay", tuple(decays))
+        for name in ("vocab_size", "n_layer", "d_model", "n_head", "n_neurons", "chunk_size"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        require(
+            self.n_neurons % self.n_head == 0,
+            f"n_neurons={self.n_neurons} is not divisible by n_head={self.n_head}; use n_neurons={self._round_neurons()}",
+        )
+        require(
+            (self.n_neurons // self.n_head) % 2 == 0,
+            f"n_neurons={self.n_neurons} with n_head={self.n_head} gives an odd number of neurons per head, and the rotary "
+            f"embedding pairs them; use n_neurons={self._round_neurons()}",
+        )
+        require(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
+        require(self.init_std > 0, f"init_std={self.init_std} must be positive")
+        require(self.rope_theta > 1, f"rope_theta={self.rope_theta} must be greater than 1")
+        require_choice("dtype", self.dtype, DType)
+        require_choice("attention", self.attention, Attention)
+        require(
+            len(self.attention_decay) in (1, self.n_head) and all(0 < decay <= 1 for decay in self.attention_decay),
+            f"attention_decay={self.attention_decay} must be numbers in (0, 1]: one for all heads, or one for each of "
+            f"n_head={self.n_head}",
+        )
+        require_choice("implementation", self.implementation, Implementation)
+        require_choice("kernel", self.kernel, Kernel)
+        if self.token_by_token is not None:
+            require(
+                self.implementation in ("auto", "recurrent"),
+                f"implementation={self.implementation!r} cannot run {self.token_by_token}: there is only the form token by token; use "
+                'implementation="recurrent" (or "auto")',
+            )
+
+    def _round_neurons(self) -> int:
+        step = 2 * self.n_head
+        return max(step, round(self.n_neurons / step) * step)
+
+    @property
+    def neurons_per_head(self) -> int:
+        """N = n_neurons / n_head."""
+        return self.n_neurons // self.n_head
+
+    @property
+    def shared_across_layers(self) -> bool:
+        """Whether several layers write into one S, which makes the model sequential in time."""
+        return self.fast.enabled and self.fast.scope == "shared" and self.n_layer > 1
+
+    @property
+    def token_by_token(self) -> str | None:
+        """What makes that only the form token by token exists; None if matrix forms exist too."""
+        if self.shared_across_layers:
+            # A layer reads what earlier layers wrote at the same token.
+            return f'fast.scope="shared" with n_layer={self.n_layer}'
+        return self.fast.token_by_token
+
+    @property
+    def memory_slots(self) -> int:
+        """How many S there are: one a layer, or one."""
+        return 1 if self.fast.scope == "shared" else self.n_layer
+
+    @property
+    def has_state(self) -> bool:
+        """It carries a state from call to call."""
+        return True
+
+    def check_mesh(self, shape: Mapping[str, int]) -> None:
+        """Refuse a mesh that does not split heads and neurons evenly.
+
+        Raises:
+          ConfigError: names the axis and the numbers.
+        """
+        heads, neurons = shape["heads"], shape["neurons"]
+        require(
+            self.n_head % heads == 0,
+            f"mesh.heads={heads} does not divide the heads of model.n_head={self.n_head}; use a divisor of it, and mesh.neurons for more "
+            "devices",
+        )
+        pairs = 2 if self.attention == "rope" else 1
+        require(
+            self.neurons_per_head % (pairs * neurons) == 0,
+            f"mesh.neurons={neurons} does not divide the {self.neurons_per_head} neurons of a head (model.n_neurons={self.n_neurons}, "
+            f"model.n_head={self.n_head})" + (" into even parts, and the rotary embedding pairs them" if pairs == 2 else ""),
+        )
+        require(
+            heads * neurons == 1 or not self.fast.needs_whole_rows,
+            f"mesh.heads={heads} and mesh.neurons={neurons} split the rows that model.fast.rule={self.fast.rule!r} or model.fast.keep_gram "
+            "needs together; set both to 1",
+        )
+
+    def multiply_adds_per_token(self, length: int) -> int:
+        """Of a forward pass over so many tokens, for each: 3·D·K + T·K a layer (encoder, encoder_v, decoder; scores of the attention), T·K
+        more with fast weights, and V·D for the logits. The whole T × T square is counted, as most others do. For rules that are not
+        linear the count is that of the Hebbian one."""
+        layer = 3 * self.d_model * self.n_neurons + (2 if self.fast.enabled else 1) * length * self.n_neurons
+        return self.n_layer * layer + self.vocab_size * self.d_model
+
+    def build(self, mesh: Mesh | None = None) -> BDH:
+        """The model."""
+        return BDH(self, mesh)
+
+
+class BDH(Model):
     """Dragon Hatchling language model with optional fast weights, as a pure function of (slow, fast, tokens).
 
     Attributes:
       config: :class:`BDHConfig`.
-      mesh: device mesh of ``bdh_jax.parallel.axes.make_mesh``; None computes on one device. It never changes the function.
+      mesh: device mesh of ``bdh_jax.parallel.mesh.make_mesh``; None computes on one device. It never changes the function.
     """
 
     config: BDHConfig
     mesh: Mesh | None = None
 
-    def setup(self) -> None:
-        _check_machine(self.config, self.mesh)
-        self._slow = self._slow_weights()
+    @property
+    def architecture(self) -> BDHArchitecture:
+        """Its declarations and functions."""
+        return BDHArchitecture(self.config)
 
-    def __call__(
-        self,
-        tokens: jax.Array,
-        fast: FastState | None = None,
-        *,
-        valid: jax.Array | None = None,
-        reset: jax.Array | None = None,
-        state: StateKind = "full",
-        collect: tuple[str, ...] = (),
-        deterministic: bool = True,
-    ) -> BDHOutput:
-        """Process T tokens, from T = 1 (generation) to a whole prompt.
 
-        Args:
-          tokens: [B, T] integers in [0, V). Out-of-range ids raise when the values are known, that is outside ``jit``.
-          fast: state to continue from; None starts an episode.
-          valid: [B, T] bool. An invalid token does not write, decay, count, advance the position or become the previous
-            address; its logits mean nothing. None: all valid.
-          reset: [B, T] bool. A new episode starts at that token, as if from zeros. None: no resets.
-          state: "full" returns the state after the last token; "none" forms none (training); "mean" returns the batch mean
-            of the fast weights, for consolidation.
-          collect: names to return for every layer and token: "code", "gate", "address", "decoded" (what the decoder makes of the
-            gated code) and "read" (what fast weights and synapse add to that).
-          deterministic: False applies dropout and needs ``rngs={"dropout": key}``.
+class LayerWeights(NamedTuple):
+    """The slow weights of one layer.
 
-        Returns:
-          :class:`BDHOutput`.
+    Attributes:
+      encoder: [D, H, N].
+      encoder_v: [H, D, N].
+      decoder: [H, N, D].
+      memory: those that its fast weights use; None without fast weights.
+    """
 
-        Raises:
-          ValueError: for shapes, token ids, a state of another model, or names that do not fit; the message says which.
-          ConfigError: for an implementation or kernel that cannot run here.
-        """
+    encoder: jax.Array
+    encoder_v: jax.Array
+    decoder: jax.Array
+    memory: MemoryWeights | None
+
+
+class BDHArchitecture(Architecture):
+    """What BDH is made of."""
+
+    config: BDHConfig
+    shards_rows = True
+    outside: ClassVar[tuple[str, ...]] = ("embed", "lm_head")
+
+    def __init__(self, config: BDHConfig):
+        super().__init__(config)
+        rows, width = ("batch", "head", "time", "neuron"), ("batch", "time", "model")
+        self.taps = {"code": rows, "gate": rows, "decoded": width}
+        if config.fast.enabled:
+            self.taps |= {"address": rows, "read": width}
+
+    # Declarations.
+
+    def sizes(self, batch_size: int) -> Sizes:
+        """Lengths of the logical axes."""
         config = self.config
-        tokens, valid, reset = (np.asarray(a) if isinstance(a, list | tuple) else a for a in (tokens, valid, reset))
-        _check_arguments(config, tokens, fast, valid, reset, state, collect)
-        slow = self._slow
-        if state == "mean" and not config.fast.enabled:
-            raise ValueError('state="mean" is the batch mean of the fast weights, and fast.enabled=False has none')
+        sizes = super().sizes(batch_size)
+        rows = {"head": config.n_head, "neuron": config.neurons_per_head, "row": config.n_neurons}
+        return Sizes({**sizes.axes, **rows}, sizes.dtypes)
 
-        x = jnp.asarray(slow["embed"], config.compute_dtype)[tokens]
-        x = layer_norm(x)
-        dropout_masks = None
-        if config.dropout > 0 and not deterministic:
-            # The mask has the global shape, so every mesh draws the same one.
-            rows = (config.n_layer, tokens.shape[0], config.n_head, tokens.shape[1], config.neurons_per_head)
-            dropout_masks = jax.random.bernoulli(self.make_rng("dropout"), 1 - config.dropout, rows)
+    def weights(self) -> dict[str, Any]:
+        """The slow weights by name."""
+        config, fast = self.config, self.config.fast
+        sizes = self.sizes(1).axes
+        normal, zeros = nn.initializers.normal(config.init_std), nn.initializers.zeros
 
-        weights = {name: array for name, array in slow.items() if name not in ("embed", "lm_head")}
-        x, fast, collected = _run_layers(
-            weights, x, fast, valid, reset, dropout_masks, config=config, mesh=self.mesh, state=state, collect=tuple(collect)
-        )
-        logits = jnp.einsum(
-            "btd,dv->btv", x, slow["lm_head"].astype(config.compute_dtype), preferred_element_type=config.state_dtype
-        )
-        return BDHOutput(logits=logits, fast=fast, activity=None if fast is None else fast.activity, collected=collected)
+        def weight(*axes: str, init: Any = normal, trained: bool = True) -> Weight:
+            return Weight(axes, tuple(sizes[axis] for axis in axes), init, config.state_dtype, trained)
 
-    def init_slow(self, key: jax.Array) -> dict[str, jax.Array]:
-        """The slow weights to start from: ``init(key, tokens)["params"]`` for any tokens, without a pass through the model."""
-        return self.init(key, method=lambda model: model._slow)["params"]
-
-    def init_fast(self, batch_size: int) -> FastState:
-        """The state at the start of an episode, for ``batch_size`` examples."""
-        return fast_state.zeros(self.config, batch_size)
-
-    def _slow_weights(self) -> dict[str, jax.Array]:
-        config = self.config
-        normal = nn.initializers.normal(config.init_std)
-        heads, neurons, width = config.n_head, config.neurons_per_head, config.d_model
-        declare = self.param
-        slow = {
-            "embed": declare("embed", normal, (config.vocab_size, width), config.state_dtype),
-            "encoder": declare("encoder", normal, (width, heads, neurons), config.state_dtype),
-            "encoder_v": declare("encoder_v", normal, (heads, width, neurons), config.state_dtype),
-            "decoder": declare("decoder", normal, (heads, neurons, width), config.state_dtype),
-            "lm_head": declare("lm_head", normal, (width, config.vocab_size), config.state_dtype),
+        declared = {
+            "embed": weight("vocab", "model"),
+            "encoder": weight("model", "head", "neuron"),
+            "encoder_v": weight("head", "model", "neuron"),
+            "decoder": weight("head", "neuron", "model"),
+            "lm_head": weight("model", "vocab"),
         }
-        fast = config.fast
         if not fast.enabled:
-            return slow
+            return declared
         if fast.synapse:
-            shape = (config.memory_slots, heads, neurons, width)
-            synapse = declare("synapse", nn.initializers.zeros, shape, config.state_dtype)
-            slow["synapse"] = synapse if fast.train_synapse else jax.lax.stop_gradient(synapse)
+            synapse = weight("layer", "head", "neuron", "model", init=zeros, trained=fast.train_synapse)
+            declared["synapse"] = synapse._replace(shape=(config.memory_slots, *synapse.shape[1:]))
         if fast.learn_learning_rate:
             start = nn.initializers.constant(math.log(fast.learning_rate))
-            slow["fast_log_learning_rate"] = declare("fast_log_learning_rate", start, (heads,), config.state_dtype)
-        if fast.gated:
-            # σ(2) = 0.88: open at first, so that there is something to learn from.
-            slow["fast_gate"] = declare("fast_gate", nn.initializers.zeros, (width,), config.state_dtype)
-            slow["fast_gate_bias"] = declare("fast_gate_bias", nn.initializers.constant(2.0), (), config.state_dtype)
+            declared["fast_log_learning_rate"] = weight("head", init=start)
+        for name, own in fast.rule_entry.weights.items():
+            declared[f"fast_{name}"] = weight(*own.axes, init=own.init)
         if fast.learn_decay:
             start = nn.initializers.constant(math.log(fast.decay / (1 - fast.decay)))
-            slow["fast_logit_decay"] = declare("fast_logit_decay", start, (heads,), config.state_dtype)
-        return slow
+            declared["fast_logit_decay"] = weight("head", init=start)
+        return declared
 
-
-def layer_norm(x: jax.Array) -> jax.Array:
-    """Layer normalisation over the last axis without affine parameters; statistics in float32 or wider."""
-    wide = x.astype(jnp.promote_types(jnp.float32, x.dtype))
-    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)).astype(x.dtype)
-
-
-def _run_layers(weights, x, fast, valid, reset, dropout_masks, *, config, mesh, state, collect):
-    """All layers over [B, T, D]; on a mesh inside ``jax.shard_map``, so that no collective moves an N-sized array."""
-    form = _choose_form(config, x.shape[1])
-    if form == "recurrent" and fast is None:
-        fast = fast_state.zeros(config, x.shape[0])
-    core = functools.partial(
-        _recurrent if form == "recurrent" and x.shape[1] > 1 else _layers,
-        config=config,
-        form=form,
-        state=state,
-        collect=collect,
-    )
-    if mesh is None:
-        return core(weights, x, fast, valid, reset, dropout_masks, axis=None)
-    rows = P(None, "data", None, None, "neurons")
-    collected = {name: rows if name in BY_NEURON else P(None, "data") for name in collect}
-    final = jax.eval_shape(lambda: fast_state.zeros(config, 1))
-    if state == "none":
-        fast_specs = None
-    elif state == "mean":
-        fast_specs = sharding.specs(jax.eval_shape(lambda: _only_mean(fast_state.zeros(config, 1))), batched=False)
-    else:
-        fast_specs = sharding.specs(final)
-
-    def on_shard(weights, x, *rest):
-        # Here once, and not at every use of a weight, so that gradients cross the mesh once, summed over layers and tokens.
-        weights = jax.tree.map(lambda weight: vary_like(weight, x), weights)
-        return core(weights, x, *rest, axis="neurons")
-
-    return jax.shard_map(
-        on_shard,
-        mesh=mesh,
-        in_specs=(sharding.specs(weights), P("data"), sharding.specs(fast), P("data"), P("data"), rows),
-        out_specs=(P("data"), fast_specs, collected),
-        # JAX's kernel interpreter mixes indices that differ between shards with ones that do not, which the check refuses.
-        check_vma=form != "pallas_interpret",
-    )(weights, x, fast, valid, reset, dropout_masks)
-
-
-def _recurrent(weights, x, fast, valid, reset, dropout_masks, *, config, form, state, collect, axis):
-    """``jax.lax.scan`` over tokens with the fast state as its explicit carry; each token runs through all layers."""
-
-    def step(fast, token):
-        x, valid, reset, mask = token
-        x, fast, collected = _layers(
-            weights, x, fast, valid, reset, mask, config=config, form=form, state="full", collect=collect, axis=axis
+    def state(self, batch_size: int) -> FastState:
+        """The state of an episode, declared."""
+        config, fast, sizes = self.config, self.config.fast, self.sizes(batch_size)
+        present = {"attention"}
+        present |= {"previous_code"} if config.attention == "shift" else set()
+        present |= {"previous_address"} if fast.enabled and fast.address == "previous" else set()
+        if not fast.enabled:
+            layers = tuple(declare(LayerState, sizes, present) for _ in range(config.n_layer))
+            return declare(FastState, sizes, {"position"}, layers=layers)
+        rule = fast.rule_entry
+        static = {} if rule.static is None else rule.static(fast.rule_options)
+        memory = declare(
+            Memory, sizes, {"gram"} if fast.keeps_gram_beside else (), written=declare(rule.state, sizes, **static)
         )
-        return fast, (x[:, 0], {name: array[..., 0, :] for name, array in collected.items()})
+        own = None if fast.scope == "shared" else memory
+        use = declare(Use, sizes)
+        layers = tuple(declare(LayerState, sizes, present, memory=own, use=use) for _ in range(config.n_layer))
+        return declare(FastState, sizes, layers=layers, shared=memory if own is None else None)
 
-    # Each token keeps a time axis of length 1; absent masks stay None.
-    by_token = [
-        None if array is None else jnp.moveaxis(array, time, 0)[..., None] if array.ndim == 2 else _time_first(array, time)
-        for array, time in ((x, 1), (valid, 1), (reset, 1), (dropout_masks, 3))
-    ]
-    fast, (x, collected) = jax.lax.scan(step, fast, tuple(by_token))
-    x = jnp.moveaxis(x, 0, 1)
-    collected = {name: jnp.moveaxis(array, 0, array.ndim - 2) for name, array in collected.items()}
-    return x, _finish(fast, state, axis), collected
+    def check_machine(self, mesh: Mesh | None) -> None:
+        """Refuse what cannot run here."""
+        super().check_machine(mesh)
+        choose_form(self.config, 1)
 
+    # The three functions.
 
-def _time_first(array: jax.Array, time: int) -> jax.Array:
-    return jnp.expand_dims(jnp.moveaxis(array, time, 0), time + 1)
+    def embed(self, slow: Slow, tokens: jax.Array) -> jax.Array:
+        """Tokens [B, T] → [B, T, D]."""
+        return layer_norm(jnp.asarray(slow["embed"], self.config.compute_dtype)[tokens])
 
+    def block(
+        self, weights: LayerWeights, x: jax.Array, state: LayerState | None, call: Call, draws: Any, setup: Setup
+    ) -> LayerOutput:
+        """One layer over [B, T, D]."""
+        return layer(weights, x, state or LayerState(), call, draws, LayerSetup(self.config, setup))
 
-def _layers(weights, x, fast, valid, reset, dropout_masks, *, config, form, state, collect, axis):
-    """Layer after layer over the tokens at hand. With one token and a shared S this is also the shared form."""
-    local_neurons = weights["encoder"].shape[-1]
-    offset = 0 if axis is None else jax.lax.axis_index(axis) * local_neurons
-    episode = episode_of(config, fast, valid, reset, x.shape, offset + jnp.arange(local_neurons))
-    learning_rate, decay = _rates(weights, config)
-    shared = config.fast.enabled and config.fast.scope == "shared"
-    # What one layer writes to a shared S the next one reads, whatever the caller wants in the end.
-    kept = "full" if config.shared_across_layers else state
-    function = functools.partial(_layer, config=config, form=form, state=kept, axis=axis)
-
-    states, collected = [], []
-    shared_memory = fast.memory[0] if shared and fast is not None else None
-    shared_gram = fast.gram[0] if shared and fast is not None and fast.gram is not None else None
-    for index in range(config.n_layer):
-        layer_state = fast_state.layer_state(fast, index)
-        if shared:
-            layer_state = layer_state._replace(memory=shared_memory, gram=shared_gram)
-        synapse = weights["synapse"][0 if shared else index] if "synapse" in weights else None
-        # A shared S decays, or is cleared, once a token, before the first layer writes.
-        layer_decay = decay if index == 0 or not shared else 1.0
-        layer = function
-        if config.remat:
-            # Rates that are numbers stay numbers, for which there are shorter ways.
-            numbers = tuple(place for place, rate in ((6, learning_rate), (7, layer_decay)) if isinstance(rate, float))
-            layer = jax.checkpoint(function, static_argnums=numbers)
-        x, layer_state, seen = layer(
-            weights,
-            synapse,
-            x,
-            layer_state,
-            None if dropout_masks is None else dropout_masks[index],
-            episode,
-            learning_rate,
-            layer_decay,
-            reset if index == 0 or not shared else None,
+    def readout(self, slow: Slow, x: jax.Array) -> jax.Array:
+        """[B, T, D] → logits [B, T, V]."""
+        config = self.config
+        return jnp.einsum(
+            "btd,dv->btv", x, slow["lm_head"].astype(config.compute_dtype), preferred_element_type=config.state_dtype
         )
-        shared_memory, shared_gram = layer_state.memory, layer_state.gram
-        states.append(layer_state)
-        # On a mesh every shard has the part of its own neurons.
-        collected.append({name: seen[name] if name in BY_NEURON else sum_over_shards(seen[name], axis) for name in collect})
-    stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *collected) if collect else {}
-    if state == "none":
-        return x, None, stacked
 
-    layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[s._replace(memory=None, gram=None) for s in states])
-    memory = gram = None
-    if config.fast.enabled:
-        memory = states[-1].memory[None] if shared else jnp.stack([s.memory for s in states])
-    if shared_gram is not None or states[-1].gram is not None:
-        gram = states[-1].gram[None] if shared else jnp.stack([s.gram for s in states])
-    activity = None
-    if config.fast.enabled:
-        count = jnp.sum(episode.counted, axis=1)
-        if fast is not None:
-            count = count + keep(fast.activity.count, episode.continues)
-        activity = Activity(strength=layers.strength, energy=layers.energy, count=count)
-    result = FastState(
-        attention=layers.attention,
-        memory=memory,
-        gram=gram,
-        ridge=config.fast.state_ridge,
-        previous_address=layers.previous_address,
-        previous_code=layers.previous_code,
-        position=episode.end_position,
-        activity=activity,
-    )
-    return x, _only_mean(result, axis) if state == "mean" else result, stacked
+    # How they compose.
+
+    def by_token(self, length: int) -> bool:
+        """Whether a call of so many tokens goes token by token."""
+        return choose_form(self.config, length) == "recurrent"
+
+    def layer_weights(self, slow: Slow, index: int) -> LayerWeights:
+        """All layers have the same weights; each has a synapse of its own, unless all share one S."""
+        fast = self.config.fast
+        memory = None
+        if fast.enabled:
+            rate, decay = slow.get("fast_log_learning_rate"), slow.get("fast_logit_decay")
+            memory = MemoryWeights(
+                synapse=slow["synapse"][0 if fast.scope == "shared" else index] if fast.synapse else None,
+                learning_rate=None if rate is None else jnp.exp(rate),
+                decay=None if decay is None else jax.nn.sigmoid(decay),
+                rule={name: slow[f"fast_{name}"] for name in fast.rule_entry.weights},
+            )
+        return LayerWeights(slow["encoder"], slow["encoder_v"], slow["decoder"], memory)
+
+    def draws(self, key: jax.Array, batch: int, length: int) -> jax.Array:
+        """Dropout masks [L, B, H, T, N]."""
+        config = self.config
+        rows = (config.n_layer, batch, config.n_head, length, config.neurons_per_head)
+        return jax.random.bernoulli(key, 1 - config.dropout, rows)
+
+    def draw_axes(self) -> tuple[str, ...]:
+        """Logical axes of the dropout masks."""
+        return ("layer", "batch", "head", "time", "neuron")
+
+    def shared(self, weights: Slow, inputs: Inputs, places: Places, setup: Setup) -> tuple[jax.Array, jax.Array] | None:
+        """cos and sin of the rotary phases [B or 1, 1, T, N]; None for attention "shift"."""
+        config = self.config
+        if config.attention != "rope":
+            return None
+        local = weights["encoder"].shape[-1]
+        neurons = setup.axes.first_neuron(local) + jnp.arange(local)
+        frequencies = rope_frequencies(neurons, config.neurons_per_head, config.rope_theta, config.state_dtype)
+        position, length = places.position, inputs.x.shape[1]
+        if inputs.fast is None and position.shape[0] > 1:
+            # Positions lie in [0, T): one table of T angles, looked up, instead of B·T angles.
+            tables = rope_angles(jnp.arange(length)[None], neurons, frequencies)
+            cos, sin = (table[0, 0][position][:, None] for table in tables)
+            return cos, sin
+        return rope_angles(position, neurons, frequencies)
+
+    def layers(self, weights: Slow, inputs: Inputs, setup: Setup) -> tuple[jax.Array, Any, Any]:
+        """Layer after layer over the tokens at hand; one S for all layers goes from each to the next."""
+        if not (self.config.fast.enabled and self.config.fast.scope == "shared"):
+            return super().layers(weights, inputs, setup)
+        # What one layer writes to a shared S the next one reads, whatever the caller wants in the end.
+        inner = setup._replace(final="full") if self.config.shared_across_layers else setup
+        call = self.call(weights, inputs, inner)
+        x, fast, outputs = inputs.x, inputs.fast, []
+        shared = None if fast is None else fast.shared
+        for index in range(self.config.n_layer):
+            state = LayerState(memory=shared) if fast is None else fast.layers[index].replace(memory=shared)
+            block = functools.partial(layer, setup=LayerSetup(self.config, inner, first=index == 0))
+            block = jax.checkpoint(block) if self.config.remat else block
+            draws = self.layer_draws(inputs.draws, index)
+            output = block(self.layer_weights(weights, index), x, state, call, draws)
+            x, shared = output.x, None if output.state is None else output.state.memory
+            outputs.append(output)
+        states = tuple(None if o.state is None else o.state.replace(memory=None) for o in outputs)
+        fast = self.finish(fast, states, call, inner, shared)
+        return x, fast if inner.final == setup.final else finish_state(fast, setup), seen(outputs, setup)
+
+    def finish(
+        self,
+        fast: FastState | None,
+        layers: tuple[LayerState, ...],
+        call: Call,
+        setup: Setup,
+        shared: Memory | None = None,
+    ) -> FastState | BatchMean | None:
+        """The state after the last token, from those of the layers and what they share."""
+        if setup.final == "none":
+            return None
+        count = None
+        if self.config.fast.enabled:
+            count = jnp.sum(call.places.counted, axis=1)
+            if fast is not None:
+                count = count + keep(fast.count, call.places.continues)
+        if setup.final == "mean":
+            of_layers = tuple(MeanLayer(layer.memory, layer.use) for layer in layers)
+            return mean_over_mesh(BatchMean(of_layers, shared, jnp.mean(count, keepdims=True)), setup)
+        return FastState(layers, shared, call.places.end_position, count)
 
 
-def _layer(
-    weights, synapse, x, layer_state, dropout_mask, episode, learning_rate, decay, memory_reset, *, config, form, state, axis
-):
-    """One layer over [B, T, D]. Returns the next x, the layer's next state and the arrays that probes may ask for."""
-    fast, dtype = config.fast, config.compute_dtype
-    encoder, encoder_v, decoder = (weights[name].astype(dtype) for name in ("encoder", "encoder_v", "decoder"))
+class LayerSetup(NamedTuple):
+    """What a layer knows before anything is computed.
+
+    Attributes:
+      config: of the model.
+      call: of the call.
+      first: whether the layer is the first that uses its S at a token.
+    """
+
+    config: BDHConfig
+    call: Setup
+    first: bool = True
+
+    def form(self, length: int) -> str:
+        """The form of the scans. A call that goes token by token has one token here."""
+        return "recurrent" if self.call.by_token else choose_form(self.config, length)
+
+    def memory(self, length: int) -> MemorySetup:
+        """What the layer's fast weights know."""
+        config = self.config
+        dtypes = config.compute_dtype, config.state_dtype
+        return MemorySetup(
+            config.fast, self.form(length), config.chunk_size, self.call.final, *dtypes, self.call.axes, self.first
+        )
+
+
+def layer(
+    weights: LayerWeights, x: jax.Array, state: LayerState, call: Call, dropout_mask: jax.Array | None, setup: LayerSetup
+) -> LayerOutput:
+    """One layer.
+
+    Args:
+      weights: its slow weights.
+      x: [B, T, D].
+      state: before the first token.
+      call: masks, places and rotary phases, which all layers share.
+      dropout_mask: [B, H, T, N] bool, or None.
+      setup: what is known before anything is computed.
+
+    Returns:
+      The next x, the layer's state after the last token, and the arrays that probes may ask for.
+    """
+    config, dtype, axes = setup.config, setup.config.compute_dtype, setup.call.axes
+    encoder, encoder_v, decoder = (w.astype(dtype) for w in (weights.encoder, weights.encoder_v, weights.decoder))
     code = jax.nn.relu(encode(x, encoder))
-
-    previous_code = None
-    if config.attention == "rope":
-        query = key = rope(code, episode.cos, episode.sin)
-    else:
-        query = code
-        key, previous_code = shift_to_previous(code, layer_state.previous_code, episode.valid, episode.reset)
-    attended, attention = fast_weight_scan(
-        query,
-        key,
-        x,
-        layer_state.attention,
-        decay=_attention_decay(config),
-        valid=episode.valid,
-        reset=episode.reset,
-        implementation=form,
-        chunk_size=config.chunk_size,
-        final="none" if state == "mean" else state,
-    )
-    attended = layer_norm(sum_over_shards(attended, axis)).astype(dtype)
+    attended, attention, previous_code = _attend(code, x, state, call, setup)
+    attended = layer_norm(axes.sum_within_head(attended)).astype(dtype)
     gate = jax.nn.relu(encode_by_head(attended, encoder_v))
     gated = code * gate
     if dropout_mask is not None:
         gated = jnp.where(dropout_mask, gated / (1 - config.dropout), jnp.zeros((), dtype))
     y = decode(gated, decoder, config.state_dtype)
 
-    next_state = LayerState()
-    seen = {"code": code, "gate": gate, "decoded": y}
-    if fast.enabled:
-        source = {"code": code, "gated": code * gate, "gate": gate}[fast.address_source]
-        rates = dict(learning_rate=learning_rate, decay=decay, reset=memory_reset)
-        seen["read"], seen["address"], next_state = write_back(
-            weights, synapse, source, x, layer_state, episode, rates, config=config, form=form, state=state, axis=axis
-        )
-        y = y + seen["read"]
-    next_state = next_state._replace(attention=attention, previous_code=previous_code)
+    next_state, taps = LayerState(), {"code": code, "gate": gate, "decoded": y}
+    if weights.memory is not None:
+        source = {"code": code, "gated": code * gate, "gate": gate}[config.fast.address_source]
+        memory_call = MemoryCall(call.masks, call.places)
+        used, next_state = read_and_write(weights.memory, source, x, state, memory_call, setup.memory(x.shape[1]))
+        taps |= {"address": used.address, "read": used.read}
+        y = y + used.read
+    next_state = next_state.replace(attention=attention, previous_code=previous_code)
 
-    y = layer_norm(sum_over_shards(y, axis)).astype(dtype)
-    return layer_norm(x + y), next_state, seen
-
-
-def _attention_decay(config):
-    """A float if it is the same for all heads, for which there are shorter ways."""
-    decays = config.attention_decay
-    return decays[0] if len(set(decays)) == 1 else jnp.asarray(decays, config.state_dtype)
+    y = layer_norm(axes.sum_over_rows(y)).astype(dtype)
+    # On a mesh every shard has the part of its own neurons.
+    summed = {name: axes.sum_over_rows(taps[name]) for name in ("decoded", "read") if name in setup.call.collect}
+    wanted = next_state if setup.call.final != "none" else None
+    return LayerOutput(layer_norm(x + y), wanted, {**taps, **summed})
 
 
-def _rates(weights, config):
-    learning_rate: Any = float(config.fast.learning_rate)
-    decay: Any = float(config.fast.decay)
-    if "fast_log_learning_rate" in weights:
-        learning_rate = jnp.exp(weights["fast_log_learning_rate"])
-    if "fast_logit_decay" in weights:
-        decay = jax.nn.sigmoid(weights["fast_logit_decay"])
-    return learning_rate, decay
+def _attend(
+    code: jax.Array, x: jax.Array, state: LayerState, call: Call, setup: LayerSetup
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """Linear attention of each head to the past: the read [B, H, T, D], the next state and the code to carry on.
 
-
-def _finish(fast: FastState, state: StateKind, axis: str | None) -> FastState | None:
-    """The state a caller asked for, from the full one."""
-    if state == "none":
-        return None
-    return _only_mean(fast, axis) if state == "mean" else fast
-
-
-def _only_mean(fast: FastState, axis: str | None = None) -> FastState:
-    """Batch means of memory and activity, on every shard; nothing else."""
-
-    def mean(array: jax.Array, batch_axis: int) -> jax.Array:
-        array = jnp.mean(array, axis=batch_axis, keepdims=True)
-        return array if axis is None else jax.lax.pmean(array, "data")
-
-    activity = fast.activity
-    return FastState(
-        attention=None,
-        memory=mean(fast.memory, 1),
-        gram=None if fast.gram is None else mean(fast.gram, 1),
-        ridge=fast.ridge,
-        previous_address=None,
-        previous_code=None,
-        position=None,
-        activity=Activity(mean(activity.strength, 1), mean(activity.energy, 1), mean(activity.count, 0)),
+    It is the scan of the fast weights with λ = μ, η = 1 and values x for every head; that it sees the past alone is the causal mask of
+    ``bdh_jax.kernels.fast_weight_scan.stretch.coefficients``.
+    """
+    config = setup.config
+    if call.extra is None:
+        query, (key, previous_code) = code, shift_to_previous(code, state.previous_code, call.masks.valid, call.masks.reset)
+    else:
+        query = key = rope(code, *call.extra)
+        previous_code = None
+    attended, attention = fast_weight_scan(
+        query,
+        key,
+        x,
+        state.attention,
+        decay=_attention_decay(setup, code.shape[1]),
+        valid=call.masks.writes,
+        reset=call.masks.reset,
+        implementation=setup.form(x.shape[1]),
+        chunk_size=config.chunk_size,
+        final="full" if setup.call.final == "full" else "none",
     )
+    return attended, attention, previous_code
 
 
-def _choose_form(config: BDHConfig, length: int) -> str:
-    """The form of ``fast_weight_scan`` that implementation and kernel stand for at this length."""
+def _attention_decay(setup: LayerSetup, heads: int) -> jax.Array | float:
+    """A float if it is the same for all heads, for which there are shorter ways; else [H] of the heads at hand."""
+    decays = setup.config.attention_decay
+    if len(set(decays)) == 1:
+        return decays[0]
+    every = jnp.asarray(decays, setup.config.state_dtype)
+    if heads == len(decays):
+        return every
+    return jax.lax.dynamic_slice_in_dim(every, setup.call.axes.first_head(heads), heads)
+
+
+def choose_form(config: BDHConfig, length: int) -> str:
+    """The form of ``fast_weight_scan`` that implementation and kernel stand for at this length.
+
+    Raises:
+      ConfigError: for an explicit choice that cannot run.
+    """
     implementation, kernel = config.implementation, config.kernel
-    if config.shared_across_layers or config.memory_is_recurrent:
-        implementation = "recurrent"
+    one_by_one = config.token_by_token
     if kernel in ("pallas", "pallas_interpret"):
-        if config.shared_across_layers or config.memory_is_recurrent:
+        if one_by_one is not None:
             raise ConfigError(
-                f"kernel={kernel!r} is a chunked kernel, and fast.scope={config.fast.scope!r} with fast.rule={config.fast.rule!r} and the "
-                'limits on S has the form token by token only; use kernel="xla" (or "auto")'
+                f"kernel={kernel!r} is a chunked kernel, and {one_by_one} has only the form token by token; use "
+                'kernel="xla" (or "auto")'
+            )
+        if config.fast.enabled and not config.fast.rule_entry.linear:
+            raise ConfigError(
+                f"kernel={kernel!r} cannot run fast.rule={config.fast.rule!r}: the kernel writes k ⊗ x as it is; use "
+                'kernel="xla" (or "auto")'
             )
         if implementation in ("recurrent", "parallel"):
             raise ConfigError(
@@ -428,54 +549,12 @@ def _choose_form(config: BDHConfig, length: int) -> str:
                 'Use implementation="chunked" or kernel="xla"'
             )
         return "recurrent" if implementation == "auto" and length == 1 else kernel
+    if one_by_one is not None:
+        return "recurrent"
     if implementation == "auto":
         return dispatch.choose_form(length, config.d_model, config.chunk_size)
     return implementation
 
 
-def _check_machine(config: BDHConfig, mesh: Mesh | None) -> None:
-    if config.dtype == "float64" and not jax.config.jax_enable_x64:
-        raise ConfigError(
-            'dtype="float64" needs JAX\'s 64-bit mode: set JAX_ENABLE_X64=1 in the environment, or call '
-            'jax.config.update("jax_enable_x64", True) before any array is made'
-        )
-    _choose_form(config, 1)
-    if mesh is None:
-        return
-    if config.fast.enabled and config.fast.has_gram and mesh.shape["neurons"] > 1:
-        raise ConfigError(
-            f'a mesh of {mesh.shape["neurons"]} over "neurons" splits the rows that fast.rule="mesa" and fast.keep_gram need together; '
-            'spread over "data" only'
-        )
-    if config.attention == "rope" and config.neurons_per_head % (2 * mesh.shape["neurons"]):
-        raise ConfigError(
-            f'a mesh of {mesh.shape["neurons"]} over "neurons" does not split the {config.neurons_per_head} neurons of a head into even '
-            "parts, and the rotary embedding pairs them"
-        )
-
-
-def _check_arguments(config, tokens, fast, valid, reset, state, collect) -> None:
-    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(f"tokens has shape {tokens.shape} and dtype {tokens.dtype}; it must be integers [B, T]")
-    batch, length = tokens.shape
-    if length < 1 or batch < 1:
-        raise ValueError(f"tokens is empty, {tokens.shape}: B and T must be at least 1")
-    if not isinstance(tokens, jax.core.Tracer):
-        ids = np.asarray(tokens)
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= config.vocab_size:
-            bad = low if low < 0 else high
-            raise ValueError(
-                f"token id {bad} is outside the vocabulary of vocab_size={config.vocab_size}: ids are 0 … V − 1"
-            )
-    for name, mask in (("valid", valid), ("reset", reset)):
-        if mask is not None and (mask.shape != (batch, length) or mask.dtype != bool):
-            raise ValueError(f"{name} has shape {mask.shape} and dtype {mask.dtype}; it must be bool [{batch}, {length}]")
-    if state not in ("full", "none", "mean"):
-        raise ValueError(f"state={state!r} is not one of 'full', 'none', 'mean'")
-    for name in collect:
-        has = COLLECTABLE if config.fast.enabled else ("code", "gate", "decoded")
-        if name not in has:
-            raise ValueError(f"collect names {name!r}; this model can return {', '.join(has)}")
-    if fast is not None:
-        fast_state.check(fast, config, batch)
+CONFIG = BDHConfig
+"""The entry of the table of models."""

@@ -4,25 +4,69 @@
     x = x + MLP(LN(x))            gelu, ``width_factor`` times as wide
     logits = LN(x) @ lm_head
 
-Axis letters: B batch, T time, H head, N width of a head, D model width, V vocabulary.
+Axis letters: see :mod:`bdh_jax.types`; N is the width of a head here.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from bdh_jax.config import ConfigError
-from bdh_jax.layers.rotary import rope, rope_angles
-from bdh_jax.models.bdh import BDHOutput
-from bdh_jax.models.config import GPTConfig
+from bdh_jax.config import require, require_choice
+from bdh_jax.fast_weights.masks import Places
+from bdh_jax.layers.rotary import rope, rope_angles, rope_frequencies
+from bdh_jax.models.base import Architecture, Call, DType, Inputs, LayerOutput, Model, ModelConfig, Setup, Weight
+from bdh_jax.types import Slow
 
 
-class GPT(nn.Module):
+@dataclasses.dataclass(frozen=True)
+class GPTConfig(ModelConfig):
+    """The baseline: a GPT with layer norms before its parts and rotary positions (``bdh_jax.models.gpt``)."""
+
+    architecture: str = "gpt"
+    vocab_size: int = 256
+    n_layer: int = 6
+    d_model: int = 384
+    n_head: int = 6
+    width_factor: int = 4
+    """Width of the hidden layer of an MLP, in ``d_model``."""
+    dropout: float = 0.1
+    dtype: DType = "float32"
+    """Compute dtype. Parameters are float32 (float64 when this is float64)."""
+    init_std: float = 0.02
+    rope_theta: float = 10000.0
+    remat: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+
+    def __post_init__(self):
+        for name in ("vocab_size", "n_layer", "d_model", "n_head", "width_factor"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        require(
+            self.d_model % (2 * self.n_head) == 0,
+            f"d_model={self.d_model} is not divisible by 2 · n_head={2 * self.n_head}: every head has an even width, as rotary "
+            "positions need",
+        )
+        require(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
+        require(self.init_std > 0, f"init_std={self.init_std} must be positive")
+        require(self.rope_theta > 1, f"rope_theta={self.rope_theta} must be greater than 1")
+        require_choice("dtype", self.dtype, DType)
+
+    def multiply_adds_per_token(self, length: int) -> int:
+        """Of a forward pass over so many tokens, for each: (4 + 2·width_factor)·D² + 2·T·D a layer, and V·D for the logits."""
+        layer = (4 + 2 * self.width_factor) * self.d_model**2 + 2 * length * self.d_model
+        return self.n_layer * layer + self.vocab_size * self.d_model
+
+    def build(self, mesh: Mesh | None = None) -> GPT:
+        """The model."""
+        return GPT(self, mesh)
+
+
+class GPT(Model):
     """A GPT that is called like :class:`bdh_jax.BDH`, without a state to carry.
 
     Attributes:
@@ -33,107 +77,138 @@ class GPT(nn.Module):
     config: GPTConfig
     mesh: Mesh | None = None
 
-    @nn.compact
-    def __call__(
-        self,
-        tokens: jax.Array,
-        fast: None = None,
-        *,
-        valid: jax.Array | None = None,
-        reset: jax.Array | None = None,
-        state: str = "none",
-        collect: tuple[str, ...] = (),
-        deterministic: bool = True,
-    ) -> BDHOutput:
-        """Process T tokens.
-
-        Args:
-          tokens: [B, T] integers in [0, V).
-          fast: None; a GPT keeps nothing.
-          valid: [B, T] bool. An invalid token is not attended to and does not advance the position; its logits mean nothing.
-          reset: [B, T] bool. A new document starts at that token: nothing before it is seen.
-          state: "none".
-          collect: (); there is nothing to collect.
-          deterministic: False applies dropout and needs ``rngs={"dropout": key}``.
-
-        Returns:
-          :class:`bdh_jax.BDHOutput` with ``logits`` [B, T, V] and nothing else.
-
-        Raises:
-          ValueError: for a state or names to collect.
-          ConfigError: for float64 without JAX's 64-bit mode.
-        """
-        config = self.config
-        if fast is not None or state != "none" or collect:
-            raise ValueError(
-                f"a GPT has no fast state and collects nothing, but fast, state={state!r} or collect={collect} asks for it"
-            )
-        if config.dtype == "float64" and not jax.config.jax_enable_x64:
-            raise ConfigError('dtype="float64" needs JAX\'s 64-bit mode: set JAX_ENABLE_X64=1 in the environment')
-        valid = jnp.ones(tokens.shape, bool) if valid is None else valid
-        document = jnp.zeros(tokens.shape, jnp.int32) if reset is None else jnp.cumsum(reset, axis=1)
-        before = jnp.cumsum(valid, axis=1) - valid
-        start = 0 if reset is None else jax.lax.cummax(jnp.where(reset, before, 0), axis=1)
-        past = jnp.tril(jnp.ones((tokens.shape[1], tokens.shape[1]), bool))
-        same = document[:, :, None] == document[:, None, :]
-        # A token always sees itself, so that a row of padding has something to be normalised over.
-        seen = past[None] & same & (valid[:, None, :] | jnp.eye(tokens.shape[1], dtype=bool)[None])
-        width = config.d_model // config.n_head
-        cos, sin = rope_angles(before - start, jnp.arange(width), width, config.rope_theta, config.state_dtype)
-
-        x = nn.Embed(
-            config.vocab_size,
-            config.d_model,
-            dtype=config.compute_dtype,
-            param_dtype=config.state_dtype,
-            embedding_init=nn.initializers.normal(config.init_std),
-            name="embed",
-        )(tokens)
-        x = nn.Dropout(config.dropout)(x, deterministic=deterministic)
-        block = nn.remat(_Block, static_argnums=(5,)) if config.remat else _Block
-        for index in range(config.n_layer):
-            x = block(config, name=f"layer{index}")(x, cos, sin, seen[:, None], deterministic)
-        x = _layer_norm(config, "norm")(x)
-        logits = _dense(config, config.vocab_size, "lm_head")(x)
-        return BDHOutput(logits=logits.astype(config.state_dtype), fast=None, activity=None, collected={})
-
-    def init_slow(self, key: jax.Array) -> dict[str, Any]:
-        """The weights to start from: ``init(key, tokens)["params"]`` for any tokens."""
-        rows = 1 if self.mesh is None else self.mesh.shape["data"]
-        return self.init(key, jnp.zeros((rows, 1), jnp.int32))["params"]
+    @property
+    def architecture(self) -> GPTArchitecture:
+        """Its declarations and functions."""
+        return GPTArchitecture(self.config)
 
 
-class _Block(nn.Module):
+class Seen(NamedTuple):
+    """What every layer's attention needs.
+
+    Attributes:
+      cos: [B, 1, T, N], of the rotary phases.
+      sin: likewise.
+      mask: [B, 1, T, T] bool, which token (last axis) each token sees.
+    """
+
+    cos: jax.Array
+    sin: jax.Array
+    mask: jax.Array
+
+
+class GPTArchitecture(Architecture):
+    """What a GPT is made of."""
+
     config: GPTConfig
 
-    @nn.compact
-    def __call__(self, x, cos, sin, seen, deterministic: bool):
-        config = self.config
-        drop = nn.Dropout(config.dropout, deterministic=deterministic)
+    def weights(self) -> dict[str, Any]:
+        """The slow weights: embed, layer0 …, norm, lm_head."""
+        config, width = self.config, self.config.d_model
         # Parts that end in the residual start smaller, as in GPT-2: their sum then does not grow with the number of layers.
         last = config.init_std / (2 * config.n_layer) ** 0.5
+
+        def norm() -> dict[str, Weight]:
+            return {"scale": Weight(("model",), (width,), nn.initializers.ones, config.state_dtype)}
+
+        def dense(rows: str, columns: str, shape: tuple[int, int], std: float = config.init_std) -> dict[str, Weight]:
+            return {"kernel": Weight((rows, columns), shape, nn.initializers.normal(std), config.state_dtype)}
+
+        hidden = config.width_factor * width
+        layers = {
+            f"layer{index}": {
+                "attention_norm": norm(),
+                "attention_in": dense("model", "wide", (width, 3 * width)),
+                "attention_out": dense("model", "model", (width, width), last),
+                "mlp_norm": norm(),
+                "mlp_in": dense("model", "wide", (width, hidden)),
+                "mlp_out": dense("wide", "model", (hidden, width), last),
+            }
+            for index in range(config.n_layer)
+        }
+        embedding = Weight(
+            ("vocab", "model"), (config.vocab_size, width), nn.initializers.normal(config.init_std), config.state_dtype
+        )
+        return {
+            "embed": {"embedding": embedding},
+            **layers,
+            "norm": norm(),
+            "lm_head": dense("model", "vocab", (width, config.vocab_size)),
+        }
+
+    def embed(self, slow: Slow, tokens: jax.Array) -> jax.Array:
+        """Tokens [B, T] → [B, T, D]."""
+        return jnp.asarray(slow["embed"]["embedding"], self.config.compute_dtype)[tokens]
+
+    def draws(self, key: jax.Array, batch: int, length: int) -> dict[str, jax.Array]:
+        """Dropout masks of the embedded tokens [B, T, D], and of each layer's two parts [L, 2, B, T, D]."""
+        config = self.config
+        shape = (batch, length, config.d_model)
+        of_embed, of_layers = jax.random.split(key)
+        return {
+            "embed": jax.random.bernoulli(of_embed, 1 - config.dropout, shape),
+            "layers": jax.random.bernoulli(of_layers, 1 - config.dropout, (config.n_layer, 2, *shape)),
+        }
+
+    def layer_draws(self, draws: Any, index: int) -> jax.Array | None:
+        """The masks of layer ``index``, [2, B, T, D]."""
+        return None if draws is None else draws["layers"][index]
+
+    def embed_draws(self, x: jax.Array, draws: Any) -> jax.Array:
+        """The embedded tokens after dropout."""
+        return x if draws is None else self._drop(x, draws["embed"])
+
+    def layer_weights(self, slow: Slow, index: int) -> Slow:
+        """Every layer has its own."""
+        return slow[f"layer{index}"]
+
+    def shared(self, weights: Slow, inputs: Inputs, places: Places, setup: Setup) -> Seen:
+        """Rotary phases, and which token each token sees."""
+        del weights, setup
+        config, masks = self.config, inputs.masks
+        batch, length = inputs.x.shape[:2]
+        valid = jnp.ones((batch, length), bool) if masks.valid is None else masks.valid
+        document = jnp.zeros((batch, length), jnp.int32) if masks.reset is None else jnp.cumsum(masks.reset, axis=1)
+        causal = jnp.tril(jnp.ones((length, length), bool))
+        same = document[:, :, None] == document[:, None, :]
+        # A token always sees itself, so that a row of padding has something to be normalised over.
+        mask = causal[None] & same & (valid[:, None, :] | jnp.eye(length, dtype=bool)[None])
+        width = config.d_model // config.n_head
+        frequencies = rope_frequencies(jnp.arange(width), width, config.rope_theta, config.state_dtype)
+        cos, sin = rope_angles(places.position, jnp.arange(width), frequencies)
+        return Seen(cos, sin, mask[:, None])
+
+    def block(self, weights: Slow, x: jax.Array, state: None, call: Call, draws: Any, setup: Setup) -> LayerOutput:
+        """One layer over [B, T, D]."""
+        del state, setup
+        config, seen = self.config, call.extra
         batch, length, width = x.shape
         heads = (batch, length, 3, config.n_head, width // config.n_head)
-        query, key, value = jnp.moveaxis(
-            _dense(config, 3 * width, "attention_in")(_layer_norm(config, "attention_norm")(x)).reshape(heads), 2, 0
-        )
-        query, key = (rope(part.swapaxes(1, 2), cos, sin).swapaxes(1, 2) for part in (query, key))
-        attended = jax.nn.dot_product_attention(query, key, value, mask=seen).reshape(x.shape)
-        x = x + drop(_dense(config, width, "attention_out", last)(attended))
-        hidden = _dense(config, config.width_factor * width, "mlp_in")(_layer_norm(config, "mlp_norm")(x))
-        return x + drop(_dense(config, width, "mlp_out", last)(jax.nn.gelu(hidden)))
+        rows = self._norm(weights["attention_norm"], x) @ self._kernel(weights["attention_in"])
+        query, key, value = jnp.moveaxis(rows.reshape(heads), 2, 0)
+        query, key = (rope(part.swapaxes(1, 2), seen.cos, seen.sin).swapaxes(1, 2) for part in (query, key))
+        attended = jax.nn.dot_product_attention(query, key, value, mask=seen.mask).reshape(x.shape)
+        x = x + self._drop(attended @ self._kernel(weights["attention_out"]), None if draws is None else draws[0])
+        hidden = jax.nn.gelu(self._norm(weights["mlp_norm"], x) @ self._kernel(weights["mlp_in"]))
+        x = x + self._drop(hidden @ self._kernel(weights["mlp_out"]), None if draws is None else draws[1])
+        return LayerOutput(x, None, {})
+
+    def readout(self, slow: Slow, x: jax.Array) -> jax.Array:
+        """[B, T, D] → logits [B, T, V]."""
+        logits = self._norm(slow["norm"], x) @ self._kernel(slow["lm_head"])
+        return logits.astype(self.config.state_dtype)
+
+    def _kernel(self, weights: Slow) -> jax.Array:
+        return weights["kernel"].astype(self.config.compute_dtype)
+
+    def _norm(self, weights: Slow, x: jax.Array) -> jax.Array:
+        config = self.config
+        norm = nn.LayerNorm(use_bias=False, dtype=config.compute_dtype, param_dtype=config.state_dtype)
+        return norm.apply({"params": weights}, x)
+
+    def _drop(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        return x if mask is None else jnp.where(mask, x / (1 - self.config.dropout), jnp.zeros((), x.dtype))
 
 
-def _dense(config: GPTConfig, features: int, name: str, init_std: float | None = None) -> Any:
-    return nn.Dense(
-        features,
-        use_bias=False,
-        dtype=config.compute_dtype,
-        param_dtype=config.state_dtype,
-        kernel_init=nn.initializers.normal(config.init_std if init_std is None else init_std),
-        name=name,
-    )
-
-
-def _layer_norm(config: GPTConfig, name: str) -> Any:
-    return nn.LayerNorm(use_bias=False, dtype=config.compute_dtype, param_dtype=config.state_dtype, name=name)
+CONFIG = GPTConfig
+"""The entry of the table of models."""

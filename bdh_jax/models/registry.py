@@ -1,16 +1,16 @@
-"""The models that an experiment can name, by the class of their configuration."""
+"""The models that a configuration can name."""
 
 from __future__ import annotations
 
-from jax.sharding import Mesh
-
-from bdh_jax.models.bdh import BDH
-from bdh_jax.models.config import GPTConfig, ModelConfig
-from bdh_jax.models.gpt import GPT
-
-Model = BDH | GPT
+from bdh_jax.config import ConfigError
+from bdh_jax.config.table import Table
+from bdh_jax.models.base import ModelConfig
 
 
-def make_model(config: ModelConfig, mesh: Mesh | None = None) -> Model:
-    """The model that a configuration describes; called in the same way, whichever it is."""
-    return (GPT if isinstance(config, GPTConfig) else BDH)(config, mesh)
+def _check(config: object) -> None:
+    if not (isinstance(config, type) and issubclass(config, ModelConfig)):
+        raise ConfigError(f"{config!r} is no model's configuration: name a subclass of bdh_jax.models.base.ModelConfig")
+
+
+MODELS: Table[type[ModelConfig]] = Table("model", package="bdh_jax.models", attribute="CONFIG", check=_check)
+"""Name → configuration class, which builds its model. A file of this package that has a ``CONFIG`` is an entry."""

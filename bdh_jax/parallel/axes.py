@@ -1,156 +1,78 @@
-"""Which array axis lies on which mesh axis: one table, used by the model, the train step and checkpoints.
+"""Which axis of an array lies on which axis of the mesh, from what a model declares of its arrays.
 
-The mesh has two axes. Sequences are spread over ``data``; neurons, the axis BDH grows along, over ``neurons``. Every array
-of the library is found in ``LOGICAL_AXES`` by the last name of its path, so the same table serves parameters, their
-optimiser state, their gradients and the fast state.
+A model declares every weight and every leaf of its state once, with the names of its axes (:class:`Leaf`). How they are laid out on a
+mesh follows from those names and the one table ``RULES``; nothing is recognised by the name of an array.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bdh_jax.config import ConfigError
-from bdh_jax.parallel.mesh import MeshConfig
-
-MESH_AXES = ("data", "neurons")
-
 RULES: dict[str, str | None] = {
     "batch": "data",
+    "head": "heads",
     "neuron": "neurons",
+    # Everything else is whole on every device.
     "layer": None,
-    "head": None,
-    "model": None,
-    "vocab": None,
     "level": None,
-    # Rule "mesa" solves for all rows together. Its sums come from arrays that are split over neurons, into one part.
+    "model": None,
     "row": None,
-    "address": "neurons",
+    "time": None,
+    "vocab": None,
+    "wide": None,
 }
 """Logical axis → mesh axis."""
 
-LOGICAL_AXES: dict[str, tuple[str, ...]] = {
-    # slow weights
-    "embed": ("vocab", "model"),
-    "encoder": ("model", "head", "neuron"),
-    "encoder_v": ("head", "model", "neuron"),
-    "decoder": ("head", "neuron", "model"),
-    "lm_head": ("model", "vocab"),
-    "synapse": ("layer", "head", "neuron", "model"),
-    "fast_log_learning_rate": ("head",),
-    "fast_logit_decay": ("head",),
-    "fast_gate": ("model",),
-    "fast_gate_bias": (),
-    # fast state
-    "attention": ("layer", "batch", "head", "neuron", "model"),
-    "memory": ("layer", "batch", "head", "neuron", "model"),
-    "gram": ("layer", "batch", "address", "row"),
-    "previous_address": ("layer", "batch", "head", "neuron"),
-    "previous_code": ("layer", "batch", "head", "neuron"),
-    "strength": ("layer", "batch", "head", "neuron"),
-    "energy": ("layer", "batch", "head", "neuron"),
-    "position": ("batch",),
-    "count": ("batch",),
-}
-"""Last name of a leaf's path → its logical axes. A leaf that is not listed is replicated."""
 
-MEMORY_AXES: dict[str, tuple[str, ...]] = {
-    "background": ("layer", "row", "row"),
-    "covariance": ("layer", "row", "row"),
-    "row_use": ("layer", "head", "neuron"),
-    "row_importance": ("layer", "head", "neuron"),
-    "levels": ("level", "layer", "head", "neuron", "model"),
-}
-"""The same for what consolidation functions remember, apart because a function of one's own may call its memory what it likes."""
+class Leaf(NamedTuple):
+    """What is known of an array before it exists."""
+
+    axes: tuple[str, ...]
+    """Logical names of its axes."""
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def batch_axis(self) -> int | None:
+        """Where the examples are; None if all examples share the array."""
+        return self.axes.index("batch") if "batch" in self.axes else None
+
+    def struct(self) -> jax.ShapeDtypeStruct:
+        """Its shape and dtype, as ``jax.eval_shape`` gives them."""
+        return jax.ShapeDtypeStruct(self.shape, self.dtype)
 
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh ``data × neurons`` that the configuration asks for.
+def is_leaf(node: Any) -> bool:
+    """Whether a node of a tree of declarations is a declaration: anything with named axes."""
+    return hasattr(node, "axes") and hasattr(node, "shape")
+
+
+def spec_of(axes: tuple[str, ...], mesh: Mesh, *, batched: bool = True) -> P:
+    """Partition of an array with these axes. A mesh axis of length 1 is not named: it splits nothing.
 
     Args:
-      config: sizes of the two axes; ``data=-1`` takes all devices that ``neurons`` leaves.
-      devices: devices to use, in order; all devices of the machine (of all hosts) by default.
+      axes: logical names.
+      mesh: the mesh.
+      batched: False says that the batch axis has length 1 and is not split.
 
     Raises:
-      ConfigError: if there are too few devices, or they do not divide.
+      KeyError: for an axis that ``RULES`` does not know.
     """
-    devices = jax.devices() if devices is None else devices
-    data = len(devices) // config.neurons if config.data == -1 else config.data
-    needed = data * config.neurons
-    if needed == 0 or needed > len(devices):
-        raise ConfigError(
-            f"mesh.data={config.data} × mesh.neurons={config.neurons} needs {max(needed, config.neurons)} devices, but there are "
-            f"{len(devices)} ({devices[0].platform}); make the mesh smaller"
-        )
-    return Mesh(
-        np.asarray(devices[:needed]).reshape(data, config.neurons), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2
-    )
+    on = [RULES[axis] if batched or axis != "batch" else None for axis in axes]
+    return P(*(name if name is not None and mesh.shape[name] > 1 else None for name in on))
 
 
-def spec_of(name: str, *, batched: bool = True, axes: Mapping[str, tuple[str, ...]] = LOGICAL_AXES) -> P:
-    """Partition of the array called ``name``. ``batched=False``: its batch axis has length 1 and is not split."""
-    return P(*(RULES[axis] if batched or axis != "batch" else None for axis in axes.get(name, ())))
+def specs(declared: Any, mesh: Mesh, *, batched: bool = True) -> Any:
+    """The same tree with a partition spec in place of every declaration."""
+    return jax.tree.map(lambda leaf: spec_of(leaf.axes, mesh, batched=batched), declared, is_leaf=is_leaf)
 
 
-def specs(tree: Any, *, batched: bool = True, axes: Mapping[str, tuple[str, ...]] = LOGICAL_AXES) -> Any:
-    """A tree of partition specs for any tree of arrays: parameters, gradients, optimiser state or fast state.
-
-    Leaves are recognised by the last name of their path. One whose rank differs from the table's (a scalar statistic kept
-    under a parameter's name, say) is replicated.
-
-    Args:
-      tree: pytree of arrays or of ``jax.ShapeDtypeStruct``.
-      batched: as in :func:`spec_of`.
-      axes: the table, ``LOGICAL_AXES`` or ``MEMORY_AXES``.
-    """
-
-    def spec(path, leaf) -> P:
-        name = _last_name(path)
-        if len(axes.get(name, ())) != len(leaf.shape):
-            return P()
-        return spec_of(name, batched=batched, axes=axes)
-
-    return jax.tree_util.tree_map_with_path(spec, tree)
-
-
-def shardings(mesh: Mesh, tree: Any, *, batched: bool = True, axes: Mapping[str, tuple[str, ...]] = LOGICAL_AXES) -> Any:
-    """As :func:`specs`, as ``NamedSharding`` on ``mesh``."""
+def shardings(declared: Any, mesh: Mesh, *, batched: bool = True) -> Any:
+    """The same tree with a ``NamedSharding`` on ``mesh`` in place of every declaration."""
     return jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec),
-        specs(tree, batched=batched, axes=axes),
-        is_leaf=lambda leaf: isinstance(leaf, P),
+        lambda leaf: NamedSharding(mesh, spec_of(leaf.axes, mesh, batched=batched)), declared, is_leaf=is_leaf
     )
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of a batch [B, ...]: examples over ``data``."""
-    return NamedSharding(mesh, P("data"))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of an array that every device holds whole."""
-    return NamedSharding(mesh, P())
-
-
-def _last_name(path: tuple[Any, ...]) -> str:
-    for entry in reversed(path):
-        name = getattr(entry, "key", getattr(entry, "name", None))
-        if isinstance(name, str):
-            return name
-    return ""
-
-
-def sum_over_shards(array: jax.Array, axis: str | None) -> jax.Array:
-    """Inside ``jax.shard_map``: the sum over the mesh axis ``axis``; the array itself without a mesh (``axis`` None)."""
-    return array if axis is None else jax.lax.psum(array, axis)
-
-
-def vary_like(array: jax.Array, like: jax.Array) -> jax.Array:
-    """``array`` typed as different on every shard where ``like`` is: inside ``jax.shard_map`` a carry must say so."""
-    missing = jax.typeof(like).manual_axis_type.varying - jax.typeof(array).manual_axis_type.varying
-    return jax.lax.pcast(array, tuple(sorted(missing)), to="varying") if missing else array

@@ -1,7 +1,7 @@
 """Sums over the shards of a mesh, by what is summed: the neurons within a head, or all rows.
 
-Inside ``jax.shard_map`` every function of a layer is given the :class:`RowAxes` that its rows are split over; without a mesh they are
-empty, and nothing is summed.
+Inside ``jax.shard_map`` every function of a layer is given the :class:`ShardAxes` of the mesh; without one they are empty, and nothing is
+summed.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 
-class RowAxes(NamedTuple):
-    """Names of the mesh axes that the rows of a layer are split over. An axis of length 1 is left out: it splits nothing."""
+class ShardAxes(NamedTuple):
+    """Names of the mesh axes that arrays are split over. An axis of length 1 is left out: it splits nothing."""
 
+    batch: tuple[str, ...] = ()
+    """Of the axis that examples are spread over."""
     heads: tuple[str, ...] = ()
     """Of the axis that has whole heads on each shard."""
     neurons: tuple[str, ...] = ()
@@ -21,8 +24,12 @@ class RowAxes(NamedTuple):
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """All of them."""
+        """Of all axes that the rows of a layer are split over."""
         return (*self.heads, *self.neurons)
+
+    def mean_over_batch(self, array: jax.Array) -> jax.Array:
+        """The mean over the shards of the batch."""
+        return jax.lax.pmean(array, self.batch) if self.batch else array
 
     def sum_within_head(self, array: jax.Array) -> jax.Array:
         """The sum over the shards of a head's neurons: every shard then has its own heads' whole sums."""
@@ -49,8 +56,15 @@ class RowAxes(NamedTuple):
         return jax.lax.axis_index(self.neurons) * neurons if self.neurons else 0
 
 
-WHOLE = RowAxes()
-"""All rows at hand."""
+WHOLE = ShardAxes()
+"""Everything at hand: no mesh."""
+
+
+def shard_axes(mesh: Mesh | None) -> ShardAxes:
+    """The axes of a mesh that split something."""
+    if mesh is None:
+        return WHOLE
+    return ShardAxes(*((name,) if mesh.shape[name] > 1 else () for name in ("data", "heads", "neurons")))
 
 
 def vary_like(array: jax.Array, like: jax.Array) -> jax.Array:

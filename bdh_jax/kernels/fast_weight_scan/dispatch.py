@@ -1,20 +1,20 @@
-"""The public operation, its argument checks, and the choice between its forms."""
+"""The public operation, its argument checks, and the choice between its forms.
+
+Axis letters: see :mod:`bdh_jax.types`.
+"""
 
 from __future__ import annotations
 
-import functools
-import typing
-from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from bdh_jax.config import ConfigError
 from bdh_jax.kernels.fast_weight_scan import pallas, reference, xla
+from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Final, Rate, ScanRule, Stretch, Wanted
 
 Form = Literal["auto", "recurrent", "chunked", "parallel", "pallas", "pallas_interpret"]
-Rule = Literal["hebbian", "delta", "gated_delta", "longhorn", "oja"]
 FORMS = ("auto", "recurrent", "chunked", "parallel", "pallas", "pallas_interpret")
 
 
@@ -38,138 +38,159 @@ def fast_weight_scan(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    state: jax.Array | None = None,
+    state: Any = None,
     *,
-    learning_rate: jax.Array | float = 1.0,
-    decay: jax.Array | float = 1.0,
+    learning_rate: Rate = 1.0,
+    decay: Rate = 1.0,
     valid: jax.Array | None = None,
     reset: jax.Array | None = None,
     implementation: Form = "auto",
     chunk_size: int = 128,
-    final: xla.Final = "full",
+    final: Final = "full",
     sum_heads: bool = False,
-    rule: Rule = "hebbian",
-    gate: jax.Array | None = None,
-    limits: Mapping[str, float | None] | None = None,
-    axis: str | None = None,
-) -> tuple[jax.Array, jax.Array | None]:
+    rule: ScanRule = reference.HEBBIAN,
+    write_gate: jax.Array | None = None,
+) -> tuple[jax.Array, Any]:
     """Read from and write to a matrix S at every token: r_t = q_t @ S_t, then S_{t+1} = λ S_t + η k_t ⊗ x_t.
 
     Strictly causal: a token reads before it writes. Linear attention is this with λ = η = 1 and rotated codes as query
-    and key; Hebbian fast weights use addresses. All forms compute the same function and differ in speed. Other write rules
-    replace the second formula, see :mod:`bdh_jax.fast_weights.rules.tokenwise`.
+    and key; Hebbian fast weights use addresses. All forms compute the same function and differ in speed. Another ``rule`` replaces the
+    second formula; what it cannot do it says itself, and is refused.
 
     Args:
       query: [B, T, K], or [B, H, T, N] to keep a read per head.
       key: shape of ``query``.
-      value: [B, T, D], shared by all heads.
-      state: S_0, [B, K, D] (or [B, H, N, D]); None starts from zeros and skips the initial read.
-      learning_rate: η ≥ 0, a scalar or one per head [H]; with [B, T, K] inputs the heads are H equal parts of K.
-      decay: λ in (0, 1], likewise.
+      value: [B, T, D], shared by all heads; or [B, H, T, D] beside a ``query`` of that kind.
+      state: S_0, [B, K, D] (or [B, H, N, D]); None starts from zeros and skips the initial read. A rule that keeps more than S takes a
+        pytree of arrays [B, ...], never None.
+      learning_rate: η ≥ 0, a scalar, one per head [H], or [B or 1, H or 1, T or 1, N or 1] for each example, head, token and row. With
+        [B, T, K] inputs the heads are H equal parts of K.
+      decay: λ in (0, 1], likewise. One a row exists token by token only.
       valid: [B, T] bool. An invalid token neither writes nor decays. None: all valid.
       reset: [B, T] bool. S is zero when that token reads: a new episode. None: no resets.
       implementation: "recurrent" scans tokens (the reference), "chunked" scans chunks, "parallel" is one masked product,
         "pallas" is the compiled kernel (GPU or TPU), "pallas_interpret" the same kernel interpreted anywhere, "auto"
-        chooses by length.
+        chooses by length among those that the rule has.
       chunk_size: tokens per chunk of the chunked and Pallas forms.
       final: "full" returns S_T, "mean" its mean over the batch [1, ...], "none" returns None in its place.
       sum_heads: sum the read over the heads, always so for [B, T, K] inputs. Cheaper than summing the result.
-      rule: "hebbian", "delta", "gated_delta", "longhorn" or "oja". The Pallas kernel knows the first only.
-      gate: β in [0, 1], [B, T], of "gated_delta" and of no other rule.
-      limits: of :func:`bdh_jax.fast_weights.rules.tokenwise.bound`, on S after every write. Not linear, so only the recurrent form has them.
-      axis: inside ``jax.shard_map``, the name of the mesh axis that the rows are split over. Rules that predict sum over it; the
-        read is that of the rows at hand.
+      rule: how a token writes (:class:`bdh_jax.kernels.fast_weight_scan.arguments.ScanRule`).
+      write_gate: β in [0, 1], [B, T], how much of each token is written; None for all of it.
 
     Returns:
-      read [B, T, D] (or [B, H, T, D] without ``sum_heads``) and S_T in the shape of ``state``, both float32 or wider.
+      read [B, T, D] (or [B, H, T, D] without ``sum_heads``) and S_T in the form of ``state``, both float32 or wider.
 
     Raises:
       ValueError: for shapes that do not fit each other.
-      ConfigError: for a form or rule that does not exist, or a form that cannot run on this machine or with this rule.
+      ConfigError: for a form that does not exist, that cannot run on this machine, or that this rule or these rates do not have.
     """
-    if rule not in typing.get_args(Rule):
-        raise ConfigError(f"rule={rule!r} is not one of {', '.join(map(repr, typing.get_args(Rule)))}")
-    if (gate is not None) != (rule == "gated_delta"):
-        problem = "needs a gate [B, T]" if gate is None else "takes no gate"
-        raise ValueError(f"rule={rule!r} {problem}")
-    if implementation not in FORMS:
-        raise ConfigError(f"implementation={implementation!r} is not one of {', '.join(map(repr, FORMS))}")
-    if final not in ("full", "mean", "none"):
-        raise ValueError(f"final={final!r} is not one of 'full', 'mean', 'none'")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
-    _check_shapes(query, key, value, state, valid, reset)
-    if state is not None:
+    _check_choices(implementation, final, chunk_size)
+    _check_shapes(query, key, value, state)
+    _check_masks(query, valid=valid, reset=reset)
+    heads = _check_rates(query, learning_rate=learning_rate, decay=decay)
+    if isinstance(state, jax.Array):
         state = state.astype(jnp.promote_types(jnp.float32, query.dtype))
 
-    heads = max([1, *(jnp.size(rate) for rate in (learning_rate, decay) if jnp.ndim(rate))])
     shape = query.shape
+    value = value[:, None] if value.ndim == 3 else value
     if query.ndim == 3:
         sum_heads = True
         query, key, state = _split_heads(query, key, state, heads)
-    elif sum_heads and heads == 1:
-        # Heads that share their rates and are summed are one head of K neurons.
+    elif sum_heads and heads == 1 and value.shape[1] == 1 and (state is None or isinstance(state, jax.Array)):
+        # Heads that share their rates and their values and are summed are one head of K neurons.
         query, key, state = _merge_heads(query, key, state)
-    for name, rate in (("learning_rate", learning_rate), ("decay", decay)):
-        if jnp.ndim(rate) > 1 or (jnp.ndim(rate) == 1 and jnp.size(rate) not in (1, query.shape[1])):
-            raise ValueError(
-                f"{name} has shape {jnp.shape(rate)}; it must be a scalar or one rate per head [{query.shape[1]}]"
-            )
 
-    options = dict(decay=decay, valid=valid, reset=reset, final=final, sum_heads=sum_heads)
-    other = dict(rule=rule, gate=gate, limits=limits, axis=axis)
-    read, next_state = _run(query, key, value[:, None], state, learning_rate, implementation, chunk_size, options, **other)
-    if next_state is not None:
+    stretch = Stretch(query, key, value, write_gate, valid, reset)
+    form = _form(implementation, rule, stretch, Dynamics(learning_rate, decay), chunk_size)
+    wanted = Wanted(final, sum_heads)
+    read, next_state = _run(form, rule, stretch, state, Dynamics(learning_rate, decay), wanted, chunk_size)
+    if isinstance(next_state, jax.Array):
         next_state = next_state.reshape(next_state.shape[0], *shape[1:-2], shape[-1], next_state.shape[-1])
     return read[:, 0] if sum_heads else read, next_state
 
 
-def _run(query, key, value, state, learning_rate, implementation, chunk_size, options, *, rule, gate, limits, axis):
+def _form(implementation: Form, rule: ScanRule, stretch: Stretch, dynamics: Dynamics, chunk_size: int) -> Form:
+    """The form that runs. An explicit choice is taken or refused; "auto" takes what there is."""
+    decay = dynamics.decay
+    rows = jnp.ndim(decay) == 4 and decay.shape[3] > 1
     if implementation == "auto":
-        implementation = "recurrent" if limits else choose_form(query.shape[2], value.shape[-1], chunk_size)
-    if limits and implementation != "recurrent":
-        raise ConfigError(
-            f"implementation={implementation!r} cannot keep the limits {dict(limits)}: they are not linear in S, so only "
-            'implementation="recurrent" (or "auto") has them'
-        )
-    if rule != "hebbian" and implementation in ("pallas", "pallas_interpret"):
-        raise ConfigError(
-            f'implementation={implementation!r} has no rule={rule!r}: the kernel writes "hebbian" only; use "chunked"'
-        )
+        if not rule.has_matrix_form or rows:
+            return "recurrent"
+        return choose_form(stretch.query.shape[2], stretch.value.shape[-1], chunk_size)
     if implementation == "recurrent":
-        dtype = jnp.promote_types(jnp.float32, query.dtype)
-        shape = (*query.shape[:2], query.shape[-1], value.shape[-1])
-        state = jnp.zeros(shape, dtype) if state is None else state.astype(dtype)
-        masks = {name: options[name] for name in ("decay", "valid", "reset")}
-        other = dict(rule=rule, gate=gate, limits=limits, axis=axis)
-        read, state = reference.recurrent(query, key, value, state, learning_rate=learning_rate, **masks, **other)
-        if options["sum_heads"]:
+        return implementation
+    if not rule.has_matrix_form:
+        raise ConfigError(
+            f"implementation={implementation!r} cannot run rule {rule.name!r}: it has no matrix form, only the one token by token; use "
+            'implementation="recurrent" (or "auto")'
+        )
+    if rows:
+        raise ConfigError(
+            f"implementation={implementation!r} has no decay for each row {decay.shape}: there is only the form token by token; use "
+            'implementation="recurrent" (or "auto")'
+        )
+    if implementation in ("pallas", "pallas_interpret"):
+        if not rule.linear:
+            raise ConfigError(
+                f"implementation={implementation!r} cannot run rule {rule.name!r}: the kernel writes k ⊗ x as it is; use "
+                'implementation="chunked" (kernel="xla")'
+            )
+        if jnp.ndim(decay) == 4 or stretch.value.shape[1] > 1:
+            what = "a decay for each token" if jnp.ndim(decay) == 4 else "values for each head"
+            raise ConfigError(
+                f'implementation={implementation!r} has no {what}; use implementation="chunked" (kernel="xla")'
+            )
+    return implementation
+
+
+def _run(
+    form: Form,
+    rule: ScanRule,
+    stretch: Stretch,
+    state: Any,
+    dynamics: Dynamics,
+    wanted: Wanted,
+    chunk_size: int,
+) -> tuple[jax.Array, Any]:
+    if form == "recurrent":
+        if state is None:
+            shape = (*stretch.query.shape[:2], stretch.query.shape[-1], stretch.value.shape[-1])
+            state = jnp.zeros(shape, jnp.promote_types(jnp.float32, stretch.query.dtype))
+        read, state = reference.recurrent(stretch, state, dynamics, rule.write)
+        if wanted.sum_heads:
             read = jnp.sum(read, axis=1, keepdims=True)
-        if options["final"] == "full":
-            return read, state
-        return read, jnp.mean(state, axis=0, keepdims=True) if options["final"] == "mean" else None
+        if wanted.final == "mean":
+            state = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0, keepdims=True), state)
+        return read, None if wanted.final == "none" else state
 
-    if rule != "hebbian":
-        from bdh_jax.fast_weights.rules import corrections
+    correct = None if rule.linear else rule.correct
+    if rule.linear:
+        stretch = _with_rates(stretch, dynamics.learning_rate)
+    if form == "parallel":
+        return xla.parallel(stretch, state, dynamics, wanted, correct)
+    if form == "chunked":
+        return xla.chunked(stretch, state, dynamics, wanted, chunk_size, correct)
+    return pallas.chunked(stretch, state, dynamics.decay, wanted, chunk_size, interpret=form == "pallas_interpret")
 
-        rates = dict(learning_rate=learning_rate, decay=options["decay"])
-        options["correct"] = functools.partial(corrections.correct, rule, **rates, axis=axis)
-        options["gate"] = gate
-    elif not (isinstance(learning_rate, float) and learning_rate == 1.0):
-        rate = jnp.asarray(learning_rate, jnp.promote_types(jnp.float32, key.dtype)).reshape(1, -1, 1, 1)
-        if rate.size == 1:
+
+def _with_rates(stretch: Stretch, learning_rate: Rate) -> Stretch:
+    """The stretch with η and β in its values, or in its keys where they differ between heads or rows."""
+    key, value = stretch.key, stretch.value
+    if stretch.write_gate is not None:
+        value = (value * stretch.write_gate[:, None, :, None]).astype(value.dtype)
+    if not (isinstance(learning_rate, float) and learning_rate == 1.0):
+        rate = jnp.asarray(learning_rate, jnp.promote_types(jnp.float32, key.dtype))
+        rate = rate if rate.ndim == 4 else rate.reshape(1, -1, 1, 1)
+        if rate.shape[1] == 1 and rate.shape[3] == 1:
             value = (value * rate).astype(value.dtype)
         else:
             key = (key * rate).astype(key.dtype)
-    if implementation == "parallel":
-        return xla.parallel(query, key, value, state, **options)
-    if implementation == "chunked":
-        return xla.chunked(query, key, value, state, chunk_size=chunk_size, **options)
-    interpret = implementation == "pallas_interpret"
-    return pallas.chunked(query, key, value, state, chunk_size=chunk_size, interpret=interpret, **options)
+    return stretch._replace(key=key, value=value, write_gate=None)
 
 
-def _split_heads(query: jax.Array, key: jax.Array, state: jax.Array | None, heads: int):
+def _split_heads(
+    query: jax.Array, key: jax.Array, state: jax.Array | None, heads: int
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """[B, T, K] → [B, H, T, N] for query and key; [B, K, D] → [B, H, N, D] for the state."""
     batch, length, neurons = query.shape
     if neurons % heads:
@@ -181,26 +202,68 @@ def _split_heads(query: jax.Array, key: jax.Array, state: jax.Array | None, head
     return query, key, None if state is None else state.reshape(batch, heads, neurons // heads, -1)
 
 
-def _merge_heads(query: jax.Array, key: jax.Array, state: jax.Array | None):
+def _merge_heads(query: jax.Array, key: jax.Array, state: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """[B, H, T, N] → [B, 1, T, K] for query and key; [B, H, N, D] → [B, 1, K, D] for the state."""
     batch, heads, length, neurons = query.shape
     query, key = (jnp.swapaxes(a, 1, 2).reshape(batch, 1, length, heads * neurons) for a in (query, key))
     return query, key, None if state is None else state.reshape(batch, 1, heads * neurons, -1)
 
 
-def _check_shapes(query, key, value, state, valid, reset) -> None:
+def _check_choices(implementation: str, final: str, chunk_size: int) -> None:
+    if implementation not in FORMS:
+        raise ConfigError(f"implementation={implementation!r} is not one of {', '.join(map(repr, FORMS))}")
+    if final not in ("full", "mean", "none"):
+        raise ValueError(f"final={final!r} is not one of 'full', 'mean', 'none'")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+
+
+def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array, state: Any) -> None:
     if query.ndim not in (3, 4) or query.shape != key.shape:
         raise ValueError(f"query {query.shape} and key {key.shape} must both be [B, T, K] or both [B, H, T, N]")
     batch, length = query.shape[0], query.shape[-2]
-    if value.ndim != 3 or value.shape[:2] != (batch, length):
-        raise ValueError(f"value has shape {value.shape}; with query {query.shape} it must be [{batch}, {length}, D]")
+    shared = value.ndim == 3 and value.shape[:2] == (batch, length)
+    of_heads = value.ndim == query.ndim == 4 and value.shape[:3] == query.shape[:3]
+    if not (shared or of_heads):
+        heads = f" or [{batch}, {query.shape[1]}, {length}, D]" if query.ndim == 4 else ""
+        raise ValueError(f"value has shape {value.shape}; with query {query.shape} it must be [{batch}, {length}, D]{heads}")
     if length < 1:
         raise ValueError("the sequence is empty: T must be at least 1")
-    rows = (*query.shape[:-2], query.shape[-1], value.shape[-1])
-    if state is not None and state.shape != rows:
+    if isinstance(state, jax.Array):
+        rows = (*query.shape[:-2], query.shape[-1], value.shape[-1])
+        if state.shape != rows:
+            raise ValueError(
+                f"state has shape {state.shape}; with query {query.shape} and value {value.shape} it must be {rows}"
+            )
+    elif state is not None and query.ndim == 3:
         raise ValueError(
-            f"state has shape {state.shape}; with query {query.shape} and value {value.shape} it must be {rows}"
+            f"state is a {type(state).__name__}, which stands beside queries [B, H, T, N] only; query has shape {query.shape}"
         )
-    for name, mask in (("valid", valid), ("reset", reset)):
-        if mask is not None and (mask.shape != (batch, length) or mask.dtype != bool):
-            raise ValueError(f"{name} has shape {mask.shape} and dtype {mask.dtype}; it must be bool [{batch}, {length}]")
+
+
+def _check_masks(query: jax.Array, **masks: jax.Array | None) -> None:
+    shape = (query.shape[0], query.shape[-2])
+    for name, mask in masks.items():
+        if mask is not None and (mask.shape != shape or mask.dtype != bool):
+            raise ValueError(f"{name} has shape {mask.shape} and dtype {mask.dtype}; it must be bool {list(shape)}")
+
+
+def _check_rates(query: jax.Array, **rates: Rate) -> int:
+    """How many heads the rates speak of; 1 if all heads have the same."""
+    batch, length, neurons = query.shape[0], query.shape[-2], query.shape[-1]
+    heads = 1
+    for name, rate in rates.items():
+        shape = jnp.shape(rate)
+        if len(shape) == 4 and query.ndim == 4:
+            full = (batch, query.shape[1], length, neurons)
+            fits = all(have in (1, want) for have, want in zip(shape, full, strict=True))
+            # Rows of heads that are merged would no longer be told apart.
+            heads = max(heads, query.shape[1] if shape[3] > 1 else shape[1])
+        else:
+            fits = not shape or (len(shape) == 1 and (query.ndim == 3 or shape[0] in (1, query.shape[1])))
+            heads = max([heads, *shape]) if fits else heads
+        if not fits:
+            one = f"one rate per head [{query.shape[1]}], or " if query.ndim == 4 else "one rate per head [H]"
+            four = "[B or 1, H or 1, T or 1, N or 1]" if query.ndim == 4 else ""
+            raise ValueError(f"{name} has shape {shape}; with query {query.shape} it must be a scalar, {one}{four}")
+    return heads

@@ -2,11 +2,11 @@
 
 Each program owns a tile [n, d] of one head's S, so S never travels to memory between chunks:
 
-    read   = (weights ⊙ q_tile k_tileᵀ) @ x + λ^n (q_tile @ S_tile)
-    S_tile = λ^n S_tile + k_tileᵀ @ (weights ⊙ x)
+    read   = (coefficients ⊙ q_tile k_tileᵀ) @ x + λ^n (q_tile @ S_tile)
+    S_tile = λ^n S_tile + k_tileᵀ @ (coefficients ⊙ x)
 
 Reads are linear in the neurons: each tile of neurons writes its part, and the parts are summed outside. Decay, validity and
-resets enter only as the weights of ``xla.weights``, made outside from [B, T] masks.
+resets enter only as the coefficients of ``stretch.coefficients``, made outside from [B, T] masks.
 
 On GPU (Triton) a program loops over the chunks with its tile in registers; on TPU (Mosaic) the chunks are the last, sequential
 axis of the grid and the tile is in VMEM. Products follow ``jax.default_matmul_precision``, as those of XLA do. The backward
@@ -16,6 +16,7 @@ pass is that of the XLA form.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -26,28 +27,26 @@ from jax.experimental.pallas import triton as pltriton
 
 from bdh_jax.config import ConfigError
 from bdh_jax.kernels.fast_weight_scan import xla
+from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Final, Rate, Stretch, Wanted
+from bdh_jax.kernels.fast_weight_scan.stretch import coefficients, safe_log
 
 Platform = Literal["gpu", "tpu"]
 
 
 def chunked(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    stretch: Stretch,
     state: jax.Array | None,
-    *,
-    decay: jax.Array | float,
-    valid: jax.Array | None,
-    reset: jax.Array | None,
-    final: xla.Final,
-    sum_heads: bool,
+    decay: Rate,
+    wanted: Wanted,
     chunk_size: int,
+    *,
     interpret: bool,
     platform: Platform | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The scan as a Pallas kernel; arguments and results as in :func:`xla.parallel`.
+    """The scan as a Pallas kernel; arguments and results as in :func:`xla.parallel`, η and β in keys or values already.
 
     Args:
+      decay: λ, a scalar or [H].
       chunk_size: wanted tokens per chunk; the kernel takes the nearest size that its hardware multiplies well.
       interpret: run the kernel's interpreter, on any machine.
       platform: which of the two kernels to use; None means that of this machine ("gpu" when interpreted).
@@ -57,15 +56,16 @@ def chunked(
     """
     if platform is None:
         platform = "gpu" if interpret else _platform()
-    if platform == "tpu" and not interpret and query.dtype == jnp.float64:
+    if platform == "tpu" and not interpret and stretch.query.dtype == jnp.float64:
         raise ConfigError('kernel="pallas" has no float64 on TPU; use kernel="xla" or dtype="float32"')
     decays = not (isinstance(decay, float) and decay == 1.0)
-    options = _Options(final, sum_heads, chunk_size, interpret, platform)
-    return _scan(options, query, key, value, state, jnp.asarray(decay) if decays else None, valid, reset)
+    options = _Options(wanted.final, wanted.sum_heads, chunk_size, interpret, platform)
+    rows = stretch.query, stretch.key, stretch.value
+    return _scan(options, *rows, state, jnp.asarray(decay) if decays else None, stretch.valid, stretch.reset)
 
 
 class _Options(NamedTuple):
-    final: xla.Final
+    final: Final
     sum_heads: bool
     chunk_size: int
     interpret: bool
@@ -82,37 +82,40 @@ def _platform() -> Platform:
     return backend
 
 
+_Array = jax.Array | None
+_Result = tuple[jax.Array, jax.Array | None]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scan(options, query, key, value, state, decay, valid, reset):
-    forward = (query, key, value, state, decay, valid, reset)
-    read, next_state = _run(options, *forward)
+def _scan(
+    options: _Options,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    state: _Array,
+    decay: _Array,
+    valid: _Array,
+    reset: _Array,
+) -> _Result:
+    read, next_state = _run(options, query, key, value, state, decay, valid, reset)
     if options.final == "mean":
         # One product for the whole batch, without S per example.
-        rate = 1.0 if decay is None else decay
-        next_state = xla.mean_state(key, value, state, decay=rate, valid=valid, reset=reset)
+        stretch = Stretch(query, key, value, None, valid, reset)
+        next_state = xla.mean_state(stretch, state, Dynamics(1.0, 1.0 if decay is None else decay))
     return read, next_state
 
 
-def _scan_forward(options, *arguments):
+def _scan_forward(options: _Options, *arguments: _Array) -> tuple[_Result, tuple[_Array, ...]]:
     return _scan(options, *arguments), arguments
 
 
-def _scan_backward(options, arguments, cotangents):
+def _scan_backward(options: _Options, arguments: tuple[_Array, ...], cotangents: _Result) -> tuple[_Array, ...]:
     *differentiable, valid, reset = arguments
 
-    def scan(query, key, value, state, decay):
-        return xla.chunked(
-            query,
-            key,
-            value,
-            state,
-            decay=1.0 if decay is None else decay,
-            valid=valid,
-            reset=reset,
-            final=options.final,
-            sum_heads=options.sum_heads,
-            chunk_size=options.chunk_size,
-        )
+    def scan(query: jax.Array, key: jax.Array, value: jax.Array, state: _Array, decay: _Array) -> _Result:
+        stretch = Stretch(query, key, value, None, valid, reset)
+        dynamics = Dynamics(1.0, 1.0 if decay is None else decay)
+        return xla.chunked(stretch, state, dynamics, Wanted(options.final, options.sum_heads), options.chunk_size)
 
     _, transpose = jax.vjp(scan, *differentiable)
     return (*transpose(cotangents), None, None)
@@ -159,17 +162,26 @@ def _largest_divisor(size: int, candidates: tuple[int, ...]) -> int:
     return next(candidate for candidate in candidates if size % candidate == 0)
 
 
-def _run(options, query, key, value, state, decay, valid, reset):
+def _run(
+    options: _Options,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    state: _Array,
+    decay: _Array,
+    valid: _Array,
+    reset: _Array,
+) -> _Result:
     batch, heads, length, neurons = query.shape
     width = value.shape[-1]
     dtype = jnp.promote_types(jnp.float32, query.dtype)
     shape = _shape(options.platform, length, neurons, width, options.chunk_size, query.dtype.itemsize)
-    weights = _chunk_weights(shape, length, dtype, decay, valid, reset)
+    found = _of_chunks(shape, length, dtype, decay, valid, reset)
 
     query, key = (_pad(_pad(a, shape.length, -2), shape.neurons, -1) for a in (query, key))
     query, key = (a.reshape(batch * heads, shape.length, shape.neurons) for a in (query, key))
     value = _pad(_pad(value[:, 0], shape.length, -2), shape.width, -1)
-    arrays = [query, key, value, *weights]
+    arrays = [query, key, value, *found]
     if state is not None:
         state = _pad(_pad(state, shape.neurons, -2), shape.width, -1).astype(dtype)
         arrays.append(state.reshape(batch * heads, shape.neurons, shape.width))
@@ -190,12 +202,12 @@ def _run(options, query, key, value, state, decay, valid, reset):
     return read, next_state[0].reshape(batch, heads, shape.neurons, shape.width)[:, :, :neurons, :width]
 
 
-def _chunk_weights(shape: _Shape, length: int, dtype: Any, decay, valid, reset) -> list[jax.Array]:
-    """``xla.weights`` of every chunk: scores [B', chunks', H', C, C], initial and written [..., C, 1], kept [..., 1, 1].
+def _of_chunks(shape: _Shape, length: int, dtype: Any, decay: _Array, valid: _Array, reset: _Array) -> list[jax.Array]:
+    """The coefficients of every chunk: scores [B', chunks', H', C, C], initial and written [..., C, 1], kept [..., 1, 1].
 
     Primed axes have length 1 where nothing depends on them. Padded tokens are invalid.
     """
-    log_decay = jnp.zeros((1,), dtype) if decay is None else xla.safe_log(decay.astype(dtype)).reshape(-1)
+    log_decay = jnp.zeros((1,), dtype) if decay is None else safe_log(decay.astype(dtype)).reshape(-1)
     if valid is None and reset is None and shape.length == length:
         valid = jnp.ones((1, 1, shape.chunk), bool)
     else:
@@ -206,8 +218,8 @@ def _chunk_weights(shape: _Shape, length: int, dtype: Any, decay, valid, reset) 
             for mask in (jnp.broadcast_to(valid, (rows, length)), reset)
         )
 
-    def of_chunk(rate, valid, reset):
-        scores, initial, written, kept = xla.weights(shape.chunk, dtype, rate, valid, reset)
+    def of_chunk(rate: jax.Array, valid: _Array, reset: _Array) -> list[jax.Array]:
+        scores, initial, written, kept = coefficients(shape.chunk, dtype, rate, valid, reset)
         return [scores, initial[:, None], written[:, None], kept[None, None]]
 
     over_heads = jax.vmap(of_chunk, (0, None, None))
@@ -230,36 +242,47 @@ def _vary_together(arrays: list[jax.Array]) -> tuple[list[jax.Array], dict[str, 
     return arrays, {"manual_axis_type": jax.typeof(arrays[0]).manual_axis_type}
 
 
-def _chunk(query, key, value, scores_weight, initial, written, kept, state):
+def _chunk(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    causal: jax.Array,
+    initial: jax.Array,
+    written: jax.Array,
+    kept: jax.Array,
+    state: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
     """One chunk against one tile: query, key [C, n]; value [C, d]; state [n, d]. Returns its part of the read and the state."""
 
-    def dot(a, b, contract):
+    def dot(a: jax.Array, b: jax.Array, contract: tuple[tuple[int], tuple[int]]) -> jax.Array:
         return jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=state.dtype)
 
-    scores = dot(query, key, ((1,), (1,))) * scores_weight
+    scores = dot(query, key, ((1,), (1,))) * causal
     read = dot(scores.astype(value.dtype), value, ((1,), (0,)))
     read = read + initial * dot(query.astype(state.dtype), state, ((1,), (0,)))
     return read, kept * state + dot(key, (written * value).astype(key.dtype), ((0,), (0,)))
 
 
-def _unpack(refs, has_state: bool, writes: bool):
-    """The kernel's arguments after query, key and value: four weights, the first state if any; the read, the last state if any."""
+def _unpack(refs: tuple[Any, ...], has_state: bool, writes: bool) -> tuple[Any, Any, Any, Any]:
+    """The kernel's arguments after query, key and value: four coefficients, the first state if any; the read, the last state if any."""
     first = refs[4] if has_state else None
     last = refs[5 + has_state] if writes else None
     return refs[:4], first, refs[4 + has_state], last
 
 
-def _gpu_call(shape: _Shape, heads: int, arrays, outputs, *, has_state: bool, interpret: bool):
+def _gpu_call(
+    shape: _Shape, heads: int, arrays: list[jax.Array], outputs: list[Any], *, has_state: bool, interpret: bool
+) -> Callable[..., list[jax.Array]]:
     """Grid: heads of all examples × tiles of N × tiles of D. Every program sees the whole sequence of its tile."""
     count = shape.length // shape.chunk
 
-    def kernel(query, key, value, *refs):
-        weights, first, read, last = _unpack(refs, has_state, len(outputs) > 1)
+    def kernel(query: Any, key: Any, value: Any, *refs: Any) -> None:
+        found, first, read, last = _unpack(refs, has_state, len(outputs) > 1)
 
-        def body(index, state):
+        def body(index: jax.Array, state: jax.Array) -> jax.Array:
             here = pl.ds(index * shape.chunk, shape.chunk)
-            weight = [ref[index if ref.shape[0] > 1 else 0] for ref in weights]
-            read[here, :], state = _chunk(query[here, :], key[here, :], value[here, :], *weight, state)
+            here_found = [ref[index if ref.shape[0] > 1 else 0] for ref in found]
+            read[here, :], state = _chunk(query[here, :], key[here, :], value[here, :], *here_found, state)
             return state
 
         state = jnp.zeros((shape.rows, shape.columns), read.dtype) if first is None else first[...]
@@ -267,10 +290,10 @@ def _gpu_call(shape: _Shape, heads: int, arrays, outputs, *, has_state: bool, in
         if last is not None:
             last[...] = state
 
-    def weight_spec(array):
+    def found_spec(array: jax.Array) -> pl.BlockSpec:
         example, _, head = (size > 1 for size in array.shape[:3])
 
-        def index(i, n, d):
+        def index(i: Any, n: Any, d: Any) -> tuple[Any, ...]:
             return i // heads if example else 0, 0, i % heads if head else 0, 0, 0
 
         return pl.BlockSpec((None, array.shape[1], None, *array.shape[3:]), index)
@@ -284,7 +307,7 @@ def _gpu_call(shape: _Shape, heads: int, arrays, outputs, *, has_state: bool, in
             rows,
             rows,
             pl.BlockSpec((None, shape.length, shape.columns), lambda i, n, d: (i // heads, 0, d)),
-            *map(weight_spec, arrays[3:7]),
+            *map(found_spec, arrays[3:7]),
             *[tile] * has_state,
         ],
         out_specs=[
@@ -298,30 +321,32 @@ def _gpu_call(shape: _Shape, heads: int, arrays, outputs, *, has_state: bool, in
     )
 
 
-def _tpu_call(shape: _Shape, heads: int, arrays, outputs, *, has_state: bool, interpret: bool):
+def _tpu_call(
+    shape: _Shape, heads: int, arrays: list[jax.Array], outputs: list[Any], *, has_state: bool, interpret: bool
+) -> Callable[..., list[jax.Array]]:
     """Grid: heads of all examples × tiles of N × tiles of D × chunks, the last one in order with S in VMEM."""
     count = shape.length // shape.chunk
 
-    def kernel(query, key, value, *refs):
+    def kernel(query: Any, key: Any, value: Any, *refs: Any) -> None:
         *refs, state = refs
-        weights, first, read, last = _unpack(refs, has_state, len(outputs) > 1)
+        found, first, read, last = _unpack(refs, has_state, len(outputs) > 1)
         index = pl.program_id(3)
 
         @pl.when(index == 0)
-        def _():
+        def _() -> None:
             state[...] = jnp.zeros(state.shape, state.dtype) if first is None else first[...]
 
-        read[...], state[...] = _chunk(query[...], key[...], value[...], *(ref[...] for ref in weights), state[...])
+        read[...], state[...] = _chunk(query[...], key[...], value[...], *(ref[...] for ref in found), state[...])
         if last is not None:
 
             @pl.when(index == count - 1)
-            def _():
+            def _() -> None:
                 last[...] = state[...]
 
-    def weight_spec(array):
+    def found_spec(array: jax.Array) -> pl.BlockSpec:
         example, chunk, head = (size > 1 for size in array.shape[:3])
 
-        def index(i, n, d, c):
+        def index(i: Any, n: Any, d: Any, c: Any) -> tuple[Any, ...]:
             return i // heads if example else 0, c if chunk else 0, i % heads if head else 0, 0, 0
 
         return pl.BlockSpec((None, None, None, *array.shape[3:]), index)
@@ -335,7 +360,7 @@ def _tpu_call(shape: _Shape, heads: int, arrays, outputs, *, has_state: bool, in
             rows,
             rows,
             pl.BlockSpec((None, shape.chunk, shape.columns), lambda i, n, d, c: (i // heads, c, d)),
-            *map(weight_spec, arrays[3:7]),
+            *map(found_spec, arrays[3:7]),
             *[tile] * has_state,
         ],
         out_specs=[

@@ -1,78 +1,127 @@
-"""Reference form of the scan: ``jax.lax.scan`` over tokens with the fast weights as its explicit carry."""
+"""Reference form of the scan: ``jax.lax.scan`` over tokens with the state as its explicit carry; and the plain write.
+
+Axis letters: see :mod:`bdh_jax.types`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Rate, ScanRule, Stretch, Token, Write
 
-def recurrent(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    state: jax.Array,
-    *,
-    learning_rate: jax.Array,
-    decay: jax.Array,
-    valid: jax.Array | None,
-    reset: jax.Array | None,
-    rule: str = "hebbian",
-    gate: jax.Array | None = None,
-    axis: str | None = None,
-    limits: Mapping[str, float | None] | None = None,
+
+def hebbian(
+    state: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array, *, learning_rate: Rate, decay: Rate
 ) -> tuple[jax.Array, jax.Array]:
-    """Scan a write rule over time.
+    """Hebbian write with decay: r = q @ S, then S ← λ S + η k ⊗ x.
+
+    With λ = η = 1 this is linear attention; with the previous token's address as key it is the write-back of
+    bdh-fast-weights, made causal.
 
     Args:
-      query: [B, H, T, N].
-      key: [B, H, T, N].
-      value: [B, 1, T, D], shared by the heads.
-      state: [B, H, N, D].
-      learning_rate: scalar or [H].
-      decay: scalar or [H].
-      valid: [B, T] bool or None. An invalid token neither writes nor decays.
-      reset: [B, T] bool or None. The state is zero when that token reads.
-      rule: "hebbian", "delta", "gated_delta", "longhorn" or "oja", see :mod:`bdh_jax.fast_weights.rules.tokenwise`.
-      gate: β [B, T] of "gated_delta", or None.
-      axis: name of the mesh axis that N is split over, inside ``jax.shard_map``.
-      limits: arguments of :func:`bdh_jax.fast_weights.rules.tokenwise.bound`, put on the state after each write, or None.
+      state: S, [..., H, N, D].
+      query: q, [..., H, N].
+      key: k, [..., H, N].
+      value: x, [..., 1, D] or [..., H, D].
+      learning_rate: η, a scalar, [H], or anything that fits [..., H, N].
+      decay: λ, likewise.
 
     Returns:
-      read [B, H, T, D] and the final state [B, H, N, D].
+      read [..., H, D], one part from each head, and the next state [..., H, N, D], both in the state's dtype.
+    """
+    kept = over_matrix(decay, state.dtype) * state
+    return read(query, state), kept + over_matrix(learning_rate, state.dtype) * outer(key, value, state.dtype)
+
+
+def read(query: jax.Array, state: jax.Array) -> jax.Array:
+    """q @ S: query [..., N], state [..., N, D] → [..., D] in the state's dtype."""
+    return jnp.einsum("...n,...nd->...d", query.astype(state.dtype), state)
+
+
+def outer(key: jax.Array, value: jax.Array, dtype: Any) -> jax.Array:
+    """k ⊗ x: key [..., N], value [..., D] → [..., N, D]."""
+    return key.astype(dtype)[..., :, None] * value.astype(dtype)[..., None, :]
+
+
+def over_matrix(rate: Rate, dtype: Any) -> jax.Array:
+    """A rate as a factor of S [..., H, N, D]: a scalar, one a head [H], or one a row [..., H or 1, N or 1]."""
+    rate = jnp.asarray(rate, dtype)
+    if rate.ndim == 0:
+        return rate
+    return rate[..., None, None] if rate.ndim == 1 else rate[..., None]
+
+
+def _write(state: jax.Array, token: Token, dynamics: Dynamics) -> tuple[jax.Array, jax.Array]:
+    value = token.value
+    if token.write_gate is not None:
+        value = token.write_gate[:, None, None].astype(state.dtype) * value.astype(state.dtype)
+    return hebbian(state, token.query, token.key, value, learning_rate=dynamics.learning_rate, decay=dynamics.decay)
+
+
+HEBBIAN = ScanRule("hebbian", _write, linear=True)
+"""The plain write."""
+
+
+def recurrent(stretch: Stretch, state: Any, dynamics: Dynamics, write: Write) -> tuple[jax.Array, Any]:
+    """Scan a write over time.
+
+    Args:
+      stretch: the tokens.
+      state: before the first token: [B, H, N, D], or a pytree of arrays [B, ...].
+      dynamics: rates.
+      write: one token.
+
+    Returns:
+      read [B, H, T, D] and the state after the last token.
     """
 
-    from bdh_jax.fast_weights.rules import tokenwise as rules
-
-    # One rate per head, beside the batch axis.
-    learning_rate, decay = (jnp.asarray(r)[None] if jnp.ndim(r) else r for r in (learning_rate, decay))
-
-    def step(state, token):
-        q, k, v, token_valid, token_reset, token_gate = token
-        if token_reset is not None:
-            state = jnp.where(token_reset[:, None, None, None], jnp.zeros((), state.dtype), state)
-        rates = dict(learning_rate=learning_rate, decay=decay)
-        if rule == "hebbian":
-            read, written = rules.hebbian(state, q, k, v, **rates)
-        elif rule == "oja":
-            read, written = rules.oja(state, q, k, v, **rates)
-        else:
-            if rule == "longhorn":
-                token_gate = rules.longhorn_gate(k, learning_rate, axis)
-            beta = 1.0 if token_gate is None else token_gate
-            read, written = rules.delta(state, q, k, v, **rates, gate=beta, axis=axis)
-        if limits is not None:
-            written = rules.bound(written, **limits)
-        if token_valid is not None:
-            written = jnp.where(token_valid[:, None, None, None], written, state)
+    def step(state: Any, inputs: tuple[Token, Dynamics, jax.Array | None, jax.Array | None]) -> tuple[Any, jax.Array]:
+        token, rates, valid, reset = inputs
+        if reset is not None:
+            state = jax.tree.map(lambda leaf: jnp.where(_like(reset, leaf), jnp.zeros((), leaf.dtype), leaf), state)
+        read, written = write(state, token, rates)
+        if valid is not None:
+            written = jax.tree.map(lambda new, old: jnp.where(_like(valid, new), new, old), written, state)
         return written, read
 
     # Some inputs are absent: a None is an empty pytree, so it passes through the scan as None.
-    tokens = jax.tree.map(lambda a: jnp.moveaxis(a, -2, 0), (query, key, value))
-    masks = jax.tree.map(lambda a: a.T, (valid, reset, gate))
-    if query.shape[-2] == 1:
-        state, read = step(state, jax.tree.map(lambda a: a[0], (*tokens, *masks)))
+    tokens = Token(
+        *(jnp.moveaxis(a, -2, 0) for a in (stretch.query, stretch.key, stretch.value)), _time_first(stretch.write_gate)
+    )
+    masks = _time_first(stretch.valid), _time_first(stretch.reset)
+    length = stretch.query.shape[-2]
+    rates, by_token = zip(*(_rate(rate, length) for rate in dynamics), strict=True)
+
+    def with_rates(state: Any, inputs: Any) -> tuple[Any, jax.Array]:
+        token, valid, reset, here = inputs
+        chosen = (rate if now is None else now for rate, now in zip(rates, here, strict=True))
+        return step(state, (token, Dynamics(*chosen), valid, reset))
+
+    inputs = (tokens, *masks, by_token)
+    if length == 1:
+        state, read = with_rates(state, jax.tree.map(lambda a: a[0], inputs))
         return read[:, :, None], state
-    state, read = jax.lax.scan(step, state, (*tokens, *masks))
-    return jnp.moveaxis(read, 0, 2), state
+    state, reads = jax.lax.scan(with_rates, state, inputs)
+    return jnp.moveaxis(reads, 0, 2), state
+
+
+def _rate(rate: Rate, length: int) -> tuple[Any, jax.Array | None]:
+    """A rate that every token has, beside the batch axis, and None; or nothing, and the rate of each token with time first."""
+    if jnp.ndim(rate) == 0:
+        return rate, None
+    rate = jnp.asarray(rate)
+    if rate.ndim == 1:
+        return rate[None, :, None], None
+    return (rate[:, :, 0], None) if rate.shape[2] == 1 else (None, jnp.moveaxis(rate, 2, 0))
+
+
+def _time_first(mask: jax.Array | None) -> jax.Array | None:
+    return None if mask is None else mask.T
+
+
+def _like(mask: jax.Array, leaf: jax.Array) -> jax.Array:
+    """[B] with as many axes as ``leaf`` [B, ...]."""
+    return mask.reshape(-1, *[1] * (leaf.ndim - 1))
