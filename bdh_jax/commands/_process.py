@@ -49,7 +49,7 @@ def _parse_flags(command: ModuleType, argv: Sequence[str]) -> list[str]:
 
 def _flags_of(command: ModuleType) -> str:
     # Absl heads the list with the module's name.
-    return flags.FLAGS.module_help(command).partition("\n")[2].rstrip()
+    return flags.FLAGS.module_help(command).strip().partition("\n")[2].rstrip()
 
 
 def _status(command: ModuleType, argv: Sequence[str]) -> int | None:
