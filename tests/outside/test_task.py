@@ -96,7 +96,7 @@ def test_mistakes_are_one_line(folder, override, message):
 
 
 def test_a_class_that_is_gone_is_named(trained):
-    folder, evaluate = trained
+    folder, _ = trained
     (folder / "elsewhere").mkdir(exist_ok=True)
     workdir = (folder / "runs" / "parity").absolute()
     command = ["bdh_jax", "ablate", f"--workdir={workdir}"]
