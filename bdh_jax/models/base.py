@@ -68,6 +68,11 @@ class ModelConfig:
         return FastWeightConfig(enabled=False)
 
     @property
+    def has_fast_weights(self) -> bool:
+        """Whether there are fast weights, to consolidate."""
+        return self.fast.enabled
+
+    @property
     def has_state(self) -> bool:
         """Whether the model carries a state from call to call."""
         return False

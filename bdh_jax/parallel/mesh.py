@@ -40,6 +40,11 @@ class MeshConfig:
         for name in ("heads", "neurons"):
             require(getattr(self, name) >= 1, f"mesh.{name}={getattr(self, name)} must be at least 1")
 
+    @property
+    def shape(self) -> dict[str, int]:
+        """Name of each axis → its length, as that of a mesh; ``data`` may be −1."""
+        return {name: getattr(self, name) for name in MESH_AXES}
+
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """The mesh that a configuration asks for.

@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
@@ -27,7 +27,8 @@ from orbax.checkpoint import checkpoint_managers
 
 from bdh_jax.models.config import BDHConfig, ModelConfig
 from bdh_jax.config import ConfigError
-from bdh_jax.experiment import ExperimentConfig
+if TYPE_CHECKING:
+    from bdh_jax.experiment import ExperimentConfig
 from bdh_jax.config.convert import to_dict
 
 RUN, RESULTS, FOLDER = "run.json", "results.json", "checkpoints"

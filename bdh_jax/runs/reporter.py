@@ -1,4 +1,4 @@
-"""What a run tells: metrics as JSON lines and TensorBoard events, live progress, where it ran, and the final table."""
+"""What a run tells: metrics as JSON lines and TensorBoard events, live progress, and where it ran."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import logging
 import platform
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import rich.box
 import rich.console
 import rich.progress
-import rich.table
 
-from bdh_jax.tasks.base import Evaluation, read_score
+from bdh_jax.tasks.scores import Evaluation
 from bdh_jax.runs.checkpoint import CheckpointError
 from bdh_jax.runs.events import EventFile
 
@@ -183,52 +180,6 @@ def describe_start(step: int, seed: int) -> dict[str, Any]:
         "processes": jax.process_count(),
         "machine": platform.platform(),
     }
-
-
-def summarise(results: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Mean and spread (sample standard deviation) over seeds of the ``evaluation`` of each result.
-
-    Returns:
-      (mean, spread), set → number's name → value. The spread of a single seed is None.
-    """
-    mean: dict[str, Any] = {}
-    spread: dict[str, Any] = {}
-    for name, first in results[0]["evaluation"].items():
-        scores = [{**r["evaluation"][name], **r["evaluation"][name]["extra"]} for r in results]
-        keys = [*read_score(first).COLUMNS, *first["extra"]]
-        mean[name] = {key: statistics.fmean(s[key] for s in scores) for key in keys}
-        spread[name] = {key: statistics.stdev(s[key] for s in scores) if len(scores) > 1 else None for key in keys}
-    return mean, spread
-
-
-def results_table(results: Mapping[str, Any]) -> rich.table.Table:
-    """The table of a ``results.json``, of one seed or of several."""
-    if "runs" not in results:
-        rows = tuple(read_score(score) for score in results["evaluation"].values())
-        evaluation = Evaluation(rows=rows, primary=results["primary"], note=results["note"])
-        return evaluation.table(title=f"seed {results['seed']}, {results['steps']} steps, {results['seconds']:.0f} s")
-
-    seeds = results["seeds"]
-    table = rich.table.Table(
-        title=f"seeds {', '.join(map(str, seeds))}: mean ± standard deviation", box=rich.box.SIMPLE_HEAD, pad_edge=False
-    )
-    table.add_column("set")
-    kind = type(read_score(next(iter(results["runs"][str(seeds[0])]["evaluation"].values()))))
-    for header in kind.COLUMNS.values():
-        table.add_column(header, justify="right")
-    for name, mean in results["mean"].items():
-        spread = results["spread"][name]
-        table.add_row(name, *(_mean_and_spread(mean[key], spread[key]) for key in kind.COLUMNS))
-    lines = [kind.COLUMNS[kind.COMPARED]]
-    for seed, run in results["runs"].items():
-        lines.append(f"seed {seed}: " + "  ".join(f"{name} {s[kind.COMPARED]:.4f}" for name, s in run["evaluation"].items()))
-    table.caption = "\n".join(lines)
-    return table
-
-
-def _mean_and_spread(mean: float, spread: float | None) -> str:
-    # The ceiling is that of the evaluation set, which is the same for every seed.
-    return f"{mean:.4f}" if not spread else f"{mean:.4f} ± {spread:.4f}"
 
 
 def _progress_bar(console: rich.console.Console) -> rich.progress.Progress:
