@@ -27,7 +27,8 @@ from absl import flags
 from bdh_jax.commands import _shared as cli
 from bdh_jax.config import ConfigError
 from bdh_jax.data.tokenizer import Tokenizer
-from bdh_jax.generation.sampling import GenerationState, Sampling, check_memory, generate, load_state, prefill, save_state
+from bdh_jax.generation.sampling import GenerationState, Sampling, check_memory, generate, prefill
+from bdh_jax.generation.state_files import load_state, save_state
 from bdh_jax.models.bdh import BDH
 from bdh_jax.runs.checkpoint import load_bdh
 from bdh_jax.runs.record import tokenizer_of
