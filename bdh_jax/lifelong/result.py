@@ -97,7 +97,7 @@ PANELS: dict[str, tuple[str, tuple[float | None, float | None]]] = {
 _NOTE = (
     "recall: of all facts after the last reset. new, old, other: of reassigned facts, answered with the value that holds, the one "
     "before, any other. in-ep: recall within the episodes of the stream. harm, known: drop of recall in unrelated episodes, and of "
-    "facts learned by gradient. kB: synapse and function memory. bits/B: bits recalled above chance, per byte. ms: an episode. "
+    "facts learned by gradient. kB: synapse and the function's history. bits/B: bits recalled above chance, per byte. ms: an episode. "
     "Δ: against {reference}, mean and half of its 95 % interval over models and streams"
 )
 
