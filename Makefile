@@ -27,7 +27,7 @@ help:
 	@echo "make test-full  and the contract on every three settings, and longer tests (11 minutes)"
 	@echo "make notebooks  execute the notebooks (4 minutes)"
 	@echo "make mutate     apply each committed fault and check that the tests notice"
-	@echo "make lint       ruff check and format check      make format     apply both"
+	@echo "make lint       ruff, and the arrows between rooms      make format     apply ruff's fixes"
 	@echo "make clean      remove .venv and caches, never runs/"
 
 nback: $(installed)
@@ -49,6 +49,7 @@ mutate: $(tested)
 lint: $(tested)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(VENV)/bin/lint-imports
 
 format: $(tested)
 	$(RUN) -m ruff check --fix .

@@ -1,1 +1,1 @@
-""""""
+"""Analysis: what is asked of a trained model."""

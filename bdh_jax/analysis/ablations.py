@@ -1,9 +1,8 @@
 """What a trained recall model uses: its scores with parts of it switched off, nothing trained again.
 
 Every ablation takes the model apart from outside, by its configuration, its slow weights or the state between two calls. The
-model itself is the same. Served are tasks whose answer is one token, predicted at the end of the sequence: n-back with
-``encoding="integer"``, and the counter-benchmarks. A sequence is P pairs and then the query SEP key; the *prefix* is all of it
-before SEP.
+model itself is the same. Served are tasks of pairs (:class:`PairsTask`): a sequence is P pairs and then the query SEP key, and the
+answer is one token, predicted at the sequence's end. The *prefix* is all of it before SEP.
 
 A read of S does two things. At the query it gives the answer. In the prefix it changes what the later layers see, and so the
 addresses they write under and what their attention stores. ``fast_read_off`` takes away the first, ``fast_write_off`` both; from
@@ -19,8 +18,8 @@ import dataclasses
 import functools
 import logging
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -30,20 +29,19 @@ import rich.console
 import rich.progress
 import rich.table
 
+from bdh_jax.analysis.fast_states import empty_memory, only_memory, shuffle_rows
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import change
 from bdh_jax.fast_weights.config import AddressSource
 from bdh_jax.fast_weights.state import FastState
 from bdh_jax.models.bdh import BDH
 from bdh_jax.models.config import BDHConfig
-from bdh_jax.tasks.base import Task, TaskConfig
-from bdh_jax.tasks.counter import CounterConfig
-from bdh_jax.tasks.nback import NBackConfig
+from bdh_jax.tasks.base import Task
 from bdh_jax.tasks.recall import EvaluationSet
 from bdh_jax.tasks.scores import Score
 from bdh_jax.tasks.scoring import ROWS, ceiling, credit
+from bdh_jax.types import Slow
 
-Slow = dict[str, jax.Array]
 Predict = Callable[[np.ndarray], np.ndarray]
 """Sequences [E,T] int32 → logits [E,V] of their answers."""
 Ablation = Callable[[BDHConfig, Slow], Predict]
@@ -57,6 +55,19 @@ STATE_BYTES = 2**31
 """States of one batch take at most so much; the last batch of a set is filled up with copies."""
 
 _LOGGER = logging.getLogger("bdh_jax")
+
+
+@runtime_checkable
+class PairsTask(Protocol):
+    """What ablations ask of a task: sets of sequences whose answers are known, all of one length in a set.
+
+    A sequence is P pairs of equal length, each with its key first, and then the query: SEP and a key. Its answer is one token,
+    predicted at the key of the query.
+    """
+
+    vocab_size: int
+    evaluation_sets: Mapping[str, EvaluationSet]
+    """Name → set."""
 
 
 # The ablations.
@@ -86,13 +97,11 @@ def fast_read_off(config: BDHConfig, slow: Slow) -> Predict:
     not S. Writing is off at the query because the key would read what SEP wrote.
     """
     query = without_writes(config)
-    return _interrupted(
-        config, slow, lambda fast: fast.replace(memory=jnp.zeros_like(fast.memory)), query, weights_of(query, slow)
-    )
+    return _interrupted(config, slow, empty_memory, query, weights_of(query, slow))
 
 
 def fast_rows_shuffled(config: BDHConfig, slow: Slow, seed: int = 0) -> Predict:
-    """Between prefix and query the rows of S trade places (:func:`shuffle_rows`)."""
+    """Between prefix and query the rows of S trade places (:func:`bdh_jax.analysis.fast_states.shuffle_rows`)."""
     return _interrupted(config, slow, functools.partial(shuffle_rows, seed=seed), config, slow)
 
 
@@ -130,25 +139,9 @@ def context_last(config: BDHConfig, slow: Slow, pairs: int, pair_length: int = 2
     return lambda tokens: predict(tokens[:, -(pairs * pair_length + QUERY) :])
 
 
-def address_source(config: BDHConfig, slow: Slow, source: AddressSource) -> Predict:
+def other_address_source(config: BDHConfig, slow: Slow, source: AddressSource) -> Predict:
     """Addresses come from another source than the model was trained with."""
     return normal(change(config, "fast", address_source=source), slow)
-
-
-def shuffle_rows(fast: FastState, *, seed: int) -> FastState:
-    """The K rows of S in a random order: one for each S, the same for every sequence.
-
-    S keeps its size and the values it holds, but they lie under other addresses; so do the sums k ⊗ k, where there are any.
-    """
-    slots, batch, *rows, width = fast.memory.shape
-    flat = fast.memory.reshape(slots, batch, -1, width)
-    keys = jax.random.split(jax.random.key(seed), slots)
-    orders = [jax.random.permutation(key, flat.shape[2]) for key in keys]
-    flat = jnp.stack([memory[:, order] for memory, order in zip(flat, orders, strict=True)])
-    gram = fast.gram
-    if gram is not None:
-        gram = jnp.stack([sums[:, order][:, :, order] for sums, order in zip(gram, orders, strict=True)])
-    return fast.replace(memory=flat.reshape(slots, batch, *rows, width), gram=gram)
 
 
 # What they have in common.
@@ -176,9 +169,7 @@ def _answers_in_turn(slow: Slow, tokens: jax.Array, *, config: BDHConfig) -> jax
 
     def step(fast: FastState, tokens: jax.Array) -> tuple[FastState, jax.Array]:
         output = model.apply({"params": slow}, tokens, fast)
-        # The gram belongs to S: rule "mesa" reads both together.
-        kept = {"memory": output.fast.memory, "gram": output.fast.gram, "activity": output.fast.activity}
-        return output.fast.reset().replace(**kept), output.logits[:, -1]
+        return only_memory(output.fast), output.logits[:, -1]
 
     _, logits = jax.lax.scan(step, model.init_fast(tokens.shape[0]), tokens.swapaxes(0, 1))
     return logits.swapaxes(0, 1)
@@ -374,16 +365,15 @@ def run(config: BDHConfig, slow: Slow, task: Task) -> AblationResult:
     Args:
       config: of the model.
       slow: its weights.
-      task: whose answers are one token at the end of the sequence.
+      task: a :class:`PairsTask`.
 
     Returns:
       The result.
 
     Raises:
-      ConfigError: if the task has answers of several tokens, or token ids that the model does not know.
+      ConfigError: if the task is another one, or has token ids that the model does not know.
     """
-    check_task(task.config)
-    sets = task.evaluation_sets
+    sets = pair_sets(task)
     if task.vocab_size > config.vocab_size:
         raise ConfigError(
             f"the task has token ids up to {task.vocab_size - 1}, but the model has vocab_size={config.vocab_size}: it knows none "
@@ -434,7 +424,7 @@ def _build(name: str, config: BDHConfig, slow: Slow, data: EvaluationSet) -> Pre
     if name.startswith(_CONTEXT):
         return context_last(config, slow, int(name.removeprefix(_CONTEXT)), _pair_length(data))
     if name.startswith(_SOURCE):
-        return address_source(config, slow, name.removeprefix(_SOURCE))
+        return other_address_source(config, slow, name.removeprefix(_SOURCE))
     return _STATELESS[name](config, slow)
 
 
@@ -442,18 +432,34 @@ def _pair_length(data: EvaluationSet) -> int:
     return (data.encoded.tokens.shape[1] - QUERY) // data.values.shape[1]
 
 
-def check_task(config: TaskConfig) -> None:
-    """Refuse a task whose sequences are not pairs and a query with an answer of one token.
+def pair_sets(task: Task) -> Mapping[str, EvaluationSet]:
+    """The evaluation sets of a task of pairs.
 
     Raises:
-      ConfigError: names the task and the remedy.
+      ConfigError: for a task without such sets; names it and the remedy.
     """
-    integers = isinstance(config, NBackConfig) and config.encoding == "integer"
-    if not integers and not isinstance(config, CounterConfig):
+    sets = task.evaluation_sets if isinstance(task, PairsTask) else {}
+    if not sets or not all(map(_of_pairs, sets.values())):
         raise ConfigError(
-            f"task.name={config.name!r}, as configured, has no sequences of pairs with a query, whose answer is one token. "
-            'Ablations are for n-back with task.encoding="integer" and for the counter-benchmarks: name one of them with --config'
+            f"task.name={task.config.name!r}, as configured, has no sequences of pairs with a query, whose answer is one token. "
+            'Ablations are for tasks such as n-back with task.encoding="integer" and the counter-benchmarks: name one with --config'
         )
+    return sets
+
+
+def _of_pairs(data: EvaluationSet) -> bool:
+    """Whether a set is what :class:`PairsTask` says, told from its sequences."""
+    tokens, width = data.encoded.tokens, _pair_length(data)
+    length, pairs = tokens.shape[1], data.values.shape[1]
+    if (
+        width < 1
+        or length != pairs * width + QUERY
+        or not np.array_equal(data.positions, np.full((len(tokens), 1), length - 1))
+    ):
+        return False
+    # Each pair that the query may mean begins with the key asked for.
+    keys = tokens[:, :-QUERY:width]
+    return bool((keys == tokens[:, -1:])[data.candidates].all())
 
 
 def _score(name: str, data: EvaluationSet, logits: np.ndarray) -> Score:

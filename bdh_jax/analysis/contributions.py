@@ -6,12 +6,12 @@ Axis letters: B batch, T time, L layer, H head, N neurons per head, D model widt
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bdh_jax.models.bdh import BDH
+from bdh_jax.types import Slow
 
 
 def make_contributions(model: BDH) -> Callable[..., dict[str, jax.Array]]:
@@ -32,7 +32,9 @@ def make_contributions(model: BDH) -> Callable[..., dict[str, jax.Array]]:
         raise ValueError("the model has no fast weights (fast.enabled=False): all of a layer's output is the decoder's")
 
     @jax.jit
-    def contributions(slow: dict[str, Any], tokens: jax.Array, valid: Any = None, reset: Any = None) -> dict[str, jax.Array]:
+    def contributions(
+        slow: Slow, tokens: jax.Array, valid: jax.Array | None = None, reset: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         names = ("decoded", "read", "address") if "synapse" in slow else ("decoded", "read")
         seen = model.apply({"params": slow}, tokens, valid=valid, reset=reset, state="none", collect=names).collected
         counts = jnp.ones(tokens.shape) if valid is None else valid.astype(jnp.float32)

@@ -24,14 +24,14 @@ from rich.console import Console
 from rich.table import Table
 from scipy import integrate, optimize, stats
 
+from bdh_jax.analysis import probes
 from bdh_jax.config import ConfigError
 from bdh_jax.fast_weights.rules.tokenwise import ridge_solution
 from bdh_jax.kernels.fast_weight_scan import fast_weight_scan
-from bdh_jax.lifelong.learners import addresses as model_addresses
 from bdh_jax.models.bdh import BDH
 from bdh_jax.runs.progress import Progress
 from bdh_jax.tasks.facts import VALUES, combinations
-from bdh_jax.training.optimizer import Slow
+from bdh_jax.types import Slow
 
 CapacityRule = Literal["hebbian", "limited", "delta", "longhorn", "oja", "mesa"]
 RULES: tuple[CapacityRule, ...] = get_args(CapacityRule)
@@ -61,7 +61,7 @@ class Addresses:
     rows: int
     active: float | None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.rows < 2:
             raise ConfigError(f"rows={self.rows} must be at least 2")
         if self.active is not None and not 1 <= self.active * self.rows <= self.rows:
@@ -140,6 +140,13 @@ def recall(rule: CapacityRule, addresses: jax.Array, values: jax.Array, valid: j
     Returns:
       [] float32.
     """
+    state = _readable_state(rule, addresses, values, valid)
+    answers = jnp.argmax(jnp.einsum("bfk,bkv->bfv", addresses, state), axis=-1)
+    return jnp.sum((answers == values) & valid) / jnp.sum(valid)
+
+
+def _readable_state(rule: CapacityRule, addresses: jax.Array, values: jax.Array, valid: jax.Array) -> jax.Array:
+    """What an address reads, [B, K, V], after all facts were written."""
     written = jax.nn.one_hot(values, VALUES, dtype=addresses.dtype)
     write = functools.partial(fast_weight_scan, addresses, addresses, written, valid=valid)
     if rule == "limited":
@@ -150,8 +157,7 @@ def recall(rule: CapacityRule, addresses: jax.Array, values: jax.Array, valid: j
         kept = addresses * valid[..., None]
         gram = jnp.einsum("bfk,bfl->bkl", kept, kept)
         state = ridge_solution(gram, state[:, None], RIDGE)[:, 0]
-    answers = jnp.argmax(jnp.einsum("bfk,bkv->bfv", addresses, state), axis=-1)
-    return jnp.sum((answers == values) & valid) / jnp.sum(valid)
+    return state
 
 
 def facts_at_recall(rule: CapacityRule, draw: Callable[[int], np.ndarray], *, start: int, most: int, seed: int) -> float:
@@ -378,7 +384,7 @@ def _draw_seeded(kind: Addresses, seed: int, count: int) -> np.ndarray:
 def _trained_addresses(model: BDH, slow: Slow, seed: int) -> np.ndarray:
     """Addresses of the first layer of the keys of training, in random order, [1, F, K]."""
     keys = np.random.default_rng(seed).permutation(combinations().seen)
-    of = jax.jit(lambda keys: model_addresses(model, slow, keys)[:, 0])
+    of = jax.jit(lambda keys: probes.addresses(model, slow, keys)[:, 0])
     return np.concatenate([np.asarray(of(part)) for part in np.split(keys, 11)])[None]
 
 

@@ -24,12 +24,12 @@ from bdh_jax.analysis.ablations import weights_of, without_writes
 from bdh_jax.config.convert import change
 from bdh_jax.data.corpus import Corpus, window
 from bdh_jax.data.documents import DataError
-from bdh_jax.fast_weights.state import zeros
+from bdh_jax.fast_weights.state import FastState
 from bdh_jax.models.bdh import BDH
 from bdh_jax.models.config import BDHConfig, ModelConfig
 from bdh_jax.models.registry import make_model
+from bdh_jax.types import Slow
 
-Slow = dict[str, Any]
 Costs = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
 
 CHUNK = 128
@@ -116,7 +116,7 @@ def equal_context(config: BDHConfig) -> int:
 
 def state_bytes(config: BDHConfig) -> int:
     """Bytes of the state of one sequence, whatever its length."""
-    return jax.eval_shape(lambda: zeros(config, 1)).nbytes
+    return jax.eval_shape(lambda: BDH(config).init_fast(1)).nbytes
 
 
 def ablations(config: BDHConfig, slow: Slow) -> dict[str, tuple[BDHConfig, Slow]]:
@@ -187,11 +187,11 @@ def _costs(
             f"{len(corpus.tokens)} tokens in {rows} rows are fewer than a context of {context or 1} needs; give more text, or a "
             "shorter context"
         )
-    is_bdh = isinstance(config, BDHConfig)
-    if context is None and not is_bdh:
+    has_state = _has_state(config)
+    if context is None and not has_state:
         raise ValueError("a GPT has no state to carry")
-    # A long context is read in chunks with a state; a GPT, and a short context, at once.
-    with_state = is_bdh and (context is None or context > CHUNK)
+    # A long context is read in chunks with a state; a short one, or one of a model without a state, at once.
+    with_state = has_state and (context is None or context > CHUNK)
     empty = BDH(config).init_fast(rows) if with_state else None
     step = CHUNK if with_state else context
     state, read = empty, np.zeros((rows, 1), np.int64)
@@ -213,8 +213,21 @@ def _costs(
             advance(size)
 
 
+def _has_state(config: ModelConfig) -> bool:
+    """Whether a model of this configuration reads on where it was."""
+    return isinstance(config, BDHConfig)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(config, with_state, slow, tokens, targets, reset, state):
+def _run(
+    config: ModelConfig,
+    with_state: bool,
+    slow: Slow,
+    tokens: jax.Array,
+    targets: jax.Array,
+    reset: jax.Array,
+    state: FastState | None,
+) -> tuple[jax.Array, FastState | None]:
     kind = "full" if with_state else "none"
     out = make_model(config).apply({"params": slow}, tokens, state, reset=reset, state=kind)
     return optax.softmax_cross_entropy_with_integer_labels(out.logits, targets), out.fast

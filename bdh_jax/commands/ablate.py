@@ -40,8 +40,7 @@ def main(argv: Sequence[str]) -> None:
     folders = seed_folders(workdir) or [workdir]
     models = [load_bdh(folder, _WHICH.value) for folder in folders]
     experiment = read_experiment(folders[0]) if _CONFIG.value is None else _CONFIG.value
-    ablations.check_task(experiment.task)
-    task = experiment.task.make(seed=experiment.seed, batch_size=experiment.train.batch_size)
+    task = experiment.task.make(seed=experiment.seed, batch_size=experiment.train.batch_size, data=experiment.data)
     results = [ablations.run(config, slow, task) for config, slow in models]
     console = rich.console.Console()
     console.print(ablations.score_table(results))

@@ -28,7 +28,8 @@ from bdh_jax.commands._output import check_writable
 from bdh_jax.config import ConfigError
 from bdh_jax.data.tokenizer import Tokenizer
 from bdh_jax.experiment import tokenizer_of
-from bdh_jax.generation.sampling import GenerationState, Sampling, check_memory, generate, load_state, prefill, save_state
+from bdh_jax.generation.sampling import GenerationState, Sampling, check_memory, generate, prefill
+from bdh_jax.generation.state_files import load_state, save_state
 from bdh_jax.models.bdh import BDH
 from bdh_jax.runs.checkpoint import load_bdh
 

@@ -24,9 +24,10 @@ from bdh_jax.consolidation import make_function
 from bdh_jax.experiment import read_experiment
 from bdh_jax.lifelong import benchmark as lifelong
 from bdh_jax.lifelong import sweep as lifelong_sweep
-from bdh_jax.lifelong.learners import CONTESTANTS, LEAST_SQUARES_RIDGE, Contestant, contestants
+from bdh_jax.lifelong.config import LifelongConfig
+from bdh_jax.lifelong.contestants import CONTESTANTS, LEAST_SQUARES_RIDGE, Contestant, contestants
+from bdh_jax.lifelong.finished_rows import FinishedRows, settings_of
 from bdh_jax.lifelong.stream import StreamConfig
-from bdh_jax.lifelong.unfinished import FinishedRows, settings_of
 from bdh_jax.models.bdh import BDH
 from bdh_jax.runs.checkpoint import load_bdh, seed_folders
 from bdh_jax.runs.reporter import describe_start
@@ -80,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
             f"--reference={_REFERENCE.value} is not among the rows: {', '.join(rows)}; --reference=none compares with nothing"
         )
     facts = numbers("facts", _FACTS.value, int)
-    config = lifelong.LifelongConfig(
+    config = LifelongConfig(
         stream=StreamConfig(pairs=experiment.task.pairs),
         streams=_STREAMS.value,
         validation_streams=_VALIDATION.value,

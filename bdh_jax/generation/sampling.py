@@ -5,7 +5,7 @@
         ...
 
 :class:`GenerationState` is all that is needed to go on: the fast state and the logits of the next token. It can be saved, loaded in
-another process and continued (:func:`save_state`, :func:`load_state`).
+another process and continued (:mod:`bdh_jax.generation.state_files`).
 
 Axis letters: B batch, T time, V vocabulary.
 """
@@ -14,32 +14,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from bdh_jax.config import ConfigError
-from bdh_jax.fast_weights.state import FastState, check, zeros
+from bdh_jax.fast_weights.state import FastState
 from bdh_jax.models.bdh import BDH
 from bdh_jax.models.config import BDHConfig
+from bdh_jax.types import Slow
 
-FORMAT = "bdh_jax.generation_state.1"
 PREFILL_CHUNK = 256
-Slow = Any
-
-
-class StateError(ValueError):
-    """A saved state that cannot be used here. The message names the file, what is wrong and the remedy."""
+"""Tokens of a prompt that one call of the model reads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +47,7 @@ class Sampling:
     vocab_size: int | None = None
     """Draw ids below this only, greedily too: a model may have more than its tokenizer knows. None: all."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (self.temperature >= 0 and np.isfinite(self.temperature)):
             raise ConfigError(f"temperature={self.temperature} must be ≥ 0; 0 takes the most likely token")
         if self.top_k is not None and self.top_k < 1:
@@ -202,7 +192,7 @@ def generate(
     Args:
       model: the model.
       slow: its weights.
-      state: of :func:`prefill`, :func:`load_state` or an earlier call. Its buffers are given up.
+      state: of :func:`prefill`, of a file or of an earlier call. Its buffers are given up.
       max_tokens: of each sequence.
       sampling: how tokens are drawn.
       seeds: one for each sequence, or one that row b of the batch adds its number to.
@@ -243,7 +233,7 @@ def generate(
 def memory_needed(config: BDHConfig, batch_size: int, chunk: int = PREFILL_CHUNK) -> int:
     """Bytes that reading takes beside the weights, about: the state, old and new, and the codes of a chunk. The prompt's length
     does not matter."""
-    one = jax.eval_shape(lambda: zeros(config, 1)).nbytes
+    one = jax.eval_shape(lambda: BDH(config).init_fast(1)).nbytes
     codes = 6 * chunk * config.n_neurons * config.state_dtype.itemsize
     return batch_size * (2 * one + codes)
 
@@ -275,7 +265,9 @@ def _read(model: BDH, slow: Slow, state: GenerationState, tokens: jax.Array, val
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
-def _step(model, slow, state, keys, going, sampling):
+def _step(
+    model: BDH, slow: Slow, state: GenerationState, keys: jax.Array, going: jax.Array, sampling: Sampling
+) -> tuple[jax.Array, GenerationState]:
     tokens = sample(state.logits, keys, state.fast.position, sampling)
     out = model.apply({"params": slow}, tokens[:, None], state.fast, valid=going[:, None])
     return tokens, GenerationState(out.fast, jnp.where(going[:, None], out.logits[:, 0], state.logits))
@@ -298,115 +290,3 @@ def _ids(prompt: Sequence[int], index: int, vocab_size: int) -> np.ndarray:
     if len(wrong):
         raise ValueError(f"prompt {index} holds token id {wrong[0]}, outside the vocabulary of vocab_size={vocab_size}")
     return array
-
-
-def config_hash(config: BDHConfig) -> str:
-    """What tells states of different models apart: a hash of all settings that change the function or the state's shape."""
-    settings = dataclasses.asdict(config)
-    for name in ("implementation", "kernel", "chunk_size", "remat", "dropout"):  # speed and training only
-        del settings[name]
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def slow_hash(slow: Slow) -> str:
-    """A hash of the weights: a state continues only with those that made it."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(slow):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def save_state(path: str | Path, state: GenerationState, model: BDH, slow: Slow, *, overwrite: bool = False) -> None:
-    """Write a state to a safetensors file, with a header that says what made it.
-
-    The file is written beside its place and then moved there, so that an interruption leaves no half of one.
-
-    Args:
-      path: the file.
-      state: to be saved.
-      model: that made it.
-      slow: the weights that made it.
-      overwrite: replace a file that is there.
-
-    Raises:
-      StateError: if the file exists and ``overwrite`` is false.
-    """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise StateError(f"{path} exists; name another file, or allow it to be replaced")
-    arrays = {_name(key): np.asarray(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(state)}
-    versions = {"jax": jax.__version__, "numpy": np.__version__}
-    header = {
-        "format": FORMAT,
-        "config": json.dumps(dataclasses.asdict(model.config)),
-        "config_hash": config_hash(model.config),
-        "slow_hash": slow_hash(slow),
-        "batch": str(state.logits.shape[0]),
-        "versions": json.dumps(versions),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, part, header)
-    part.replace(path)
-
-
-def load_state(path: str | Path, model: BDH, slow: Slow) -> GenerationState:
-    """Read a state that :func:`save_state` wrote.
-
-    Args:
-      path: the file.
-      model: that is to continue it.
-      slow: its weights, which must be those that made the state.
-
-    Raises:
-      StateError: for a file that is missing, truncated, no state, or of another model or other weights.
-    """
-    path = Path(path)
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise StateError(f"{path} does not exist") from None
-    except (OSError, safetensors.SafetensorError) as error:
-        raise StateError(f"{path} cannot be read ({error}); it may be truncated, or no safetensors file") from error
-    if header.get("format") != FORMAT:
-        raise StateError(f"{path} is no state of this library: its format is {header.get('format')!r}, not {FORMAT!r}")
-    if header["config_hash"] != config_hash(model.config):
-        made, now = json.loads(header["config"]), json.loads(json.dumps(dataclasses.asdict(model.config)))
-        raise StateError(f"{path} is a state of another model: {_difference(made, now)}. Load the model that made it")
-    if header["slow_hash"] != slow_hash(slow):
-        raise StateError(f"{path} is a state of other weights of the same configuration; load the checkpoint that made it")
-    batch = int(header["batch"])
-    shapes = jax.eval_shape(
-        lambda: GenerationState(
-            zeros(model.config, batch), jnp.zeros((batch, model.config.vocab_size), model.config.state_dtype)
-        )
-    )
-
-    def leaf(key, expected):
-        array = arrays.get(_name(key))
-        if array is None or array.shape != expected.shape or array.dtype != expected.dtype:
-            found = "absent" if array is None else f"{array.dtype} {list(array.shape)}"
-            raise StateError(f"{path}: {_name(key)} is {found} and must be {expected.dtype} {list(expected.shape)}")
-        return jnp.asarray(array)
-
-    state = jax.tree_util.tree_map_with_path(leaf, shapes)
-    check(state.fast, model.config, batch)
-    return state
-
-
-def _name(key) -> str:
-    return jax.tree_util.keystr(key, simple=True, separator=".")
-
-
-def _difference(made: dict, now: dict, prefix: str = "") -> str:
-    for name in dict.fromkeys([*made, *now]):
-        old, new = made.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            if found := _difference(old, new, f"{prefix}{name}."):
-                return found
-        elif old != new:
-            return f"{prefix}{name} was {old!r} there and is {new!r} here"
-    return ""

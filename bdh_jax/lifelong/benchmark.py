@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,20 +23,27 @@ import numpy as np
 from rich.console import Console
 
 from bdh_jax import consolidation
+from bdh_jax.analysis.probes import answers
 from bdh_jax.config import ConfigError
 from bdh_jax.consolidation import Function
-from bdh_jax.lifelong.learners import CONTESTANTS, Contestant, Learner, Slow, answers, consolidated
-from bdh_jax.lifelong.preconditions import in_episode_recall, measure_gates, probe_episodes, share
-from bdh_jax.lifelong.result import LifelongConfig, LifelongResult, Row
+from bdh_jax.lifelong.config import LifelongConfig
+from bdh_jax.lifelong.contestants import CONTESTANTS, Contestant
+from bdh_jax.lifelong.finished_rows import FinishedRows
+from bdh_jax.lifelong.learners import History, Learner, consolidated
+from bdh_jax.lifelong.preconditions import in_episode_recall, measure_preconditions, probe_episodes, share
+from bdh_jax.lifelong.result import LifelongResult, Row
 from bdh_jax.lifelong.stream import Stream, StreamConfig, make_stream
-from bdh_jax.lifelong.unfinished import FinishedRows
 from bdh_jax.models.bdh import BDH
 from bdh_jax.models.config import BDHConfig
 from bdh_jax.runs.progress import Progress
 from bdh_jax.tasks.facts import KINDS, VALUES, VOCABULARY, combinations, initialise_new_ids
+from bdh_jax.types import Slow
 
 AGES = (0, 1, 4, 16, 64, 256)
 """First age, in episodes, of each bin."""
+
+Probe = tuple[jax.Array, jax.Array, jax.Array]
+"""Unrelated episodes: tokens, targets and where answers are, each [48, T]."""
 
 
 def run(
@@ -149,10 +156,10 @@ def benchmark(
             chosen |= {contestant.name: row.rate} if contestant.rates else {}
     plays = sum(1 + (0 if c.name in chosen else len(c.rates)) for c in contestants.values()) + len(slows)
     with Progress(f"{config.stream.facts} facts", plays, console) as progress:
-        gates = []
+        preconditions = []
         for number, slow in enumerate(slows):
-            gates.append(measure_gates(model, slow, raw[number], config.stream, seed=config.seed))
-            progress.advance(f"gates of model {number}: " + ("; ".join(gates[-1].failures) or "passed"))
+            preconditions.append(measure_preconditions(model, slow, raw[number], config.stream, seed=config.seed))
+            progress.advance(f"preconditions of model {number}: " + ("; ".join(preconditions[-1].failures) or "met"))
         unharmed = _measure_unharmed(model, slows, config)
         rows = []
         for contestant in contestants.values():
@@ -170,7 +177,7 @@ def benchmark(
                 finished.add(rows[-1], contestant, config, asked, new_ids=new_ids)
             broken = "" if rows[-1].scores["finite"].all() else "; WEIGHTS NaN OR INFINITE at the end of a stream"
             progress.advance(f"{name}: recall {rows[-1].mean('recall'):.3f}{broken}")
-    return LifelongResult(tuple(rows), tuple(gates), config)
+    return LifelongResult(tuple(rows), tuple(preconditions), config)
 
 
 def check_model(config: BDHConfig) -> None:
@@ -211,20 +218,28 @@ class _Played(NamedTuple):
     finite: jax.Array  # whether all slow weights are, in the end
 
 
-def _play(learner: Learner, slow: Slow, keys, values, episodes, probe, known_keys) -> _Played:
+def _play(
+    learner: Learner,
+    slow: Slow,
+    keys: jax.Array,
+    values: jax.Array,
+    episodes: jax.Array,
+    probe: Probe,
+    known_keys: jax.Array,
+) -> _Played:
     """One stream: keys [F, 2], final values [F], episodes [C, E / C, P, 3]."""
     model = learner.model
 
-    def episode(carry, facts):
-        slow, memory = carry
+    def episode(carry: tuple[Slow, History], facts: jax.Array) -> tuple[tuple[Slow, History], jax.Array]:
+        slow, history = carry
         tokens = facts.reshape(1, -1)
-        output = model.apply({"params": slow}, tokens, learner.start(memory), collect=learner.collect)
+        output = model.apply({"params": slow}, tokens, learner.start(history), collect=learner.collect)
         right = jnp.zeros(len(facts), bool)
         if learner.by_model:
             right = answers(model, slow, facts[:, :2], output.fast) == facts[:, 2]
-        return learner.update(slow, memory, output, facts), right
+        return learner.update(slow, history, output, facts), right
 
-    def segment(carry, episodes):
+    def segment(carry: tuple[Slow, History], episodes: jax.Array) -> tuple[tuple[Slow, History], tuple[jax.Array, ...]]:
         carry, right = jax.lax.scan(episode, carry, episodes)
         # What is made in the end only is not there yet; `_score` leaves out what was seen before it.
         recall = jnp.zeros(()) if learner.finish is not None else _probe(learner, *carry, probe)
@@ -232,20 +247,20 @@ def _play(learner: Learner, slow: Slow, keys, values, episodes, probe, known_key
 
     asked = jnp.concatenate([keys, known_keys])
     slow = learner.prepare(slow)
-    (slow, memory), (right, along, probes) = jax.lax.scan(segment, (slow, learner.init(slow)), episodes)
+    (slow, history), (right, along, probes) = jax.lax.scan(segment, (slow, learner.init(slow)), episodes)
     final, final_probe = along[-1], probes[-1]
     if learner.finish is not None:
-        slow = learner.finish(slow, memory, keys, values)
-        final, final_probe = learner.answer(slow, memory, asked), _probe(learner, slow, memory, probe)
+        slow = learner.finish(slow, history, keys, values)
+        final, final_probe = learner.answer(slow, history, asked), _probe(learner, slow, history, probe)
     finite = jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(slow)]).all()
     return _Played(along, final, right, probes, final_probe, finite)
 
 
-def _probe(learner: Learner, slow: Slow, memory, probe) -> jax.Array:
+def _probe(learner: Learner, slow: Slow, history: History, probe: Probe) -> jax.Array:
     """Recall in unrelated episodes; 0, which `_score` leaves out, if answers are not the model's."""
     if not learner.by_model:
         return jnp.zeros(())
-    start = learner.start(memory)
+    start = learner.start(history)
     if start is None:
         return in_episode_recall(learner.model, slow, *probe)
     tokens, targets, answer = probe
@@ -266,7 +281,7 @@ class _Arena:
     Streams are played one at a time: on a CPU several at once take as much time each, and more memory.
     """
 
-    def __init__(self, model: BDH, contestant: Contestant, config: LifelongConfig):
+    def __init__(self, model: BDH, contestant: Contestant, config: LifelongConfig) -> None:
         self._model, self._contestant, self._config = model, contestant, config
         self._compiled: dict[float | None, Callable[..., _Played]] = {}
 
@@ -291,7 +306,9 @@ class _Arena:
         )
         return Row(contestant.name, rate, scores, course, so_far)
 
-    def _score(self, learner, slow, before, rate, stream, nbytes):
+    def _score(
+        self, learner: Learner, slow: Slow, before: _Unharmed, rate: float | None, stream: Stream, nbytes: int
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
         config = self._config.stream
         facts = np.concatenate([stream.keys[stream.facts], stream.written[..., None]], axis=2).astype(np.int32)
         arguments = (
@@ -308,7 +325,7 @@ class _Arena:
         scores, course = _score(learner, stream, played, before, nbytes, self._config)
         return {**scores, "milliseconds": 1000 * seconds / len(stream.facts)}, course
 
-    def _play(self, rate, *arguments):
+    def _play(self, rate: float | None, *arguments: Any) -> Callable[..., _Played]:
         build, facts = self._contestant.build, self._config.stream.facts
         number = 0.0 if rate is None else rate
         if not self._contestant.traced:
@@ -401,7 +418,14 @@ def _harm(before: _Unharmed, asked: np.ndarray, probe: np.ndarray, config: Lifel
     return {"harm": float(before.probe - probe), "harm_known": before.known - _mean(known)}
 
 
-def _tune(arena, contestant, slows, unharmed, validation, progress) -> float:
+def _tune(
+    arena: _Arena,
+    contestant: Contestant,
+    slows: Sequence[Slow],
+    unharmed: Sequence[_Unharmed],
+    validation: Sequence[Stream],
+    progress: Progress,
+) -> float:
     """The rate with the largest recall minus harm on validation streams."""
     best, chosen = -np.inf, contestant.rates[0]
     for rate in contestant.rates:

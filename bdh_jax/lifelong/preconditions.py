@@ -7,24 +7,28 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdh_jax.lifelong.learners import RIDGE, Slow, addresses
+from bdh_jax.analysis.probes import addresses
+from bdh_jax.lifelong.bounds import RIDGE
 from bdh_jax.lifelong.stream import StreamConfig, make_stream
 from bdh_jax.models.bdh import BDH
 from bdh_jax.tasks.facts import FIRST_VALUE, KINDS, VALUES, Kind, combinations, encode, sample_episodes
+from bdh_jax.types import Slow
 
-GATE = 0.99
+LEAST_RECALL = 0.99
 """Least in-episode recall, and least recall of ridge regression, of a model worth testing."""
-_PROBE_EPISODES, _GATE_EPISODES, _PROBE_QUERIES, _PROBE_GRID = 48, 192, 8, 32
+_PROBE_EPISODES, _PRECONDITION_EPISODES, _PROBE_QUERIES, _PROBE_GRID = 48, 192, 8, 32
 
 
 @dataclasses.dataclass(frozen=True)
-class Gates:
-    """Whether a model can be tested at all. A benchmark of retention says nothing of a model that fails them."""
+class Preconditions:
+    """Whether a model can be tested at all. A benchmark of retention says nothing of a model that does not meet them."""
 
     dead_keys: int
     """Keys without an address (all zero) in some layer, of all keys of all kinds."""
@@ -46,15 +50,25 @@ class Gates:
         if self.dead_keys:
             failed.append(f"{self.dead_keys} keys have no address in some layer")
         failed += [
-            f"in-episode recall of {kind} keys is {r:.4f} < {GATE}" for kind, r in self.in_episode.items() if r < GATE
+            f"in-episode recall of {kind} keys is {r:.4f} < {LEAST_RECALL}"
+            for kind, r in self.in_episode.items()
+            if r < LEAST_RECALL
         ]
         facts = min(self.ridge)
-        if self.ridge[facts] < GATE:
-            failed.append(f"ridge regression recalls {self.ridge[facts]:.4f} < {GATE} of {facts} facts")
+        if self.ridge[facts] < LEAST_RECALL:
+            failed.append(f"ridge regression recalls {self.ridge[facts]:.4f} < {LEAST_RECALL} of {facts} facts")
         return tuple(failed)
 
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> Preconditions:
+        """Those that ``dataclasses.asdict`` gave, also after a way through JSON, whose keys are text."""
+        values = {field.name: entry[field.name] for field in dataclasses.fields(cls)}
+        for name in ("ridge", "ridge_written"):
+            values[name] = {int(facts): share for facts, share in values[name].items()}
+        return cls(**{**values, "drift": tuple(values["drift"])})
 
-def measure_gates(model: BDH, slow: Slow, raw: Slow, config: StreamConfig, *, seed: int) -> Gates:
+
+def measure_preconditions(model: BDH, slow: Slow, raw: Slow, config: StreamConfig, *, seed: int) -> Preconditions:
     """Test a model before it is benchmarked.
 
     Args:
@@ -73,7 +87,7 @@ def measure_gates(model: BDH, slow: Slow, raw: Slow, config: StreamConfig, *, se
     )
     dead = int((~alive[: len(everything)]).any(axis=1).sum())
 
-    probes = {kind: probe_episodes(kind, config.pairs, _GATE_EPISODES) for kind in KINDS}
+    probes = {kind: probe_episodes(kind, config.pairs, _PRECONDITION_EPISODES) for kind in KINDS}
     in_episode = {kind: float(in_episode_recall(model, slow, *probe)) for kind, probe in probes.items()}
     raw_ids = float(in_episode_recall(model, raw, *probes["new_ids"]))
 
@@ -89,7 +103,7 @@ def measure_gates(model: BDH, slow: Slow, raw: Slow, config: StreamConfig, *, se
         fresh[facts] = max(_ridge_recall(alone[:, i], alone[:, i], values) for i in layers)
         written[facts] = max(_ridge_recall(here[:, i], alone[:, i], values) for i in layers)
         drift = drift or tuple(float((here[:, i] * alone[:, i]).sum(axis=1).mean()) for i in layers)
-    return Gates(dead, in_episode, fresh, written, drift, raw_ids)
+    return Preconditions(dead, in_episode, fresh, written, drift, raw_ids)
 
 
 @functools.cache
@@ -107,7 +121,7 @@ def _grid(kind: Kind) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def in_episode_recall(model: BDH, slow: Slow, tokens, targets, answer) -> jax.Array:
+def in_episode_recall(model: BDH, slow: Slow, tokens: jax.Array, targets: jax.Array, answer: jax.Array) -> jax.Array:
     """Share of answers that are right, all queries of an episode one after another as in training."""
     logits = model.apply({"params": slow}, tokens, state="none").logits
     return share(jnp.argmax(logits, axis=-1) == targets, answer)

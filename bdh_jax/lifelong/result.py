@@ -1,4 +1,4 @@
-"""What the lifelong benchmark measures and says: sizes, scores, tables and the figure.
+"""What the lifelong benchmark says: scores, tables and figures.
 
 Axis letters: M models, R streams, C checkpoints.
 """
@@ -14,37 +14,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bdh_jax.config import ConfigError
-from bdh_jax.lifelong.preconditions import Gates
+from bdh_jax.lifelong.config import LifelongConfig
+from bdh_jax.lifelong.preconditions import Preconditions
 from bdh_jax.lifelong.stream import StreamConfig
-from bdh_jax.tasks.facts import VALUES, combinations
+from bdh_jax.tasks.facts import VALUES
 
 _RESAMPLES = 2000
-
-
-@dataclasses.dataclass(frozen=True)
-class LifelongConfig:
-    """Sizes of the benchmark."""
-
-    stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
-    streams: int = 10
-    """R, test streams; every model sees the same ones."""
-    validation_streams: int = 1
-    """Streams, others than those, on which the first model chooses rates."""
-    seed: int = 0
-    """Of the first test stream; the others follow."""
-    known: int = 256
-    """Facts that the model learned by gradient: ``task.known`` of its training."""
-    reference: str = "dense"
-    """The row that all others are compared with."""
-
-    def __post_init__(self):
-        for name in ("streams", "validation_streams"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        most = len(combinations().known)
-        if not 0 <= self.known <= most:
-            raise ConfigError(f"known={self.known} must lie in 0 … {most}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +97,7 @@ PANELS: dict[str, tuple[str, tuple[float | None, float | None]]] = {
 _NOTE = (
     "recall: of all facts after the last reset. new, old, other: of reassigned facts, answered with the value that holds, the one "
     "before, any other. in-ep: recall within the episodes of the stream. harm, known: drop of recall in unrelated episodes, and of "
-    "facts learned by gradient. kB: synapse and function memory. bits/B: bits recalled above chance, per byte. ms: an episode. "
+    "facts learned by gradient. kB: synapse and the function's history. bits/B: bits recalled above chance, per byte. ms: an episode. "
     "Δ: against {reference}, mean and half of its 95 % interval over models and streams"
 )
 
@@ -132,13 +107,13 @@ class LifelongResult:
     """What the benchmark says."""
 
     rows: tuple[Row, ...]
-    gates: tuple[Gates, ...]
+    preconditions: tuple[Preconditions, ...]
     """One for each model."""
     config: LifelongConfig
 
     def tables(self) -> list[Table]:
-        """The gates, the scores, recall by age, and scores along the stream."""
-        return [self.gates_table(), self.table(), self.retention_table(), self.course_table()]
+        """The preconditions, the scores, recall by age, and scores along the stream."""
+        return [self.preconditions_table(), self.table(), self.retention_table(), self.course_table()]
 
     def table(self) -> Table:
         """The scores, means over models and streams, as a table that fits 100 columns."""
@@ -194,25 +169,25 @@ class LifelongResult:
             table.add_row(row.name, *cells)
         return table
 
-    def gates_table(self) -> Table:
-        """The gates, one row a model, as a table that fits 100 columns."""
+    def preconditions_table(self) -> Table:
+        """The preconditions, one row a model, as a table that fits 100 columns."""
         table = Table(
-            title="gates",
-            caption="\n".join(f"FAILED, model {i}: {why}" for i, g in enumerate(self.gates) for why in g.failures) or None,
+            title="preconditions",
+            caption="\n".join(self._failures("NOT MET")) or None,
             box=box.SIMPLE_HEAD,
             show_edge=False,
             padding=0,
         )
-        first = self.gates[0]
+        first = self.preconditions[0]
         headers = ["model", "dead", *(k.replace("_", " ") for k in first.in_episode), "new, raw"]
         headers += [f"ridge {f}" for f in first.ridge] + [f"written {f}" for f in first.ridge_written]
         headers += [f"cos {layer + 1}" for layer in range(len(first.drift))]
         for header in headers:
             table.add_column(header, justify="right")
-        for number, gates in enumerate(self.gates):
-            values = [*gates.in_episode.values(), gates.in_episode_raw_ids, *gates.ridge.values()]
-            values += [*gates.ridge_written.values(), *gates.drift]
-            table.add_row(str(number), str(gates.dead_keys), *(f"{value:.3f}" for value in values))
+        for number, model in enumerate(self.preconditions):
+            values = [*model.in_episode.values(), model.in_episode_raw_ids, *model.ridge.values()]
+            values += [*model.ridge_written.values(), *model.drift]
+            table.add_row(str(number), str(model.dead_keys), *(f"{value:.3f}" for value in values))
         return table
 
     def print(self) -> None:
@@ -265,12 +240,34 @@ class LifelongResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON, every single score included; None where one is not defined."""
         rows = [row.to_dict() for row in self.rows]
-        gates = [{**dataclasses.asdict(g), "failures": list(g.failures)} for g in self.gates]
-        return {"config": dataclasses.asdict(self.config), "gates": gates, "rows": rows}
+        preconditions = [{**dataclasses.asdict(p), "failures": list(p.failures)} for p in self.preconditions]
+        return {"config": dataclasses.asdict(self.config), "preconditions": preconditions, "rows": rows}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> LifelongResult:
+        """The result that ``to_dict`` gave, so that a results.json can be printed and drawn again.
+
+        Raises:
+          ValueError: for a record of something else.
+        """
+        # A file may call them gates.
+        measured = record.get("preconditions", record.get("gates"))
+        if "rows" not in record or measured is None:
+            raise ValueError(f"a record with {', '.join(record) or 'nothing'} in it is no result of the lifelong benchmark")
+        sizes = dict(record["config"])
+        return cls(
+            rows=tuple(Row.from_dict(row) for row in record["rows"]),
+            preconditions=tuple(Preconditions.from_dict(entry) for entry in measured),
+            config=LifelongConfig(**{**sizes, "stream": StreamConfig(**sizes["stream"])}),
+        )
+
+    def _failures(self, verdict: str) -> list[str]:
+        """A line for each precondition that a model does not meet."""
+        return [f"{verdict}, model {i}: {why}" for i, p in enumerate(self.preconditions) for why in p.failures]
 
     def _caption(self, reference: Row | None) -> str:
         note = _NOTE if reference else _NOTE.split(". Δ")[0]
-        failures = [f"GATE FAILED, model {i}: {why}" for i, g in enumerate(self.gates) for why in g.failures]
+        failures = self._failures("PRECONDITION NOT MET")
         failures += [
             f"WEIGHTS NaN OR INFINITE at the end of a stream: {row.name}"
             for row in self.rows

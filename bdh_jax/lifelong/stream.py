@@ -31,7 +31,7 @@ class StreamConfig:
     checkpoints: int = 4
     """Times at which all facts so far are asked for; the number of episodes is a multiple of it."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.pairs < 1 or self.checkpoints < 1:
             raise ConfigError(f"pairs={self.pairs} and checkpoints={self.checkpoints} must be at least 1")
         most = sum(len(getattr(combinations(), kind)) for kind in KINDS)
@@ -161,7 +161,7 @@ def _events(rng: np.random.Generator, config: StreamConfig) -> tuple[np.ndarray,
     repeats = np.minimum(rng.multinomial(total - count - len(changed), weights / weights.sum()), most)
     again = np.repeat(rng.permutation(count), repeats)
 
-    def later(facts):
+    def later(facts: np.ndarray) -> np.ndarray:
         return introduced[facts] + (1 - introduced[facts]) * rng.uniform(1e-9, 1, len(facts))
 
     times = np.concatenate([introduced, later(changed), later(again)])

@@ -1,6 +1,6 @@
 """The lifelong benchmark at several numbers of facts: where does each function stop keeping what it is shown?
 
-    result = lifelong_sweep.run(model, [slow], {"kalman": CONTESTANTS["kalman"]}, facts=(256, 1024, 4096))
+    result = sweep.run(model, [slow], {"kalman": CONTESTANTS["kalman"]}, facts=(256, 1024, 4096))
     rich.print(result.table())
 
 Axis letters: M models, F facts, K neurons of a layer.
@@ -19,10 +19,12 @@ from rich.table import Table
 
 from bdh_jax.config import ConfigError
 from bdh_jax.lifelong.benchmark import benchmark
-from bdh_jax.lifelong.learners import Contestant, Slow
-from bdh_jax.lifelong.result import LifelongConfig, LifelongResult, interval, line_style
-from bdh_jax.lifelong.unfinished import FinishedRows
+from bdh_jax.lifelong.config import LifelongConfig
+from bdh_jax.lifelong.contestants import Contestant
+from bdh_jax.lifelong.finished_rows import FinishedRows
+from bdh_jax.lifelong.result import LifelongResult, interval, line_style
 from bdh_jax.models.bdh import BDH
+from bdh_jax.types import Slow
 
 SCORES: Mapping[str, tuple[str, str]] = {
     "recall": ("recall after the last reset", ".3f"),
@@ -48,8 +50,8 @@ class LifelongSweep:
         return tuple(result.config.stream.facts for result in self.results)
 
     def tables(self) -> list[Table]:
-        """The gates, and a table for each of ``SCORES``."""
-        return [self.results[0].gates_table(), *(self.table(score) for score in SCORES)]
+        """The preconditions, and a table for each of ``SCORES``."""
+        return [self.results[0].preconditions_table(), *(self.table(score) for score in SCORES)]
 
     def table(self, score: str = "recall") -> Table:
         """One score, means over models and streams, by function and number of facts.

@@ -73,7 +73,7 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
         "along the stream, at 4 checkpoints",
         "32 facts",
         "1 model × 1 stream",
-        "GATE FAILED, model 0",
+        "PRECONDITION NOT MET, model 0",
         "dead",
         "Δ recall",
     ):
@@ -149,7 +149,7 @@ def test_functions_that_cannot_be_used_are_refused_before_anything_is_measured(t
     )
     assert (status, output) == (2, "")
     assert message in errors
-    assert "gates" not in errors
+    assert "preconditions" not in errors
     assert not (tmp_path / "x").exists()
 
 

@@ -1,61 +1,29 @@
-"""Generation: filters, what a prompt's cutting and a batch's company may not change, and states on disk."""
+"""Generation: filters, and what a prompt's cutting and a batch's company may not change."""
 
 from __future__ import annotations
-
-import dataclasses
-import json
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 
-from bdh_jax import BDH, BDHConfig, ConfigError, FastWeightConfig
+from bdh_jax import BDH, ConfigError
 from bdh_jax.generation.sampling import (
     GenerationState,
     Sampling,
-    StateError,
     check_memory,
     filter_logits,
     generate,
-    load_state,
     memory_needed,
     prefill,
     sample,
-    save_state,
 )
-from tests import processes as commands
-
-VOCAB = 23
-PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5], [7], [2, 7, 1, 8, 2]]
-FAST = FastWeightConfig(learning_rate=0.7, decay=0.8, rule="delta", synapse=True)
-CONFIG = BDHConfig(vocab_size=VOCAB, n_layer=1, d_model=8, n_head=2, n_neurons=32, dropout=0.0, fast=FAST)
-CASES = {
-    "fast weights": CONFIG,
-    "plain": dataclasses.replace(CONFIG, fast=FastWeightConfig(enabled=False)),
-    "shift": dataclasses.replace(CONFIG, n_layer=2, attention="shift", attention_decay=(0.7, 1.0)),
-    "mesa": dataclasses.replace(CONFIG, fast=FastWeightConfig(rule="mesa", ridge=0.5)),
-}
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
+from tests.generation.small import CASES, CONFIG, GREEDY, PROMPTS, VOCAB, make, text_from
 
 
 @pytest.fixture(params=CASES)
 def model_and_slow(request):
     return make(CASES[request.param])
-
-
-def make(config: BDHConfig):
-    model = BDH(dataclasses.replace(config, dtype="float64"))
-    shapes = jax.eval_shape(model.init_slow, jax.random.key(0))
-    rng = np.random.default_rng(0)
-    return model, {name: jnp.asarray(rng.normal(size=leaf.shape)) for name, leaf in shapes.items()}
 
 
 def text(model, slow, prompts, count=12, **options) -> list[list[int]]:
@@ -74,9 +42,6 @@ def by_recomputation(model, slow, prompt, count=12) -> list[int]:
     return ids[len(prompt) :]
 
 
-GREEDY = Sampling(temperature=0)
-
-
 def test_greedy_text_is_that_of_recomputing_the_prefix(model_and_slow):
     model, slow = model_and_slow
     expected = by_recomputation(model, slow, PROMPTS[0], 5)
@@ -92,10 +57,6 @@ def test_the_cutting_of_a_prompt_changes_nothing(model_and_slow):
         for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(cut), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
         assert text_from(model, slow, cut) == text(model, slow, PROMPTS, sampling=GREEDY)
-
-
-def text_from(model, slow, state, count=12) -> list[list[int]]:
-    return [list(row) for row in zip(*generate(model, slow, state, max_tokens=count, sampling=GREEDY), strict=True)]
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.5, top_k=9)])
@@ -182,43 +143,6 @@ def test_samples_have_the_probabilities_of_the_filtered_logits():
     assert agree == pytest.approx(np.sum(expected**2), abs=5 * 0.5 / np.sqrt(count))
 
 
-def test_a_saved_state_goes_on_in_another_process(tmp_path):
-    model, slow = make(CONFIG)
-    state = prefill(model, slow, PROMPTS)
-    path = tmp_path / "deep" / "state.safetensors"
-    save_state(path, state, model, slow)
-    status, output, errors = commands.run_text("tests.generation.test_sampling", path)
-    assert status == 0, errors
-    assert json.loads(output) == text_from(model, slow, state)
-    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
-
-
-def test_a_state_that_does_not_fit_is_refused(tmp_path):
-    model, slow = make(CONFIG)
-    path = tmp_path / "state.safetensors"
-    save_state(path, prefill(model, slow, PROMPTS), model, slow)
-    kept = path.read_bytes()
-    with pytest.raises(StateError, match=r"state.safetensors exists; name another file"):
-        save_state(path, prefill(model, slow, PROMPTS), model, slow)
-    other = BDH(dataclasses.replace(model.config, fast=dataclasses.replace(FAST, decay=0.5)))
-    with pytest.raises(StateError, match=r"of another model: fast.decay was 0.8 there and is 0.5 here"):
-        load_state(path, other, slow)
-    faster = BDH(dataclasses.replace(model.config, implementation="chunked", chunk_size=7))
-    load_state(path, faster, slow)  # the same function
-    with pytest.raises(StateError, match="of other weights"):
-        load_state(path, model, {**slow, "embed": slow["embed"] + 1})
-    with pytest.raises(StateError, match="does not exist"):
-        load_state(tmp_path / "absent", model, slow)
-    (tmp_path / "half").write_bytes(kept[: len(kept) // 2])
-    with pytest.raises(StateError, match="half cannot be read .*truncated"):
-        load_state(tmp_path / "half", model, slow)
-    safetensors.numpy.save_file({"a": np.zeros(2)}, tmp_path / "other")
-    with pytest.raises(StateError, match="other is no state of this library"):
-        load_state(tmp_path / "other", model, slow)
-    save_state(path, prefill(model, slow, PROMPTS[:1]), model, slow, overwrite=True)
-    assert load_state(path, model, slow).logits.shape == (1, VOCAB)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -290,14 +214,3 @@ def test_ids_that_a_tokenizer_does_not_know_are_not_drawn(temperature):
     )
     with pytest.raises(ConfigError, match="vocab_size=0 must be at least 1"):
         Sampling(vocab_size=0)
-
-
-def _continue_saved(path: str) -> None:
-    """Print what follows a saved state: the other process of the test of saved states."""
-    jax.config.update("jax_enable_x64", True)
-    model, slow = make(CONFIG)
-    print(json.dumps(text_from(model, slow, load_state(path, model, slow))))
-
-
-if __name__ == "__main__":
-    _continue_saved(sys.argv[1])

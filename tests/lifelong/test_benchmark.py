@@ -14,14 +14,16 @@ import pytest
 from rich.console import Console
 
 from bdh_jax import BDH, BDHConfig, FastWeightConfig, consolidation
+from bdh_jax.analysis import probes
+from bdh_jax.analysis.fast_states import empty_memory
 from bdh_jax.config import ConfigError
 from bdh_jax.lifelong import benchmark as lifelong
-from bdh_jax.lifelong import learners
+from bdh_jax.lifelong import bounds, controls, finished_rows, learners
 from bdh_jax.lifelong import result as lifelong_result
-from bdh_jax.lifelong import unfinished as lifelong_rows
-from bdh_jax.lifelong.benchmark import LifelongConfig
-from bdh_jax.lifelong.preconditions import measure_gates, probe_episodes
-from bdh_jax.lifelong.result import interval
+from bdh_jax.lifelong.config import LifelongConfig
+from bdh_jax.lifelong.contestants import CONTESTANTS, LEAST_SQUARES_RIDGE, Contestant
+from bdh_jax.lifelong.preconditions import measure_preconditions, probe_episodes
+from bdh_jax.lifelong.result import LifelongResult, interval
 from bdh_jax.lifelong.stream import StreamConfig, make_stream
 from bdh_jax.tasks.facts import VOCABULARY, combinations
 from tests.compiled import apply, init
@@ -69,14 +71,14 @@ def facts_of(stream, episode):
 
 
 def drive(learner, slow, stream):
-    """The stream, episode by episode, without any of the benchmark's own code: slow weights and memory at its end."""
+    """The stream, episode by episode, without any of the benchmark's own code: slow weights and history at its end."""
     slow = learner.prepare(slow)
-    memory = learner.init(slow)
+    history = learner.init(slow)
     update = jax.jit(learner.update)
     for episode in range(len(stream.facts)):
-        output = apply(learner.model, slow, stream.tokens[episode][None], learner.start(memory), collect=learner.collect)
-        slow, memory = update(slow, memory, output, facts_of(stream, episode))
-    return slow, memory
+        output = apply(learner.model, slow, stream.tokens[episode][None], learner.start(history), collect=learner.collect)
+        slow, history = update(slow, history, output, facts_of(stream, episode))
+    return slow, history
 
 
 def test_consolidation_sees_every_episode_and_nothing_else(model, slow, stream):
@@ -92,30 +94,29 @@ def test_consolidation_sees_every_episode_and_nothing_else(model, slow, stream):
 
 def test_never_reset_is_one_long_sequence(shallow, stream):
     model, slow = shallow
-    learner = learners.never_reset(model)
-    _, memory = drive(learner, slow, stream)
+    learner = bounds.never_reset(model)
+    _, history = drive(learner, slow, stream)
     whole = apply(learner.model, slow, stream.tokens.reshape(1, -1)).fast
     assert learner.model.config.fast.decay == 1
-    for a, b in zip(jax.tree.leaves(memory), jax.tree.leaves(whole), strict=True):
+    for a, b in zip(jax.tree.leaves(history), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-3, rtol=2e-3)
     keys = stream.keys[:3]
     one_by_one = [int(apply(learner.model, slow, key[None], whole).logits[0, -1].argmax()) for key in keys]
-    assert jax.jit(learner.answer)(slow, memory, jnp.asarray(keys)).tolist() == one_by_one
+    assert jax.jit(learner.answer)(slow, history, jnp.asarray(keys)).tolist() == one_by_one
 
 
 def test_ridge_reads_what_the_fast_weights_read(model, slow, stream):
     """With far fewer facts than neurons: at a key's address the synapse gives what S gives right after that fact was written."""
     keys, values = stream.keys[:12], stream.truth().value[:12]
-    fit = jax.jit(learners.ridge_synapse, static_argnums=0)
+    fit = jax.jit(bounds.ridge_synapse, static_argnums=0)
     synapse = fit(model, slow, jnp.asarray(keys), jnp.asarray(values))["synapse"]
     for layer in range(CONFIG.n_layer):
         below = {**slow, "synapse": synapse.at[layer:].set(0)}
-        address = jax.jit(learners.addresses, static_argnums=0)(model, below, keys)[:, layer]
+        address = jax.jit(probes.addresses, static_argnums=0)(model, below, keys)[:, layer]
         for number in range(3):
             tokens = np.array([*keys[number], values[number]])[None]
             before = apply(model, below, tokens[:, :2]).fast
-            empty = before.replace(memory=jnp.zeros_like(before.memory))
-            written = apply(model, below, tokens[:, 2:], empty).fast.memory[layer, 0, 0]
+            written = apply(model, below, tokens[:, 2:], empty_memory(before)).fast.memory[layer, 0, 0]
             read, wanted = address[number] @ synapse[layer, 0], address[number] @ written
             assert jnp.linalg.norm(read - wanted) < 0.05 * jnp.linalg.norm(wanted)
 
@@ -127,15 +128,15 @@ def test_random_addresses_recall_by_ridge_what_sums_confuse(shallow, stream):
     unharmed = [lifelong._Unharmed(0.0, 0.0)]
     recall = {}
     for name in ("ridge_untrained", "dense_untrained"):
-        recall[name] = arena(learners.CONTESTANTS[name]).row([slow], unharmed, 1.0, [stream]).mean("recall")
+        recall[name] = arena(CONTESTANTS[name]).row([slow], unharmed, 1.0, [stream]).mean("recall")
     assert recall["ridge_untrained"] > 0.95
     assert 0.1 < recall["dense_untrained"] < recall["ridge_untrained"] - 0.1
 
 
 def test_shuffling_keeps_rows_and_moves_them(model, slow, stream):
-    learner = learners.shuffled(learners.consolidated(model, consolidation.dense(rate=1.0)))
-    before, memory = drive(learner, slow, stream)
-    after = learner.finish(before, memory, stream.keys, stream.truth().value)
+    learner = controls.shuffled(learners.consolidated(model, consolidation.dense(rate=1.0)))
+    before, history = drive(learner, slow, stream)
+    after = learner.finish(before, history, stream.keys, stream.truth().value)
     for layer in range(CONFIG.n_layer):
         old, new = (np.asarray(s["synapse"][layer, 0]) for s in (before, after))
         assert (old != new).any()
@@ -143,25 +144,25 @@ def test_shuffling_keeps_rows_and_moves_them(model, slow, stream):
 
 
 def test_nearest_neighbour_keeps_the_latest_within_the_bytes(model, slow, stream):
-    learner = learners.nearest_neighbour(model)
-    _, memory = drive(learner, slow, stream)
-    assert memory["address"].shape == (31, 128)  # 16,384 bytes of synapse, 514 an entry
-    assert learner.nbytes(slow, memory) <= CONFIG.n_layer * 128 * 16 * 4
+    learner = bounds.nearest_neighbour(model)
+    _, history = drive(learner, slow, stream)
+    assert history["address"].shape == (31, 128)  # 16,384 bytes of synapse, 514 an entry
+    assert learner.nbytes(slow, history) <= CONFIG.n_layer * 128 * 16 * 4
     latest = stream.written[-2:].ravel()[::-1][:31]
-    assert memory["value"].tolist() == latest.tolist()
+    assert history["value"].tolist() == latest.tolist()
     address = apply(model, slow, stream.tokens[-1][None], collect=("address",)).collected["address"]
-    np.testing.assert_allclose(memory["address"][0], address[0, 0, 0, -2], atol=1e-6)
+    np.testing.assert_allclose(history["address"][0], address[0, 0, 0, -2], atol=1e-6)
     # Asked with stored addresses instead of fresh ones, it gives their values.
-    nearest = jnp.argmax(memory["address"] @ memory["address"].T, axis=1)
-    assert (memory["value"][nearest] == memory["value"]).mean() > 0.9
+    nearest = jnp.argmax(history["address"] @ history["address"].T, axis=1)
+    assert (history["value"][nearest] == history["value"]).mean() > 0.9
 
 
 @pytest.mark.parametrize("target", ["synapse", "slow"])
 def test_replay_learns_and_keeps_one_entry_a_key(shallow, stream, target):
     model, slow = shallow
     learner = learners.gradient(model, 0.03, target=target, replay=True, facts=32)
-    after, memory = drive(learner, slow, stream)
-    buffer = np.asarray(memory["buffer"])[: int(memory["filled"])]
+    after, history = drive(learner, slow, stream)
+    buffer = np.asarray(history["buffer"])[: int(history["filled"])]
     assert len(buffer) == 32
     truth = dict(zip(map(tuple, stream.keys.tolist()), stream.truth().value.tolist(), strict=True))
     assert {(a, b): value for a, b, value in buffer.tolist()} == truth
@@ -176,8 +177,8 @@ def test_fine_tuning_sees_the_episode_only(shallow, stream):
     model, slow = shallow
     learner = learners.gradient(model, 0.01, target="slow", replay=False, facts=32)
     assert "buffer" not in learner.init(slow)
-    once, memory = learner.update(slow, learner.init(slow), None, facts_of(stream, 0))
-    assert int(memory["steps"]) == learners.REPLAY_STEPS
+    once, history = learner.update(slow, learner.init(slow), None, facts_of(stream, 0))
+    assert int(history["steps"]) == learners.REPLAY_STEPS
     assert (np.asarray(once["decoder"]) != np.asarray(slow["decoder"])).any()
 
 
@@ -239,7 +240,7 @@ def test_scores_are_a_count(model, stream):
 def result(shallow):
     model, slow = shallow
     names = ("none", "dense", "dense_shuffled", "nearest_neighbour")
-    contestants = {name: learners.CONTESTANTS[name] for name in names}
+    contestants = {name: CONTESTANTS[name] for name in names}
     return lifelong.benchmark(model, [slow, init(model, 1)], contestants, config=SIZES, rates={"dense": 0.25})
 
 
@@ -261,21 +262,21 @@ def test_rows_hold_every_model_and_stream(result):
     assert none.facts_so_far[:, -1].tolist() == [32, 32]
 
 
-def test_an_untrained_model_fails_the_gates_and_the_table_says_so(result):
-    assert len(result.gates) == 2
-    assert any("in-episode recall of seen keys" in failure for failure in result.gates[0].failures)
-    assert result.gates[0].dead_keys == 0
-    assert result.gates[0].ridge[128] > 0.9
-    assert "GATE FAILED, model 0: in-episode" in text_of(result.table())
+def test_an_untrained_model_does_not_meet_the_preconditions_and_the_table_says_so(result):
+    assert len(result.preconditions) == 2
+    assert any("in-episode recall of seen keys" in failure for failure in result.preconditions[0].failures)
+    assert result.preconditions[0].dead_keys == 0
+    assert result.preconditions[0].ridge[128] > 0.9
+    assert "PRECONDITION NOT MET, model 0: in-episode" in text_of(result.table())
 
 
 def test_dead_keys_are_counted(shallow):
     """An embedding of zero has no code, so no key that ends in it has an address."""
     model, slow = shallow
     silent = {**slow, "embed": slow["embed"].at[160].set(0)}
-    gates = measure_gates(model, silent, silent, SIZES.stream, seed=SIZES.seed)
-    assert gates.dead_keys == 128
-    assert "128 keys have no address in some layer" in gates.failures
+    measured = measure_preconditions(model, silent, silent, SIZES.stream, seed=SIZES.seed)
+    assert measured.dead_keys == 128
+    assert "128 keys have no address in some layer" in measured.failures
 
 
 def text_of(table):
@@ -288,7 +289,7 @@ def test_tables_fit_100_columns_and_say_everything(result):
     course = {name: np.full((2, 2, 4), 1.0) for name in result.rows[1].course} | {"harm_known": np.full((2, 2, 4), 0.979)}
     wide = dataclasses.replace(result.rows[1], name="importance_weighted", rate=0.0003, course=course)
     result = dataclasses.replace(result, rows=(*result.rows, wide))
-    for table in (result.table(), result.retention_table(), result.course_table(), result.gates_table()):
+    for table in (result.table(), result.retention_table(), result.course_table(), result.preconditions_table()):
         text = text_of(table)
         assert "…" not in text
         assert max(map(len, text.splitlines())) <= 100
@@ -305,6 +306,22 @@ def test_result_is_plain_json(result):
     assert np.shape(record["rows"][1]["scores"]["recall"]) == (2, 2)
     assert record["rows"][3]["mean"]["harm"] is None
     assert record["config"]["stream"]["facts"] == 32
+
+
+@pytest.mark.parametrize("key", ["preconditions", "gates"])
+def test_a_result_is_read_back(result, key):
+    record = json.loads(json.dumps(result.to_dict()))
+    record[key] = record.pop("preconditions")
+    again = LifelongResult.from_dict(record)
+    assert again.config == result.config
+    assert again.preconditions == result.preconditions
+    assert text_of(again.table()) == text_of(result.table())
+    assert again.to_dict() == result.to_dict()
+
+
+def test_a_record_of_something_else_is_no_result():
+    with pytest.raises(ValueError, match="a record with neurons, results in it is no result"):
+        LifelongResult.from_dict({"neurons": 128, "results": []})
 
 
 def test_figures_have_a_line_for_each_row(result):
@@ -330,7 +347,7 @@ def test_playing_a_stream_agrees_with_driving_it_by_hand(shallow, stream):
     play = jax.jit(functools.partial(lifelong._play, learner))
     episodes = stream.tokens.reshape(2, -1, PAIRS, 3)
     result = play(slow, stream.keys, stream.truth().value, episodes, probe, known)
-    ask = jax.jit(learners.answers, static_argnums=0)
+    ask = jax.jit(probes.answers, static_argnums=0)
     asked = jnp.concatenate([stream.keys, known])
     before = ask(model, slow, asked)
     for checkpoint, after in enumerate(afters):
@@ -382,7 +399,7 @@ ROWS = ("none", "dense", "dense_shuffled")
 
 
 def rows_of(names):
-    return {name: learners.CONTESTANTS[name] for name in names}
+    return {name: CONTESTANTS[name] for name in names}
 
 
 def measured(monkeypatch):
@@ -399,13 +416,13 @@ def measured(monkeypatch):
 
 def test_rows_that_are_done_are_not_measured_again(shallow, tmp_path, monkeypatch):
     model, slow = shallow
-    path, settings = tmp_path / "new" / "unfinished.json", lifelong_rows.settings_of([slow])
+    path, settings = tmp_path / "new" / "unfinished.json", finished_rows.settings_of([slow])
     own = {"own": lifelong.own_function("own", consolidation.none())}
     names = measured(monkeypatch)
 
     def benchmark(contestants, config=SIZES, new_ids=0, **rates):
         names.clear()
-        finished = lifelong_rows.FinishedRows(path, settings)
+        finished = finished_rows.FinishedRows(path, settings)
         return lifelong.benchmark(model, [slow], contestants, config=config, rates=rates, new_ids=new_ids, finished=finished)
 
     first = benchmark(rows_of(["none", "nearest_neighbour"]) | own | rows_of(ROWS[1:]), dense=0.25)
@@ -421,17 +438,17 @@ def test_rows_that_are_done_are_not_measured_again(shallow, tmp_path, monkeypatc
     assert names == ["none"]
     benchmark(rows_of(["none"]), new_ids=1)
     assert names == ["none"]
-    assert len(lifelong_rows.FinishedRows(path, settings)) == 8
+    assert len(finished_rows.FinishedRows(path, settings)) == 8
 
 
 def test_a_rate_that_was_chosen_is_not_chosen_again(shallow, tmp_path, monkeypatch):
     model, slow = shallow
-    path, settings = tmp_path / "unfinished.json", lifelong_rows.settings_of([slow])
-    few = {"dense": dataclasses.replace(learners.CONTESTANTS["dense"], rates=(0.1, 1.0))}
+    path, settings = tmp_path / "unfinished.json", finished_rows.settings_of([slow])
+    few = {"dense": dataclasses.replace(CONTESTANTS["dense"], rates=(0.1, 1.0))}
     names = measured(monkeypatch)
     for more, expected in (({}, ["dense"] * 3), (rows_of(["dense_shuffled"]), ["dense_shuffled"])):
         names.clear()
-        finished = lifelong_rows.FinishedRows(path, settings)
+        finished = finished_rows.FinishedRows(path, settings)
         result = lifelong.benchmark(model, [slow], few | more, config=SIZES, finished=finished)
         assert names == expected
         assert len({row.rate for row in result.rows}) == 1
@@ -442,33 +459,33 @@ def one_row():
     return lifelong.Row("none", None, {"recall": np.array([[0.5, np.nan]])}, {}, np.zeros((2, 1)))
 
 
-NONE = learners.CONTESTANTS["none"]
+NONE = CONTESTANTS["none"]
 
 
 def test_rows_of_another_run_are_refused(shallow, tmp_path, one_row):
     _, slow = shallow
-    path, settings = tmp_path / "unfinished.json", lifelong_rows.settings_of([slow])
-    lifelong_rows.FinishedRows(path, settings).add(one_row, NONE, SIZES, None)
-    other = lifelong_rows.settings_of([{**slow, "decoder": slow["decoder"] + 1}])
+    path, settings = tmp_path / "unfinished.json", finished_rows.settings_of([slow])
+    finished_rows.FinishedRows(path, settings).add(one_row, NONE, SIZES, None)
+    other = finished_rows.settings_of([{**slow, "decoder": slow["decoder"] + 1}])
     with pytest.raises(ConfigError, match=r"interrupted run \(1\), which differs from this one in weights: finish"):
-        lifelong_rows.FinishedRows(path, other)
-    assert len(lifelong_rows.FinishedRows(path, settings, overwrite=True)) == 1
-    assert len(lifelong_rows.FinishedRows(path, other, overwrite=True)) == 0
+        finished_rows.FinishedRows(path, other)
+    assert len(finished_rows.FinishedRows(path, settings, overwrite=True)) == 1
+    assert len(finished_rows.FinishedRows(path, other, overwrite=True)) == 0
     path.write_text("[")
     with pytest.raises(ConfigError, match="should hold rows of an interrupted run and cannot be read: move or delete"):
-        lifelong_rows.FinishedRows(path, settings)
-    assert len(lifelong_rows.FinishedRows(path, settings, overwrite=True)) == 0
+        finished_rows.FinishedRows(path, settings)
+    assert len(finished_rows.FinishedRows(path, settings, overwrite=True)) == 0
     assert path.read_text() == "["
 
 
 def test_rows_that_no_result_holds_stay(tmp_path, one_row):
     path, longer = tmp_path / "unfinished.json", dataclasses.replace(SIZES, streams=3)
-    lifelong_rows.FinishedRows(path, {}).add(one_row, NONE, SIZES, None)
-    other = lifelong_rows.FinishedRows(path, {})
+    finished_rows.FinishedRows(path, {}).add(one_row, NONE, SIZES, None)
+    other = finished_rows.FinishedRows(path, {})
     other.add(one_row, NONE, longer, None)
     assert other.get(NONE, dataclasses.replace(SIZES, known=0), None) is None
     assert other.finish() == 1
-    left = lifelong_rows.FinishedRows(path, {})
+    left = finished_rows.FinishedRows(path, {})
     assert left.get(NONE, longer, None) is None
     assert left.get(NONE, SIZES, None).to_dict() == one_row.to_dict()
     assert left.finish() == 0
@@ -481,7 +498,7 @@ def test_measuring_goes_on_when_rows_cannot_be_kept(tmp_path, one_row, caplog, m
 
     monkeypatch.setattr(logging.getLogger("bdh_jax"), "propagate", True)
     monkeypatch.setattr("pathlib.Path.replace", full)
-    finished = lifelong_rows.FinishedRows(tmp_path / "unfinished.json", {})
+    finished = finished_rows.FinishedRows(tmp_path / "unfinished.json", {})
     finished.add(one_row, NONE, SIZES, None)
     assert "unfinished.json cannot be written (No space left on device)" in caplog.text
     assert len(finished) == 1
@@ -498,7 +515,7 @@ def test_rates_are_chosen_by_recall_minus_harm():
             recall, harm = (np.full((1, 1), value) for value in gives[rate])
             return lifelong.Row("x", rate, {"recall": recall, "harm": harm}, {}, np.zeros((1, 1)))
 
-    contestant = learners.Contestant("x", None, rates=tuple(gives))
+    contestant = Contestant("x", None, rates=tuple(gives))
     with lifelong.Progress("lifelong", 4, None) as progress:
         assert lifelong._tune(Arena(), contestant, [], [], "validation", progress) == 0.2
 
@@ -526,7 +543,7 @@ def test_functions_it_cannot_use_are_refused(model, slow):
 
 def test_a_row_that_takes_another_ones_rate_needs_it(model, slow):
     with pytest.raises(ConfigError, match="'dense_shuffled' takes the rate of 'dense'"):
-        lifelong.benchmark(model, [slow], {"x": learners.CONTESTANTS["dense_shuffled"]}, config=SIZES)
+        lifelong.benchmark(model, [slow], {"x": CONTESTANTS["dense_shuffled"]}, config=SIZES)
 
 
 def test_interval_is_that_of_the_mean():
@@ -538,21 +555,21 @@ def test_interval_is_that_of_the_mean():
     assert np.isnan(interval(np.array([1.0]))).all()  # one number says nothing of how much others would differ
 
 
-@pytest.mark.parametrize("name", learners.CONTESTANTS)
+@pytest.mark.parametrize("name", CONTESTANTS)
 def test_every_contestant_can_be_traced_for_an_episode(model, slow, stream, name):
     """With its rate traced where it says so, as the benchmark does."""
-    contestant = learners.CONTESTANTS[name]
+    contestant = CONTESTANTS[name]
     facts = facts_of(stream, 0)
     rate = contestant.rates[0] if contestant.rates else 0.1
 
     def episode(slow, rate):
         learner = contestant.build(model, rate, 32)
         slow = learner.prepare(slow)
-        memory = learner.init(slow)
+        history = learner.init(slow)
         tokens = facts.reshape(1, -1)
-        output = learner.model.apply({"params": slow}, tokens, learner.start(memory), collect=learner.collect)
-        slow, memory = learner.update(slow, memory, output, facts)
-        return slow, learner.answer(slow, memory, facts[:, :2])
+        output = learner.model.apply({"params": slow}, tokens, learner.start(history), collect=learner.collect)
+        slow, history = learner.update(slow, history, output, facts)
+        return slow, learner.answer(slow, history, facts[:, :2])
 
     if contestant.traced:
         after, answer = jax.eval_shape(episode, slow, rate)
@@ -564,22 +581,22 @@ def test_every_contestant_can_be_traced_for_an_episode(model, slow, stream, name
 
 def test_least_squares_recalls_an_episode_that_it_has_seen(model, slow, stream):
     """One episode without another that could disturb it: all that the addresses let it know."""
-    learner = learners.CONTESTANTS["least_squares"].build(model, 1.0, 32)
+    learner = CONTESTANTS["least_squares"].build(model, 1.0, 32)
     facts = facts_of(stream, 0)
     output = apply(learner.model, slow, facts.reshape(1, -1))
-    after, memory = learner.update(slow, learner.init(slow), output, facts)
+    after, history = learner.update(slow, learner.init(slow), output, facts)
     gram, state = (np.asarray(a[:, 0], np.float64) for a in (output.fast.gram, output.fast.memory))
     solved = np.stack(
         [
-            np.linalg.solve(g + learners.LEAST_SQUARES_RIDGE * np.eye(128), s.reshape(128, -1))
+            np.linalg.solve(g + LEAST_SQUARES_RIDGE * np.eye(128), s.reshape(128, -1))
             for g, s in zip(gram, state, strict=True)
         ]
     )
     np.testing.assert_allclose(after["synapse"].reshape(solved.shape), solved, atol=1e-3 * np.abs(solved).max())
-    np.testing.assert_allclose(memory["background"], gram, rtol=1e-6)
+    np.testing.assert_allclose(history["background"], gram, rtol=1e-6)
 
 
 def test_mesa_keeps_nothing_but_the_synapse(model, slow):
-    learner = learners.CONTESTANTS["mesa"].build(model, 0.1, 32)
+    learner = CONTESTANTS["mesa"].build(model, 0.1, 32)
     assert jax.tree.leaves(learner.init(slow)) == []
     assert learner.nbytes(slow, learner.init(slow)) == slow["synapse"].nbytes

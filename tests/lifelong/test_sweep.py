@@ -11,8 +11,8 @@ from bdh_jax import BDH, BDHConfig, FastWeightConfig
 from bdh_jax.config import ConfigError
 from bdh_jax.lifelong import benchmark as lifelong
 from bdh_jax.lifelong import sweep as lifelong_sweep
-from bdh_jax.lifelong.benchmark import LifelongConfig
-from bdh_jax.lifelong.learners import CONTESTANTS
+from bdh_jax.lifelong.config import LifelongConfig
+from bdh_jax.lifelong.contestants import CONTESTANTS
 from bdh_jax.lifelong.stream import StreamConfig
 from bdh_jax.tasks.facts import VOCABULARY
 from tests.compiled import init

@@ -17,19 +17,21 @@ from typing import Any
 
 import jax
 
-import bdh_jax
 from bdh_jax.config import ConfigError
-from bdh_jax.generation.sampling import slow_hash
-from bdh_jax.lifelong.learners import Contestant, Slow
-from bdh_jax.lifelong.result import LifelongConfig, Row
+from bdh_jax.lifelong.config import LifelongConfig
+from bdh_jax.lifelong.contestants import Contestant
+from bdh_jax.lifelong.result import Row
+from bdh_jax.runs.fingerprint import slow_hash
+from bdh_jax.types import Slow
 
+_LIBRARY = Path(__file__).resolve().parents[1]
 _LOGGER = logging.getLogger("bdh_jax")
 
 
 class FinishedRows:
     """The file, read when this is made and written after every row."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool = False):
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
         """Read the file, if it is there.
 
         Args:
@@ -131,7 +133,7 @@ def settings_of(slows: Sequence[Slow]) -> dict[str, Any]:
       slows: parameter trees.
     """
     code = hashlib.sha256()
-    for file in sorted(Path(bdh_jax.__file__).parent.rglob("*.py")):
+    for file in sorted(_LIBRARY.rglob("*.py")):
         code.update(file.read_bytes())
     device = jax.devices()[0]
     return {
