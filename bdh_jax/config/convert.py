@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import ml_collections
 
 from bdh_jax.config.base import ConfigError, require, require_choice
+from bdh_jax.config.options import Options
 
 T = TypeVar("T")
 Kinds = Mapping[Any, Callable[[Mapping[str, Any], str], type]]
@@ -144,6 +145,9 @@ def _convert(annotation: Any, value: Any, path: str, kinds: Kinds) -> Any:
         if value is None:
             return None
         (annotation,) = (a for a in typing.get_args(annotation) if a is not type(None))
+    if annotation is Options:
+        require(isinstance(value, Mapping | ml_collections.ConfigDict), f"{path}={value!r} should be a mapping")
+        return Options(value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value)
     if annotation in kinds or dataclasses.is_dataclass(annotation):
         require(isinstance(value, Mapping | ml_collections.ConfigDict), f"{path}={value!r} should be a mapping")
         kind = kinds[annotation](value, path) if annotation in kinds else annotation

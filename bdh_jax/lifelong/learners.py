@@ -17,7 +17,7 @@ import optax
 from bdh_jax import consolidation
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import change
-from bdh_jax.consolidation import Function, as_consolidation, memory_nbytes
+from bdh_jax.consolidation import Function, as_consolidation, history_nbytes
 from bdh_jax.consolidation.least_squares import Layers
 from bdh_jax.fast_weights.config import Rule
 from bdh_jax.fast_weights.state import FastState
@@ -78,7 +78,7 @@ def consolidated(model: BDH, function: Function) -> Learner:
         update=update,
         finish=None,
         answer=lambda slow, memory, keys: answers(model, slow, keys),
-        nbytes=lambda slow, memory: memory_nbytes(slow["synapse"]) + memory_nbytes(memory),
+        nbytes=lambda slow, memory: history_nbytes(slow["synapse"]) + history_nbytes(memory),
     )
 
 
@@ -111,7 +111,7 @@ def never_reset(model: BDH) -> Learner:
         start=lambda memory: memory,
         update=lambda slow, memory, output, facts: (slow, output.fast),
         answer=lambda slow, memory, keys: answers(model, slow, keys, memory),
-        nbytes=lambda slow, memory: memory_nbytes(memory),
+        nbytes=lambda slow, memory: history_nbytes(memory),
     )
 
 
@@ -211,7 +211,7 @@ def nearest_neighbour(model: BDH) -> Learner:
         init=init,
         update=update,
         answer=answer,
-        nbytes=lambda slow, memory: memory_nbytes(memory),
+        nbytes=lambda slow, memory: history_nbytes(memory),
         by_model=False,
         collect=("address",),
     )
@@ -284,7 +284,7 @@ def gradient(
         return slow, {**memory, "optimizer": state, "steps": steps}
 
     def nbytes(slow, memory):
-        return memory_nbytes(memory) + (memory_nbytes(slow["synapse"]) if target == "synapse" else 0)
+        return history_nbytes(memory) + (history_nbytes(slow["synapse"]) if target == "synapse" else 0)
 
     return consolidated(model, consolidation.none())._replace(init=init, update=update, nbytes=nbytes)
 
@@ -324,7 +324,7 @@ _DESCENTS = (1.0, 3.0, 10.0, 30.0, 100.0)
 
 def _of(name: str, rates: tuple[float, ...] = _WRITES, *, traced: bool = True) -> Contestant:
     def build(model, rate, facts):
-        return consolidated(model, consolidation.FUNCTIONS[name](rate=rate))
+        return consolidated(model, consolidation.make_function(name, rate=rate))
 
     return Contestant(name, build, rates, traced=traced)
 

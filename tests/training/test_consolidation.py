@@ -161,4 +161,4 @@ def test_a_mesh_holds_any_memory_whole(tiny, memory):
 def test_none_costs_nothing(tiny):
     config = tiny()
     assert make_consolidation(config) is None
-    assert consolidation.memory_nbytes(()) == 0
+    assert consolidation.history_nbytes(()) == 0
