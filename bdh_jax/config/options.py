@@ -1,8 +1,10 @@
-"""Options that depend on another key, such as those of a consolidation function: a mapping that is checked against what takes them."""
+"""Options whose names depend on another key, as those of a write rule or a consolidation function do."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
@@ -11,48 +13,56 @@ from bdh_jax.config.base import ConfigError
 
 
 class Options(dict[str, Any]):
-    """An immutable mapping, option → value, that hashes. Lists become tuples."""
+    """Option → value, which cannot be changed and can be hashed. Lists in it become tuples, mappings ``Options``.
 
-    def __init__(self, values: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), **more: Any):
+    Equal to a dict of the same items, and JSON like one.
+    """
+
+    def __init__(self, values: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **more: Any):
         super().__init__({name: _frozen(value) for name, value in dict(values, **more).items()})
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
 
+    def __or__(self, other: Mapping[str, Any]) -> Options:  # type: ignore[override]
+        return Options(dict(self) | dict(other))
+
+    def __reduce__(self) -> tuple[type[Options], tuple[dict[str, Any]]]:
+        return Options, (dict(self),)
+
+    def copy(self) -> Options:
+        """Itself: nothing can change it."""
+        return self
+
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise TypeError("options cannot be changed: make new ones")
+        raise TypeError("options cannot be changed; make new ones: options | {name: value}")
 
     __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Options, (dict(self),)
 
-
-def options_of(taker: Callable[..., Any], values: Mapping[str, Any], where: str, leave_out: Iterable[str] = ()) -> dict[str, Any]:
-    """The options that were given, checked against the parameters of what takes them.
+def options_of(
+    taker: Callable[..., Any] | None, values: Mapping[str, Any], where: str, leave_out: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Options as they were given, checked against the fields of a dataclass or the parameters of a function.
 
     Args:
-      taker: a function or a dataclass.
+      taker: the dataclass or function that takes them; None takes no option.
       values: option → value.
-      where: how messages name the mapping.
+      where: what has the options, for messages: "fast.rule='mesa'".
       leave_out: parameters that are no options.
 
+    Returns:
+      ``values``, with whole numbers where floats belong made floats and sequences made tuples.
+
     Raises:
-      ConfigError: for an option that does not exist, or a value of another type than the parameter's; lists the valid ones.
+      ConfigError: for an option that does not exist, which lists the valid ones; or a value of another type.
     """
-    parameters = inspect.signature(taker).parameters
-    named = [
-        name
-        for name, parameter in parameters.items()
-        if name not in leave_out and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    ]
-    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    hints = _hints(taker)
+    names, hints, anything = _taken(taker, tuple(leave_out))
     given = {}
     for name, value in values.items():
-        if name not in named and not anything:
-            raise ConfigError(f"{where} has no option {name!r}. Its options: {', '.join(named) or 'none'}")
-        given[name] = _checked(hints.get(name, Any), value, f"{where}: option {name}")
+        if name not in names and not anything:
+            raise ConfigError(f"{where} has no option {name!r}. Its options: {', '.join(names) or 'none'}")
+        given[name] = _checked(hints.get(name, Any), _frozen(value), f"{where}, option {name}={value!r}")
     return given
 
 
@@ -62,17 +72,40 @@ def _frozen(value: Any) -> Any:
     return Options(value) if isinstance(value, Mapping) else value
 
 
-def _hints(taker: Callable[..., Any]) -> dict[str, Any]:
+def _taken(taker: Callable[..., Any] | None, leave_out: tuple[str, ...]) -> tuple[list[str], dict[str, Any], bool]:
+    """Names of the options, their annotations, and whether any other name is taken as well."""
+    if taker is None:
+        return [], {}, False
+    parameters = inspect.signature(taker).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = [p.name for p in parameters if p.kind in named and p.name not in leave_out]
     try:
-        return typing.get_type_hints(taker)
-    except (NameError, TypeError):  # annotations of a user's own that name what is not there
-        return {}
+        hints = typing.get_type_hints(taker if isinstance(taker, type) or inspect.isroutine(taker) else type(taker).__call__)
+    except NameError:  # an annotation that is there for type checkers only says nothing here
+        hints = {}
+    return names, hints, any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
 def _checked(annotation: Any, value: Any, what: str) -> Any:
-    kinds = {float: "a number", int: "a whole number", bool: "True or False", str: "text"}
-    if annotation is float and type(value) is int:
+    """The value, where its annotation is one that can be checked; others accept anything."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        kinds = typing.get_args(annotation)
+        if value is None and type(None) in kinds:
+            return None
+        kinds = [kind for kind in kinds if kind is not type(None)]
+        return _checked(kinds[0], value, what) if len(kinds) == 1 else value
+    origin = typing.get_origin(annotation)
+    if origin is typing.Literal:
+        if value not in typing.get_args(annotation):
+            raise ConfigError(f"{what} is not one of {', '.join(map(repr, typing.get_args(annotation)))}")
+    elif annotation is float and type(value) is int:
         return float(value)
-    if annotation in kinds and (not isinstance(value, annotation) or annotation is int and isinstance(value, bool)):
-        raise ConfigError(f"{what}={value!r} must be {kinds[annotation]}")
+    elif annotation in (float, int, str, bool) and (
+        not isinstance(value, annotation) or annotation is int and isinstance(value, bool)
+    ):
+        raise ConfigError(f"{what} is a {type(value).__name__}, expected {annotation.__name__}")
+    elif origin is tuple or annotation is tuple:
+        return value if isinstance(value, tuple) else (value,)
+    elif dataclasses.is_dataclass(annotation) and not isinstance(value, annotation):
+        raise ConfigError(f"{what} is a {type(value).__name__}, expected {annotation.__name__}")
     return value

@@ -1,79 +1,90 @@
-"""One table a kind of thing: what exists by name, and a user's own by ``module:attribute``."""
+"""One table a kind of thing: what exists, by name, and a user's own as ``module:name``."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import pkgutil
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
 
 from bdh_jax.config.base import ConfigError
+from bdh_jax.config.files import import_attribute
+
+T = TypeVar("T")
 
 
-class Table:
-    """Name → entry of one kind. Every module of a package that has the attribute contributes; modules are imported at the first look.
+class Table(Generic[T]):
+    """Name → entry of one kind, such as the write rules or the tasks. Adding an entry is adding a file to a package.
+
+    Every module of the package that has the attribute contributes. The modules are imported at the first look-up, so a table may
+    stand in a module that they import.
 
     Args:
-      kind: what an entry is, for messages.
-      package: where to look.
-      attribute: of a module: one entry, which is named after the module, or a tuple of functions, which have names of their own.
+      kind: what an entry is called in messages: "write rule".
+      package: whose modules are looked through, those that begin with "_" aside.
+      attribute: what a module's entry is called. The entry is named after the module; a mapping gives several, and a tuple of
+        functions or classes too, each under its own name.
+      check: called with an entry of a user's own; raises :class:`ConfigError` for what is none of this kind.
     """
 
-    def __init__(self, kind: str, package: str, attribute: str):
-        self._kind, self._package, self._attribute = kind, package, attribute
-        self._entries: dict[str, Any] = {}
+    def __init__(self, kind: str, *, package: str, attribute: str, check: Callable[[Any], None] | None = None):
+        self._kind, self._package, self._attribute, self._check = kind, package, attribute, check
+        self._entries: dict[str, T] | None = None
 
     def names(self) -> tuple[str, ...]:
-        """All names."""
+        """The names of all entries, in the order of modules."""
         return tuple(self._found())
 
-    def get(self, name: str, where: str) -> Any:
-        """The entry of a name, or what ``module:attribute`` names.
+    def __contains__(self, name: object) -> bool:
+        return name in self._found()
+
+    def get(self, name: str, where: str) -> T:
+        """The entry of a name.
 
         Args:
-          name: one of :meth:`names`, or ``module:attribute``.
-          where: the key that gives it, for messages.
+          name: one of :meth:`names`, or ``module:name`` of a user's own.
+          where: the key that holds the name, for messages: "model.fast.rule".
 
         Raises:
-          ConfigError: for a name that does not exist, or a module that cannot be imported or lacks the attribute.
+          ConfigError: for a name that does not exist, a module that cannot be imported or lacks it, or what ``check`` refuses.
         """
-        if ":" in name:
-            return load(name, where)
+        if isinstance(name, str) and ":" in name:
+            entry = import_attribute(name, where)
+            try:
+                if self._check is not None:
+                    self._check(entry)
+            except ConfigError as error:
+                raise ConfigError(f"{where}={name!r}: {error}") from None
+            return entry
         entries = self._found()
         if name not in entries:
-            close = difflib.get_close_matches(name, entries, n=1)
+            close = difflib.get_close_matches(str(name), entries, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ConfigError(
-                f"{where}={name!r}: this {self._kind} does not exist.{hint} Valid names: {', '.join(entries)}; or module:name for your own"
+                f"{where}={name!r} is not a {self._kind}.{hint} Valid names: {', '.join(entries)}; or module:name for your own"
             )
         return entries[name]
 
-    def _found(self) -> dict[str, Any]:
-        if not self._entries:
-            package = importlib.import_module(self._package)
-            for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
-                found = getattr(importlib.import_module(module.name), self._attribute, None)
-                if isinstance(found, tuple):
-                    self._entries |= {entry.__name__: entry for entry in found}
-                elif found is not None:
-                    self._entries[module.name.rpartition(".")[2]] = found
+    def _found(self) -> dict[str, T]:
+        if self._entries is None:
+            entries: dict[str, T] = {}
+            for info in pkgutil.iter_modules(importlib.import_module(self._package).__path__):
+                if info.name.startswith("_"):
+                    continue
+                module = importlib.import_module(f"{self._package}.{info.name}")
+                for name, entry in self._contributed(module, info.name).items():
+                    if name in entries:
+                        raise ValueError(f"two modules of {self._package} have a {self._kind} called {name!r}")
+                    entries[name] = entry
+            self._entries = entries
         return self._entries
 
-
-def load(name: str, where: str) -> Any:
-    """What ``module:attribute`` names.
-
-    Raises:
-      ConfigError: if the module cannot be imported or lacks the attribute.
-    """
-    module, _, attribute = name.partition(":")
-    try:
-        imported = importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # whatever a module of somebody else's does when it is imported
-        raise ConfigError(
-            f"{where}={name!r}: module {module!r} cannot be imported ({type(error).__name__}: {error}). It must lie on the Python path; "
-            "the folder you start from does"
-        ) from error
-    if not hasattr(imported, attribute):
-        raise ConfigError(f"{where}={name!r}: module {module!r} has no {attribute!r}")
-    return getattr(imported, attribute)
+    def _contributed(self, module: Any, name: str) -> Mapping[str, T]:
+        if not hasattr(module, self._attribute):
+            return {}
+        found = getattr(module, self._attribute)
+        if isinstance(found, Mapping):
+            return found
+        # Exactly a tuple: an entry may be a named one.
+        return {entry.__name__: entry for entry in found} if type(found) is tuple else {name: found}

@@ -9,7 +9,6 @@ Axis letters: L layer, H head, N neurons per head, D model width; K = H·N rows 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from bdh_jax.fast_weights.state import Activity, FastState
 from bdh_jax.kernels.linear_algebra import eigh, solve
 from bdh_jax.types import Slow
 
-Layers = Sequence[int] | None
+Layers = tuple[int, ...] | None
 PAIR_AXES = ("layer", "row", "row")
 """Logical axes of one number for each two rows of a layer: they are needed together, so that every device holds them all."""
 

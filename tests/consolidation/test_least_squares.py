@@ -257,7 +257,7 @@ def test_what_it_cannot_do_is_refused():
     with pytest.raises(ConfigError, match="tolerance=0.0 must"):
         consolidation.from_config(ConsolidationConfig(function="null_space", options={"tolerance": 0.0}))
     assert consolidation.history_nbytes(consolidation.least_squares().init(slow)) == LAYERS * ROWS**2 * 8
-    one_layer = consolidation.from_config(ConsolidationConfig(function="kalman", layers=(0,)))
+    one_layer = consolidation.from_config(ConsolidationConfig(function="kalman", options={"layers": (0,)}))
     assert consolidation.history_nbytes(one_layer.init(slow)) == ROWS**2 * 8
     with pytest.raises(ConfigError, match="'dense' has no option 'layers'"):
         consolidation.from_config(ConsolidationConfig(function="dense", layers=(0,)))
