@@ -36,11 +36,11 @@ from bdh_jax.fast_weights.config import AddressSource
 from bdh_jax.fast_weights.state import FastState
 from bdh_jax.models.bdh import BDH
 from bdh_jax.models.config import BDHConfig
-from bdh_jax.tasks.base import Score, Task
-from bdh_jax.tasks.config import TaskConfig
+from bdh_jax.tasks.base import Task, TaskConfig
 from bdh_jax.tasks.counter import CounterConfig
 from bdh_jax.tasks.nback import NBackConfig
 from bdh_jax.tasks.recall import EvaluationSet
+from bdh_jax.tasks.scores import Score
 from bdh_jax.tasks.scoring import ROWS, ceiling, credit
 
 Slow = dict[str, jax.Array]

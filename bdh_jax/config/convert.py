@@ -1,8 +1,9 @@
-"""From configuration files to frozen dataclasses and back.
+"""Between frozen dataclasses and nested mappings: the keys of the command line, and JSON.
 
-``configs/*.py`` build an :class:`bdh_jax.experiment.ExperimentConfig` and turn it into a locked ``ConfigDict`` with :func:`to_config_dict`; the
-command line overrides keys of that, and :func:`from_config_dict` turns the result back. An unknown key or a value of the wrong
-type is a :class:`bdh_jax.config.base.ConfigError` that names the key, the value and what would be accepted.
+``configs/*.py`` return a dataclass. For the command line it becomes a locked ``ConfigDict`` (:func:`to_config_dict`), whose keys are
+overridden, and which :func:`rebuild` turns back into a dataclass of the same classes; what was read from JSON becomes one by
+:func:`from_config_dict`. An unknown key or a value of the wrong type is a :class:`bdh_jax.config.base.ConfigError` that names the key,
+the value and what would be accepted.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def to_config_dict(config: Any) -> ml_collections.ConfigDict:
       config: a dataclass instance, nested as deep as needed.
 
     Returns:
-      A locked ``ConfigDict``. Optional fields that are None become typed placeholders, so that they can be set.
+      A locked ``ConfigDict``. Optional fields that are None become typed placeholders, so that they can be set. An :class:`Options`
+      becomes a ``ConfigDict`` whose values may be of any type.
     """
     result = ml_collections.ConfigDict()
     hints = typing.get_type_hints(type(config))
@@ -89,13 +91,15 @@ def to_config_dict(config: Any) -> ml_collections.ConfigDict:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             result[field.name] = to_config_dict(value)
+        elif isinstance(value, Options):
+            result[field.name] = ml_collections.ConfigDict()
+            for name, option in value.items():
+                result[field.name][name] = any_value(option)
         elif value is None:
             (kind,) = (a for a in typing.get_args(hints[field.name]) if a is not type(None))
             result[field.name] = ml_collections.config_dict.placeholder(kind)
         elif _is_optional(hints[field.name]):
-            reference = ml_collections.config_dict.placeholder(type(value))
-            reference.set(value)
-            result[field.name] = reference
+            result[field.name] = ml_collections.config_dict.FieldReference(value, field_type=type(value))
         else:
             result[field.name] = value
     return result.lock()
@@ -104,6 +108,26 @@ def to_config_dict(config: Any) -> ml_collections.ConfigDict:
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain nested dict of a configuration, for JSON."""
     return dataclasses.asdict(config)
+
+
+def any_value(value: Any = None) -> ml_collections.FieldReference:
+    """A value of a ``ConfigDict`` that may be overridden by one of any type."""
+    return ml_collections.FieldReference(value, field_type=object)
+
+
+def rebuild(template: T, values: Mapping[str, Any], path: str = "config") -> T:
+    """A frozen dataclass of the template's classes with other values, strictly.
+
+    Args:
+      template: the dataclass, nested. A field that holds a dataclass is converted to that very class, whatever the annotation says, so a
+        class of a user's own needs no table.
+      values: as :func:`to_config_dict` made of the template, with values changed. Missing keys keep the template's.
+      path: how messages name the mapping.
+
+    Raises:
+      ConfigError: for an unknown key, an ill-typed value, or a value out of range.
+    """
+    return _build(type(template), values, path, {}, template)
 
 
 def from_config_dict(cls: type[T], values: Mapping[str, Any], path: str = "config", *, kinds: Kinds | None = None) -> T:
@@ -121,15 +145,19 @@ def from_config_dict(cls: type[T], values: Mapping[str, Any], path: str = "confi
     Raises:
       ConfigError: for an unknown key, an ill-typed value, or a value out of range.
     """
+    return _build(cls, values, path, kinds or {}, None)
+
+
+def _build(cls: type[T], values: Mapping[str, Any], path: str, kinds: Kinds, template: T | None) -> T:
     hints = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]
-    arguments = {}
+    arguments = {} if template is None else {name: getattr(template, name) for name in names}
     for key in values:
         if key not in names:
             close = difflib.get_close_matches(key, names, n=1)
             hint = f" Did you mean {path}.{close[0]}?" if close else ""
             raise ConfigError(f"{path}.{key} does not exist.{hint} Valid keys of {path}: {', '.join(names)}")
-        arguments[key] = _convert(hints[key], values[key], f"{path}.{key}", kinds or {})
+        arguments[key] = _convert(hints[key], values[key], f"{path}.{key}", kinds, arguments.get(key))
     try:
         return cls(**arguments)
     except ConfigError as error:
@@ -140,16 +168,23 @@ def _is_optional(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (typing.Union, types.UnionType) and type(None) in typing.get_args(annotation)
 
 
-def _convert(annotation: Any, value: Any, path: str, kinds: Kinds) -> Any:
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping | ml_collections.ConfigDict)
+
+
+def _convert(annotation: Any, value: Any, path: str, kinds: Kinds, template: Any = None) -> Any:
+    if dataclasses.is_dataclass(template):
+        require(_is_mapping(value), f"{path}={value!r} should be a mapping")
+        return _build(type(template), value, path, kinds, template)
     if _is_optional(annotation):
         if value is None:
             return None
         (annotation,) = (a for a in typing.get_args(annotation) if a is not type(None))
     if annotation is Options:
-        require(isinstance(value, Mapping | ml_collections.ConfigDict), f"{path}={value!r} should be a mapping")
+        require(_is_mapping(value), f"{path}={value!r} should be a mapping")
         return Options(value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value)
     if annotation in kinds or dataclasses.is_dataclass(annotation):
-        require(isinstance(value, Mapping | ml_collections.ConfigDict), f"{path}={value!r} should be a mapping")
+        require(_is_mapping(value), f"{path}={value!r} should be a mapping")
         kind = kinds[annotation](value, path) if annotation in kinds else annotation
         return from_config_dict(kind, value, path, kinds=kinds)
     if typing.get_origin(annotation) is Literal:

@@ -1,5 +1,7 @@
 """What a task is: batches to train on, and an evaluation that knows its own ceiling.
 
+A task of one's own is a :class:`TaskConfig` and a :class:`TaskBase` (docs/how-to/task.md).
+
 Axis letters: B batch, T time, V vocabulary.
 """
 
@@ -7,21 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
-from rich import box
-from rich.table import Table
+import optax
 
-from bdh_jax.tasks.config import TaskConfig
+from bdh_jax.config import ConfigError
+from bdh_jax.data.config import DataConfig
+from bdh_jax.data.tokenizer import Tokenizer
+from bdh_jax.tasks.scores import Evaluation
 from bdh_jax.tasks.scoring import Predict
 
 
 class Batch(NamedTuple):
-    """One training batch of NumPy arrays, each [B,T]. A row may hold several episodes, and padding.
-
-    ``fill`` has a B of its own; its targets and weights are not looked at.
-    """
+    """One training batch of NumPy arrays, each [B,T]. A row may hold several episodes, and padding."""
 
     tokens: np.ndarray
     """int32 input."""
@@ -35,121 +38,57 @@ class Batch(NamedTuple):
     """bool, False for padding."""
     reset: np.ndarray
     """bool, True at the first token of every episode of a row but its first."""
-    fill: Batch | None = None
-    """Episodes that are consolidated into the synapse first, for this batch alone (consolidation-aware training)."""
+    extra: Any = None
+    """Arrays [B', ...] that a training hook of this task reads, in any pytree; the step itself does not look at them."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
-    """The score of one evaluation set of questions with answers. All numbers but ``count`` are fractions."""
+class TaskConfig:
+    """Base of every task's own configuration."""
 
-    COLUMNS: ClassVar[dict[str, str]] = {
-        "accuracy": "accuracy",
-        "credit": "credit",
-        "ceiling": "ceiling",
-        "ratio": "credit ÷ ceiling",
-    }
-    """Number → its heading in a table."""
-    COUNTED: ClassVar[str] = "sequences"
-    LOGGED: ClassVar[str] = "credit"
-    """The number that a line of the log shows."""
-    COMPARED: ClassVar[str] = "ratio"
-    """The number that is listed seed by seed."""
+    name: str = ""
+    """Finds this class again when a run's folder is read: a name of ``bdh_jax.tasks.TASKS``, or ``module:Class`` for one's own."""
 
-    name: str
-    count: int
-    """Sequences scored."""
-    accuracy: float
-    """Share of sequences whose answer was the expected one."""
-    credit: float
-    """Accuracy with luck taken out: what the given answers earn on average over all that the sequence leaves open."""
-    ceiling: float
-    """The best credit any causal model can reach on these very sequences."""
-    extra: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Further numbers of the task, by name."""
+    def make(self, *, seed: int, batch_size: int, data: DataConfig | None = None) -> Task:
+        """The task that this configuration describes.
+
+        Args:
+          seed: decides every training batch; evaluation sets have seeds of their own.
+          batch_size: rows of a training batch.
+          data: the text of a task that reads one, by default tiny Shakespeare; no other looks at it.
+
+        Raises:
+          ConfigError: if there is no such task.
+          DataError: if the text cannot be read.
+        """
+        raise ConfigError(f"task.name={self.name!r}: {type(self).__name__} makes no task; its class has to define make")
+
+    def token_meaning(self, tokenizer: Tokenizer | None = None) -> str:
+        """What the token ids stand for. A model knows nothing of ids that stood for something else in its training.
+
+        Args:
+          tokenizer: of a text.
+        """
+        return f"those of the task {self.name!r}"
 
     @property
-    def ratio(self) -> float:
-        """credit ÷ ceiling, in [0, 1]."""
-        return self.credit / self.ceiling
+    def reads_text(self) -> bool:
+        """Whether the tokens are those of a text, made by a tokenizer."""
+        return False
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dict for JSON, ``ratio`` included."""
-        return {**dataclasses.asdict(self), "ratio": self.ratio}
+    @property
+    def rows_continue(self) -> bool:
+        """Whether each row of a batch goes on where it stopped in the batch before, as ``train.carry_state`` needs."""
+        return False
 
-
-@dataclasses.dataclass(frozen=True)
-class TextScore:
-    """How well a text is predicted, token after token."""
-
-    COLUMNS: ClassVar[dict[str, str]] = {
-        "bits_per_byte": "bits per byte",
-        "loss": "nats per token",
-        "accuracy": "accuracy",
-    }
-    COUNTED: ClassVar[str] = "bytes"
-    LOGGED: ClassVar[str] = "bits_per_byte"
-    COMPARED: ClassVar[str] = "bits_per_byte"
-
-    name: str
-    count: int
-    """Bytes predicted."""
-    bits_per_byte: float
-    """Bits by which an arithmetic coder with these predictions would write the text, per byte of it."""
-    loss: float
-    """Mean cross-entropy of a token in nats."""
-    accuracy: float
-    """Share of tokens that were the most likely one."""
-    extra: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Further numbers, by name."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dict for JSON."""
-        return dataclasses.asdict(self)
-
-
-AnyScore = Score | TextScore
-
-
-def read_score(values: Mapping[str, Any]) -> AnyScore:
-    """The score that ``to_dict`` made ``values`` of."""
-    kind = TextScore if "bits_per_byte" in values else Score
-    return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What a task says of a model. All rows are of one kind."""
-
-    rows: tuple[AnyScore, ...]
-    primary: float
-    """In [0, 1], larger is better; decides which checkpoint is the best."""
-    note: str = ""
-    """Printed under the table."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dict for JSON."""
-        return {"primary": self.primary, "rows": [row.to_dict() for row in self.rows]}
-
-    def table(self, title: str | None = None) -> Table:
-        """The scores as a table that fits 80 columns, one row a set."""
-        kind = type(self.rows[0])
-        extras = list(dict.fromkeys(key for row in self.rows for key in row.extra))
-        table = Table(title=title, caption=self.note or None, box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-        table.add_column("set")
-        for header in (kind.COUNTED, *kind.COLUMNS.values()):
-            table.add_column(header, justify="right")
-        for key in extras:
-            table.add_column(key.replace("_", " "), justify="right")
-        for row in self.rows:
-            numbers = [getattr(row, name) for name in kind.COLUMNS]
-            cells = [_fraction(x) for x in numbers] + [_fraction(row.extra[k]) if k in row.extra else "" for k in extras]
-            table.add_row(row.name, str(row.count), *cells)
-        return table
+    @property
+    def extra_rows(self) -> int:
+        """B' of :attr:`Batch.extra`, which is spread over the mesh like a batch; 0 without."""
+        return 0
 
 
 class Task(Protocol):
-    """A task, made by :func:`bdh_jax.tasks.make_task` from its configuration, a seed and a batch size."""
+    """Everything that is asked of a task. :class:`TaskBase` has the plain answers."""
 
     config: TaskConfig
     vocab_size: int
@@ -157,9 +96,25 @@ class Task(Protocol):
     """T of the training batches."""
     accuracy_name: str
     """What the share of right answers in training is called: "recall", say."""
+    may_reset: bool
+    """Whether some batches have resets and others none: then all keep their mask, and are one program."""
+    fingerprint: str | None
+    """Of what is trained on besides the configuration, such as files; a run does not go on with another."""
+    files: Mapping[str, str]
+    """Name → content of what is kept in the run's folder, because it cannot be made again from the configuration."""
+    tokenizer: Tokenizer | None
+    """Of a text."""
 
     def batch(self, step: int) -> Batch:
         """The training batch of a step: a pure function of the task's seed and ``step``."""
+        ...
+
+    def batches(self, start: int, end: int) -> Iterator[Batch]:
+        """The training batches of steps ``start`` … ``end`` − 1; they may be made ahead."""
+        ...
+
+    def losses(self, logits: jax.Array, batch: Batch) -> jax.Array:
+        """The loss of every position, [B,T], of logits [B,T,V]. It is traced, and weighted and summed by the training step."""
         ...
 
     def evaluate(self, predict: Predict) -> Evaluation:
@@ -167,10 +122,22 @@ class Task(Protocol):
         ...
 
 
-def batches(task: Task, start: int, end: int) -> Iterator[Batch]:
-    """The training batches of steps ``start`` … ``end`` − 1, made ahead by a task that has ``prefetch``."""
-    prefetch = getattr(task, "prefetch", None)
-    return (task.batch(step) for step in range(start, end)) if prefetch is None else prefetch(start, end)
+class TaskBase:
+    """A task without anything special. It lacks ``config``, ``vocab_size``, ``sequence_length``, ``batch`` and ``evaluate``."""
+
+    accuracy_name: str = "accuracy"
+    may_reset: bool = False
+    fingerprint: str | None = None
+    files: Mapping[str, str] = MappingProxyType({})
+    tokenizer: Tokenizer | None = None
+
+    def batches(self: Task, start: int, end: int) -> Iterator[Batch]:
+        """Made one by one, when asked for."""
+        return (self.batch(step) for step in range(start, end))
+
+    def losses(self, logits: jax.Array, batch: Batch) -> jax.Array:
+        """Cross-entropy in nats."""
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
 
 
 def check_tokens(tokens: Any, vocab_size: int) -> None:
@@ -193,7 +160,3 @@ def check_tokens(tokens: Any, vocab_size: int) -> None:
             f"token id {int(tokens[where])} at position [{place}]{more} is outside the vocabulary: "
             f"vocab_size={vocab_size} has ids 0 to {vocab_size - 1}"
         )
-
-
-def _fraction(value: float) -> str:
-    return f"{value:.4f}" if value == 0 or not abs(value) < 1e-4 else f"{value:.1e}"

@@ -22,11 +22,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from bdh_jax.config import ConfigError
-from bdh_jax.tasks.base import Batch, Evaluation
-from bdh_jax.tasks.config import TaskConfig
+from bdh_jax.data.config import DataConfig
+from bdh_jax.data.tokenizer import Tokenizer
+from bdh_jax.tasks.base import Batch, TaskBase, TaskConfig
 from bdh_jax.tasks.nback import ENCODINGS, FIRST_VALUE, INTEGER_PADDING, INTEGER_VOCABULARY, SEPARATOR
 from bdh_jax.tasks.packing import Encoded, assemble, pack
 from bdh_jax.tasks.recall import EvaluationSet, batch_rng, check_evaluation_sequences, check_sets, score_set
+from bdh_jax.tasks.scores import Evaluation
 from bdh_jax.tasks.scoring import Predict
 
 SetName = Literal["vargap1", "vargap2", "repeated8", "n16"]
@@ -85,6 +87,14 @@ class CounterConfig(TaskConfig):
                 f"task.queries={self.queries} must lie in 1 … {fewest}: a set of task.mixture={self.mixture} has no more pairs to "
                 "ask for"
             )
+
+    def make(self, *, seed: int, batch_size: int, data: DataConfig | None = None) -> Counter:
+        """See :meth:`bdh_jax.tasks.base.TaskConfig.make`."""
+        return Counter(self, seed=seed, batch_size=batch_size)
+
+    def token_meaning(self, tokenizer: Tokenizer | None = None) -> str:
+        """See :meth:`bdh_jax.tasks.base.TaskConfig.token_meaning`."""
+        return "integers"
 
 
 class Episodes(NamedTuple):
@@ -207,13 +217,13 @@ def encode(episodes: Episodes) -> Encoded:
     return Encoded(tokens, targets, answer, np.ones(tokens.shape, bool))
 
 
-class Counter:
+class Counter(TaskBase):
     """The counter-benchmarks as a task. Rows of a training batch are packed as those of :class:`bdh_jax.tasks.nback.NBack`."""
 
     accuracy_name = "recall"
 
     def __init__(self, config: CounterConfig, *, seed: int, batch_size: int):
-        """See :func:`bdh_jax.tasks.make_task`."""
+        """See :meth:`CounterConfig.make`."""
         self.config = config
         self.seed = seed
         self.batch_size = batch_size
@@ -255,3 +265,6 @@ class Counter:
                 episodes.answers[:, 0], episodes.values, candidates(episodes, SETS[name]), encoded, positions, swapped=None
             )
         return sets
+
+
+CONFIG = CounterConfig

@@ -18,15 +18,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from bdh_jax.config import ConfigError
-from bdh_jax.tasks.base import Batch, Evaluation
-from bdh_jax.tasks.config import TaskConfig
+from bdh_jax.data.config import DataConfig
+from bdh_jax.data.tokenizer import Tokenizer
+from bdh_jax.tasks.base import Batch, TaskBase, TaskConfig
 from bdh_jax.tasks.packing import Encoded
 from bdh_jax.tasks.recall import EvaluationSet, batch_rng, score_set
+from bdh_jax.tasks.scores import Evaluation
 from bdh_jax.tasks.scoring import Predict
 
 Kind = Literal["seen", "held_out", "new_ids", "reserved"]
@@ -67,12 +69,6 @@ class FactsConfig(TaskConfig):
     """Facts to be learned by gradient."""
     known_rows: int = 2
     """Rows of a batch that ask for them."""
-    fill_every: int = 0
-    """Consolidation-aware training: every so many steps the batch starts from a synapse filled with other episodes; 0 for never."""
-    fill_episodes: int = 32
-    """Episodes that fill it."""
-    fill_rows: int = 4
-    """Rows of such a batch that ask for what filled it, on a fresh state."""
     evaluation_sequences: int = 256
     """Sequences of each evaluation set."""
 
@@ -97,13 +93,14 @@ class FactsConfig(TaskConfig):
                 f"task.known_rows={self.known_rows} with task.known={self.known}: known facts need rows to ask for them, and "
                 "rows need facts; set both or neither to 0"
             )
-        for name, least in (("fill_every", 0), ("fill_episodes", 1), ("fill_rows", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"task.{name}={getattr(self, name)} must be at least {least}")
-        if self.fill_episodes * self.pairs > SEEN:
-            raise ConfigError(
-                f"task.fill_episodes={self.fill_episodes} of task.pairs={self.pairs} need more than the {SEEN} keys there are"
-            )
+
+    def make(self, *, seed: int, batch_size: int, data: DataConfig | None = None) -> Facts:
+        """See :meth:`bdh_jax.tasks.base.TaskConfig.make`."""
+        return Facts(self, seed=seed, batch_size=batch_size)
+
+    def token_meaning(self, tokenizer: Tokenizer | None = None) -> str:
+        """See :meth:`bdh_jax.tasks.base.TaskConfig.token_meaning`."""
+        return "keys and values of facts"
 
 
 class Combinations(NamedTuple):
@@ -243,23 +240,21 @@ def encode(episodes: Episodes) -> Encoded:
     return Encoded(tokens, targets, answer, np.ones(tokens.shape, bool))
 
 
-class Facts:
-    """The task. Rows of a training batch hold one episode each; the last ones ask for known facts, or what filled the synapse."""
+class Facts(TaskBase):
+    """The task. Rows of a training batch hold one episode each; the last ones ask for known facts."""
 
     accuracy_name = "recall"
 
     def __init__(self, config: FactsConfig, *, seed: int, batch_size: int):
-        """See :func:`bdh_jax.tasks.make_task`.
+        """See :meth:`FactsConfig.make`.
 
         Raises:
           ConfigError: if known facts leave no row for episodes, or the largest grid holds too few keys that are held out.
         """
-        taken = config.known_rows + config.fill_rows * bool(config.fill_every)
-        if taken >= batch_size:
-            rows = f"task.known_rows={config.known_rows}" + f" and task.fill_rows={config.fill_rows}" * bool(
-                config.fill_every
+        if config.known_rows >= batch_size:
+            raise ConfigError(
+                f"task.known_rows={config.known_rows} leave no row for episodes in a batch of train.batch_size={batch_size}"
             )
-            raise ConfigError(f"{rows} leave no row for episodes in a batch of train.batch_size={batch_size}")
         self.config = config
         self.seed = seed
         self.batch_size = batch_size
@@ -272,32 +267,22 @@ class Facts:
             raise ConfigError(f"task.grids={config.grids}, task.pairs={config.pairs}: {error}, or fewer pairs") from None
 
     def batch(self, step: int) -> Batch:
-        """The training batch of a step, each array [batch_size, sequence_length]: a pure function of (seed, step).
-
-        Every ``fill_every``-th batch, the first included, has ``fill``: whole episodes without queries, [fill_episodes, 3P].
-        """
+        """The training batch of a step, each array [batch_size, sequence_length]: a pure function of (seed, step)."""
         config = self.config
-        fill_rows = config.fill_rows if config.fill_every and step % config.fill_every == 0 else 0
         rng = batch_rng(self.seed, step)
         size = (self.batch_size, self.sequence_length)
         tokens, targets = np.full(size, PADDING, np.int32), np.full(size, PADDING, np.int32)
         answer, valid, reset = (np.zeros(size, bool) for _ in range(3))
-        rows = self.batch_size - config.known_rows - fill_rows
+        rows = self.batch_size - self.asked_rows(step)
         for turn, grid in enumerate(config.grids):
             here = slice(turn, rows, len(config.grids))
             count = len(range(rows)[here])
             if count:
                 episodes = sample_episodes(rng, "seen", count, pairs=config.pairs, queries=config.queries, grid=grid)
                 tokens[here], targets[here], answer[here], valid[here] = encode(episodes)
-        each = self.sequence_length // 2
-        which = rng.integers(0, config.known, (config.known_rows, each)) if config.known_rows else np.zeros((0, each), int)
-        keys, values = combinations().known[which], combinations().known_values[which]
-        fill = None
-        if fill_rows:
-            fill, fill_keys, fill_values = self._fill(rng)
-            which = rng.integers(0, len(fill_keys), (fill_rows, each))
-            keys, values = np.concatenate([keys, fill_keys[which]]), np.concatenate([values, fill_values[which]])
+        keys, values, extra = self.asked(rng, step)
         if len(keys):
+            each = self.asked_facts
             tokens[rows:, : 2 * each] = keys.reshape(len(keys), -1)
             # At its first token a key's second is the target, as it is everywhere else.
             targets[rows:, 0 : 2 * each : 2], targets[rows:, 1 : 2 * each : 2] = keys[..., 1], values
@@ -305,17 +290,31 @@ class Facts:
             valid[rows:, : 2 * each] = True
             reset[rows:, 2 : 2 * each : 2] = True
         answer = answer.astype(np.float32)
-        return Batch(tokens, targets, answer, answer.copy(), valid, reset, fill)
+        return Batch(tokens, targets, answer, answer.copy(), valid, reset, extra)
 
-    def _fill(self, rng: np.random.Generator) -> tuple[Batch, np.ndarray, np.ndarray]:
-        """Episodes of distinct keys that training knows [fill_episodes, 3P], their keys [F, 2] and values [F]."""
-        count, pairs = self.config.fill_episodes, self.config.pairs
-        keys = combinations().seen[rng.choice(len(combinations().seen), count * pairs, replace=False)]
-        values = rng.integers(FIRST_VALUE, FIRST_VALUE + VALUES, count * pairs, dtype=np.int32)
-        tokens = np.concatenate([keys, values[:, None]], axis=1).reshape(count, 3 * pairs)
-        nothing = np.zeros(tokens.shape, np.float32)
-        everything, never = np.ones(tokens.shape, bool), np.zeros(tokens.shape, bool)
-        return Batch(tokens, np.full_like(tokens, PADDING), nothing, nothing, everything, never), keys, values
+    @property
+    def asked_facts(self) -> int:
+        """Facts that one of the last rows asks for, each in an episode of its own."""
+        return self.sequence_length // 2
+
+    def asked_rows(self, step: int) -> int:
+        """R, how many of the last rows of a step's batch ask for facts that do not stand in the row."""
+        return self.config.known_rows
+
+    def asked(self, rng: np.random.Generator, step: int) -> tuple[np.ndarray, np.ndarray, Any]:
+        """The facts that the last rows of a step's batch ask for, drawn after all its episodes.
+
+        Args:
+          rng: the batch's randomness.
+          step: of the training.
+
+        Returns:
+          keys [R, asked_facts, 2] and values [R, asked_facts] int32, with R = ``asked_rows(step)``; and the batch's ``extra``.
+        """
+        rows, known = self.config.known_rows, self.config.known
+        size = (rows, self.asked_facts)
+        which = rng.integers(0, known, size) if rows else np.zeros(size, int)
+        return combinations().known[which], combinations().known_values[which], None
 
     def evaluate(self, predict: Predict) -> Evaluation:
         """Score a model: one query an episode for each kind of key, and every known fact.
@@ -354,3 +353,6 @@ class Facts:
             everything = np.ones((len(keys), 1), bool)
             sets["known"] = EvaluationSet(values, values[:, None], everything, encoded, np.ones((len(keys), 1), int), None)
         return sets
+
+
+CONFIG = FactsConfig

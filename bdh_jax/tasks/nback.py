@@ -31,10 +31,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from bdh_jax.config import ConfigError
-from bdh_jax.tasks.base import Batch, Evaluation
-from bdh_jax.tasks.config import TaskConfig
+from bdh_jax.data.config import DataConfig
+from bdh_jax.data.tokenizer import Tokenizer
+from bdh_jax.tasks.base import Batch, TaskBase, TaskConfig
 from bdh_jax.tasks.packing import Encoded, assemble, pack
 from bdh_jax.tasks.recall import EvaluationSet, batch_rng, check_evaluation_sequences, check_sets, score_set
+from bdh_jax.tasks.scores import Evaluation
 from bdh_jax.tasks.scoring import Predict
 
 SetName = Literal["n2", "n4", "n8"]
@@ -129,6 +131,14 @@ class NBackConfig(TaskConfig):
                 "digits of values that are drawn"
             )
         check_evaluation_sequences(self.evaluation_sequences, EVALUATION_SEQUENCES)
+
+    def make(self, *, seed: int, batch_size: int, data: DataConfig | None = None) -> NBack:
+        """See :meth:`bdh_jax.tasks.base.TaskConfig.make`."""
+        return NBack(self, seed=seed, batch_size=batch_size)
+
+    def token_meaning(self, tokenizer: Tokenizer | None = None) -> str:
+        """See :meth:`bdh_jax.tasks.base.TaskConfig.token_meaning`."""
+        return "bytes" if self.encoding == "text" else "integers"
 
     def _check_window(self) -> None:
         windows = self.train_window
@@ -441,7 +451,7 @@ def _other_values(values: np.ndarray) -> np.ndarray:
     return known[fits.argmax(axis=1)].astype(np.int32)
 
 
-class NBack:
+class NBack(TaskBase):
     """The n-back task.
 
     Rows of a training batch have one fixed length, that of the longest sequence trained on. What is left of a row after a
@@ -452,7 +462,7 @@ class NBack:
     accuracy_name = "recall"
 
     def __init__(self, config: NBackConfig, *, seed: int, batch_size: int):
-        """See :func:`bdh_jax.tasks.make_task`."""
+        """See :meth:`NBackConfig.make`."""
         self.config = config
         self.seed = seed
         self.batch_size = batch_size
@@ -535,3 +545,6 @@ class NBack:
     def _published(self) -> dict[Shape, Episodes]:
         sizes = {"seed": PUBLISHED_TRAINING_SEED, "count": PUBLISHED_TRAINING_SEQUENCES, "clean": self.config.clean}
         return {shape: published_episodes(shape, **sizes) for shape in set(self.config.training_shapes)}
+
+
+CONFIG = NBackConfig

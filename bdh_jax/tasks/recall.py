@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bdh_jax.config import ConfigError
-from bdh_jax.tasks.base import Score
 from bdh_jax.tasks.packing import Encoded
+from bdh_jax.tasks.scores import Score
 from bdh_jax.tasks.scoring import Predict, answer_logits, answer_swap, autoregressive, ceiling, credit
 
 

@@ -13,12 +13,14 @@ import numpy as np
 import scipy.special
 
 from bdh_jax.config import ConfigError
+from bdh_jax.data.config import DataConfig
 from bdh_jax.data.corpus import Corpus, consecutive_windows, grain_library, training_windows, window
 from bdh_jax.data.documents import DataError
-from bdh_jax.data.load import TextData
+from bdh_jax.data.load import TextData, load_text
 from bdh_jax.data.shards import TOKENIZER
-from bdh_jax.tasks.base import Batch, Evaluation, TextScore
-from bdh_jax.tasks.config import TaskConfig
+from bdh_jax.data.tokenizer import Tokenizer
+from bdh_jax.tasks.base import Batch, TaskBase, TaskConfig
+from bdh_jax.tasks.scores import Evaluation, TextScore
 from bdh_jax.tasks.scoring import Predict
 
 Order = Literal["shuffled", "consecutive"]
@@ -49,16 +51,33 @@ class TextConfig(TaskConfig):
         if self.evaluation_windows is not None and self.evaluation_windows < 1:
             raise ConfigError(f"task.evaluation_windows={self.evaluation_windows} must be at least 1, or None for all")
 
+    def make(self, *, seed: int, batch_size: int, data: DataConfig | None = None) -> Text:
+        """See :meth:`bdh_jax.tasks.base.TaskConfig.make`."""
+        return Text(self, load_text(data or DataConfig()), seed=seed, batch_size=batch_size)
 
-class Text:
+    def token_meaning(self, tokenizer: Tokenizer | None = None) -> str:
+        """See :meth:`bdh_jax.tasks.base.TaskConfig.token_meaning`; without a tokenizer it is bytes."""
+        return "bytes" if tokenizer is None or tokenizer.content is None else f"tokens of {tokenizer.name}"
+
+    @property
+    def reads_text(self) -> bool:
+        """Its tokens are those of a text."""
+        return True
+
+    @property
+    def rows_continue(self) -> bool:
+        """Rows go on in the order "consecutive"."""
+        return self.order == "consecutive"
+
+
+class Text(TaskBase):
     """Language modelling as a task."""
 
-    accuracy_name = "accuracy"
-
     def __init__(self, config: TextConfig, data: TextData, *, seed: int, batch_size: int):
-        """See :func:`bdh_jax.tasks.make_task`."""
+        """See :meth:`TextConfig.make`."""
         self.config, self.data = config, data
         self.seed, self.batch_size = seed, batch_size
+        self.tokenizer = data.tokenizer
         self.vocab_size = data.tokenizer.vocab_size
         self.sequence_length = config.length
         self.fingerprint = data.fingerprint
@@ -87,7 +106,7 @@ class Text:
         weights = windows.weight
         return Batch(windows.tokens, windows.targets, weights, weights, np.ones(weights.shape, bool), windows.reset)
 
-    def prefetch(self, start: int, end: int) -> Iterator[Batch]:
+    def batches(self, start: int, end: int) -> Iterator[Batch]:
         """The batches of steps ``start`` … ``end`` − 1, made ahead in background threads."""
         grain = grain_library()
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
@@ -165,3 +184,6 @@ def _one_document(corpus: Corpus) -> Corpus:
 def _padded(piece, length: int) -> tuple[np.ndarray, ...]:
     valid = np.ones(len(piece.tokens), bool)
     return tuple(np.pad(array, (0, length - len(array))) for array in (*piece, valid))
+
+
+CONFIG = TextConfig

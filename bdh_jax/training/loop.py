@@ -38,9 +38,10 @@ from bdh_jax.runs.checkpoint import (
     trained_texts,
 )
 from bdh_jax.runs.lock import only_writer
-from bdh_jax.runs.reporter import METRICS, Reporter, describe_start, results_table, summarise
+from bdh_jax.runs.reporter import METRICS, Reporter, describe_start
 from bdh_jax.tasks import make_task
-from bdh_jax.tasks.base import Batch, Evaluation, Task, batches
+from bdh_jax.tasks.base import Batch, Task
+from bdh_jax.tasks.scores import Evaluation, results_table, summarise
 from bdh_jax.training.optimizer import make_optimizer
 from bdh_jax.training.step import (
     TrainState,
@@ -193,7 +194,7 @@ class _Training:
         self._predict = make_predict(self._model, self._mesh)
         self._checkpoints = Checkpoints(workdir, config)
         self._consolidation = make_consolidation(config)
-        self._text = getattr(task, "fingerprint", None)
+        self._text = task.fingerprint
         self._carried_rows = config.train.batch_size if config.train.carry_state else None
         self._target = abstract_state(self._model, self._optimizer, self._mesh, self._consolidation, self._carried_rows)
         # Traces the step (the trace is kept): what cannot run here says so before anything is written.
@@ -205,7 +206,7 @@ class _Training:
         return self._signals.number
 
     def _put(self, batch: Batch) -> Batch:
-        return put_batch(batch, self._mesh, may_reset=getattr(self._task, "may_reset", False))
+        return put_batch(batch, self._mesh, may_reset=self._task.may_reset)
 
     def run(self) -> dict[str, Any]:
         progress = Progress(step=0, seconds=0.0, training_seconds=0.0, tokens=0, evaluated=False)
@@ -263,7 +264,7 @@ class _Training:
         settings = self._config.train
         step, evaluated = start.step, start.evaluated
         pending: collections.deque[tuple[int, Any]] = collections.deque()
-        data = batches(self._task, step, settings.steps)
+        data = self._task.batches(step, settings.steps)
         while True:
             final = step == settings.steps
             evaluation = score = None
@@ -355,7 +356,7 @@ class _Training:
         batch, spread = self._task.batch(0), self._mesh.shape["data"]
         rows = spread * max(1, CONTRIBUTION_ROWS // spread)
         batch = self._put(
-            batch._replace(fill=None, **{name: getattr(batch, name)[:rows] for name in batch._fields if name != "fill"})
+            batch._replace(extra=None, **{name: getattr(batch, name)[:rows] for name in batch._fields if name != "extra"})
         )
         return jax.tree.map(
             lambda sizes: sizes.tolist(),
@@ -391,7 +392,7 @@ class _Training:
         path = self._workdir / RUN
         starts = read_json(path)["starts"] if step > 0 and path.exists() else []
         starts.append(describe_start(step, self._config.seed))
-        files = getattr(self._task, "files", {})
+        files = self._task.files
         _write_json(path, {"config": config_json(self._config), "text": self._text, "files": list(files), "starts": starts})
         # What a task needs to be used later and cannot be made again from the configuration alone, such as a tokenizer.
         for name, content in files.items():
@@ -477,7 +478,7 @@ def _train_seed(config: ExperimentConfig, workdir: Path, others: Sequence[Path] 
         return results, None
     task = make_task(config.task, seed=config.seed, batch_size=config.train.batch_size, data=config.data)
     for folder, text in trained_texts(others).items():
-        check_text(folder, text, getattr(task, "fingerprint", None))
+        check_text(folder, text, task.fingerprint)
     return _train(config, task, workdir)
 
 

@@ -143,7 +143,7 @@ def gradients(
     """
     trained, frozen = split_trained(slow, model.config)
     weights = loss_weights(batch, loss)
-    fill, batch, carried = batch.fill, batch._replace(fill=None), fast
+    fill, batch, carried = batch.extra, batch._replace(extra=None), fast
 
     def slice_loss(trained, batch, weights, key):
         slow, reader = {**trained, **frozen}, model
@@ -346,7 +346,7 @@ def _without_masks(batch: Batch, may_reset: bool = False) -> Batch:
     return batch._replace(
         valid=None if np.all(batch.valid) else batch.valid,
         reset=batch.reset if may_reset or np.any(batch.reset) else None,
-        fill=None if batch.fill is None else _without_masks(batch.fill),
+        extra=None if batch.extra is None else _without_masks(batch.extra),
     )
 
 
