@@ -212,33 +212,43 @@ def check(function: Function, slow: Slow, fast: FastState) -> None:
     if not (isinstance(result, tuple) and len(result) == 2):
         raise ConsolidationError(f"update returned a {type(result).__name__}; it must return the pair (slow, history)")
     for name, given, returned in (("slow", slow, result[0]), ("history", history, result[1])):
-        _check_same_tree(name, given, returned)
+        check_same_tree("the consolidation function", name, given, returned)
 
 
-def _check_same_tree(name: str, given: Any, returned: Any) -> None:
+def check_same_tree(who: str, name: str, given: Any, returned: Any) -> None:
+    """Refuse a tree that differs from the one that was given in a leaf's presence, shape or dtype, or in its structure.
+
+    Args:
+      who: returned it, for messages.
+      name: of the tree.
+      given, returned: pytrees of arrays or their shapes.
+
+    Raises:
+      ConsolidationError: names the leaf.
+    """
     before, after = (
         {name + jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (given, returned)
     )
     for leaf in before:
         if leaf not in after:
-            raise ConsolidationError(f"the consolidation function returned no {leaf}; return every leaf it was given")
+            raise ConsolidationError(f"{who} returned no {leaf}; return every leaf it was given")
     for leaf in after:
         if leaf not in before:
-            raise ConsolidationError(f"the consolidation function returned {leaf}, which it was not given")
+            raise ConsolidationError(f"{who} returned {leaf}, which it was not given")
         if jnp.shape(after[leaf]) != jnp.shape(before[leaf]):
             raise ConsolidationError(
-                f"the consolidation function returned {leaf} with shape {jnp.shape(after[leaf])}; it was given "
+                f"{who} returned {leaf} with shape {jnp.shape(after[leaf])}; it was given "
                 f"{jnp.shape(before[leaf])}"
             )
         if after[leaf].dtype != before[leaf].dtype:
             raise ConsolidationError(
-                f"the consolidation function returned {leaf} as {after[leaf].dtype}; it was given {before[leaf].dtype}. "
+                f"{who} returned {leaf} as {after[leaf].dtype}; it was given {before[leaf].dtype}. "
                 f"Add .astype({leaf.split('[')[0]}[...].dtype)"
             )
     if jax.tree.structure(given) != jax.tree.structure(returned):
         raise ConsolidationError(
-            f"the consolidation function returned {name} as {jax.tree.structure(returned)}; it was given "
+            f"{who} returned {name} as {jax.tree.structure(returned)}; it was given "
             f"{jax.tree.structure(given)}"
         )
 
