@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from bdh_jax.commands import main
+from bdh_jax.commands import _dispatch
+
+
+def main() -> int:
+    """Run the command that the command line names, and exit with its status."""
+    return _dispatch.main(sys.argv)
+
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main())

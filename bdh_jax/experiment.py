@@ -1,19 +1,25 @@
-"""An experiment: what a run is made of, and the checks across its parts."""
+"""An experiment: what a run is made of, and the checks across its parts. Only commands and the public ``load`` see all of it."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from bdh_jax.config.base import require
+import ml_collections
+
+from bdh_jax.config import ConfigError, require
 from bdh_jax.config.convert import from_config_dict
+from bdh_jax.config.files import load_config
 from bdh_jax.consolidation.config import ConsolidationConfig
 from bdh_jax.data.config import DataConfig
+from bdh_jax.data.shards import TOKENIZER
+from bdh_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bdh_jax.models.config import BDHConfig, GPTConfig, ModelConfig
 from bdh_jax.parallel.mesh import MeshConfig
-from bdh_jax.tasks import CONFIGS
-from bdh_jax.tasks.config import TaskConfig
+from bdh_jax.runs.checkpoint import RUN, read_json
+from bdh_jax.tasks import TASKS, TaskConfig
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 
 
@@ -35,56 +41,65 @@ class ExperimentConfig:
     def __post_init__(self):
         require(len(set(self.seeds)) == len(self.seeds), f"seeds={self.seeds} names a seed twice")
         require(min((self.seed, *self.seeds)) >= 0, f"seed={self.seed}, seeds={self.seeds} must not be negative")
-        if isinstance(self.model, GPTConfig):
-            require(self.mesh.neurons == 1, f"mesh.neurons={self.mesh.neurons}: a GPT has no neurons to spread; set it to 1")
-            require(not self.train.carry_state, "train.carry_state=True: a GPT has no state to carry; set it to False")
+        self._check_task()
+        self.model.check_mesh(self.mesh)
+        self._check_rows()
+        self._check_state()
+
+    def _check_task(self) -> None:
+        """A name belongs to one class: another one's would be found when the run's folder is read."""
+        name, kind = self.task.name, type(self.task)
+        if name in TASKS:
+            owner = TASKS.get(name, "task.name")
             require(
-                self.consolidation.function == "none",
-                f"consolidation.function={self.consolidation.function!r}: a GPT has no fast weights to consolidate; set it to 'none'",
+                kind is owner,
+                f"task.name={name!r} is that of {owner.__name__}, and this task is a {kind.__name__}; name a configuration of that task, "
+                "or leave the name as it is",
             )
-        else:
-            self._check_neurons()
+
+    def _check_rows(self) -> None:
+        slice_rows = self.train.batch_size // self.train.accumulation
         require(
-            self.mesh.data == -1 or (self.train.batch_size // self.train.accumulation) % self.mesh.data == 0,
-            f"mesh.data={self.mesh.data} does not divide the {self.train.batch_size // self.train.accumulation} sequences of a "
+            self.mesh.data == -1 or slice_rows % self.mesh.data == 0,
+            f"mesh.data={self.mesh.data} does not divide the {slice_rows} sequences of a "
             f"slice (train.batch_size={self.train.batch_size}, train.accumulation={self.train.accumulation})",
         )
-        filled = getattr(self.task, "fill_episodes", 0) if getattr(self.task, "fill_every", 0) else 0
         require(
-            self.mesh.data == -1 or filled % self.mesh.data == 0,
-            f"mesh.data={self.mesh.data} does not divide task.fill_episodes={filled}; change one of them",
+            self.mesh.data == -1 or self.task.extra_rows % self.mesh.data == 0,
+            f"mesh.data={self.mesh.data} does not divide the {self.task.extra_rows} rows that batches of the task {self.task.name!r} have "
+            "beside their own; change one of them",
+        )
+
+    def _check_state(self) -> None:
+        consolidates = self.consolidation.function != "none"
+        require(
+            self.model.has_state or not self.train.carry_state,
+            f"train.carry_state=True: a {_name(self.model)} has no state to carry; set it to False",
         )
         require(
-            not self.train.carry_state or getattr(self.task, "order", None) == "consecutive",
+            self.model.has_fast_weights or not consolidates,
+            f"consolidation.function={self.consolidation.function!r}: this {_name(self.model)} has no fast weights to consolidate; set it to "
+            "'none'",
+        )
+        require(
+            not self.train.carry_state or self.task.rows_continue,
             "train.carry_state=True: rows of this task do not go on from batch to batch, so a state would leak into other text; set "
             'train.carry_state=False, or task.order="consecutive" of a text',
         )
         require(
-            not self.train.carry_state or self.consolidation.function == "none",
+            not self.train.carry_state or not consolidates,
             f"train.carry_state=True with consolidation.function={self.consolidation.function!r}: episodes that go on from step to "
             "step would be consolidated again and again; use one of them",
         )
 
-    def _check_neurons(self) -> None:
-        pairs = 2 if self.model.attention == "rope" else 1
-        require(
-            self.model.n_neurons // self.model.n_head % (pairs * self.mesh.neurons) == 0,
-            f"mesh.neurons={self.mesh.neurons} does not divide the {self.model.n_neurons // self.model.n_head} neurons of a head "
-            f"(model.n_neurons={self.model.n_neurons}, model.n_head={self.model.n_head})"
-            + (" into even parts, and the rotary embedding pairs them" if pairs == 2 else ""),
-        )
-        require(
-            self.mesh.neurons == 1 or not (self.model.fast.enabled and self.model.fast.has_gram),
-            f'mesh.neurons={self.mesh.neurons} splits the rows that model.fast.rule="mesa" and model.fast.keep_gram need together; '
-            "set it to 1",
-        )
+
+def _name(model: ModelConfig) -> str:
+    return type(model).__name__.removesuffix("Config")
 
 
 def task_class(values: Mapping[str, Any], path: str) -> type[TaskConfig]:
     """The configuration class of the task that a mapping names."""
-    name = values.get("name")
-    require(name in CONFIGS, f"{path}.name={name!r} is not a task. Valid tasks: {', '.join(sorted(CONFIGS))}")
-    return CONFIGS[name]
+    return TASKS.get(values.get("name"), f"{path}.name")
 
 
 def model_class(values: Mapping[str, Any], path: str) -> type[ModelConfig]:
@@ -95,7 +110,7 @@ def model_class(values: Mapping[str, Any], path: str) -> type[ModelConfig]:
 
 
 KINDS = {TaskConfig: task_class, ModelConfig: model_class}
-"""How to tell which class a part of an experiment is of."""
+"""How to tell which class a part of an experiment is of, from its values alone."""
 
 
 def experiment_from(values: Mapping[str, Any], path: str = "config") -> ExperimentConfig:
@@ -105,3 +120,48 @@ def experiment_from(values: Mapping[str, Any], path: str = "config") -> Experime
       ConfigError: for an unknown key, a value that is ill-typed or out of range.
     """
     return from_config_dict(ExperimentConfig, values, path, kinds=KINDS)
+
+
+def load_experiment(named: str, where: str = "--config") -> ExperimentConfig:
+    """The experiment of a configuration file, which is executed once.
+
+    Args:
+      named: ``FILE.py`` or ``FILE.py:VARIANT``.
+      where: what names the file, for messages.
+
+    Raises:
+      ConfigError: if there is no such file or variant, or it is no experiment.
+    """
+    config = load_config(named, where)
+    if isinstance(config, ml_collections.ConfigDict):
+        config = experiment_from(config)
+    if not isinstance(config, ExperimentConfig):
+        raise ConfigError(
+            f"{where}={named}: get_config returned a {type(config).__name__}; it should return an ExperimentConfig (bdh_jax.experiment)"
+        )
+    return config
+
+
+def read_experiment(workdir: Path) -> ExperimentConfig:
+    """The experiment that a run was trained with.
+
+    Raises:
+      CheckpointError: if the folder has no readable record.
+      ConfigError: if the record names a class that is not there.
+    """
+    return experiment_from(read_json(workdir / RUN)["config"])
+
+
+def tokenizer_of(workdir: Path) -> Tokenizer:
+    """The tokenizer that a run on text was trained with.
+
+    Raises:
+      ConfigError: if the run was trained on another task, or its tokenizer is gone.
+    """
+    task = read_experiment(workdir).task
+    if not task.reads_text:
+        raise ConfigError(f"{workdir} was trained on the task {task.name!r}, not on text: its tokens are no bytes")
+    path = workdir / TOKENIZER
+    if TOKENIZER in read_json(workdir / RUN).get("files", ()) and not path.exists():
+        raise ConfigError(f"{path} is missing, without which the model's tokens mean nothing; restore it")
+    return load_tokenizer(path if path.exists() else None)

@@ -1,7 +1,8 @@
 """Train one experiment: ``python -m bdh_jax.main --config=configs/nback.py --workdir=runs/nback``."""
 
-from bdh_jax.commands._shared import run
-from bdh_jax.commands.train import main
+import sys
+
+from bdh_jax.commands import _process, train
 
 if __name__ == "__main__":
-    run(main)
+    _process.run(train, sys.argv)

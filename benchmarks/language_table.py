@@ -87,7 +87,8 @@ def _run(name: str, variant: str, options: argparse.Namespace) -> dict[str, Any]
     command = [
         sys.executable,
         "-m",
-        "bdh_jax.commands.train",
+        "bdh_jax",
+        "train",
         f"--config=configs/text.py{':' if variants else ''}{variants}",
         f"--config.seeds={options.seeds}",
         *(f"--config.{override}" for override in options.override),

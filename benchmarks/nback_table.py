@@ -144,7 +144,8 @@ def _run(table: Table, row: Row, rate: str, arguments: argparse.Namespace) -> di
     command = [
         sys.executable,
         "-m",
-        "bdh_jax.commands.train",
+        "bdh_jax",
+        "train",
         f"--config={table.config}{':' * bool(row.variant)}{row.variant}",
         f"--workdir={folder}",
         f"--config.seeds={arguments.seeds or table.seeds}",
@@ -177,7 +178,7 @@ def _counter(folder: Path, row: Row) -> dict[str, float]:
     out = folder / "counter.json"
     if not out.exists():
         flags = [f"--workdir={folder}", "--config=configs/counter.py", f"--out={out}"]
-        _call([sys.executable, "-m", "bdh_jax.commands.evaluate", *flags], row)
+        _call([sys.executable, "-m", "bdh_jax", "evaluate", *flags], row)
     return {score["name"]: score["ratio"] for score in json.loads(out.read_text(encoding="utf-8"))["rows"]}
 
 
@@ -185,7 +186,7 @@ def _call(command: list[str], row: Row) -> None:
     print("$", " ".join(["python", *command[1:]]), flush=True)
     status = subprocess.run(command).returncode
     if status:
-        sys.exit(f"{command[2]} of {row.label!r} ended with exit status {status}; what it printed above says why")
+        sys.exit(f"{command[3]} of {row.label!r} ended with exit status {status}; what it printed above says why")
 
 
 def _cell(row: dict, name: str) -> str:

@@ -23,15 +23,15 @@ counter-benchmarks are scored with ``python -m bdh_jax evaluate --config=configs
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
 
-import ml_collections
-
 from bdh_jax.config import ConfigError
-from bdh_jax.config.convert import change, parse_variants, to_config_dict
+from bdh_jax.config.convert import change, parse_variants
+from bdh_jax.config.files import import_file
 from bdh_jax.consolidation.config import ConsolidationConfig
-from bdh_jax.experiment import experiment_from
+from bdh_jax.experiment import ExperimentConfig
+
+nback = import_file(Path(__file__).with_name("nback.py"))
 
 FUNCTIONS = {
     "control": ConsolidationConfig(function="none"),
@@ -49,8 +49,8 @@ SHARED = ("seed25m", "smoke")
 """Variants of ``configs/nback.py`` that are taken over."""
 
 
-def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """The experiment, as a locked ``ConfigDict``.
+def get_config(arg: str = "") -> ExperimentConfig:
+    """The experiment.
 
     Args:
       arg: at most one of ``FUNCTIONS`` and any of "equal_norm" and ``SHARED``, joined by commas.
@@ -62,11 +62,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     functions = [name for name in names if name in FUNCTIONS] or ["control"]
     if len(functions) > 1:
         raise ConfigError(f"variants {' and '.join(functions)} exclude each other: name one function")
-    nback = runpy.run_path(str(Path(__file__).with_name("nback.py")))["get_config"]
-    config = experiment_from(nback(",".join(n for n in SHARED if n in names)))
+    config = nback.get_config(",".join(n for n in SHARED if n in names))
     consolidation = FUNCTIONS[functions[0]]
     if "equal_norm" in names:
         if consolidation.function == "none":
             raise ConfigError("variant 'equal_norm' scales a change, and the control makes none: name a function beside it")
         consolidation = change(consolidation, norm=EQUAL_NORM)
-    return to_config_dict(change(change(config, "model.fast", synapse=True), consolidation=consolidation))
+    return change(change(config, "model.fast", synapse=True), consolidation=consolidation)

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import ml_collections
-
-from bdh_jax.config.convert import apply_variants, change, to_config_dict
+from bdh_jax.config.convert import apply_variants, change
 from bdh_jax.experiment import ExperimentConfig
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.models.config import BDHConfig
@@ -26,8 +24,8 @@ from bdh_jax.tasks.nback import INTEGER_VOCABULARY
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 
 
-def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """The experiment, as a locked ``ConfigDict``; ``arg`` is "" or "smoke".
+def get_config(arg: str = "") -> ExperimentConfig:
+    """The experiment; ``arg`` is "" or "smoke".
 
     Raises:
       ConfigError: for an unknown variant.
@@ -54,7 +52,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=100),
         train=TrainConfig(steps=12000, batch_size=32, loss="weights", evaluate_every=1000, checkpoint_every=500),
     )
-    return to_config_dict(apply_variants(config, arg, VARIANTS))
+    return apply_variants(config, arg, VARIANTS)
 
 
 def _smoke(config: ExperimentConfig) -> ExperimentConfig:

@@ -25,9 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import ml_collections
-
-from bdh_jax.config.convert import apply_variants, change, to_config_dict
+from bdh_jax.config.convert import apply_variants, change
 from bdh_jax.experiment import ExperimentConfig
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.models.config import BDHConfig
@@ -35,8 +33,8 @@ from bdh_jax.tasks.nback import INTEGER_VOCABULARY, TEXT_VOCABULARY, NBackConfig
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 
 
-def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """The experiment, as a locked ``ConfigDict``.
+def get_config(arg: str = "") -> ExperimentConfig:
+    """The experiment.
 
     Args:
       arg: names of ``VARIANTS`` joined by commas, applied in the order of ``VARIANTS``; empty for the default.
@@ -44,7 +42,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     Raises:
       ConfigError: for an unknown or repeated variant.
     """
-    return to_config_dict(apply_variants(_default(), arg, VARIANTS))
+    return apply_variants(_default(), arg, VARIANTS)
 
 
 def _default() -> ExperimentConfig:

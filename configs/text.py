@@ -21,10 +21,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import ml_collections
-
 from bdh_jax.config import ConfigError
-from bdh_jax.config.convert import apply_variants, change, parse_variants, to_config_dict
+from bdh_jax.config.convert import apply_variants, change, parse_variants
 from bdh_jax.consolidation.config import ConsolidationConfig
 from bdh_jax.experiment import ExperimentConfig
 from bdh_jax.fast_weights.config import FastWeightConfig
@@ -33,8 +31,8 @@ from bdh_jax.tasks.text import TextConfig
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 
 
-def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """The experiment, as a locked ``ConfigDict``.
+def get_config(arg: str = "") -> ExperimentConfig:
+    """The experiment.
 
     Args:
       arg: names of ``VARIANTS`` joined by commas, applied in the order of ``VARIANTS``; empty for the default.
@@ -46,7 +44,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     for name in ("fast", "fast_topk", "tbptt"):
         if name in names and "gpt" in names:
             raise ConfigError(f"variants 'gpt' and {name!r} do not go together: a GPT has no fast weights and no state")
-    return to_config_dict(apply_variants(_default(), arg, VARIANTS))
+    return apply_variants(_default(), arg, VARIANTS)
 
 
 def _default() -> ExperimentConfig:

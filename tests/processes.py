@@ -19,7 +19,7 @@ _SERVER = multiprocessing.get_context("forkserver")
 # No command is among them, since each defines its flags when it runs.
 _SERVER.set_forkserver_preload(
     [
-        "bdh_jax.commands._shared",
+        "bdh_jax.commands._dispatch",
         "bdh_jax.analysis.ablations",
         "bdh_jax.analysis.fact_capacity",
         "bdh_jax.analysis.language",
@@ -30,16 +30,21 @@ _SERVER.set_forkserver_preload(
 
 
 class Command:
-    """``python -m module arguments`` in the folder of the project, which runs until it is waited for, or sent a signal."""
+    """``python -m module arguments``, which runs until it is waited for, or sent a signal.
 
-    def __init__(self, module: str, *arguments: object, stdin: bytes = b""):
+    ``folder`` is where it is started, by default that of the project.
+    """
+
+    def __init__(self, module: str, *arguments: object, stdin: bytes = b"", folder: Path = ROOT):
         self._named = f"{module} {arguments}"
         self._folder = tempfile.TemporaryDirectory()
         given, self._output, self._errors = files = [Path(self._folder.name, name) for name in ("stdin", "stdout", "stderr")]
         given.write_bytes(stdin)
         arguments = [str(argument) for argument in arguments]
         # A test that fails before it waits leaves nothing running that the worker would wait for at its end.
-        self._process = _SERVER.Process(target=_command, args=(files, dict(os.environ), module, arguments), daemon=True)
+        self._process = _SERVER.Process(
+            target=_command, args=(files, dict(os.environ), folder, module, arguments), daemon=True
+        )
         self._process.start()
 
     def ended(self) -> bool:
@@ -62,18 +67,18 @@ class Command:
         return status, output, errors
 
 
-def run(module: str, *arguments: object, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
-    """What ``python -m module arguments`` does in the folder of the project: its exit status, output and errors."""
-    return Command(module, *arguments, stdin=stdin).wait()
+def run(module: str, *arguments: object, stdin: bytes = b"", folder: Path = ROOT) -> tuple[int, bytes, bytes]:
+    """What ``python -m module arguments`` does in a folder: its exit status, output and errors."""
+    return Command(module, *arguments, stdin=stdin, folder=folder).wait()
 
 
-def run_text(module: str, *arguments: object) -> tuple[int, str, str]:
+def run_text(module: str, *arguments: object, folder: Path = ROOT) -> tuple[int, str, str]:
     """The same with output and errors as text."""
-    status, output, errors = run(module, *arguments)
+    status, output, errors = run(module, *arguments, folder=folder)
     return status, output.decode(), errors.decode()
 
 
-def _command(files: list[Path], environment: dict[str, str], module: str, arguments: list[str]) -> None:
+def _command(files: list[Path], environment: dict[str, str], folder: Path, module: str, arguments: list[str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     for number, (path, flag) in enumerate(zip(files, (os.O_RDONLY, *2 * [os.O_WRONLY | os.O_CREAT]), strict=True)):
@@ -83,6 +88,8 @@ def _command(files: list[Path], environment: dict[str, str], module: str, argume
     # Python's own streams are those of the server.
     sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode, encoding="utf-8") for number, mode in enumerate("rww"))
     sys.stderr.reconfigure(line_buffering=True)
-    os.chdir(ROOT)
+    os.chdir(folder)
+    # Where python -m looks first.
+    sys.path.insert(0, str(folder))
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -13,15 +13,14 @@ import rich.console
 from absl import flags
 
 from bdh_jax.analysis import ablations
-from bdh_jax.commands import _shared as cli
+from bdh_jax.commands._flags import define_config
+from bdh_jax.commands._output import new_file, write_record
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import to_dict
+from bdh_jax.experiment import read_experiment
 from bdh_jax.runs.checkpoint import load_bdh, seed_folders
-from bdh_jax.runs.record import experiment_of
-from bdh_jax.tasks import make_task
 
-_CONFIG = cli.define_config()
-flags.declare_key_flag("config")
+_CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run, of one seed or several.")
 _WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint to score.")
 _OUT = flags.DEFINE_string("out", None, "New file for the scores, as JSON; without it they are only printed.")
@@ -34,15 +33,15 @@ def main(argv: Sequence[str]) -> None:
       ConfigError: a flag is missing, the file to write exists, or the task and the model do not fit.
     """
     del argv
-    out = cli.new_file(_OUT.value)
+    out = new_file(_OUT.value)
     if not _WORKDIR.value:
         raise ConfigError("--workdir is missing: name the folder of a training run, such as --workdir=runs/nback")
     workdir = Path(_WORKDIR.value)
     folders = seed_folders(workdir) or [workdir]
     models = [load_bdh(folder, _WHICH.value) for folder in folders]
-    experiment = experiment_of(folders[0]) if _CONFIG.value is None else cli.experiment(_CONFIG.value)
+    experiment = read_experiment(folders[0]) if _CONFIG.value is None else _CONFIG.value
     ablations.check_task(experiment.task)
-    task = make_task(experiment.task, seed=experiment.seed, batch_size=experiment.train.batch_size)
+    task = experiment.task.make(seed=experiment.seed, batch_size=experiment.train.batch_size)
     results = [ablations.run(config, slow, task) for config, slow in models]
     console = rich.console.Console()
     console.print(ablations.score_table(results))
@@ -51,6 +50,6 @@ def main(argv: Sequence[str]) -> None:
         console.print(ablations.address_table(results))
     if out is not None:
         record = {"task": to_dict(experiment.task), "workdir": _WORKDIR.value, "which": _WHICH.value}
-        cli.write_record(
+        write_record(
             out, {**record, "models": {folder.name: r.to_dict() for folder, r in zip(folders, results, strict=True)}}
         )

@@ -14,7 +14,8 @@ from pathlib import Path
 from absl import flags
 
 from bdh_jax.analysis import fact_capacity as capacity
-from bdh_jax.commands import _shared as cli
+from bdh_jax.commands._flags import numbers
+from bdh_jax.commands._output import result_files, save_figure, table_console
 from bdh_jax.config import ConfigError
 from bdh_jax.models.bdh import BDH
 from bdh_jax.runs.checkpoint import load_bdh, seed_folders
@@ -42,22 +43,22 @@ def main(argv: Sequence[str]) -> None:
     if not _OUT.value:
         raise ConfigError("--out is missing: name a folder for the results, such as --out=runs/capacity")
     out = Path(_OUT.value)
-    with cli.result_files(out, overwrite=_OVERWRITE.value) as files:
+    with result_files(out, overwrite=_OVERWRITE.value) as files:
         if _SEEDS.value < 1:
             raise ConfigError(f"--trials={_SEEDS.value} must be at least 1")
-        rows = cli.numbers("rows", _ROWS.value, int)
+        rows = numbers("rows", _ROWS.value, int)
         kinds = [capacity.Addresses(count, _AT_ACTIVE.value) for count in rows]
-        kinds += [capacity.Addresses(_AT_ROWS.value, share) for share in cli.numbers("active", _ACTIVE.value, float)]
+        kinds += [capacity.Addresses(_AT_ROWS.value, share) for share in numbers("active", _ACTIVE.value, float)]
         kinds += [capacity.Addresses(count, None) for count in rows]
         if not kinds:
             raise ConfigError("--rows and --active name nothing to draw addresses for; give one of them a number")
-        console = cli.table_console()
+        console = table_console()
         result = capacity.measure(
             list(dict.fromkeys(kinds)), rules=_RULES.value, seeds=range(_SEEDS.value), trained=_trained(), console=console
         )
         record = {"entries": result.to_dict(), "start": describe_start(0, 0)}
         files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        cli.save_figure(result.plot, files["figure.png"])
+        save_figure(result.plot, files["figure.png"])
         console.print(result.table())
 
 

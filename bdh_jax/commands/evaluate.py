@@ -12,20 +12,19 @@ from pathlib import Path
 import rich.console
 from absl import flags
 
-from bdh_jax.commands import _shared as cli
+from bdh_jax.commands._flags import define_config
+from bdh_jax.commands._output import new_file, write_record
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import to_dict
+from bdh_jax.experiment import read_experiment, tokenizer_of
 from bdh_jax.models.registry import make_model
 from bdh_jax.parallel.axes import make_mesh
 from bdh_jax.parallel.mesh import MeshConfig
 from bdh_jax.runs.checkpoint import load
-from bdh_jax.runs.record import experiment_of, token_meaning, tokenizer_of
-from bdh_jax.tasks import Task, TextConfig, make_task
-from bdh_jax.tasks.text import Text
+from bdh_jax.tasks import Task
 from bdh_jax.training.step import make_predict
 
-_CONFIG = cli.define_config()
-flags.declare_key_flag("config")
+_CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run (of one seed).")
 _WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint to score.")
 _OUT = flags.DEFINE_string("out", None, "New file for the scores, as JSON; without it they are only printed.")
@@ -38,14 +37,14 @@ def main(argv: Sequence[str]) -> None:
       ConfigError: a flag is missing, the file to write exists, or the model does not know the task's tokens.
     """
     del argv
-    out = cli.new_file(_OUT.value)
+    out = new_file(_OUT.value)
     if _CONFIG.value is None:
         raise ConfigError("--config is missing: name the configuration of a task, such as --config=configs/counter.py")
     if not _WORKDIR.value:
         raise ConfigError("--workdir is missing: name the folder of a training run, such as --workdir=runs/nback")
-    experiment = cli.experiment(_CONFIG.value)
+    experiment = _CONFIG.value
     config, slow = load(Path(_WORKDIR.value), _WHICH.value)
-    task = make_task(experiment.task, seed=experiment.seed, batch_size=experiment.train.batch_size, data=experiment.data)
+    task = experiment.task.make(seed=experiment.seed, batch_size=experiment.train.batch_size, data=experiment.data)
     if task.vocab_size > config.vocab_size:
         raise ConfigError(
             f"the task has token ids up to {task.vocab_size - 1}, but the model in {_WORKDIR.value} was trained with "
@@ -56,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     rich.console.Console().print(evaluation.table())
     if out is not None:
         record = {"task": to_dict(experiment.task), "workdir": _WORKDIR.value, "which": _WHICH.value}
-        cli.write_record(out, {**record, **evaluation.to_dict()})
+        write_record(out, {**record, **evaluation.to_dict()})
 
 
 def _check_tokens(workdir: Path, task: Task) -> None:
@@ -65,9 +64,9 @@ def _check_tokens(workdir: Path, task: Task) -> None:
     Raises:
       ConfigError: names both.
     """
-    trained = experiment_of(workdir).task
-    there = token_meaning(trained, tokenizer_of(workdir) if isinstance(trained, TextConfig) else None)
-    here = token_meaning(task.config, task.data.tokenizer if isinstance(task, Text) else None)
+    trained = read_experiment(workdir).task
+    there = trained.token_meaning(tokenizer_of(workdir) if trained.reads_text else None)
+    here = task.config.token_meaning(task.tokenizer)
     if there != here:
         raise ConfigError(
             f"the token ids of the task {task.config.name!r} are {here}, but the model in {workdir} was trained on {trained.name!r}, where "

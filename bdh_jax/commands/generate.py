@@ -24,13 +24,13 @@ import rich.console
 import rich.progress
 from absl import flags
 
-from bdh_jax.commands import _shared as cli
+from bdh_jax.commands._output import check_writable
 from bdh_jax.config import ConfigError
 from bdh_jax.data.tokenizer import Tokenizer
+from bdh_jax.experiment import tokenizer_of
 from bdh_jax.generation.sampling import GenerationState, Sampling, check_memory, generate, load_state, prefill, save_state
 from bdh_jax.models.bdh import BDH
 from bdh_jax.runs.checkpoint import load_bdh
-from bdh_jax.runs.record import tokenizer_of
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run on text (of one seed).")
 _WHICH = flags.DEFINE_enum("which", "best", ["last", "best"], "Which checkpoint to use.")
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
         if flag.value and Path(flag.value).exists():
             raise ConfigError(f"--{flag.name}={flag.value} exists; name another file, or delete it first")
         if flag.value:
-            cli.check_writable(Path(flag.value))
+            check_writable(Path(flag.value))
     workdir = Path(_WORKDIR.value)
     config, slow = load_bdh(workdir, _WHICH.value)
     tokenizer = tokenizer_of(workdir)

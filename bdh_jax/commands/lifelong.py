@@ -17,9 +17,11 @@ from pathlib import Path
 
 from absl import flags
 
-from bdh_jax.commands import _shared as cli
+from bdh_jax.commands._flags import define_config, numbers
+from bdh_jax.commands._output import result_files, save_figure, table_console
 from bdh_jax.config import ConfigError
 from bdh_jax.consolidation import make_function
+from bdh_jax.experiment import read_experiment
 from bdh_jax.lifelong import benchmark as lifelong
 from bdh_jax.lifelong import sweep as lifelong_sweep
 from bdh_jax.lifelong.learners import CONTESTANTS, LEAST_SQUARES_RIDGE, Contestant, contestants
@@ -27,12 +29,10 @@ from bdh_jax.lifelong.stream import StreamConfig
 from bdh_jax.lifelong.unfinished import FinishedRows, settings_of
 from bdh_jax.models.bdh import BDH
 from bdh_jax.runs.checkpoint import load_bdh, seed_folders
-from bdh_jax.runs.record import experiment_of
 from bdh_jax.runs.reporter import describe_start
 from bdh_jax.tasks.facts import FactsConfig
 
-_CONFIG = cli.define_config()
-flags.declare_key_flag("config")
+_CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run, of one seed or several.")
 _OUT = flags.DEFINE_string("out", None, "Folder for results.json and figures; default: lifelong in the workdir.")
 _WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint to test.")
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
         )
     if not _WORKDIR.value:
         raise ConfigError("--workdir is missing: name the folder of a training run, such as --workdir=runs/lifelong")
-    experiment = cli.experiment(_CONFIG.value)
+    experiment = _CONFIG.value
     if not isinstance(experiment.task, FactsConfig):
         raise ConfigError(
             f"--config has the task {experiment.task.name!r}; the benchmark needs facts, as configs/lifelong.py has"
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(
             f"--reference={_REFERENCE.value} is not among the rows: {', '.join(rows)}; --reference=none compares with nothing"
         )
-    facts = cli.numbers("facts", _FACTS.value, int)
+    facts = numbers("facts", _FACTS.value, int)
     config = lifelong.LifelongConfig(
         stream=StreamConfig(pairs=experiment.task.pairs),
         streams=_STREAMS.value,
@@ -88,12 +88,12 @@ def main(argv: Sequence[str]) -> None:
         known=experiment.task.known,
         reference=_REFERENCE.value,
     )
-    with cli.result_files(out, ("figure.png", "course.png"), overwrite=_OVERWRITE.value) as files:
+    with result_files(out, ("figure.png", "course.png"), overwrite=_OVERWRITE.value) as files:
         folders = seed_folders(workdir) or [workdir]
         models = [load_bdh(folder, _WHICH.value) for folder in folders]
         for folder in folders:
             _check_trained(folder, experiment.task)
-        console = cli.table_console()
+        console = table_console()
         slows = [slow for _, slow in models]
         solved = {"ridge": _RIDGE.value, "layers": layers}
         unfinished = out / "unfinished.json"
@@ -114,10 +114,10 @@ def main(argv: Sequence[str]) -> None:
         result = sweep.results[0] if len(facts) == 1 else sweep
         record = {**result.to_dict(), "least_squares": solved, "start": describe_start(0, config.seed)}
         files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        cli.save_figure(result.plot, files["figure.png"])
+        save_figure(result.plot, files["figure.png"])
         files["course.png"].unlink(missing_ok=True)
         if len(facts) == 1:
-            cli.save_figure(result.plot_course, files["course.png"])
+            save_figure(result.plot_course, files["course.png"])
         left = finished.finish()
         for table in result.tables():
             console.print(table)
@@ -128,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _check_trained(folder: Path, task: FactsConfig) -> None:
     """Refuse to ask a model for facts that it was not taught by gradient."""
-    trained = experiment_of(folder).task
+    trained = read_experiment(folder).task
     if not isinstance(trained, FactsConfig):
         raise ConfigError(f"{folder} was trained on the task {trained.name!r}; the benchmark needs a model of facts")
     if trained.known != task.known:

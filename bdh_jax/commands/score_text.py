@@ -17,17 +17,16 @@ import rich.table
 from absl import flags
 
 from bdh_jax.analysis import language
-from bdh_jax.commands import _shared as cli
+from bdh_jax.commands._output import result_files, save_figure, table_console
 from bdh_jax.config import ConfigError
-from bdh_jax.experiment import ExperimentConfig
+from bdh_jax.experiment import ExperimentConfig, read_experiment
 from bdh_jax.models.config import BDHConfig, ModelConfig
 from bdh_jax.models.registry import make_model
 from bdh_jax.parallel.axes import make_mesh
 from bdh_jax.parallel.mesh import MeshConfig
 from bdh_jax.runs.checkpoint import check_text, load, seed_folders, trained_texts
-from bdh_jax.runs.record import experiment_of
 from bdh_jax.runs.reporter import describe_start
-from bdh_jax.tasks import TextConfig, make_task
+from bdh_jax.tasks import TextConfig
 from bdh_jax.tasks.text import Text
 from bdh_jax.training.optimizer import Slow
 from bdh_jax.training.step import make_predict
@@ -58,17 +57,17 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError("--workdir is missing: name the folder of a training run, such as --workdir=runs/text")
     workdir = Path(_WORKDIR.value)
     out = Path(_OUT.value) if _OUT.value else workdir / "score"
-    with cli.result_files(out, overwrite=_OVERWRITE.value) as files:
+    with result_files(out, overwrite=_OVERWRITE.value) as files:
         _score(workdir, files)
 
 
 def _score(workdir: Path, files: dict[str, Path]) -> None:
     folders = seed_folders(workdir) or [workdir]
     loaded = [load(folder, _WHICH.value) for folder in folders]
-    experiment = experiment_of(folders[0])
+    experiment = read_experiment(folders[0])
     if not isinstance(experiment.task, TextConfig):
         raise ConfigError(
-            f"{workdir} was trained on the task {experiment.task.name!r}, not on text; see bdh_jax.commands.evaluate"
+            f"{workdir} was trained on the task {experiment.task.name!r}, not on text; see python -m bdh_jax evaluate"
         )
     config, length = loaded[0][0], experiment.task.length
     is_bdh = isinstance(config, BDHConfig)
@@ -82,7 +81,7 @@ def _score(workdir: Path, files: dict[str, Path]) -> None:
         )
     arguments = (validation, task.data.tokenizer.token_bytes)
 
-    console = cli.table_console()
+    console = table_console()
     record = {"workdir": str(workdir), "which": _WHICH.value, "train_length": length, "start": describe_start(0, 0)}
 
     rows = {f"empty state every {length} tokens": _from_empty(task, config)}
@@ -121,7 +120,7 @@ def _score(workdir: Path, files: dict[str, Path]) -> None:
             f"{equal:,} tokens"
         )
     files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    cli.save_figure(lambda: language.plot_positions(positions, length), files["figure.png"])
+    save_figure(lambda: language.plot_positions(positions, length), files["figure.png"])
 
 
 def _task(experiment: ExperimentConfig, folders: Sequence[Path]) -> Text:
@@ -132,7 +131,7 @@ def _task(experiment: ExperimentConfig, folders: Sequence[Path]) -> Text:
     """
     config = dataclasses.replace(experiment.task, evaluation_windows=None)
     before = trained_texts(folders)
-    task = make_task(config, data=experiment.data, seed=experiment.seed, batch_size=experiment.train.batch_size)
+    task = config.make(data=experiment.data, seed=experiment.seed, batch_size=experiment.train.batch_size)
     for folder, text in before.items():
         check_text(folder, text, task.fingerprint)
     return task

@@ -12,12 +12,11 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from bdh_jax.commands import _shared as cli
+from bdh_jax.commands._flags import define_config
 from bdh_jax.config import ConfigError
 from bdh_jax.training.loop import run
 
-_CONFIG = cli.define_config()
-flags.declare_key_flag("config")
+_CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and results; resumes what it holds.")
 
 
@@ -32,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError("--config is missing: name a configuration, such as --config=configs/nback.py")
     if not _WORKDIR.value:
         raise ConfigError("--workdir is missing: name a folder for checkpoints and results, such as --workdir=runs/nback")
-    config = cli.experiment(_CONFIG.value)
+    config = _CONFIG.value
     if config.mesh.distributed:
         try:
             jax.distributed.initialize()

@@ -113,7 +113,9 @@ def _describe(error: BaseException, path: Path | None = None) -> str:
     """The error's kind and first line, and the last line of the file (any file, without ``path``) that led to it."""
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} ({Path(error.filename or '?').name}, line {error.lineno})"
-    lines = [line for line in traceback.extract_tb(error.__traceback__) if path is None or Path(line.filename) == path.resolve()]
+    lines = [
+        line for line in traceback.extract_tb(error.__traceback__) if path is None or Path(line.filename) == path.resolve()
+    ]
     place = f" ({Path(lines[-1].filename).name}, line {lines[-1].lineno})" if lines else ""
     first = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}{': ' * bool(first)}{first}{place}"

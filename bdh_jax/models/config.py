@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from bdh_jax.config.base import ConfigError, check_types, require, require_choice
 from bdh_jax.fast_weights.config import FastWeightConfig
+from bdh_jax.parallel.mesh import MeshConfig
 
 Attention = Literal["rope", "shift"]
 Implementation = Literal["auto", "recurrent", "chunked", "parallel"]
@@ -90,6 +91,40 @@ class BDHConfig:
                 'implementation="recurrent" (or "auto")',
             )
 
+    def check_mesh(self, mesh: MeshConfig) -> None:
+        """Check that the model can be spread over a mesh.
+
+        Raises:
+          ConfigError: names what does not divide, or has to stay together.
+        """
+        require(
+            self.n_head % mesh.heads == 0,
+            f"mesh.heads={mesh.heads} does not divide model.n_head={self.n_head}: whole heads are spread over it",
+        )
+        pairs = 2 if self.attention == "rope" else 1
+        require(
+            self.neurons_per_head % (pairs * mesh.neurons) == 0,
+            f"mesh.neurons={mesh.neurons} does not divide the {self.neurons_per_head} neurons of a head "
+            f"(model.n_neurons={self.n_neurons}, model.n_head={self.n_head})"
+            + (" into even parts, and the rotary embedding pairs them" if pairs == 2 else ""),
+        )
+        for name in ("heads", "neurons"):
+            require(
+                getattr(mesh, name) == 1 or not (self.fast.enabled and self.fast.has_gram),
+                f'mesh.{name}={getattr(mesh, name)} splits the rows that model.fast.rule="mesa" and model.fast.keep_gram need '
+                "together; set it to 1",
+            )
+
+    @property
+    def has_state(self) -> bool:
+        """Whether a call can go on from the state that another left."""
+        return True
+
+    @property
+    def has_fast_weights(self) -> bool:
+        """Whether there are fast weights, to consolidate."""
+        return self.fast.enabled
+
     def _round_neurons(self) -> int:
         step = 2 * self.n_head
         return max(step, round(self.n_neurons / step) * step)
@@ -156,6 +191,27 @@ class GPTConfig:
         require(self.init_std > 0, f"init_std={self.init_std} must be positive")
         require(self.rope_theta > 1, f"rope_theta={self.rope_theta} must be greater than 1")
         require_choice("dtype", self.dtype, DType)
+
+    def check_mesh(self, mesh: MeshConfig) -> None:
+        """Check that the model can be spread over a mesh: examples can be.
+
+        Raises:
+          ConfigError: for an axis that a GPT has not.
+        """
+        for name in ("heads", "neurons"):
+            require(
+                getattr(mesh, name) == 1, f"mesh.{name}={getattr(mesh, name)}: a GPT has no {name} to spread; set it to 1"
+            )
+
+    @property
+    def has_state(self) -> bool:
+        """A GPT reads every window from its start."""
+        return False
+
+    @property
+    def has_fast_weights(self) -> bool:
+        """A GPT has none."""
+        return False
 
     @property
     def fast(self) -> FastWeightConfig:

@@ -12,7 +12,7 @@ SMALL = ["--rows=64,128", "--active=0.1", "--at_rows=64", "--at_active=0.1", "--
 
 
 def _run(*arguments: str) -> tuple[int, str, str]:
-    return run_text("bdh_jax.commands.capacity", *arguments)
+    return run_text("bdh_jax", "capacity", *arguments)
 
 
 def test_it_prints_a_table_writes_files_and_never_replaces_them(tmp_path):

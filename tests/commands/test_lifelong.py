@@ -41,7 +41,7 @@ def interrupts(slow, fast, activity):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("smoke")
-    status, output, errors = run_text("bdh_jax.commands.train", CONFIG, f"--workdir={workdir}", "--config.train.steps=4")
+    status, output, errors = run_text("bdh_jax", "train", CONFIG, f"--workdir={workdir}", "--config.train.steps=4")
     assert status == 0, errors
     for name in ("seen", "held_out", "new_ids", "known"):
         assert name in output
@@ -56,7 +56,7 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
         "--streams=1",
         "--functions=none,dense_untrained,ridge_untrained",
     )
-    status, _, errors = run_text("bdh_jax.commands.lifelong", *arguments)
+    status, _, errors = run_text("bdh_jax", "lifelong", *arguments)
     assert status == 2
     assert "error: contestant 'dense_untrained' takes the rate of 'dense': name that one before it" in errors
     arguments = (
@@ -66,7 +66,7 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
         "--ridge=0.5",
         "--layers=1",
     )
-    status, output, errors = run_text("bdh_jax.commands.lifelong", *arguments)
+    status, output, errors = run_text("bdh_jax", "lifelong", *arguments)
     assert status == 0, errors
     for expected in (
         "kalman",
@@ -90,10 +90,10 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
     assert np.shape(record["rows"][0]["course"]["harm_known"]) == (1, 1, record["config"]["stream"]["checkpoints"])
     for figure in ("figure.png", "course.png"):
         assert (folder / figure).stat().st_size > 1000
-    status, output, errors = run_text("bdh_jax.commands.lifelong", *arguments, f"--out={trained}", "--overwrite")
+    status, output, errors = run_text("bdh_jax", "lifelong", *arguments, f"--out={trained}", "--overwrite")
     assert (status, output) == (2, "")
     assert f"--out={trained} holds a training run, whose results.json is another one" in errors
-    status, output, errors = run_text("bdh_jax.commands.lifelong", *arguments)
+    status, output, errors = run_text("bdh_jax", "lifelong", *arguments)
     assert (status, output) == (2, "")
     assert "results.json exists; name another folder with --out, or pass --overwrite" in errors
     assert "Traceback" not in errors
@@ -102,7 +102,7 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
 def test_several_numbers_of_facts_are_compared(trained, tmp_path):
     arguments = [CONFIG, f"--workdir={trained}", f"--out={tmp_path}", "--facts=48,32", "--streams=1"]
     functions = "--functions=none,tests.commands.test_lifelong:unchanged"
-    status, output, errors = run_text("bdh_jax.commands.lifelong", *arguments, functions)
+    status, output, errors = run_text("bdh_jax", "lifelong", *arguments, functions)
     assert status == 0, errors
     for expected in ("recall after the last reset", "bits recalled per byte", "harm in other episodes", "harm to known"):
         assert expected in output
@@ -122,15 +122,15 @@ def test_an_interrupted_run_goes_on(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("UNFINISHED", str(unfinished))
     arguments = [CONFIG, f"--workdir={trained}", f"--out={tmp_path}", "--facts=32", "--streams=1"]
     status, _, errors = run_text(
-        "bdh_jax.commands.lifelong", *arguments, "--functions=none,tests.commands.test_lifelong:interrupts"
+        "bdh_jax", "lifelong", *arguments, "--functions=none,tests.commands.test_lifelong:interrupts"
     )
     assert status == 130
     assert f"aborted; rows that are done wait in {unfinished}" in errors
     assert sorted(path.name for path in tmp_path.iterdir()) == ["unfinished.json"]
-    status, _, errors = run_text("bdh_jax.commands.lifelong", *arguments, "--functions=none", "--layers=1")
+    status, _, errors = run_text("bdh_jax", "lifelong", *arguments, "--functions=none", "--layers=1")
     assert status == 2
     assert "interrupted run (1), which differs from this one in layers" in errors
-    status, output, errors = run_text("bdh_jax.commands.lifelong", *arguments, "--functions=none")
+    status, output, errors = run_text("bdh_jax", "lifelong", *arguments, "--functions=none")
     assert status == 0, errors
     assert "unfinished.json holds rows of an interrupted run (1); those that fit are taken" in output
     assert "none: recall" in errors
@@ -145,7 +145,7 @@ def test_an_interrupted_run_goes_on(trained, tmp_path, monkeypatch):
 def test_functions_that_cannot_be_used_are_refused_before_anything_is_measured(trained, tmp_path, function, message):
     arguments = [CONFIG, f"--workdir={trained}", f"--out={tmp_path}/x", "--facts=32", "--streams=1"]
     status, output, errors = run_text(
-        "bdh_jax.commands.lifelong", *arguments, f"--functions=none,tests.commands.test_lifelong:{function}"
+        "bdh_jax", "lifelong", *arguments, f"--functions=none,tests.commands.test_lifelong:{function}"
     )
     assert (status, output) == (2, "")
     assert message in errors
@@ -155,9 +155,7 @@ def test_functions_that_cannot_be_used_are_refused_before_anything_is_measured(t
 
 def test_facts_that_were_not_taught_are_not_asked_for(trained):
     more = ["--config.task.known=0", "--config.task.known_rows=0"]
-    status, output, errors = run_text(
-        "bdh_jax.commands.lifelong", CONFIG, f"--workdir={trained}", f"--out={trained}/x", *more
-    )
+    status, output, errors = run_text("bdh_jax", "lifelong", CONFIG, f"--workdir={trained}", f"--out={trained}/x", *more)
     assert (status, output) == (2, "")
     assert "was trained with task.known=8, and --config has task.known=0" in errors
 
@@ -189,7 +187,7 @@ def test_facts_that_were_not_taught_are_not_asked_for(trained):
     ],
 )
 def test_mistakes_are_one_message(arguments, message):
-    status, output, errors = run_text("bdh_jax.commands.lifelong", *arguments)
+    status, output, errors = run_text("bdh_jax", "lifelong", *arguments)
     assert (status, output) == (2, "")
     assert message in errors
     assert "Traceback" not in errors

@@ -44,7 +44,8 @@ def run(tmp_path_factory):
     (folder / "text.txt").write_bytes(text)
     (folder / "bpe.json").write_text(train_tokenizer([text], 290))
     status, _, errors = _run(
-        "bdh_jax.commands.train",
+        "bdh_jax",
+        "train",
         "--config=configs/text.py:fast,smoke",
         f"--workdir={folder / 'run'}",
         f"--config.data.path={folder / 'text.txt'}",
@@ -57,7 +58,7 @@ def run(tmp_path_factory):
 
 
 def _generate(run, *arguments, stdin=b""):
-    return _run("bdh_jax.commands.generate", f"--workdir={run}", *arguments, stdin=stdin)
+    return _run("bdh_jax", "generate", f"--workdir={run}", *arguments, stdin=stdin)
 
 
 def test_a_text_saved_and_continued_is_the_text_written_at_once(run, tmp_path):
@@ -129,7 +130,7 @@ def test_mistakes_are_one_message(run, arguments, message):
 
 
 def test_token_ids_that_stand_for_something_else_are_not_scored(run):
-    status, output, errors = _run("bdh_jax.commands.evaluate", f"--workdir={run}", "--config=configs/nback.py:smoke")
+    status, output, errors = _run("bdh_jax", "evaluate", f"--workdir={run}", "--config=configs/nback.py:smoke")
     assert (status, output) == (2, b"")
     assert "the token ids of the task 'nback' are integers, but the model" in errors
     assert "they are tokens of" in errors
@@ -142,7 +143,7 @@ def test_a_run_is_scored_beyond_its_training_length(run, tmp_path):
     record["config"]["task"]["evaluation_windows"] = 1
     (run / "run.json").write_text(json.dumps(record))
     status, output, errors = _run(
-        "bdh_jax.commands.score_text", f"--workdir={run}", f"--out={tmp_path}", "--context=128", "--rows=2"
+        "bdh_jax", "score-text", f"--workdir={run}", f"--out={tmp_path}", "--context=128", "--rows=2"
     )
     assert status == 0, errors
     printed = output.decode()
@@ -154,14 +155,14 @@ def test_a_run_is_scored_beyond_its_training_length(run, tmp_path):
     trained = json.loads((run / "results.json").read_text())["evaluation"]["validation"]["bits_per_byte"]
     assert results["whole"]["empty state every 32 tokens"] == [trained]
     assert (tmp_path / "figure.png").stat().st_size > 1000
-    status, _, errors = _run("bdh_jax.commands.score_text", f"--workdir={run}", f"--out={tmp_path}")
+    status, _, errors = _run("bdh_jax", "score-text", f"--workdir={run}", f"--out={tmp_path}")
     assert status == 2
     assert "results.json exists; name another folder with --out, or pass --overwrite" in errors
     text = run.parent / "text.txt"
     text.write_bytes(text.read_bytes() + b" more")
     for more, message in (([], "holds a run on another text"), ([f"--out={text}/x"], "text.txt is a file")):
         status, _, errors = _run(
-            "bdh_jax.commands.score_text", f"--workdir={run}", f"--out={tmp_path / 'b'}", "--context=64", *more
+            "bdh_jax", "score-text", f"--workdir={run}", f"--out={tmp_path / 'b'}", "--context=64", *more
         )
         assert (status, "Traceback" in errors) == (2, False)
         assert message in errors
@@ -171,22 +172,20 @@ def test_text_is_prepared_and_trained_on(tmp_path):
     stories = tmp_path / "stories.jsonl"
     stories.write_text("".join(json.dumps({"text": f"{' '.join(WORDS)} {i}"}) + "\n" for i in range(60)))
     arguments = [f"--files={stories}", f"--out={tmp_path / 'prepared'}", "--validation_share=0.3"]
-    status, output, errors = _run("bdh_jax.data.preparation", *arguments)
+    status, output, errors = _run("bdh_jax", "prepare", *arguments)
     assert status == 0, errors
     assert "60 documents, tokenizer bytes" in output.decode()
     run = [f"--config.data.path={tmp_path / 'prepared'}", "--config.train.steps=4", "--config=configs/text.py:gpt,smoke"]
-    status, output, errors = _run("bdh_jax.commands.train", run.pop(), *run, f"--workdir={tmp_path / 'run'}")
+    status, output, errors = _run("bdh_jax", "train", run.pop(), *run, f"--workdir={tmp_path / 'run'}")
     assert status == 0, errors
     assert "bits per byte" in output.decode()
-    status, _, errors = _run("bdh_jax.commands.generate", f"--workdir={tmp_path / 'run'}", "--prompt=to")
+    status, _, errors = _run("bdh_jax", "generate", f"--workdir={tmp_path / 'run'}", "--prompt=to")
     assert status == 2
     assert "holds a GPT, and only a BDH has neurons and a state" in errors
     # A damaged shard is one message, and so is too short a text.
     shard = tmp_path / "prepared" / "train-00000.npy"
     shard.write_bytes(shard.read_bytes()[:-1] + b"!")
-    status, _, errors = _run(
-        "bdh_jax.commands.train", "--config=configs/text.py:smoke", *run, f"--workdir={tmp_path / 'other'}"
-    )
+    status, _, errors = _run("bdh_jax", "train", "--config=configs/text.py:smoke", *run, f"--workdir={tmp_path / 'other'}")
     assert status == 2
     assert "train-00000.npy or its starts file is damaged" in errors
     assert "Traceback" not in errors

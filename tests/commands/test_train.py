@@ -11,8 +11,11 @@ import time
 import numpy as np
 import pytest
 
-from bdh_jax.commands import _shared as cli
+from bdh_jax.commands._flags import read_config
+from bdh_jax.commands._output import save_figure
 from bdh_jax.config import ConfigError
+from bdh_jax.config.convert import change
+from bdh_jax.experiment import load_experiment
 from tests.processes import ROOT, Command, run_text
 
 SMOKE = "--config=configs/nback.py:smoke"
@@ -20,8 +23,8 @@ SMOKE = "--config=configs/nback.py:smoke"
 LONG = ["--config.train.steps=1000000", "--config.train.evaluate_every=1000000", "--config.train.checkpoint_every=1000000"]
 
 
-def _run(*arguments: str, module: str = "bdh_jax.commands.train") -> tuple[int, str, str]:
-    return run_text(module, *arguments)
+def _run(*arguments: str, command: str = "train") -> tuple[int, str, str]:
+    return run_text("bdh_jax", command, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ def test_a_trained_model_is_scored_on_another_task(smoke):
         "--config.task.evaluation_sets=vargap2,repeated8,n16",
         f"--out={out}",
     )
-    status, output, errors = _run(*arguments, module="bdh_jax.commands.evaluate")
+    status, output, errors = _run(*arguments, command="evaluate")
     assert status == 0, errors
     written = out.read_text()
     for name in ("vargap2", "repeated8", "n16", "ceiling"):
@@ -84,7 +87,7 @@ def test_a_trained_model_is_scored_on_another_task(smoke):
         assert name in written
     assert "vargap1" not in output
     assert [row["count"] for row in json.loads(written)["rows"]] == [16] * 3
-    status, output, errors = _run(*arguments, module="bdh_jax.commands.evaluate")
+    status, output, errors = _run(*arguments, command="evaluate")
     assert (status, output) == (2, "")
     assert f"--out={out} exists; name another file" in errors
     assert out.read_text() == written
@@ -92,7 +95,7 @@ def test_a_trained_model_is_scored_on_another_task(smoke):
         ([arguments[1], f"--out={out}/more.json"], "counter.json is a file"),
         (["--config=configs/lifelong.py:smoke"], "the task has token ids up to 384"),
     ):
-        status, output, errors = _run(arguments[0], *more, module="bdh_jax.commands.evaluate")
+        status, output, errors = _run(arguments[0], *more, command="evaluate")
         assert (status, output) == (2, "")
         assert message in errors
 
@@ -101,7 +104,7 @@ def test_models_are_scored_with_parts_switched_off(smoke, tmp_path):
     """Those of all seeds, with mean and spread; every score is in the file."""
     workdir, *_ = smoke
     arguments = (f"--workdir={workdir}", f"--out={tmp_path}/scores.json")
-    status, output, errors = _run(*arguments, module="bdh_jax.commands.ablate")
+    status, output, errors = _run(*arguments, command="ablate")
     assert status == 0, errors
     assert "mean ± standard deviation of 2 models" in " ".join(output.split())
     models = json.loads((tmp_path / "scores.json").read_text())["models"]
@@ -109,7 +112,7 @@ def test_models_are_scored_with_parts_switched_off(smoke, tmp_path):
     assert f"{np.mean(ratios):.3f} ±{np.std(ratios, ddof=1):.3f}" in output
     own = [models[seed]["addresses"][0]["own"] for seed in ("seed0", "seed1")]
     assert f"{np.mean(own):.3f} ±{np.std(own, ddof=1):.3f}" in output
-    status, output, errors = _run(*arguments, module="bdh_jax.commands.ablate")
+    status, output, errors = _run(*arguments, command="ablate")
     assert (status, output) == (2, "")
     assert "scores.json exists; name another file" in errors
 
@@ -117,7 +120,7 @@ def test_models_are_scored_with_parts_switched_off(smoke, tmp_path):
 def test_a_trained_model_is_scored_with_parts_switched_off(smoke):
     """On the task that it was trained on, which the folder names."""
     workdir, *_ = smoke
-    status, output, errors = _run(f"--workdir={workdir / 'seed1'}", module="bdh_jax.commands.ablate")
+    status, output, errors = _run(f"--workdir={workdir / 'seed1'}", command="ablate")
     assert status == 0, errors
     for name in ("n2", "fast_read_off", "context_last_1", "its own"):
         assert name in output
@@ -128,7 +131,7 @@ def test_a_trained_model_is_scored_with_parts_switched_off(smoke):
 
 def test_a_folder_that_holds_no_model_exits_with_2(smoke):
     workdir, *_ = smoke
-    status, output, errors = _run(f"--workdir={workdir}", "--config=configs/counter.py", module="bdh_jax.commands.evaluate")
+    status, output, errors = _run(f"--workdir={workdir}", "--config=configs/counter.py", command="evaluate")
     assert (status, output) == (2, "")
     assert errors.startswith("error: ")
     assert "is a run over several seeds; load one of" in errors
@@ -150,7 +153,7 @@ def test_signals_save_and_set_the_exit_status(tmp_path):
     runs = {
         number: (
             tmp_path / str(number),
-            Command("bdh_jax.commands.train", SMOKE, f"--workdir={tmp_path / str(number)}", *LONG),
+            Command("bdh_jax", "train", SMOKE, f"--workdir={tmp_path / str(number)}", *LONG),
         )
         for number in expected
     }
@@ -205,25 +208,83 @@ def test_bad_input_exits_with_2_and_one_message(tmp_path, name):
         ([SMOKE, "--config.modle.d_model=3"], "config has no key 'modle'. Did you mean config.model?"),
         ([SMOKE, "--noconfig.model.rmat"], "Did you mean config.model.remat?"),
         ([SMOKE, "--config.model.d_model.x", "3"], "config.model.d_model is a single value"),
+        (
+            [SMOKE, "--config.task.name=counter"],
+            "task.name='counter' is that of CounterConfig, and this task is a NBackConfig",
+        ),
         (["-config", "configs/nback.py:bar"], "unknown variant 'bar'"),
     ],
 )
 def test_mistakes_on_the_command_line(monkeypatch, arguments, message):
     monkeypatch.chdir(ROOT)
     with pytest.raises(ConfigError) as error:
-        cli.check_config_flags(arguments)
+        read_config(["program", *arguments])
     assert message in str(error.value)
 
 
-def test_a_file_without_get_config(tmp_path):
-    (tmp_path / "empty.py").write_text("")
-    with pytest.raises(ConfigError, match="has no function get_config"):
-        cli.check_config_flags([f"--config={tmp_path / 'empty.py'}"])
+def test_overrides_of_every_kind_reach_the_experiment(monkeypatch):
+    """Before and after the file, with and without "="; the rest of the command line is left as it is."""
+    monkeypatch.chdir(ROOT)
+    overrides = [
+        "--config.model.d_model=12",
+        "--config.optimizer.clip_norm=None",
+        "-config.task.mixture=n4,n2",
+        "--config.seeds",
+        "1,2",
+    ]
+    rest = ["program", "--workdir", "x", "-config", "configs/nback.py:smoke", "--overwrite"]
+    arguments = [*rest[:3], "--config.model.remat", "--noconfig.model.fast.synapse", *rest[3:], *overrides]
+    experiment, left = read_config(arguments)
+    assert left == rest
+    expected = load_experiment("configs/nback.py:smoke")
+    expected = change(expected, "model", d_model=12, remat=True)
+    expected = change(change(expected, "task", mixture=("n4", "n2")), "optimizer", clip_norm=None)
+    assert experiment == change(expected, seeds=(1, 2))
+    assert read_config(rest) == (load_experiment("configs/nback.py:smoke"), rest)
+
+
+def test_the_configuration_file_is_executed_once(tmp_path):
+    """Also with overrides, and what its overrides make is what is trained."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "own.py").write_text(
+        "from pathlib import Path\n"
+        "from bdh_jax.config.files import import_file\n"
+        "with open('executed', 'a') as file:\n"
+        "    file.write('.')\n"
+        f"get_config = import_file({str(ROOT / 'configs' / 'nback.py')!r}).get_config\n"
+    )
+    arguments = ["--config=own.py:smoke", "--workdir=run", "--config.train.steps=2", "--config.task.evaluation_sets=n2"]
+    status, _, errors = run_text("bdh_jax.main", *arguments, folder=folder)
+    assert status == 0, errors
+    assert (folder / "executed").read_text() == "."
+    assert json.loads((folder / "run" / "results.json").read_text())["steps"] == 2
+
+
+def test_help_is_of_one_command():
+    status, output, errors = run_text("bdh_jax", "train", "--help")
+    assert (status, errors) == (0, "")
+    assert output.startswith("Train one experiment")
+    assert re.findall(r"^  --(\S+):", output, re.MULTILINE) == ["config", "workdir"]
+    status, output, errors = run_text("bdh_jax", "score-text", "--help")
+    assert status == 0, errors
+    assert "--context:" in output
+    assert "--prompt" not in output
+
+
+def test_commands_are_listed_and_misspelt_ones_named():
+    status, output, _ = run_text("bdh_jax", "--help")
+    assert status == 0
+    files = {path.stem for path in (ROOT / "bdh_jax" / "commands").glob("[a-z]*.py")}
+    assert {line.split()[0] for line in output.splitlines()[2:]} == {name.replace("_", "-") for name in files}
+    status, output, errors = run_text("bdh_jax", "tran")
+    assert (status, output) == (2, "")
+    assert "error: there is no command 'tran'. Did you mean train?" in errors
 
 
 def test_a_figure_that_cannot_be_drawn_is_left_out(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(logging.getLogger("bdh_jax"), "propagate", True)
-    cli.save_figure(lambda: pytest.fail("it was drawn"), tmp_path / "figure.png")
+    save_figure(lambda: pytest.fail("it was drawn"), tmp_path / "figure.png")
     assert "figure.png is not drawn: figures need matplotlib" in caplog.text
     assert not list(tmp_path.iterdir())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
 import json
 import typing
@@ -18,23 +17,20 @@ import pytest
 
 from bdh_jax import consolidation
 from bdh_jax.config import ConfigError
-from bdh_jax.config.convert import apply_variants, change, from_config_dict, to_config_dict, to_dict
+from bdh_jax.config.convert import apply_variants, change, from_config_dict, rebuild, to_config_dict, to_dict
+from bdh_jax.config.files import import_file
+from bdh_jax.consolidation.config import ConsolidationConfig
 from bdh_jax.experiment import ExperimentConfig, experiment_from
 from bdh_jax.fast_weights.config import FastWeightConfig
-from bdh_jax.models.config import BDHConfig
+from bdh_jax.models.config import BDHConfig, GPTConfig
 from bdh_jax.models.registry import make_model
 from bdh_jax.parallel.mesh import MeshConfig
-from bdh_jax.tasks import FactsConfig, NBackConfig
-from bdh_jax.tasks.config import TaskConfig
+from bdh_jax.tasks import NBackConfig, TaskConfig
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 
 
 def _config_file(name: str):
-    path = Path(__file__).parents[2] / "configs" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"{name}_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return import_file(Path(__file__).parents[2] / "configs" / f"{name}.py")
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +38,8 @@ def nback():
     return _config_file("nback")
 
 
-def _experiment(values) -> ExperimentConfig:
-    return experiment_from(values)
-
-
 def _changed(nback, path, value, variant="") -> dict:
-    config = json.loads(json.dumps(to_dict(_experiment(nback.get_config(variant)))))
+    config = json.loads(json.dumps(to_dict(nback.get_config(variant))))
     node = config
     *parents, last = path.split(".")
     for name in parents:
@@ -56,9 +48,9 @@ def _changed(nback, path, value, variant="") -> dict:
     return config
 
 
-def test_every_variant_is_an_experiment(nback):
-    default = _experiment(nback.get_config())
-    variants = {name: _experiment(nback.get_config(name)) for name in nback.VARIANTS}
+def test_every_variant_is_anexperiment_from(nback):
+    default = nback.get_config()
+    variants = {name: nback.get_config(name) for name in nback.VARIANTS}
     assert all(config != default for config in variants.values())
     assert len(set(map(repr, variants.values()))) == len(variants)
     assert variants["seed25m"].model == BDHConfig(vocab_size=130, dropout=0.0, init_std=0.1, fast=default.model.fast)
@@ -80,12 +72,12 @@ def test_the_documentation_names_every_variant(nback):
 
 
 def test_variants_combine(nback):
-    both = _experiment(nback.get_config("stop_gradient,all_positions"))
+    both = nback.get_config("stop_gradient,all_positions")
     assert both.model.fast.write_gradient == "stop"
     assert both.train.loss == "all"
-    assert _experiment(nback.get_config("text,smoke")).task.encoding == "text"
+    assert nback.get_config("text,smoke").task.encoding == "text"
     for pair in itertools.combinations(nback.VARIANTS, 2):
-        assert _experiment(nback.get_config(",".join(pair)))
+        assert nback.get_config(",".join(pair))
 
 
 @pytest.mark.parametrize("name", ["foo", "smoke,foo", "Smoke", "smoke,", " smoke"])
@@ -101,20 +93,21 @@ def test_a_repeated_variant_is_an_error(nback):
 
 def test_a_configuration_survives_config_dict_and_json(nback):
     for name in ("", *nback.VARIANTS):
-        config = nback.get_config(name)
+        typed = nback.get_config(name)
+        config = to_config_dict(typed)
         assert isinstance(config, ml_collections.ConfigDict)
         assert config.is_locked
-        typed = _experiment(config)
-        assert to_config_dict(typed) == config
-        assert _experiment(json.loads(json.dumps(to_dict(typed)))) == typed
+        assert rebuild(typed, config) == typed
+        assert experiment_from(config) == typed
+        assert experiment_from(json.loads(json.dumps(to_dict(typed)))) == typed
 
 
 def test_the_consolidation_experiments(nback):
     module = _config_file("consolidation")
-    plain = _experiment(nback.get_config())
+    plain = nback.get_config()
     for name, settings in module.FUNCTIONS.items():
         assert f"\n    {name} " in module.__doc__
-        config = _experiment(module.get_config(name))
+        config = module.get_config(name)
         assert config.consolidation == settings
         # The model is n-back's but for the synapse.
         fast = dataclasses.replace(config.model.fast, synapse=False)
@@ -122,8 +115,8 @@ def test_the_consolidation_experiments(nback):
         assert config.model.fast.synapse
         assert dataclasses.replace(config, model=plain.model, consolidation=plain.consolidation) == plain
         assert settings.function == "none" or consolidation.from_config(settings)
-    assert _experiment(module.get_config("dense,equal_norm")).consolidation.norm == module.EQUAL_NORM
-    assert _experiment(module.get_config("smoke,dense")).train == _experiment(nback.get_config("smoke")).train
+    assert module.get_config("dense,equal_norm").consolidation.norm == module.EQUAL_NORM
+    assert module.get_config("smoke,dense").train == nback.get_config("smoke").train
     for bad, message in (
         ("foo", "unknown variant 'foo'.*control, dense"),
         ("dense,row_topk", "exclude each other"),
@@ -137,8 +130,8 @@ def test_the_consolidation_experiments(nback):
 
 def test_the_counter_experiments():
     module = _config_file("counter")
-    assert _experiment(module.get_config()).task.name == "counter"
-    assert _experiment(module.get_config("smoke")).train.steps < 100
+    assert module.get_config().task.name == "counter"
+    assert module.get_config("smoke").train.steps < 100
     with pytest.raises(ConfigError, match="unknown variant 'big'. Valid variants: smoke"):
         module.get_config("big")
 
@@ -152,22 +145,21 @@ def test_the_text_experiments():
     module = _config_file("text")
     for name in module.VARIANTS:
         assert f"\n    {name} " in module.__doc__
-        config = module.get_config(name)
-        typed = _experiment(config)
-        assert to_config_dict(typed) == config
-        assert _experiment(json.loads(json.dumps(to_dict(typed)))) == typed
-    assert _parameters(_experiment(module.get_config("official")).model) == 25_296_896
+        typed = module.get_config(name)
+        assert rebuild(typed, to_config_dict(typed)) == typed
+        assert experiment_from(json.loads(json.dumps(to_dict(typed)))) == typed
+    assert _parameters(module.get_config("official").model) == 25_296_896
     # The baseline is as large as its neighbour: the embeddings of a wider model make up for at most three percent.
     for size in ("", "official,", "v03,"):
-        bdh, gpt = (_parameters(_experiment(module.get_config(name)).model) for name in (size.rstrip(","), f"{size}gpt"))
+        bdh, gpt = (_parameters(module.get_config(name).model) for name in (size.rstrip(","), f"{size}gpt"))
         assert 0.99 < gpt / bdh < 1.03
-    carried = _experiment(module.get_config("tbptt"))
+    carried = module.get_config("tbptt")
     assert (carried.task.order, carried.train.carry_state) == ("consecutive", True)
     assert max(carried.model.attention_decay) < 1  # without forgetting it hardly learns: docs/language.md
     with pytest.raises(ConfigError, match="'gpt' and 'fast' do not go together"):
         module.get_config("gpt,fast")
     with pytest.raises(ConfigError, match=r"architecture='bert' is not 'gpt'; leave it out for BDH"):
-        _experiment({**to_dict(ExperimentConfig(task=NBackConfig())), "model": {"architecture": "bert"}})
+        experiment_from({**to_dict(ExperimentConfig(task=NBackConfig())), "model": {"architecture": "bert"}})
 
 
 def test_optional_fields_can_be_set_and_unset():
@@ -200,7 +192,7 @@ def test_optional_fields_can_be_set_and_unset():
         ("model.fast.scope", "all", r"config\.model\.fast\.scope='all' is not one of 'layer', 'shared'"),
         ("model.fast.address_source", "x", r"config\.model\.fast\.address_source='x' is not one of 'code', 'gated', 'gate'"),
         ("task.encoding", "morse", r"task\.encoding='morse' is not one of"),
-        ("task.name", "nbak", r"config\.task\.name='nbak' is not a task\. Valid tasks: .*nback"),
+        ("task.name", "nbak", r"config\.task\.name='nbak' is not a task\. Did you mean 'nback'\? Valid names: counter, facts, nback, text"),
         ("model.dropout", 1.0, r"dropout=1\.0 must lie in \[0, 1\)"),
         ("model.n_layer", 0, "n_layer=0 must be at least 1"),
         ("model.n_neurons", 513, "n_neurons=513 .*odd.*use n_neurons=512"),
@@ -217,12 +209,12 @@ def test_optional_fields_can_be_set_and_unset():
 )
 def test_a_bad_value_is_named(nback, path, value, message):
     with pytest.raises(ConfigError, match=message):
-        _experiment(_changed(nback, path, value))
+        experiment_from(_changed(nback, path, value))
 
 
 def test_shared_memory_refuses_other_forms(nback):
     with pytest.raises(ConfigError, match="implementation='chunked' cannot run"):
-        _experiment(_changed(nback, "model.implementation", "chunked", "shared"))
+        experiment_from(_changed(nback, "model.implementation", "chunked", "shared"))
 
 
 def _values(annotation):
@@ -270,7 +262,7 @@ def test_no_unknown_key_is_ever_accepted(key):
     assert f"config.{key} does not exist" in str(error.value)
 
 
-def test_a_task_without_a_registry_is_named():
+def test_a_task_without_a_name_is_none():
     with pytest.raises(ConfigError, match=r"config\.task\.name=None is not a task"):
         experiment_from({"task": {}})
     assert TaskConfig().name == ""
@@ -325,8 +317,60 @@ def test_what_is_no_part_of_a_configuration_is_named():
         BDHConfig(d_model="64")
 
 
-def test_a_mesh_divides_what_fills_the_synapse():
-    task = FactsConfig(fill_every=2, fill_episodes=3)
-    with pytest.raises(ConfigError, match="mesh.data=2 does not divide task.fill_episodes=3"):
-        ExperimentConfig(task=task, mesh=MeshConfig(data=2))
-    ExperimentConfig(task=FactsConfig(fill_episodes=3), mesh=MeshConfig(data=2))
+@dataclasses.dataclass(frozen=True)
+class OwnTask(NBackConfig):
+    name: str = "tests.config.test_config:OwnTask"
+    more_rows: int = 0
+    """Of extra."""
+
+    @property
+    def extra_rows(self) -> int:
+        return self.more_rows
+
+
+def test_a_mesh_divides_the_rows_beside_those_of_a_batch():
+    with pytest.raises(ConfigError, match="mesh.data=2 does not divide the 3 rows that batches of the task"):
+        ExperimentConfig(task=OwnTask(more_rows=3), mesh=MeshConfig(data=2))
+    ExperimentConfig(task=OwnTask(), mesh=MeshConfig(data=2))
+
+
+@pytest.mark.parametrize(
+    ("model", "mesh", "message"),
+    [
+        (dict(n_head=4, n_neurons=32), dict(heads=3), "mesh.heads=3 does not divide model.n_head=4"),
+        (dict(n_head=4, n_neurons=24), dict(neurons=2), "mesh.neurons=2 does not divide the 6 neurons .* pairs them"),
+        (dict(n_head=4, fast=FastWeightConfig(keep_gram=True)), dict(heads=2), "mesh.heads=2 splits the rows"),
+    ],
+)
+def test_a_model_says_what_mesh_it_fits(model, mesh, message):
+    with pytest.raises(ConfigError, match=message):
+        BDHConfig(**model).check_mesh(MeshConfig(**mesh))
+    BDHConfig(n_head=4, n_neurons=32).check_mesh(MeshConfig(heads=2, neurons=2))
+
+
+def test_what_a_gpt_lacks_is_refused():
+    gpt = GPTConfig()
+    for changes, message in (
+        (dict(mesh=MeshConfig(neurons=2)), "mesh.neurons=2: a GPT has no neurons"),
+        (dict(mesh=MeshConfig(heads=2)), "mesh.heads=2: a GPT has no heads"),
+        (dict(train=TrainConfig(carry_state=True)), "a GPT has no state to carry"),
+        (dict(consolidation=ConsolidationConfig(function="dense")), "this GPT has no fast weights to consolidate"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ExperimentConfig(model=gpt, **changes)
+
+
+def test_a_class_of_ones_own_needs_no_table():
+    """Back from keys by the template's classes; from JSON by its name. A class that is not the name's is refused."""
+    config = ExperimentConfig(task=OwnTask(more_rows=2))
+    values = to_config_dict(config)
+    values.task.more_rows = 4
+    changed = rebuild(config, values)
+    assert changed == ExperimentConfig(task=OwnTask(more_rows=4))
+    assert type(experiment_from(json.loads(json.dumps(to_dict(changed)))).task) is OwnTask
+    with pytest.raises(ConfigError, match=r"task.name='nback' is that of NBackConfig, and this task is a OwnTask"):
+        ExperimentConfig(task=OwnTask(name="nback"))
+    with pytest.raises(ConfigError, match=r"config\.task\.more_row does not exist. Did you mean config\.task\.more_rows\?"):
+        rebuild(config, {"task": {"more_row": 1}})
+    with pytest.raises(ConfigError, match=r"config\.task=3 should be a mapping"):
+        rebuild(config, {"task": 3})

@@ -17,7 +17,8 @@ from tests.processes import Command, run_text
 
 STEPS = 200
 RUN = (
-    "bdh_jax.commands.train",
+    "bdh_jax",
+    "train",
     "--config=configs/nback.py:smoke",
     f"--config.train.steps={STEPS}",
     f"--config.train.evaluate_every={STEPS}",

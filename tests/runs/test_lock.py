@@ -13,7 +13,7 @@ import filelock
 import jax
 import pytest
 
-from bdh_jax.commands import _shared as cli
+from bdh_jax.commands._output import result_files
 from bdh_jax.runs import lock as folder_lock
 from bdh_jax.config import ConfigError
 from bdh_jax.experiment import ExperimentConfig
@@ -136,6 +136,6 @@ def test_training_and_benchmarks_touch_no_folder_in_use(tmp_path):
             loop.run(config, tmp_path)
         with pytest.raises(ConfigError, match="in use"):
             loop.train(config, make_task(config.task, seed=0, batch_size=2), tmp_path)
-        with pytest.raises(ConfigError, match="in use"), cli.result_files(tmp_path, overwrite=True):
+        with pytest.raises(ConfigError, match="in use"), result_files(tmp_path, overwrite=True):
             pytest.fail("two benchmarks write")
         assert [path.name for path in tmp_path.iterdir()] == [LOCK]

@@ -7,7 +7,7 @@ import pytest
 
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import from_config_dict, to_config_dict
-from bdh_jax.tasks import CounterConfig, counter, make_task
+from bdh_jax.tasks import CounterConfig, counter
 from bdh_jax.tasks.scoring import ceiling
 
 GAP = {"vargap1": 1, "vargap2": 2, "repeated8": 0, "n16": 0}
@@ -15,7 +15,7 @@ PAIRS = {"vargap1": 8, "vargap2": 8, "repeated8": 8, "n16": 16}
 
 
 def task(**config):
-    return make_task(CounterConfig(**config), seed=0, batch_size=8)
+    return CounterConfig(**config).make(seed=0, batch_size=8)
 
 
 def parse(name, row):

@@ -5,12 +5,12 @@ import pytest
 
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import from_config_dict, to_config_dict
-from bdh_jax.tasks import FactsConfig, facts, make_task
+from bdh_jax.tasks import FactsConfig, facts
 from bdh_jax.tasks.facts import combinations
 
 
 def task(**config):
-    return make_task(FactsConfig(**config), seed=0, batch_size=8)
+    return FactsConfig(**config).make(seed=0, batch_size=8)
 
 
 def pairs_of(keys):
@@ -56,28 +56,34 @@ def test_known_facts_stand_alone_and_never_in_the_input():
     assert not pairs_of(batch.tokens[:5, :48].reshape(-1, 3)[:, :2]) & set(value)
 
 
-def test_what_fills_the_synapse_is_asked_for_alone():
-    """Parsed from the tokens alone, in every third batch; the others are as without it."""
-    config = dict(fill_every=3, fill_episodes=5, fill_rows=2, known=32, known_rows=1)
-    for step in range(4):
-        batch = task(**config).batch(step)
-        if step % 3:
-            assert batch.fill is None
-            np.testing.assert_array_equal(batch.tokens, task(known=32, known_rows=1).batch(step).tokens)
-            continue
-        assert batch.fill.tokens.shape == (5, 48)
-        said = {tuple(fact[:2]): fact[2] for fact in batch.fill.tokens.reshape(80, 3).tolist()}
-        assert len(said) == 80
-        assert set(said) <= pairs_of(combinations().seen)
-        assert batch.fill.valid.all()
-        assert not batch.fill.reset.any()
-        for row in range(6, 8):
-            keys = batch.tokens[row].reshape(-1, 2).tolist()
-            assert batch.targets[row, 1::2].tolist() == [said[tuple(key)] for key in keys]
-            assert batch.reset[row, 2::2].all()
-            assert np.flatnonzero(batch.answer[row]).tolist() == list(range(1, 64, 2))
-        assert not pairs_of(batch.tokens[5]) & set(said)  # the known facts are still there
-        assert not batch.reset[:5].any()
+class Twice(facts.Facts):
+    """Asks for the last seen combination in one more row of every second batch."""
+
+    def asked_rows(self, step):
+        return super().asked_rows(step) + (step % 2 == 0)
+
+    def asked(self, rng, step):
+        keys, values, extra = super().asked(rng, step)
+        if step % 2:
+            return keys, values, extra
+        one = np.broadcast_to(combinations().seen[-1], (1, self.asked_facts, 2))
+        more = np.full((1, self.asked_facts), facts.FIRST_VALUE + 7, np.int32)
+        return np.concatenate([keys, one]), np.concatenate([values, more]), {"rows": one}
+
+
+def test_a_subclass_asks_for_facts_of_its_own():
+    """In rows of their own, after the known ones; batches in which it asks for none have the same bits as without it."""
+    config = FactsConfig(known=32, known_rows=1)
+    plain, twice = config.make(seed=0, batch_size=8), Twice(config, seed=0, batch_size=8)
+    for before, now in zip(plain.batch(1)[:6], twice.batch(1)[:6], strict=True):
+        np.testing.assert_array_equal(before, now)
+    assert plain.batch(0).extra is None
+    batch = twice.batch(0)
+    assert batch.extra["rows"].shape == (1, twice.asked_facts, 2)
+    np.testing.assert_array_equal(batch.tokens[-1].reshape(-1, 2), batch.extra["rows"][0])
+    assert (batch.targets[-1, 1::2] == facts.FIRST_VALUE + 7).all()
+    assert batch.reset[-2:, 2::2].all()
+    assert not batch.reset[:-2].any()
 
 
 def test_batches_are_a_function_of_seed_and_step():
@@ -143,12 +149,12 @@ def test_bad_configurations_are_refused(change, message):
 
 def test_known_rows_leave_room():
     with pytest.raises(ConfigError, match="known_rows=2 leave no row for episodes in a batch of train.batch_size=2"):
-        make_task(FactsConfig(known_rows=2), seed=0, batch_size=2)
+        FactsConfig(known_rows=2).make(seed=0, batch_size=2)
 
 
 def test_grids_hold_enough_keys_to_evaluate_on():
     with pytest.raises(ConfigError, match=r"task.grids=\(8,\), task.pairs=32: grids of 8 × 8 .*fewer than 32 keys of kind"):
-        make_task(FactsConfig(grids=(8,), pairs=32), seed=0, batch_size=8)
+        FactsConfig(grids=(8,), pairs=32).make(seed=0, batch_size=8)
 
 
 def test_configuration_survives_the_command_line():

@@ -17,8 +17,7 @@ from rich.console import Console
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import from_config_dict, to_config_dict
 from bdh_jax.experiment import KINDS
-from bdh_jax.tasks import Evaluation, NBackConfig, Score, check_tokens, make_task, nback
-from bdh_jax.tasks.config import TaskConfig
+from bdh_jax.tasks import Evaluation, NBackConfig, Score, TaskConfig, check_tokens, nback
 from bdh_jax.tasks.scoring import ceiling
 
 PAIRS = {"n2": 8, "n4": 16, "n8": 32}
@@ -99,7 +98,7 @@ def leaky(tokens, valid):
 
 
 def task(batch_size=8, seed=0, **config):
-    return make_task(NBackConfig(**config), seed=seed, batch_size=batch_size)
+    return NBackConfig(**config).make(seed=seed, batch_size=batch_size)
 
 
 # Evaluation sequences
@@ -316,7 +315,7 @@ def test_packed_integer_rows_hold_whole_episodes(batch_size):
         batch = train.batch(step)
         assert all(x.shape == (batch_size, 66) for x in batch[:6])
         assert [x.dtype for x in batch[:6]] == [np.int32, np.int32, np.float32, np.float32, np.bool_, np.bool_]
-        assert batch.fill is None
+        assert batch.extra is None
         answers = np.zeros_like(batch.answer)
         for row, a, b in episodes_of(batch):
             ids, targets = batch.tokens[row, a:b].tolist(), batch.targets[row, a:b].tolist()
@@ -750,8 +749,8 @@ def test_configuration_survives_the_config_dict():
 
 
 def test_unknown_tasks_are_refused():
-    with pytest.raises(TypeError, match=r"TaskConfig belongs to no task.*NBackConfig"):
-        make_task(TaskConfig(), seed=0, batch_size=1)
+    with pytest.raises(ConfigError, match=r"task.name='': TaskConfig makes no task"):
+        TaskConfig().make(seed=0, batch_size=1)
 
 
 def test_table_fits_80_columns():

@@ -11,8 +11,8 @@ from bdh_jax.config import ConfigError
 from bdh_jax.data.config import DataConfig
 from bdh_jax.data.corpus import Corpus, consecutive_windows
 from bdh_jax.data.documents import DataError
-from bdh_jax.tasks import TextConfig, TextScore, make_task
-from bdh_jax.tasks.base import batches, read_score
+from bdh_jax.tasks import TextConfig, TextScore
+from bdh_jax.tasks.scores import read_score
 from bdh_jax.tasks.text import score_windows
 
 TEXT = bytes(np.random.default_rng(0).integers(97, 123, 5000, dtype=np.uint8))
@@ -24,9 +24,7 @@ def text(tmp_path):
     path.write_bytes(TEXT)
 
     def make(batch_size=4, seed=0, **config):
-        return make_task(
-            TextConfig(**{"length": 16, **config}), seed=seed, batch_size=batch_size, data=DataConfig(str(path))
-        )
+        return TextConfig(**{"length": 16, **config}).make(seed=seed, batch_size=batch_size, data=DataConfig(str(path)))
 
     return make
 
@@ -78,7 +76,7 @@ def test_a_batch_depends_on_seed_and_step_alone_and_is_made_ahead(text):
     for step in (7, 0, 100):
         for a, b in zip(one.batch(step)[:6], two.batch(step)[:6], strict=True):
             np.testing.assert_array_equal(a, b)
-    ahead = list(batches(one, 3, 6))
+    ahead = list(one.batches(3, 6))
     assert len(ahead) == 3
     for step, batch in zip(range(3, 6), ahead, strict=True):
         np.testing.assert_array_equal(batch.tokens, two.batch(step).tokens)
@@ -117,7 +115,7 @@ def test_documents_start_anew_or_run_on(tmp_path):
     path.write_text("".join(f'{{"text": "{"abcdefgh" * 4}{i}"}}\n' for i in range(40)))
     data = DataConfig(str(path))
     apart, together = (
-        make_task(TextConfig(length=64, document_resets=resets), seed=0, batch_size=8, data=data) for resets in (True, False)
+        TextConfig(length=64, document_resets=resets).make(seed=0, batch_size=8, data=data) for resets in (True, False)
     )
     one, other = apart.batch(0), together.batch(0)
     np.testing.assert_array_equal(one.tokens, other.tokens)

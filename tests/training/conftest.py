@@ -12,12 +12,11 @@ import pytest
 from bdh_jax.experiment import ExperimentConfig
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.models.config import BDHConfig
-from bdh_jax.tasks.base import Batch, Evaluation, Score
-from bdh_jax.tasks.config import TaskConfig
+from bdh_jax.tasks import Batch, Evaluation, Score, TaskBase, TaskConfig
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 
 
-class Successor:
+class Successor(TaskBase):
     """Predict token + 1. ``before`` is called with "batch" or "evaluate" and how many came before, to break things."""
 
     vocab_size, sequence_length, accuracy_name = 12, 6, "recall"

@@ -1,0 +1,164 @@
+"""The flags of commands: ``--config`` with its overrides, and lists of numbers.
+
+A configuration file is executed once. Its dataclass becomes a ``ConfigDict``, whose keys the flags override, and that a dataclass again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+from ml_collections.config_flags import tuple_parser
+
+from bdh_jax.config import ConfigError
+from bdh_jax.config.convert import any_value, rebuild, to_config_dict
+from bdh_jax.config.options import Options
+from bdh_jax.experiment import ExperimentConfig, load_experiment
+
+# The flags that are defined here belong to the command that asks for them.
+flags.disclaim_key_flags()
+
+_Number = TypeVar("_Number", int, float)
+
+
+@dataclasses.dataclass
+class ConfigFlag:
+    """What ``--config`` and its overrides give, once the command line is parsed."""
+
+    value: ExperimentConfig | None = None
+
+
+_CONFIG = ConfigFlag()
+
+
+def define_config() -> ConfigFlag:
+    """Define ``--config=FILE.py[:variant]``, whose keys are overridden by ``--config.key=value``."""
+    flags.DEFINE_string(
+        "config", None, "Configuration file and variant, such as configs/nback.py:smoke; --config.KEY=VALUE changes a key."
+    )
+    return _CONFIG
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parse the command line into absl's flags and the :class:`ConfigFlag`.
+
+    Returns:
+      The program's name: everything else was a flag.
+
+    Raises:
+      flags.Error: for a flag that does not exist, or an ill-typed value.
+      ConfigError: for what is no flag, and as :func:`read_config`.
+    """
+    argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+    if "config" in flags.FLAGS:
+        _CONFIG.value, argv = read_config(argv)
+    rest = flags.FLAGS(argv)
+    if len(rest) > 1:
+        raise ConfigError(f"{rest[1]!r} is not a flag; flags are written --name=value")
+    return rest
+
+
+def read_config(argv: Sequence[str]) -> tuple[ExperimentConfig | None, list[str]]:
+    """The experiment that ``--config`` and its overrides describe, and the command line without the overrides.
+
+    Raises:
+      ConfigError: for a missing file, an unknown variant, a misspelt key, or a value that is ill-typed or out of range.
+      flags.Error: for a value that is none of its key's type.
+    """
+    named, keys = None, []
+    for index, argument in enumerate(argv):
+        if match := re.fullmatch(r"--?config(?:=(.*))?", argument):
+            named = match.group(1) if match.group(1) is not None else next(iter(argv[index + 1 :]), "")
+        elif match := re.match(r"--?(?:no)?config\.([^=]+)", argument):
+            keys.append(match.group(1))
+    if named is None:
+        if keys:
+            raise ConfigError(f"--config.{keys[0]} needs a configuration to change: --config=configs/nback.py")
+        return None, list(argv)
+    template = load_experiment(named)
+    if not keys:
+        return template, list(argv)
+    values = to_config_dict(template)
+    for key in keys:
+        _check_key(template, values, key)
+    rest = _override(values, argv)
+    return rebuild(template, values), rest
+
+
+def numbers(flag: str, texts: Sequence[str], kind: type[_Number]) -> list[_Number]:
+    """The numbers of a flag that is a list.
+
+    Raises:
+      ConfigError: if one of them is no number.
+    """
+    try:
+        return [kind(text) for text in texts]
+    except ValueError:
+        raise ConfigError(f"--{flag}={','.join(texts)} must be numbers with commas between them") from None
+
+
+class _OptionalParser(flags.ArgumentParser):
+    """Parses what ``parser`` parses, and ``None``; whether None is allowed there is decided by the dataclass."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+        self.syntactic_help = parser.syntactic_help
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument is None or argument in ("None", "none") else self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
+
+
+class _NamesParser(tuple_parser.TupleParser):
+    """Parses ``0,1,2`` and also ``n2,n4``, names without quotes."""
+
+    def parse(self, argument: Any) -> tuple:
+        if isinstance(argument, str) and re.fullmatch(r"[A-Za-z_]\w*(,[A-Za-z_]\w*)*", argument):
+            return tuple(argument.split(","))
+        return super().parse(argument)
+
+
+def _check_key(template: ExperimentConfig, values: ml_collections.ConfigDict, key: str) -> None:
+    """Refuse a key that does not exist. Options depend on another key: any one is made room for here, and checked by its part."""
+    node, parents = template, "config"
+    for name in key.split("."):
+        if isinstance(node, Options):
+            if name not in values:
+                with values.unlocked():
+                    values[name] = any_value()
+            node = None
+        elif dataclasses.is_dataclass(node):
+            names = [field.name for field in dataclasses.fields(node)]
+            if name not in names:
+                close = difflib.get_close_matches(name, names, n=1)
+                hint = f" Did you mean {parents}.{close[0]}?" if close else ""
+                raise ConfigError(
+                    f"--config.{key}: {parents} has no key {name!r}.{hint} Valid keys of {parents}: {', '.join(names)}"
+                )
+            node = getattr(node, name)
+            values = values[name] if isinstance(node, Options) or dataclasses.is_dataclass(node) else values
+        else:
+            raise ConfigError(f"--config.{key}: {parents} is a single value and has no keys")
+        parents = f"{parents}.{name}"
+
+
+def _override(values: ml_collections.ConfigDict, argv: Sequence[str]) -> list[str]:
+    """Let the overrides of a command line change ``values``. Returns the rest of it."""
+    config_flags.register_flag_parser_for_type(float, _OptionalParser(flags.FloatParser()))
+    config_flags.register_flag_parser_for_type(int, _OptionalParser(flags.IntegerParser()))
+    config_flags.register_flag_parser_for_type(tuple, _NamesParser())
+    overrides = flags.FlagValues()
+    overrides.set_gnu_getopt(True)
+    # The library makes a flag of every override that it sees here; --config itself, which names the file, is the command's.
+    keys = [argument for argument in argv if not re.match(r"--?config(=|$)", argument)]
+    config_flags.DEFINE_config_dict("config", values, flag_values=overrides, sys_argv=keys)
+    delattr(overrides, "config")
+    return overrides(list(argv), known_only=True)

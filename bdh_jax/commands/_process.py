@@ -1,0 +1,82 @@
+"""A command as a process: its flags, its log lines, its exit status.
+
+A mistake of the user is one message on standard error and status 2, never a traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from bdh_jax.commands._allocator import keep_freed_memory
+from bdh_jax.commands._flags import parse
+from bdh_jax.config import ConfigError
+from bdh_jax.data.documents import DataError
+from bdh_jax.generation.sampling import StateError
+from bdh_jax.runs.checkpoint import CheckpointError
+from bdh_jax.training.loop import Interrupted, NonFiniteError
+
+USAGE_ERROR = 2
+_HELP = {f"{dashes}{name}" for dashes in ("-", "--") for name in ("h", "help", "helpshort", "helpfull")}
+
+
+def run(command: ModuleType, argv: Sequence[str]) -> None:
+    """Run a command and exit: 0 finished, 1 diverged, 2 a mistake in what was asked, 130 or 143 interrupted.
+
+    Args:
+      command: module with ``main(argv)``, which has defined its flags.
+      argv: the program and its flags. ``--help`` among them shows the command's docstring and flags, and exits with 0.
+    """
+    keep_freed_memory()
+    app.run(lambda rest: _status(command, rest), argv=list(argv), flags_parser=lambda given: _parse_flags(command, given))
+
+
+def _parse_flags(command: ModuleType, argv: Sequence[str]) -> list[str]:
+    if _HELP.intersection(argv[1:]):
+        print(f"{command.__doc__.strip()}\n\nFlags:\n\n{_flags_of(command)}")
+        sys.exit(0)
+    try:
+        rest = parse(list(argv))
+    except (flags.Error, ConfigError) as error:
+        sys.exit(_fail(error, USAGE_ERROR))
+    return rest
+
+
+def _flags_of(command: ModuleType) -> str:
+    # Absl heads the list with the module's name.
+    return flags.FLAGS.module_help(command).strip().partition("\n")[2].rstrip()
+
+
+def _status(command: ModuleType, argv: Sequence[str]) -> int | None:
+    _set_up_logging()
+    try:
+        return command.main(argv)
+    except (ConfigError, CheckpointError, DataError, StateError) as error:
+        return _fail(error, USAGE_ERROR)
+    except NonFiniteError as error:
+        return _fail(error, 1)
+    except Interrupted as error:
+        return _fail(error, 128 + error.signal_number)
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or "aborted; what was not yet saved is lost", 130)
+
+
+def _set_up_logging() -> None:
+    """Our own lines at INFO; of the libraries, which share absl's logger, warnings only unless --verbosity asks for more."""
+    if not flags.FLAGS["verbosity"].present:
+        absl_logging.set_verbosity(absl_logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logger = logging.getLogger("bdh_jax")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+
+
+def _fail(error: Exception | str, status: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return status
