@@ -2,11 +2,12 @@
 
 from bdh_jax import consolidation, interop
 from bdh_jax.config import ConfigError
+from bdh_jax.experiment import load
 from bdh_jax.fast_weights import Activity, FastState
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.models.bdh import BDH, BDHOutput
 from bdh_jax.models.config import BDHConfig
-from bdh_jax.runs.checkpoint import CheckpointError, load
+from bdh_jax.runs.folder import CheckpointError
 
 __all__ = [
     "BDH",

@@ -238,8 +238,7 @@ def check_same_tree(who: str, name: str, given: Any, returned: Any) -> None:
             raise ConsolidationError(f"{who} returned {leaf}, which it was not given")
         if jnp.shape(after[leaf]) != jnp.shape(before[leaf]):
             raise ConsolidationError(
-                f"{who} returned {leaf} with shape {jnp.shape(after[leaf])}; it was given "
-                f"{jnp.shape(before[leaf])}"
+                f"{who} returned {leaf} with shape {jnp.shape(after[leaf])}; it was given {jnp.shape(before[leaf])}"
             )
         if after[leaf].dtype != before[leaf].dtype:
             raise ConsolidationError(
@@ -248,8 +247,7 @@ def check_same_tree(who: str, name: str, given: Any, returned: Any) -> None:
             )
     if jax.tree.structure(given) != jax.tree.structure(returned):
         raise ConsolidationError(
-            f"{who} returned {name} as {jax.tree.structure(returned)}; it was given "
-            f"{jax.tree.structure(given)}"
+            f"{who} returned {name} as {jax.tree.structure(returned)}; it was given {jax.tree.structure(given)}"
         )
 
 

@@ -23,7 +23,9 @@ from bdh_jax.consolidation.base import Consolidation, Function, as_consolidation
 from bdh_jax.consolidation.config import ConsolidationConfig
 from bdh_jax.consolidation.rows import at_norm
 
-FUNCTIONS: Table[Callable[..., Function]] = Table("consolidation function", package="bdh_jax.consolidation", attribute="FACTORIES")
+FUNCTIONS: Table[Callable[..., Function]] = Table(
+    "consolidation function", package="bdh_jax.consolidation", attribute="FACTORIES"
+)
 """Name → factory. Every module of the package that lists ``FACTORIES`` adds its own."""
 
 _NO_OPTION = ("slow", "fast", "activity", "example_weights")

@@ -123,9 +123,7 @@ class Reporter:
         else:
             _LOGGER.info("%s step %d/%d  %s", self._title, step, self._steps, status)
 
-    def evaluation(
-        self, step: int, evaluation: Scores, contributions: Mapping[str, Sequence[float]] | None = None
-    ) -> None:
+    def evaluation(self, step: int, evaluation: Scores, contributions: Mapping[str, Sequence[float]] | None = None) -> None:
         """Record an evaluation, once a step, and what each source adds to each layer's output."""
         if not self._active or step in self.evaluated:
             return

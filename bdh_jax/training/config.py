@@ -76,7 +76,10 @@ class TrainConfig:
         require_choice("train.loss", self.loss, Loss)
         object.__setattr__(self, "hook_options", Options(self.hook_options))
         for name in self.hooks:
-            require(":" in name and self.hooks.count(name) == 1, f"train.hooks={self.hooks}: {name!r} must be module:factory, named once")
+            require(
+                ":" in name and self.hooks.count(name) == 1,
+                f"train.hooks={self.hooks}: {name!r} must be module:factory, named once",
+            )
         require(
             not self.carry_state or self.accumulation == 1,
             f"train.carry_state=True with train.accumulation={self.accumulation}: the state of all rows is held anyway, so slices save "

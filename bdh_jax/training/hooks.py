@@ -127,7 +127,10 @@ def make_hooks(factories: Iterable[HookFactory], model: Model) -> Hooks:
     """
     made = [factory(model) for factory in factories]
     for factory, hooks in zip(factories, made, strict=True):
-        require(isinstance(hooks, Hooks), f"{_name(factory)} made a {type(hooks).__name__}; a hook's factory returns training.hooks.Hooks")
+        require(
+            isinstance(hooks, Hooks),
+            f"{_name(factory)} made a {type(hooks).__name__}; a hook's factory returns training.hooks.Hooks",
+        )
     return Hooks(tuple(p for hooks in made for p in hooks.prepare), tuple(u for hooks in made for u in hooks.updates))
 
 
@@ -144,8 +147,12 @@ def named_hooks(config: TrainConfig) -> tuple[HookFactory, ...]:
         if not takers:
             raise ConfigError(f"train.hook_options.{option}: none of train.hooks={config.hooks} has this option")
         if len(takers) > 1:
-            raise ConfigError(f"train.hook_options.{option} is an option of {' and of '.join(takers)}; rename it in one of them")
-        given[takers[0]] |= options_of(factories[takers[0]], {option: value}, f"train.hooks={takers[0]!r}", leave_out=("model",))
+            raise ConfigError(
+                f"train.hook_options.{option} is an option of {' and of '.join(takers)}; rename it in one of them"
+            )
+        given[takers[0]] |= options_of(
+            factories[takers[0]], {option: value}, f"train.hooks={takers[0]!r}", leave_out=("model",)
+        )
     return tuple(functools.partial(factory, **given[name]) for name, factory in factories.items())
 
 

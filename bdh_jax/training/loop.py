@@ -155,9 +155,7 @@ class _Training:
     def run(self) -> dict[str, Any]:
         progress = RunProgress(step=0, seconds=0.0, training_seconds=0.0, tokens=0, evaluated=False)
         if self._checkpoints.last_step is None:
-            state = init_state(
-                self._model, self._optimizer, self._mesh, self._init_key, self._hooks, self._carried_rows
-            )
+            state = init_state(self._model, self._optimizer, self._mesh, self._init_key, self._hooks, self._carried_rows)
         else:
             try:
                 for folder, text in trained_texts([self._workdir]).items():
@@ -310,7 +308,9 @@ class _Training:
             # A save in the background would be lost with the process, and with it more work than a save interval.
             self._checkpoints.wait()
 
-    def _stop_if_asked(self, state: TrainState, step: int, evaluated: bool, pending: collections.deque[tuple[int, Any]]) -> None:
+    def _stop_if_asked(
+        self, state: TrainState, step: int, evaluated: bool, pending: collections.deque[tuple[int, Any]]
+    ) -> None:
         number = self._signals.number
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             number = signal.SIGTERM
@@ -334,7 +334,10 @@ class _Training:
         starts = read_json(path)["starts"] if step > 0 and path.exists() else []
         starts.append(describe_start(step, self._setup.seed))
         files = self._task.files
-        write_json(path, {"config": self._setup.record.config, "text": self._task.fingerprint, "files": list(files), "starts": starts})
+        write_json(
+            path,
+            {"config": self._setup.record.config, "text": self._task.fingerprint, "files": list(files), "starts": starts},
+        )
         # What a task needs to be used later and cannot be made again from the configuration alone, such as a tokenizer.
         for name, content in files.items():
             write_text(self._workdir / name, content)

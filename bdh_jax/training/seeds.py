@@ -27,7 +27,11 @@ from bdh_jax.training.setup import Setup
 
 
 def train_seeds(
-    workdir: Path, seeds: tuple[int, ...], setup_of: Callable[[int], Setup], make_task: Callable[[Setup], Task], record: Record
+    workdir: Path,
+    seeds: tuple[int, ...],
+    setup_of: Callable[[int], Setup],
+    make_task: Callable[[Setup], Task],
+    record: Record,
 ) -> dict[str, Any]:
     """Train one seed after the other, each in its folder ``seed<k>``, and write ``results.json`` with mean and spread.
 

@@ -84,7 +84,9 @@ def state_shardings(mesh: Mesh, state: TrainState, hooks: Hooks) -> TrainState:
     """Where each array of a training state lies."""
     # What a hook remembers is not looked up by the names of the state's own fields: its axes are declared, or it is whole everywhere.
     history = {
-        update.name: _history_shardings(mesh, state.history[update.name], None if update.axes is None else update.axes(state.slow))
+        update.name: _history_shardings(
+            mesh, state.history[update.name], None if update.axes is None else update.axes(state.slow)
+        )
         for update in hooks.updates
     }
     return shardings(mesh, state.replace(history={})).replace(history=history)
@@ -101,7 +103,9 @@ def saved_trees(state: TrainState) -> dict[str, Any]:
 
     A part without arrays is left out: there is nothing to write for it.
     """
-    others = {name: history for name, history in state.history.items() if name != _CONSOLIDATION and jax.tree.leaves(history)}
+    others = {
+        name: history for name, history in state.history.items() if name != _CONSOLIDATION and jax.tree.leaves(history)
+    }
     rest = {"memory": state.history.get(_CONSOLIDATION, ()), "history": others, "fast": state.fast}
     present = {name: tree for name, tree in rest.items() if jax.tree.leaves(tree)}
     return {"slow": state.slow, "optimizer": {"step": state.step, "state": state.opt_state, **present}}

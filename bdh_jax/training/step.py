@@ -305,7 +305,9 @@ def put_batch(batch: Batch, mesh: Mesh, *, may_reset: bool = False) -> Batch:
     for what, tree in (("a batch", batch._replace(extra=None)), ("a batch's extra", batch.extra)):
         for leaf in jax.tree.leaves(tree):
             if np.shape(leaf)[0] % mesh.shape["data"]:
-                raise ConfigError(f"mesh.data={mesh.shape['data']} does not divide the {np.shape(leaf)[0]} rows of {what}; change one of them")
+                raise ConfigError(
+                    f"mesh.data={mesh.shape['data']} does not divide the {np.shape(leaf)[0]} rows of {what}; change one of them"
+                )
     return put(
         batch._replace(
             valid=None if np.all(batch.valid) else batch.valid,

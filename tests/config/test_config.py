@@ -192,7 +192,11 @@ def test_optional_fields_can_be_set_and_unset():
         ("model.fast.scope", "all", r"config\.model\.fast\.scope='all' is not one of 'layer', 'shared'"),
         ("model.fast.address_source", "x", r"config\.model\.fast\.address_source='x' is not one of 'code', 'gated', 'gate'"),
         ("task.encoding", "morse", r"task\.encoding='morse' is not one of"),
-        ("task.name", "nbak", r"config\.task\.name='nbak' is not a task\. Did you mean 'nback'\? Valid names: counter, facts, nback, text"),
+        (
+            "task.name",
+            "nbak",
+            r"config\.task\.name='nbak' is not a task\. Did you mean 'nback'\? Valid names: counter, facts, nback, text",
+        ),
         ("model.dropout", 1.0, r"dropout=1\.0 must lie in \[0, 1\)"),
         ("model.n_layer", 0, "n_layer=0 must be at least 1"),
         ("model.n_neurons", 513, "n_neurons=513 .*odd.*use n_neurons=512"),

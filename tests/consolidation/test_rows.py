@@ -395,7 +395,10 @@ def test_your_own_function_by_module_and_name(episode):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: consolidation.make_function("row_top"), r"function='row_top' is not a consolidation function.*row_topk.*module:name"),
+        (
+            lambda: consolidation.make_function("row_top"),
+            r"function='row_top' is not a consolidation function.*row_topk.*module:name",
+        ),
         (lambda: consolidation.make_function("dense", fraction=0.1), "'dense' has no option 'fraction'.*rate, target"),
         (lambda: consolidation.make_function("none", rate=0.1), "'none' has no option 'rate'.*none"),
         (lambda: consolidation.make_function("no_such_module:f"), "no_such_module.*cannot be imported"),

@@ -14,9 +14,9 @@ import jax
 import pytest
 
 from bdh_jax.commands._output import result_files
-from bdh_jax.runs import lock as folder_lock
 from bdh_jax.config import ConfigError
 from bdh_jax.experiment import ExperimentConfig
+from bdh_jax.runs import lock as folder_lock
 from bdh_jax.runs.lock import LOCK, only_writer
 from bdh_jax.tasks import make_task
 from bdh_jax.tasks.nback import NBackConfig

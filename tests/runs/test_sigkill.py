@@ -20,7 +20,8 @@ UNTIL_END = 10**9
 
 def _start(workdir, text):
     return Command(
-        "bdh_jax", "train",
+        "bdh_jax",
+        "train",
         "--config=configs/text.py:fast_topk,smoke",
         f"--workdir={workdir}",
         f"--config.data.path={text}",
