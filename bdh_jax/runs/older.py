@@ -25,7 +25,7 @@ def in_todays_words(config: Mapping[str, Any]) -> dict[str, Any]:
     if task.get("name") == "facts" and task.get("fill_every"):
         task["name"] = "bdh_jax.lifelong.aware:AwareFactsConfig"
         train["hooks"] = ["bdh_jax.lifelong.aware:fill"]
-        train["hook_options"] = {"ridge": ridge, "layers": layers}
+        train["hook_options"] = {"ridge": ridge} | ({"layers": layers} if layers else {})
     elif task.get("name") == "facts":
         for name in _FILL:
             task.pop(name, None)

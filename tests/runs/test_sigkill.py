@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from bdh_jax.runs.checkpoint import load
+from bdh_jax.experiment import load
 from bdh_jax.runs.reporter import read_rows
 from tests.processes import Command
 
