@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_collections
+import rich.console
 
+from bdh_jax.analysis.contributions import make_contributions
 from bdh_jax.config import ConfigError, require
 from bdh_jax.config.convert import from_config_dict
 from bdh_jax.config.files import load_config
@@ -20,9 +23,19 @@ from bdh_jax.models.base import ModelConfig
 from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.models.registry import MODELS
 from bdh_jax.parallel.mesh import MeshConfig
-from bdh_jax.runs.checkpoint import RUN, read_json
+from bdh_jax.runs.checkpoint import Which, load_slow
+from bdh_jax.runs.folder import RUN, CheckpointError, Record, config_json, read_json, seed_folders
+from bdh_jax.runs.lock import only_writer
+from bdh_jax.runs.older import in_todays_words
 from bdh_jax.tasks import TASKS, TaskConfig
+from bdh_jax.tasks.base import Task
+from bdh_jax.tasks.scores import results_table
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
+from bdh_jax.training.hooks import consolidation_hook, named_hooks
+from bdh_jax.training.loop import train_in
+from bdh_jax.training.seeds import train_seeds
+from bdh_jax.training.setup import Setup
+from bdh_jax.types import Slow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +73,7 @@ class ExperimentConfig:
             )
 
     def _check_rows(self) -> None:
-        slice_rows = self.train.batch_size // self.train.accumulation
-        require(
-            self.mesh.data == -1 or slice_rows % self.mesh.data == 0,
-            f"mesh.data={self.mesh.data} does not divide the {slice_rows} sequences of a "
-            f"slice (train.batch_size={self.train.batch_size}, train.accumulation={self.train.accumulation})",
-        )
+        self.train.check_mesh(self.mesh)
         require(
             self.mesh.data == -1 or self.task.extra_rows % self.mesh.data == 0,
             f"mesh.data={self.mesh.data} does not divide the {self.task.extra_rows} rows that batches of the task {self.task.name!r} have "
@@ -149,7 +157,7 @@ def read_experiment(workdir: Path) -> ExperimentConfig:
       CheckpointError: if the folder has no readable record.
       ConfigError: if the record names a class that is not there.
     """
-    return experiment_from(read_json(workdir / RUN)["config"])
+    return experiment_from(in_todays_words(read_json(workdir / RUN)["config"]))
 
 
 def tokenizer_of(workdir: Path) -> Tokenizer:
@@ -165,3 +173,100 @@ def tokenizer_of(workdir: Path) -> Tokenizer:
     if TOKENIZER in read_json(workdir / RUN).get("files", ()) and not path.exists():
         raise ConfigError(f"{path} is missing, without which the model's tokens mean nothing; restore it")
     return load_tokenizer(path if path.exists() else None)
+
+
+def load(workdir: str | Path, which: Which = "best") -> tuple[ModelConfig, Slow]:
+    """Load a trained model.
+
+    Args:
+      workdir: the folder of a run (``seed<k>`` of a run over several seeds).
+      which: "best" by the evaluations during training (the last before the first evaluation), or "last".
+
+    Returns:
+      The model's configuration and its slow weights, on the default device.
+
+    Raises:
+      CheckpointError: if there is no checkpoint, or it cannot be read.
+    """
+    values, slow = load_slow(workdir, which)
+    return from_config_dict(model_class(values, "config.model"), values, "config.model"), slow
+
+
+def load_bdh(workdir: str | Path, which: Which = "best") -> tuple[BDHConfig, Slow]:
+    """As :func:`load`, of a run that trained a BDH.
+
+    Raises:
+      CheckpointError: also if it trained another model.
+    """
+    config, slow = load(workdir, which)
+    if not isinstance(config, BDHConfig):
+        raise CheckpointError(f"{workdir} holds a {_name(config)}, and only a BDH has neurons and a state; name a BDH's run")
+    return config, slow
+
+
+def record_of(config: ExperimentConfig) -> Record:
+    """What the folder of a run says of its experiment."""
+    return Record(config_json(config), _with_defaults)
+
+
+def setup_of(config: ExperimentConfig) -> Setup:
+    """How one seed of an experiment, ``config.seed``, is trained.
+
+    Raises:
+      ConfigError: for a hook or consolidation function that does not exist, or an option that it does not have.
+    """
+    return Setup(
+        model=config.model,
+        optimizer=config.optimizer,
+        train=config.train,
+        mesh=config.mesh,
+        hooks=(*named_hooks(config.train), *consolidation_hook(config.consolidation)),
+        seed=config.seed,
+        measure=make_contributions if config.train.log_contributions and config.model.has_fast_weights else None,
+        record=record_of(config),
+    )
+
+
+def run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
+    """Train what a configuration asks for, in one folder or one a seed, write ``results.json`` and print its table.
+
+    A folder that holds an unfinished run of the same configuration is resumed; a finished one is only printed.
+
+    Args:
+      config: the experiment.
+      workdir: the run's folder.
+
+    Returns:
+      What ``results.json`` holds.
+
+    Raises:
+      ConfigError: if the configuration cannot run here, or another process writes to the folder.
+      CheckpointError: if the folder cannot be resumed from.
+      NonFiniteError, Interrupted: as :func:`bdh_jax.training.loop.train`.
+    """
+
+    def of_seed(seed: int) -> Setup:
+        return setup_of(dataclasses.replace(config, seed=seed, seeds=()))
+
+    def make_task(setup: Setup) -> Task:
+        return config.task.make(seed=setup.seed, batch_size=config.train.batch_size, data=config.data)
+
+    with only_writer(workdir):
+        if config.seeds:
+            results = train_seeds(workdir, config.seeds, of_seed, make_task, record_of(config))
+        elif seed_folders(workdir):
+            raise CheckpointError(f"{workdir} holds a run over several seeds; give --config.seeds or another --workdir")
+        else:
+            setup = setup_of(config)
+            results, _ = train_in(workdir, setup, lambda: make_task(setup))
+    if jax.process_index() == 0:
+        rich.console.Console().print(results_table(results))
+    return results
+
+
+def _with_defaults(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A stored configuration with the keys that did not exist yet, at the defaults that it ran with."""
+    try:
+        return config_json(experiment_from(in_todays_words(stored)))
+    except ConfigError:
+        return stored

@@ -16,10 +16,11 @@ import measure
 
 from bdh_jax import BDH
 from bdh_jax.commands import _allocator as allocator
-from bdh_jax.experiment import load_experiment
+from bdh_jax.experiment import load_experiment, setup_of
 from bdh_jax.parallel.axes import make_mesh
 from bdh_jax.training.optimizer import make_optimizer
-from bdh_jax.training.step import init_state, make_keys, make_train_step, put_batch
+from bdh_jax.training.state import init_state
+from bdh_jax.training.step import make_keys, make_train_step, put_batch
 
 SIDES = ("default", "kept")
 CONFIGURATIONS = ["configs/nback.py", "configs/nback.py:baseline", "configs/nback.py:text", "configs/lifelong.py"]
@@ -33,7 +34,7 @@ def work(side: str, config: str, steps: int) -> None:
     mesh = make_mesh(config.mesh)
     model, optimizer = BDH(config.model), make_optimizer(config.optimizer, config.train.steps)
     first, key = make_keys(0, mesh)
-    state, step = init_state(model, optimizer, mesh, first), make_train_step(model, optimizer, config, mesh)
+    state, step = init_state(model, optimizer, mesh, first), make_train_step(model, optimizer, setup_of(config), mesh)
     # Late in training: a curriculum is over.
     last = config.train.steps - 1
     batch = put_batch(config.task.make(seed=0, batch_size=config.train.batch_size).batch(last), mesh)

@@ -101,12 +101,12 @@ TABLES = {
         (
             Row("control"),
             *(Row(name, name) for name in FUNCTIONS),
-            *(Row(f"{name}, own rate", name, (f"consolidation.rate={rate}",)) for name, rate in FUNCTIONS.items()),
+            *(Row(f"{name}, own rate", name, (f"consolidation.options.rate={rate}",)) for name, rate in FUNCTIONS.items()),
             *(Row(f"{name}, equal norm", f"{name},equal_norm") for name in FUNCTIONS),
         ),
         config="configs/consolidation.py",
         seeds="1337,2026,2027",
-        rate="consolidation.rate",
+        rate="consolidation.options.rate",
         counter=True,
     ),
 }

@@ -32,8 +32,9 @@ import rich.table
 
 from bdh_jax.experiment import ExperimentConfig, experiment_from
 from bdh_jax.models.config import BDHConfig
-from bdh_jax.runs.checkpoint import config_json
-from bdh_jax.runs.reporter import METRICS, describe_start, read_rows
+from bdh_jax.runs.folder import METRICS, config_json
+from bdh_jax.runs.provenance import describe_start
+from bdh_jax.runs.reporter import read_rows
 from bdh_jax.tasks import make_task
 from bdh_jax.training.optimizer import make_schedule
 

@@ -17,7 +17,7 @@ question is whether writing back harms n-back. Variants, of which one is named, 
 A seed takes about 90 s on one CPU core; every variant but ``dense`` at large rates stays within a point of the ceiling
 (docs/consolidation.md).
 
-``--config.consolidation.rate=1e-3`` changes the rate, and ``--config.consolidation.function=module:function`` runs your own. The
+``--config.consolidation.options.rate=1e-3`` changes the rate, and ``--config.consolidation.function=module:function`` runs your own. The
 counter-benchmarks are scored with ``python -m bdh_jax evaluate --config=configs/counter.py --workdir=...``.
 """
 
@@ -35,10 +35,10 @@ nback = import_file(Path(__file__).with_name("nback.py"))
 
 FUNCTIONS = {
     "control": ConsolidationConfig(function="none"),
-    "dense": ConsolidationConfig(function="dense", rate=1e-4),
-    "row_topk": ConsolidationConfig(function="row_topk", fraction=0.1, rate=1e-4),
-    "row_random": ConsolidationConfig(function="row_random", fraction=0.1, rate=1e-4),
-    "row_bottom": ConsolidationConfig(function="row_bottom", fraction=0.1, rate=1e-4),
+    "dense": ConsolidationConfig(function="dense", options={"rate": 1e-4}),
+    "row_topk": ConsolidationConfig(function="row_topk", options={"fraction": 0.1, "rate": 1e-4}),
+    "row_random": ConsolidationConfig(function="row_random", options={"fraction": 0.1, "rate": 1e-4}),
+    "row_bottom": ConsolidationConfig(function="row_bottom", options={"fraction": 0.1, "rate": 1e-4}),
 }
 """The published rate is 1e-4 for all of them."""
 

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from bdh_jax.config.convert import apply_variants, change
 from bdh_jax.experiment import ExperimentConfig
 from bdh_jax.fast_weights.config import FastWeightConfig
+from bdh_jax.lifelong.aware import AwareFactsConfig
 from bdh_jax.models.config import BDHConfig
 from bdh_jax.tasks.facts import VOCABULARY, FactsConfig
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
@@ -60,19 +61,21 @@ def get_config(arg: str = "") -> ExperimentConfig:
 
 def _aware(config: ExperimentConfig) -> ExperimentConfig:
     # After 1200 steps keys of new ids are recalled in 0.988 of the cases, and the gate of the benchmark asks for 0.99.
-    config = change(config, "train", steps=1800)
-    return change(config, "task", fill_every=2)
+    config = change(config, "train", steps=1800, hooks=("bdh_jax.lifelong.aware:fill",), hook_options={"ridge": 0.1})
+    return change(config, task=AwareFactsConfig(fill_every=2))
 
 
 def _local(config: ExperimentConfig) -> ExperimentConfig:
     config = change(_aware(config), "task", fill_episodes=64)
     config = change(config, "model", attention_decay=(0.1,))
     config = change(config, "model.fast", rule="gated_hebbian")
-    return change(config, "train", steps=900, fill_ridge=0.01, fill_layers=(0,), evaluate_every=300)
+    return change(config, "train", steps=900, hook_options={"ridge": 0.01, "layers": (0,)}, evaluate_every=300)
 
 
 def _smoke(config: ExperimentConfig) -> ExperimentConfig:
     config = change(config, "task", known=8, known_rows=1, evaluation_sequences=16)
+    if isinstance(config.task, AwareFactsConfig):
+        config = change(config, "task", fill_episodes=2, fill_rows=1)
     config = change(config, "model", d_model=16, n_neurons=64)
     config = change(config, "optimizer", warmup_steps=2)
     return change(config, "train", steps=20, batch_size=4, evaluate_every=10, checkpoint_every=10, log_every=5)

@@ -112,7 +112,7 @@ def _fast(config: ExperimentConfig) -> ExperimentConfig:
 def _fast_topk(config: ExperimentConfig) -> ExperimentConfig:
     config = _fast(config)
     config = change(config, "model.fast", synapse=True)
-    consolidation = ConsolidationConfig(function="row_topk", fraction=0.1, rate=1e-2, every=100)
+    consolidation = ConsolidationConfig(function="row_topk", every=100, options={"fraction": 0.1, "rate": 1e-2})
     return change(config, consolidation=consolidation)
 
 

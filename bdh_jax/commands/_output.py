@@ -14,7 +14,7 @@ from typing import Any
 import rich.console
 
 from bdh_jax.config import ConfigError
-from bdh_jax.runs.checkpoint import FOLDER, RUN, seed_folders
+from bdh_jax.runs.folder import CHECKPOINTS, RUN, seed_folders
 from bdh_jax.runs.lock import only_writer
 
 
@@ -65,7 +65,7 @@ def result_files(out: Path, figures: Sequence[str] = ("figure.png",), *, overwri
 
 
 def _result_files(out: Path, figures: Sequence[str], overwrite: bool) -> dict[str, Path]:
-    if any((out / name).exists() for name in (RUN, FOLDER)) or seed_folders(out):
+    if any((out / name).exists() for name in (RUN, CHECKPOINTS)) or seed_folders(out):
         raise ConfigError(f"--out={out} holds a training run, whose results.json is another one; name another folder")
     files = {name: out / name for name in ("results.json", *figures)}
     for path in files.values():

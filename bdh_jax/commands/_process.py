@@ -18,7 +18,7 @@ from bdh_jax.commands._flags import parse
 from bdh_jax.config import ConfigError
 from bdh_jax.data.documents import DataError
 from bdh_jax.generation.state_files import StateError
-from bdh_jax.runs.checkpoint import CheckpointError
+from bdh_jax.runs.folder import CheckpointError
 from bdh_jax.training.loop import Interrupted, NonFiniteError
 
 USAGE_ERROR = 2

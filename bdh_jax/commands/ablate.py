@@ -17,8 +17,8 @@ from bdh_jax.commands._flags import define_config
 from bdh_jax.commands._output import new_file, write_record
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import to_dict
-from bdh_jax.experiment import read_experiment
-from bdh_jax.runs.checkpoint import load_bdh, seed_folders
+from bdh_jax.experiment import load_bdh, read_experiment
+from bdh_jax.runs.folder import seed_folders
 
 _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run, of one seed or several.")

@@ -17,9 +17,10 @@ from bdh_jax.analysis import fact_capacity as capacity
 from bdh_jax.commands._flags import numbers
 from bdh_jax.commands._output import result_files, save_figure, table_console
 from bdh_jax.config import ConfigError
+from bdh_jax.experiment import load_bdh
 from bdh_jax.models.bdh import BDH
-from bdh_jax.runs.checkpoint import load_bdh, seed_folders
-from bdh_jax.runs.reporter import describe_start
+from bdh_jax.runs.folder import seed_folders
+from bdh_jax.runs.provenance import describe_start
 from bdh_jax.tasks.facts import VOCABULARY
 
 _OUT = flags.DEFINE_string("out", None, "Folder for results.json and figure.png.")

@@ -16,11 +16,10 @@ from bdh_jax.commands._flags import define_config
 from bdh_jax.commands._output import new_file, write_record
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import to_dict
-from bdh_jax.experiment import read_experiment, tokenizer_of
+from bdh_jax.experiment import load, read_experiment, tokenizer_of
 from bdh_jax.models.registry import make_model
 from bdh_jax.parallel.axes import make_mesh
 from bdh_jax.parallel.mesh import MeshConfig
-from bdh_jax.runs.checkpoint import load
 from bdh_jax.tasks import Task
 from bdh_jax.training.step import make_predict
 

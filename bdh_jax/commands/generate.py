@@ -27,11 +27,10 @@ from absl import flags
 from bdh_jax.commands._output import check_writable
 from bdh_jax.config import ConfigError
 from bdh_jax.data.tokenizer import Tokenizer
-from bdh_jax.experiment import tokenizer_of
+from bdh_jax.experiment import load_bdh, tokenizer_of
 from bdh_jax.generation.sampling import GenerationState, Sampling, check_memory, generate, prefill
 from bdh_jax.generation.state_files import load_state, save_state
 from bdh_jax.models.bdh import BDH
-from bdh_jax.runs.checkpoint import load_bdh
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run on text (of one seed).")
 _WHICH = flags.DEFINE_enum("which", "best", ["last", "best"], "Which checkpoint to use.")

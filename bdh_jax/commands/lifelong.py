@@ -21,7 +21,7 @@ from bdh_jax.commands._flags import define_config, numbers
 from bdh_jax.commands._output import result_files, save_figure, table_console
 from bdh_jax.config import ConfigError
 from bdh_jax.consolidation import make_function
-from bdh_jax.experiment import read_experiment
+from bdh_jax.experiment import load_bdh, read_experiment
 from bdh_jax.lifelong import benchmark as lifelong
 from bdh_jax.lifelong import sweep as lifelong_sweep
 from bdh_jax.lifelong.config import LifelongConfig
@@ -29,8 +29,8 @@ from bdh_jax.lifelong.contestants import CONTESTANTS, LEAST_SQUARES_RIDGE, Conte
 from bdh_jax.lifelong.finished_rows import FinishedRows, settings_of
 from bdh_jax.lifelong.stream import StreamConfig
 from bdh_jax.models.bdh import BDH
-from bdh_jax.runs.checkpoint import load_bdh, seed_folders
-from bdh_jax.runs.reporter import describe_start
+from bdh_jax.runs.folder import seed_folders
+from bdh_jax.runs.provenance import describe_start
 from bdh_jax.tasks.facts import FactsConfig
 
 _CONFIG = define_config()

@@ -19,13 +19,13 @@ from absl import flags
 from bdh_jax.analysis import language
 from bdh_jax.commands._output import result_files, save_figure, table_console
 from bdh_jax.config import ConfigError
-from bdh_jax.experiment import ExperimentConfig, read_experiment
+from bdh_jax.experiment import ExperimentConfig, load, read_experiment
 from bdh_jax.models.config import BDHConfig, ModelConfig
 from bdh_jax.models.registry import make_model
 from bdh_jax.parallel.axes import make_mesh
 from bdh_jax.parallel.mesh import MeshConfig
-from bdh_jax.runs.checkpoint import check_text, load, seed_folders, trained_texts
-from bdh_jax.runs.reporter import describe_start
+from bdh_jax.runs.folder import check_text, seed_folders, trained_texts
+from bdh_jax.runs.provenance import describe_start
 from bdh_jax.tasks import TextConfig
 from bdh_jax.tasks.text import Text
 from bdh_jax.training.optimizer import Slow

@@ -14,7 +14,7 @@ from absl import flags
 
 from bdh_jax.commands._flags import define_config
 from bdh_jax.config import ConfigError
-from bdh_jax.training.loop import run
+from bdh_jax.experiment import run
 
 _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and results; resumes what it holds.")

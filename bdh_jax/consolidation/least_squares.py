@@ -9,21 +9,24 @@ Axis letters: L layer, H head, N neurons per head, D model width; K = H·N rows 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from bdh_jax.config import ConfigError
-from bdh_jax.consolidation.base import Consolidation, ConsolidationError
-from bdh_jax.consolidation.rows import ExampleWeights, mean_over_examples, target_of
+from bdh_jax.consolidation.base import Consolidation, ConsolidationError, History, factory
+from bdh_jax.consolidation.rows import ExampleWeights, mean_over_examples, predicts_values, target_of
 from bdh_jax.fast_weights.rules.tokenwise import ridge_solution
+from bdh_jax.fast_weights.state import Activity, FastState
 from bdh_jax.kernels.linear_algebra import eigh, solve
+from bdh_jax.types import Slow
 
-Memory = dict[str, jax.Array]
-Layers = Sequence[int] | None
+Layers = tuple[int, ...] | None
+PAIR_AXES = ("layer", "row", "row")
+"""Logical axes of one number for each two rows of a layer: they are needed together, so that every device holds them all."""
 
 
+@factory
 def least_squares(
     ridge: float = 0.01, background: float = 1.0, *, layers: Layers = None, example_weights: ExampleWeights = None
 ) -> Consolidation:
@@ -32,7 +35,7 @@ def least_squares(
     V = Σ k ⊗ (x − Wᵀ k) is what the synapse W does not know yet: S − G W of the Hebbian rule, and S itself of "mesa". So W changes
     where the episode's addresses are and, for background = 1, as little as possible where earlier ones were. With undecayed fast
     weights (λ = η = 1) and background = 1 this is recursive least squares: W is the ridge regression on all pairs of all
-    episodes, the best that any linear read of these addresses can know. The memory is C, K² numbers a layer; with background = 0
+    episodes, the best that any linear read of these addresses can know. The history is C, K² numbers a layer; with background = 0
     there is none, and what is written is what the mesa rule reads after this episode alone.
 
     Args:
@@ -45,17 +48,20 @@ def least_squares(
     if background < 0:
         raise ConfigError(f"background={background} must be ≥ 0: it is how much earlier episodes count")
 
-    def update(slow, fast, activity, memory):
+    def update(slow: Slow, fast: FastState, activity: Activity, history: History) -> tuple[Slow, History]:
         gram, written = _of_episode(slow, fast, activity, example_weights, layers)
         if not background:
-            return _written(slow, ridge_solution(gram, written, ridge), layers), memory
-        normal = background * memory["background"] + gram
+            return _written(slow, ridge_solution(gram, written, ridge), layers), history
+        normal = background * history["background"] + gram
         change = ridge_solution(normal, written, ridge)
-        return _written(slow, change, layers), {"background": memory["background"] + gram}
+        return _written(slow, change, layers), {"background": history["background"] + gram}
 
-    return Consolidation(functools.partial(_init, layers=layers) if background else lambda slow: {}, update)
+    if not background:
+        return Consolidation(lambda slow: {}, update)
+    return Consolidation(functools.partial(_init, layers=layers), update, lambda slow: {"background": PAIR_AXES})
 
 
+@factory
 def kalman(
     ridge: float = 0.01, drift: float = 1.0, *, layers: Layers = None, example_weights: ExampleWeights = None
 ) -> Consolidation:
@@ -65,7 +71,7 @@ def kalman(
     an old value of a key counts as much as a new one. The noise drift·P G P lets go of what is known of this episode's addresses
     before they are written: of a key of length 1 at a right angle to all others that was written n times, n / (1 + drift/n) of n
     remains. It lies along P k and not along k, so that other addresses, overlapping ones too, read what they read before. The
-    memory is P, K² numbers a layer.
+    history is P, K² numbers a layer.
 
     Args:
       ridge: > 0.
@@ -77,13 +83,13 @@ def kalman(
     if drift < 0:
         raise ConfigError(f"drift={drift} must be ≥ 0: it is a variance")
 
-    def init(slow):
+    def init(slow: Slow) -> History:
         empty = _init(slow, layers=layers)["background"]
         return {"covariance": empty + jnp.eye(empty.shape[-1], dtype=empty.dtype)[None] / ridge}
 
-    def update(slow, fast, activity, memory):
+    def update(slow: Slow, fast: FastState, activity: Activity, history: History) -> tuple[Slow, History]:
         gram, written = _of_episode(slow, fast, activity, example_weights, layers)
-        covariance = memory["covariance"]
+        covariance = history["covariance"]
         covariance = covariance + drift * jnp.einsum("lij,ljk,lkm->lim", covariance, gram, covariance)
         # (P⁻¹ + G)⁻¹ without an inverse of P.
         both = jnp.eye(gram.shape[-1], dtype=gram.dtype)[None] + jnp.einsum("lij,ljk->lik", covariance, gram)
@@ -92,16 +98,17 @@ def kalman(
         change = jnp.einsum("lij,ljd->lid", covariance, written.reshape(*gram.shape[:2], -1))
         return _written(slow, change.reshape(written.shape), layers), {"covariance": covariance}
 
-    return Consolidation(init, update)
+    return Consolidation(init, update, lambda slow: {"covariance": PAIR_AXES})
 
 
+@factory
 def null_space(
     ridge: float = 0.01, tolerance: float = 0.01, *, layers: Layers = None, example_weights: ExampleWeights = None
 ) -> Consolidation:
     """W ← W + P (P G P + ridge)⁻¹ P V, with P the projection onto what earlier addresses do not read (AlphaEdit, 2410.02355).
 
     P drops the eigenvectors of C, the sum of the G of all episodes before, whose eigenvalue is above ``tolerance``. Reads of
-    addresses within their span do not change at all; once they span all K dimensions nothing can be written any more. The memory is
+    addresses within their span do not change at all; once they span all K dimensions nothing can be written any more. The history is
     C, K² numbers a layer.
 
     Args:
@@ -113,9 +120,9 @@ def null_space(
     _check_positive("ridge", ridge)
     _check_positive("tolerance", tolerance)
 
-    def update(slow, fast, activity, memory):
+    def update(slow: Slow, fast: FastState, activity: Activity, history: History) -> tuple[Slow, History]:
         gram, written = _of_episode(slow, fast, activity, example_weights, layers)
-        values, vectors = eigh(memory["background"])
+        values, vectors = eigh(history["background"])
         free = jnp.where((values <= tolerance)[:, None, :], vectors, jnp.zeros((), vectors.dtype))
         projection = jnp.einsum("lij,lkj->lik", free, free)
         inside = jnp.einsum("lij,ljk,lkm->lim", projection, gram, projection)
@@ -124,12 +131,15 @@ def null_space(
         # The solution of something inside the subspace lies inside it, but for rounding, which the second projection takes off.
         change = ridge_solution(inside, projected, ridge).reshape(rows.shape)
         change = jnp.einsum("lij,ljd->lid", projection, change).reshape(written.shape)
-        return _written(slow, change, layers), {"background": memory["background"] + gram}
+        return _written(slow, change, layers), {"background": history["background"] + gram}
 
-    return Consolidation(functools.partial(_init, layers=layers), update)
+    return Consolidation(functools.partial(_init, layers=layers), update, lambda slow: {"background": PAIR_AXES})
 
 
-def _init(slow, layers) -> Memory:
+FACTORIES = (least_squares, kalman, null_space)
+
+
+def _init(slow: Slow, layers: Layers) -> History:
     slots, heads, neurons, _ = target_of(slow, "synapse").shape
     chosen, rows = _chosen(slots, layers), heads * neurons
     return {"background": jnp.zeros((len(chosen), rows, rows), slow["synapse"].dtype)}
@@ -143,7 +153,9 @@ def _chosen(slots: int, layers: Layers) -> list[int]:
     return chosen
 
 
-def _of_episode(slow, fast, activity, example_weights, layers):
+def _of_episode(
+    slow: Slow, fast: FastState, activity: Activity, example_weights: ExampleWeights, layers: Layers
+) -> tuple[jax.Array, jax.Array]:
     """G [L, K, K] and V [L, H, N, D] of an episode, means over examples, of the layers that are consolidated."""
     if fast.gram is None:
         raise ConsolidationError(
@@ -152,13 +164,13 @@ def _of_episode(slow, fast, activity, example_weights, layers):
         )
     chosen = jnp.asarray(_chosen(slow["synapse"].shape[0], layers))
     gram, written = (mean_over_examples(array, activity, example_weights)[chosen] for array in (fast.gram, fast.memory))
-    if fast.ridge > 0:
-        return gram, written  # rule "mesa" has taken off what the synapse knows
+    if predicts_values(fast):
+        return gram, written  # the rule has taken off what the synapse knows
     synapse = slow["synapse"][chosen].reshape(*gram.shape[:2], -1)
     return gram, written - jnp.einsum("lij,ljd->lid", gram, synapse).reshape(written.shape)
 
 
-def _written(slow, change, layers):
+def _written(slow: Slow, change: jax.Array, layers: Layers) -> Slow:
     synapse = slow["synapse"]
     return {**slow, "synapse": synapse.at[jnp.asarray(_chosen(synapse.shape[0], layers))].add(change.astype(synapse.dtype))}
 

@@ -18,9 +18,18 @@ import jax
 import jax.numpy as jnp
 
 from bdh_jax.config import ConfigError
-from bdh_jax.consolidation.base import Consolidation, ConsolidationError, Function, Plain, Slow, as_consolidation
+from bdh_jax.consolidation.base import (
+    Consolidation,
+    ConsolidationError,
+    Function,
+    History,
+    Plain,
+    as_consolidation,
+    factory,
+)
 from bdh_jax.fast_weights.rules.tokenwise import ridge_solution
 from bdh_jax.fast_weights.state import Activity, FastState
+from bdh_jax.types import Slow
 
 Target = Literal["synapse", "decoder"]
 Score = Literal["strength", "energy", "state_norm"]
@@ -31,11 +40,13 @@ The training step averages its batch before a function sees it, which saves hold
 """
 
 
+@factory
 def none() -> Plain:
     """W ← W. The control: nothing outlives the episode."""
     return lambda slow, fast, activity: slow
 
 
+@factory
 def dense(rate: float = 1.0, *, target: Target = "synapse", example_weights: ExampleWeights = None) -> Plain:
     """W ← W + rate·F̄ (bdh-fast-weights, "dense").
 
@@ -44,15 +55,16 @@ def dense(rate: float = 1.0, *, target: Target = "synapse", example_weights: Exa
       target: "synapse" or "decoder".
       example_weights: see :data:`ExampleWeights`.
     """
-    _check_target(target)
-    _check_rate(rate)
+    check_target(target)
+    check_rate(rate)
 
     def consolidate(slow: Slow, fast: FastState, activity: Activity) -> Slow:
-        return _add(slow, rate * mean_state(fast, activity, example_weights), target)
+        return add_to(slow, rate * mean_state(fast, activity, example_weights), target)
 
     return consolidate
 
 
+@factory
 def row_topk(
     fraction: float = 0.1,
     rate: float = 1.0,
@@ -70,10 +82,11 @@ def row_topk(
       target: "synapse" or "decoder".
       example_weights: see :data:`ExampleWeights`.
     """
-    _check_fraction(fraction)
+    check_fraction(fraction)
     return _of_rows(lambda scores: top_rows(scores, fraction), rate, score, target, example_weights)
 
 
+@factory
 def row_bottom(
     fraction: float = 0.1,
     rate: float = 1.0,
@@ -84,7 +97,7 @@ def row_bottom(
 ) -> Plain:
     """As :func:`row_topk` with the smallest scores above zero: rows that were never written have nothing to give. A control."""
 
-    _check_fraction(fraction)
+    check_fraction(fraction)
 
     def choose(scores: jax.Array) -> jax.Array:
         used = scores > 0
@@ -93,6 +106,7 @@ def row_bottom(
     return _of_rows(choose, rate, score, target, example_weights)
 
 
+@factory
 def row_random(
     fraction: float = 0.1,
     rate: float = 1.0,
@@ -103,26 +117,27 @@ def row_random(
 ) -> Consolidation:
     """As :func:`row_topk` with rows drawn anew, uniformly, for every episode. A control.
 
-    Its memory is the number of episodes so far, which the draw is a function of.
+    Its history is the number of episodes so far, which the draw is a function of.
 
     Args:
       fraction, rate, target, example_weights: as :func:`row_topk`.
       seed: of the draws.
     """
-    _check_fraction(fraction)
-    _check_target(target)
-    _check_rate(rate)
+    check_fraction(fraction)
+    check_target(target)
+    check_rate(rate)
 
-    def update(slow, fast, activity, memory):
+    def update(slow: Slow, fast: FastState, activity: Activity, history: History) -> tuple[Slow, History]:
         change = mean_state(fast, activity, example_weights)
-        key = jax.random.fold_in(jax.random.key(seed), memory["episodes"])
+        key = jax.random.fold_in(jax.random.key(seed), history["episodes"])
         chosen = top_rows(jax.random.uniform(key, change.shape[:-1]), fraction)
-        slow = _add_rows(slow, chosen, rate * change, target)
-        return slow, {"episodes": memory["episodes"] + 1}
+        slow = add_rows(slow, chosen, rate * change, target)
+        return slow, {"episodes": history["episodes"] + 1}
 
-    return Consolidation(lambda slow: {"episodes": jnp.zeros((), jnp.int32)}, update)
+    return Consolidation(lambda slow: {"episodes": jnp.zeros((), jnp.int32)}, update, lambda slow: {"episodes": ()})
 
 
+@factory
 def threshold(
     level: float = 0.1,
     rate: float = 1.0,
@@ -148,137 +163,7 @@ def threshold(
     return _of_rows(choose, rate, score, target, example_weights)
 
 
-def running_average(rate: float = 0.1, *, target: Target = "synapse", example_weights: ExampleWeights = None) -> Plain:
-    """W ← (1 − rate)·W + rate·F̄: the exponential moving average of episodes.
-
-    Args:
-      rate: in (0, 1].
-      target: "synapse" or "decoder".
-      example_weights: see :data:`ExampleWeights`.
-    """
-    _check_target(target)
-    if not 0 < rate <= 1:
-        raise ConfigError(f"rate={rate} must lie in (0, 1]: it is the share of the new episode in the average")
-
-    def consolidate(slow: Slow, fast: FastState, activity: Activity) -> Slow:
-        slow = {**slow, target: (1 - rate) * target_of(slow, target)}
-        return _add(slow, rate * mean_state(fast, activity, example_weights), target)
-
-    return consolidate
-
-
-def tfidf_rows(
-    fraction: float = 0.1, rate: float = 1.0, *, target: Target = "synapse", example_weights: ExampleWeights = None
-) -> Consolidation:
-    """As :func:`row_topk`, rows ranked by their use in this episode against their use in all before it.
-
-    score_i = s_i / Σ s · log((E + 1) / (u_i + 1)), with s the strength, E the episodes so far and u_i the sum over them of
-    s_i / max s. After sparse memory finetuning (arXiv 2510.15103), where use is a count of accesses; here addresses are
-    graded, so one episode counts as the share it used. Its memory is u and E.
-
-    Args:
-      fraction, rate, target, example_weights: as :func:`row_topk`.
-    """
-    _check_fraction(fraction)
-    _check_target(target)
-    _check_rate(rate)
-
-    def init(slow):
-        shape = _row_shape(slow, target)
-        return {"row_use": jnp.zeros(shape, jnp.float32), "episodes": jnp.zeros((), jnp.int32)}
-
-    def update(slow, fast, activity, memory):
-        change = mean_state(fast, activity, example_weights)
-        strength = row_scores("strength", fast, activity, example_weights)
-        strength, change = _by_target_row(target, strength, change)
-        frequency = strength / _at_least_tiny(jnp.sum(strength, axis=(1, 2), keepdims=True))
-        rarity = jnp.log((memory["episodes"] + 1) / (memory["row_use"] + 1))
-        # In the first episode every row is equally rare: its use alone decides.
-        scores = frequency * jnp.where(memory["episodes"] == 0, 1.0, rarity)
-        chosen = top_rows(scores, fraction)
-        slow = _add_rows(slow, chosen, rate * change, target)
-        share = strength / _at_least_tiny(jnp.max(strength, axis=(1, 2), keepdims=True))
-        use = memory["row_use"] + share.astype(jnp.float32)
-        return slow, {"row_use": use, "episodes": memory["episodes"] + 1}
-
-    return Consolidation(init, update)
-
-
-def importance_weighted(
-    rate: float = 1.0, protection: float = 1.0, *, target: Target = "synapse", example_weights: ExampleWeights = None
-) -> Consolidation:
-    """W_i ← W_i + rate / (1 + protection·Ω_i)·F̄_i: rows that earlier episodes relied on change less.
-
-    Ω_i is the sum over earlier episodes of the row's share of the layer's mean written energy (in the manner of synaptic
-    intelligence, arXiv 1703.04200, with the energy of writes in place of gradients). Its memory is Ω.
-
-    Args:
-      rate: size of the write.
-      protection: ≥ 0; 0 is :func:`dense`.
-      target, example_weights: as :func:`row_topk`.
-    """
-    _check_target(target)
-    _check_rate(rate)
-    if not protection >= 0:
-        raise ConfigError(f"protection={protection} must be ≥ 0")
-
-    def update(slow, fast, activity, memory):
-        change = mean_state(fast, activity, example_weights)
-        energy = row_scores("energy", fast, activity, example_weights)
-        energy, change = _by_target_row(target, energy, change)
-        importance = memory["row_importance"]
-        openness = (rate / (1 + protection * importance)).astype(change.dtype)
-        share = energy / _at_least_tiny(jnp.mean(energy, axis=(1, 2), keepdims=True))
-        importance = importance + share.astype(jnp.float32)
-        return _add(slow, openness[..., None] * change, target), {"row_importance": importance}
-
-    return Consolidation(lambda slow: {"row_importance": jnp.zeros(_row_shape(slow, target), jnp.float32)}, update)
-
-
-def cascade(
-    rate: float = 1.0,
-    levels: int = 4,
-    ratio: float = 2.0,
-    *,
-    target: Target = "synapse",
-    example_weights: ExampleWeights = None,
-) -> Consolidation:
-    """A chain of ever slower variables behind every synapse (Benna & Fusi 2016, doi 10.1038/nn.4401).
-
-    u_1 = W takes in rate·F̄ and exchanges with u_2, that with u_3, and so on, once an episode:
-
-        u_k ← u_k + (g_{k−1}·(u_{k−1} − u_k) + g_k·(u_{k+1} − u_k)) / C_k,    C_k = ratio^{k−1},  g_k = ratio^{1−k} / 4
-
-    with g_0 = 0 and u_{levels+1} = 0, so that level k answers in about 4·ratio^{2(k−1)} episodes. What an episode wrote decays
-    with the square root of its age instead of exponentially. The memory is u_2 … u_levels, each as large as the target.
-
-    Args:
-      rate: size of the write.
-      levels: number of variables, at least 2.
-      ratio: at least 1.
-      target, example_weights: as :func:`row_topk`.
-    """
-    _check_target(target)
-    _check_rate(rate)
-    if levels < 2:
-        raise ConfigError(f"levels={levels} must be at least 2: one is the target itself, the others are slower")
-    if not ratio >= 1:
-        raise ConfigError(f"ratio={ratio} must be at least 1: every level is slower than the one before it")
-    capacity = [ratio**k for k in range(levels)]
-    coupling = [ratio**-k / 4 for k in range(levels)]
-
-    def init(slow):
-        first = target_of(slow, target)
-        return {"levels": jnp.zeros((levels - 1, *first.shape), first.dtype)}
-
-    def update(slow, fast, activity, memory):
-        written = _add(slow, rate * mean_state(fast, activity, example_weights), target)
-        chain = [written[target], *memory["levels"], jnp.zeros_like(written[target])]
-        flow = [coupling[k] * (chain[k + 1] - chain[k]) for k in range(levels)]  # into level k from the next one
-        chain = [chain[k] + (flow[k] - (flow[k - 1] if k else 0)) / capacity[k] for k in range(levels)]
-        return {**written, target: chain[0]}, {"levels": jnp.stack(chain[1:])}
-
-    return Consolidation(init, update)
+FACTORIES = (none, dense, row_topk, row_random, row_bottom, threshold)
 
 
 def at_norm(function: Function, norm: float) -> Consolidation:
@@ -292,16 +177,16 @@ def at_norm(function: Function, norm: float) -> Consolidation:
         raise ConfigError(f"norm={norm} must be positive")
     inner = as_consolidation(function)
 
-    def update(slow, fast, activity, memory):
-        changed, memory = inner.update(slow, fast, activity, memory)
+    def update(slow: Slow, fast: FastState, activity: Activity, history: History) -> tuple[Slow, History]:
+        changed, history = inner.update(slow, fast, activity, history)
         change = jax.tree.map(jnp.subtract, changed, slow)
         size = _root(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(change)))
         wanted = norm * _root(jnp.sum(jnp.square(mean_state(fast, activity, None))))
         # A change of nothing has no direction: it stays nothing.
         scale = jnp.where(size > 0, wanted / jnp.where(size > 0, size, 1), 0)
-        return jax.tree.map(lambda old, d: (old + scale * d).astype(old.dtype), slow, change), memory
+        return jax.tree.map(lambda old, d: (old + scale * d).astype(old.dtype), slow, change), history
 
-    return Consolidation(inner.init, update)
+    return Consolidation(inner.init, update, inner.axes)
 
 
 def _root(square: jax.Array) -> jax.Array:
@@ -326,6 +211,11 @@ def mean_state(fast: FastState, activity: Activity, example_weights: ExampleWeig
     return ridge_solution(gram[:, None], mean[:, None], fast.ridge)[:, 0]
 
 
+def predicts_values(fast: FastState) -> bool:
+    """Whether the write rule wrote only what the synapse did not know already."""
+    return fast.ridge > 0
+
+
 def row_scores(score: Score, fast: FastState, activity: Activity, example_weights: ExampleWeights = None) -> jax.Array:
     """Score [L, H, N] ([1, H, N] when shared) of every row, ≥ 0: see :func:`row_topk` for what they are."""
     if score == "state_norm":
@@ -342,7 +232,7 @@ def top_rows(scores: jax.Array, fraction: float) -> jax.Array:
     Raises:
       ConfigError: for a fraction outside (0, 1].
     """
-    _check_fraction(fraction)
+    check_fraction(fraction)
     layers, heads, neurons = scores.shape
     flat = scores.reshape(layers, heads * neurons)
     # The tolerance makes 0.1 · 30 three rows although it is 2.9999999999999996 in binary.
@@ -352,22 +242,25 @@ def top_rows(scores: jax.Array, fraction: float) -> jax.Array:
     return chosen.reshape(scores.shape)
 
 
-def _check_rate(rate: float) -> None:
+def check_rate(rate: float) -> None:
+    """Refuse a rate that is not finite."""
     # A traced rate has no value yet.
     if not isinstance(rate, jax.core.Tracer) and not math.isfinite(rate):
         raise ConfigError(f"rate={rate} must be a finite number")
 
 
-def _of_rows(choose, rate, score, target, example_weights) -> Plain:
-    _check_rate(rate)
-    _check_target(target)
+def _of_rows(
+    choose: Callable[[jax.Array], jax.Array], rate: float, score: Score, target: Target, example_weights: ExampleWeights
+) -> Plain:
+    check_rate(rate)
+    check_target(target)
     if score not in typing.get_args(Score):
         raise ConfigError(f"score={score!r} is not one of {', '.join(map(repr, typing.get_args(Score)))}")
 
     def consolidate(slow: Slow, fast: FastState, activity: Activity) -> Slow:
         chosen = choose(row_scores(score, fast, activity, example_weights))
         change = mean_state(fast, activity, example_weights)
-        return _add_rows(slow, chosen, rate * change, target)
+        return add_rows(slow, chosen, rate * change, target)
 
     return consolidate
 
@@ -385,7 +278,7 @@ def mean_over_examples(array: jax.Array, activity: Activity, example_weights: Ex
         raise ConsolidationError(
             f"example_weights has shape {weights.shape}; a batch of {array.shape[1]} needs one weight for each: [{array.shape[1]}]"
         )
-    return jnp.einsum("lb...,b->l...", array, weights / _at_least_tiny(jnp.sum(weights)))
+    return jnp.einsum("lb...,b->l...", array, weights / at_least_tiny(jnp.sum(weights)))
 
 
 def target_of(slow: Slow, target: Target) -> jax.Array:
@@ -402,38 +295,42 @@ def target_of(slow: Slow, target: Target) -> jax.Array:
     return slow[target]
 
 
-def _row_shape(slow: Slow, target: Target) -> tuple[int, int, int]:
+def row_shape(slow: Slow, target: Target) -> tuple[int, int, int]:
     """[L, H, N] of a synapse, [1, H, N] of the decoder, whose rows all layers share."""
     shape = target_of(slow, target).shape[:-1]
     return shape if target == "synapse" else (1, *shape)
 
 
-def _add(slow: Slow, change: jax.Array, target: Target) -> Slow:
+def add_to(slow: Slow, change: jax.Array, target: Target) -> Slow:
+    """Add ``change`` [L, H, N, D] to the target."""
     old = target_of(slow, target)
     if target == "decoder":
         change = jnp.sum(change, axis=0)
     return {**slow, target: old + change.astype(old.dtype)}
 
 
-def _add_rows(slow: Slow, chosen: jax.Array, change: jax.Array, target: Target) -> Slow:
+def add_rows(slow: Slow, chosen: jax.Array, change: jax.Array, target: Target) -> Slow:
     """Add ``change`` where ``chosen`` [L, H, N] holds."""
-    return _add(slow, jnp.where(chosen[..., None], change, jnp.zeros((), change.dtype)), target)
+    return add_to(slow, jnp.where(chosen[..., None], change, jnp.zeros((), change.dtype)), target)
 
 
-def _by_target_row(target: Target, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+def by_target_row(target: Target, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     """Arrays [L, H, N, ...] as one entry for each row of the target: all layers write into the same rows of the decoder."""
     return tuple(jnp.sum(a, axis=0, keepdims=True) for a in arrays) if target == "decoder" else arrays
 
 
-def _check_fraction(fraction: float) -> None:
+def check_fraction(fraction: float) -> None:
+    """Refuse a fraction outside (0, 1]."""
     if not 0 < fraction <= 1:
         raise ConfigError(f"fraction={fraction} must lie in (0, 1]: it is the share of a layer's rows that is written")
 
 
-def _check_target(target: str) -> None:
+def check_target(target: str) -> None:
+    """Refuse a name that is no :data:`Target`."""
     if target not in typing.get_args(Target):
         raise ConfigError(f"target={target!r} is not one of {', '.join(map(repr, typing.get_args(Target)))}")
 
 
-def _at_least_tiny(array: jax.Array) -> jax.Array:
+def at_least_tiny(array: jax.Array) -> jax.Array:
+    """Something to divide by: numbers ≥ 0, with the smallest positive one in place of zero."""
     return jnp.maximum(array, jnp.finfo(array.dtype).tiny)

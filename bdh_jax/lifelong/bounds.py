@@ -15,7 +15,7 @@ from bdh_jax import consolidation
 from bdh_jax.analysis.fast_states import empty_memory
 from bdh_jax.analysis.probes import addresses, answers
 from bdh_jax.config.convert import change
-from bdh_jax.consolidation import memory_nbytes
+from bdh_jax.consolidation import history_nbytes
 from bdh_jax.lifelong.learners import History, Learner, consolidated
 from bdh_jax.models.bdh import BDH, BDHOutput
 from bdh_jax.types import Slow
@@ -70,7 +70,7 @@ def never_reset(model: BDH) -> Learner:
         start=lambda history: history,
         update=lambda slow, history, output, facts: (slow, output.fast),
         answer=lambda slow, history, keys: answers(model, slow, keys, history),
-        nbytes=lambda slow, history: memory_nbytes(history),
+        nbytes=lambda slow, history: history_nbytes(history),
     )
 
 
@@ -102,7 +102,7 @@ def nearest_neighbour(model: BDH) -> Learner:
         init=init,
         update=update,
         answer=answer,
-        nbytes=lambda slow, history: memory_nbytes(history),
+        nbytes=lambda slow, history: history_nbytes(history),
         by_model=False,
         collect=("address",),
     )

@@ -18,7 +18,7 @@ import optax
 from bdh_jax import consolidation
 from bdh_jax.analysis.probes import answers
 from bdh_jax.config.convert import change
-from bdh_jax.consolidation import Function, as_consolidation, memory_nbytes
+from bdh_jax.consolidation import Function, as_consolidation, history_nbytes
 from bdh_jax.fast_weights.state import FastState
 from bdh_jax.models.bdh import BDH, BDHOutput
 from bdh_jax.types import Slow
@@ -76,7 +76,7 @@ def consolidated(model: BDH, function: Function) -> Learner:
         update=update,
         finish=None,
         answer=lambda slow, history, keys: answers(model, slow, keys),
-        nbytes=lambda slow, history: memory_nbytes(slow["synapse"]) + memory_nbytes(history),
+        nbytes=lambda slow, history: history_nbytes(slow["synapse"]) + history_nbytes(history),
     )
 
 
@@ -158,6 +158,6 @@ def gradient(
         return slow, {**history, "optimizer": state, "steps": steps}
 
     def nbytes(slow: Slow, history: History) -> int:
-        return memory_nbytes(history) + (memory_nbytes(slow["synapse"]) if target == "synapse" else 0)
+        return history_nbytes(history) + (history_nbytes(slow["synapse"]) if target == "synapse" else 0)
 
     return consolidated(model, consolidation.none())._replace(init=init, update=update, nbytes=nbytes)

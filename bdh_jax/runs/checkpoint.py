@@ -1,48 +1,29 @@
-"""Checkpoints: the last one, to resume from, and the best one, to use. Orbax stays behind this module.
-
-A run's folder holds::
-
-    run.json                 configuration and every start: versions, commit, device, command
-    metrics.jsonl            one object a line
-    tensorboard/             the same as event files
-    checkpoints/<step>/      slow weights, optimiser state, memory of the consolidation, progress with the configuration that made them
-    results.json             at the end
-
-A run over several seeds holds one such folder ``seed<k>`` each, and its own ``results.json``.
-"""
+"""Checkpoints: the last one, to resume from, and the best one, to use. Orbax stays behind this module."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from bdh_jax.models.config import BDHConfig, ModelConfig
-from bdh_jax.config import ConfigError
-if TYPE_CHECKING:
-    from bdh_jax.experiment import ExperimentConfig
-from bdh_jax.config.convert import to_dict
+from bdh_jax.runs.folder import CHECKPOINTS, CheckpointError, Record, check_same_config, seed_folders, unreadable
+from bdh_jax.types import Slow
 
-RUN, RESULTS, FOLDER = "run.json", "results.json", "checkpoints"
 _DELETED = "deleted"
 """Checkpoints no longer kept are moved here and then deleted: a process killed half-way leaves none that only looks whole."""
 _NOT_EVALUATED = -1.0
-
-
-class CheckpointError(Exception):
-    """A folder that cannot be resumed from or loaded. The message names it and the remedy."""
+Which = Literal["best", "last"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """What a checkpoint knows of the run besides its arrays."""
 
     step: int
@@ -61,22 +42,22 @@ class Checkpoints:
 
     Args:
       workdir: the run's folder.
-      config: the configuration that every checkpoint of it must have.
+      record: the configuration that every checkpoint of it must have.
 
     Raises:
       CheckpointError: if a checkpoint of ``workdir`` is unreadable or was made by another configuration.
     """
 
-    def __init__(self, workdir: Path, config: ExperimentConfig):
-        self._folder = workdir / FOLDER
-        self._config = config_json(config)
+    def __init__(self, workdir: Path, record: Record):
+        self._folder = workdir / CHECKPOINTS
+        self._record = record
         self._put_back()
         self._manager = _open(self._folder) if self._folder.is_dir() else None
         self._best: tuple[int, float] | None = None
         self._empty_trash()
         if self.last_step is not None:
             try:
-                check_same_config(workdir, _read_info(self._manager, self._folder, self.last_step)["config"], config)
+                check_same_config(workdir, _read_info(self._manager, self._folder, self.last_step)["config"], record)
                 self._best = _read_best(self._manager, self._folder)
             except CheckpointError:
                 self._manager.close()
@@ -92,41 +73,35 @@ class Checkpoints:
         """(step, primary score) of the best checkpoint by evaluation, or None before the first evaluation."""
         return self._best
 
-    def restore(self, target: TrainState) -> tuple[TrainState, Progress]:
+    def restore(self, target: Mapping[str, Any]) -> tuple[dict[str, Any], RunProgress]:
         """Read the last checkpoint.
 
         Args:
-          target: shapes, dtypes and shardings to restore to, as of :func:`bdh_jax.training.step.abstract_state`.
+          target: name → pytree of shapes, dtypes and shardings to restore to (``jax.ShapeDtypeStruct``), as they were saved.
+
+        Returns:
+          Name → pytree, and the progress then.
 
         Raises:
           CheckpointError: if it cannot be read.
         """
-        from bdh_jax.training.step import TrainState
-
         step = self.last_step
-        optimizer = _besides_slow(target)
-        items = ocp.args.Composite(slow=ocp.args.StandardRestore(target.slow), optimizer=ocp.args.StandardRestore(optimizer))
+        items = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in target.items()})
         try:
             restored = self._manager.restore(step, args=items)
         except Exception as error:
-            raise _unreadable(self._folder / str(step), error) from error
-        rest = restored["optimizer"]
-        state = TrainState(
-            step=rest["step"],
-            slow=restored["slow"],
-            opt_state=rest["state"],
-            memory=rest.get("memory", target.memory),
-            fast=rest.get("fast", target.fast),
-        )
-        return state, Progress(**_read_info(self._manager, self._folder, step)["progress"])
+            raise unreadable(self._folder / str(step), error) from error
+        progress = RunProgress(**_read_info(self._manager, self._folder, step)["progress"])
+        return {name: restored[name] for name in target}, progress
 
-    def save(self, state: TrainState, progress: Progress, primary: float | None = None) -> None:
+    def save(self, trees: Mapping[str, Any], progress: RunProgress, primary: float | None = None) -> None:
         """Save in the background; a later save, :meth:`wait` (which the training calls at once) and :meth:`close` wait for it.
 
         The last checkpoint and the one with the largest ``primary`` (the later one of equals) are kept.
 
         Args:
-          state: what to save. It may be donated as soon as this returns.
+          trees: name → pytree of arrays, each with some. They may be donated as soon as this returns. ``slow`` is what
+            :func:`load_slow` reads.
           progress: at this state.
           primary: the evaluation's score of this very state, if it was evaluated.
 
@@ -141,14 +116,13 @@ class Checkpoints:
             # Saved when its evaluation was interrupted: once more, with the score. Until that is on disk the first one lies in the trash.
             self._empty_trash()
             self._manager.delete(progress.step)
-        info = {"config": self._config, "progress": dataclasses.asdict(progress)}
+        info = {"config": self._record.config, "progress": dataclasses.asdict(progress)}
         with self._writing():
             self._manager.save(
                 progress.step,
                 args=ocp.args.Composite(
-                    slow=ocp.args.StandardSave(state.slow),
-                    optimizer=ocp.args.StandardSave(_besides_slow(state)),
                     info=ocp.args.JsonSave(info),
+                    **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
                 ),
                 metrics={"primary": _NOT_EVALUATED if primary is None else primary},
             )
@@ -196,15 +170,15 @@ class Checkpoints:
             shutil.rmtree(self._folder / _DELETED, ignore_errors=True)
 
 
-def load(workdir: str | Path, which: Literal["best", "last"] = "best") -> tuple[ModelConfig, dict[str, jax.Array]]:
-    """Load a trained model.
+def load_slow(workdir: str | Path, which: Which = "best") -> tuple[dict[str, Any], Slow]:
+    """The slow weights of a run.
 
     Args:
       workdir: the folder of a run (``seed<k>`` of a run over several seeds).
       which: "best" by the evaluations during training (the last before the first evaluation), or "last".
 
     Returns:
-      The model's configuration and its slow weights, on the default device.
+      The part ``model`` of the configuration, from JSON, and the slow weights, on the default device.
 
     Raises:
       CheckpointError: if there is no checkpoint, or it cannot be read.
@@ -212,7 +186,7 @@ def load(workdir: str | Path, which: Literal["best", "last"] = "best") -> tuple[
     workdir = Path(workdir)
     if which not in ("best", "last"):
         raise ValueError(f"which={which!r} is not one of 'best', 'last'")
-    folder = workdir / FOLDER
+    folder = workdir / CHECKPOINTS
     if not folder.is_dir():
         seeds = seed_folders(workdir)
         if seeds:
@@ -226,7 +200,7 @@ def load(workdir: str | Path, which: Literal["best", "last"] = "best") -> tuple[
         best = _read_best(manager, folder)
         if which == "best" and best is not None:
             step, _ = best
-        config = _model_config(_read_info(manager, folder, step)["config"]["model"])
+        config = _read_info(manager, folder, step)["config"]["model"]
         try:
             device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             saved = ocp.StandardCheckpointHandler().metadata(folder.absolute() / str(step) / "slow")
@@ -238,118 +212,10 @@ def load(workdir: str | Path, which: Literal["best", "last"] = "best") -> tuple[
             items = ocp.args.Composite(slow=ocp.args.StandardRestore(target))
             slow = manager.restore(step, args=items)["slow"]
         except Exception as error:
-            raise _unreadable(folder / str(step), error) from error
+            raise unreadable(folder / str(step), error) from error
     finally:
         manager.close()
     return config, slow
-
-
-def load_bdh(workdir: str | Path, which: Literal["best", "last"] = "best") -> tuple[BDHConfig, dict[str, jax.Array]]:
-    """As :func:`load`, of a run that trained a BDH.
-
-    Raises:
-      CheckpointError: also if it trained another model.
-    """
-    config, slow = load(workdir, which)
-    if not isinstance(config, BDHConfig):
-        raise CheckpointError(
-            f"{workdir} holds a {config.architecture.upper()}, and only a BDH has neurons and a state; name a BDH's run"
-        )
-    return config, slow
-
-
-def seed_folders(workdir: Path) -> list[Path]:
-    """Folders of single seeds in the folder of a run over several."""
-    return sorted(path for path in workdir.glob("seed*") if path.name[4:].isdigit() and path.is_dir())
-
-
-def config_json(config: ExperimentConfig) -> dict[str, Any]:
-    """A configuration as JSON keeps it: tuples become lists."""
-    return json.loads(json.dumps(to_dict(config)))
-
-
-def check_same_config(workdir: Path, stored: Mapping[str, Any], config: ExperimentConfig) -> None:
-    """Refuse a folder that another configuration made.
-
-    Raises:
-      CheckpointError: names every key that differs.
-    """
-    old, new = _flatten(_with_defaults(stored, config)), _flatten(config_json(config))
-    shown = [{key: json.dumps(value) for key, value in flat.items()} for flat in (old, new)]
-    different = [
-        f"  {key}: there {shown[0].get(key, 'absent')}, now {shown[1].get(key, 'absent')}"
-        for key in dict.fromkeys([*old, *new])
-        if shown[0].get(key) != shown[1].get(key)
-    ]
-    if different:
-        raise CheckpointError(
-            f"{workdir} holds a run of another configuration:\n"
-            + "\n".join(different)
-            + "\nUse another --workdir, or the configuration that made it; nothing was changed"
-        )
-
-
-def trained_texts(folders: Iterable[Path]) -> dict[Path, str]:
-    """The fingerprint of the text that each folder was trained on; folders without one are left out.
-
-    Raises:
-      CheckpointError: if they differ, or a record cannot be read.
-    """
-    texts = {}
-    for folder in folders:
-        text = read_json(folder / RUN).get("text") if (folder / RUN).exists() else None
-        if text is not None:
-            texts[folder] = text
-    first = next(iter(texts), None)
-    for folder, text in texts.items():
-        if text != texts[first]:
-            raise CheckpointError(
-                f"{first} and {folder} were trained on different texts: their fingerprints are {texts[first]} and {text}, so their scores "
-                "cannot be compared, and what validates one may have trained the other. Move one of them away"
-            )
-    return texts
-
-
-def check_text(folder: Path, before: str | None, now: str | None) -> None:
-    """Refuse another text than a folder was trained on: the files of a configuration's path may have changed since.
-
-    Raises:
-      CheckpointError: names both fingerprints.
-    """
-    if before not in (None, now):
-        raise CheckpointError(
-            f"{folder} holds a run on another text: its fingerprint is {before}, and that of the files now is {now}. Restore the files or "
-            "the tokenizer, or use another --workdir; nothing was changed"
-        )
-
-
-def _with_defaults(stored: Mapping[str, Any], config: ExperimentConfig) -> Mapping[str, Any]:
-    """A stored configuration with the keys that did not exist yet, at the defaults that it ran with."""
-    try:
-        return config_json(_experiment_from(stored))
-    except ConfigError:
-        return stored
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file of a run.
-
-    Raises:
-      CheckpointError: if it is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _besides_slow(state: TrainState) -> dict[str, Any]:
-    """What is saved beside the slow weights. A part without arrays is left out: Orbax has nothing to write for it."""
-    tree = {"step": state.step, "state": state.opt_state}
-    for name in ("memory", "fast"):
-        if jax.tree.leaves(getattr(state, name)):
-            tree[name] = getattr(state, name)
-    return tree
 
 
 def _open(folder: Path) -> ocp.CheckpointManager:
@@ -362,20 +228,20 @@ def _open(folder: Path) -> ocp.CheckpointManager:
             options=ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=_primary, todelete_subdir=_DELETED),
         )
     except Exception as error:
-        raise _unreadable(folder, error) from error
+        raise unreadable(folder, error) from error
 
 
 def _read_info(manager: ocp.CheckpointManager, folder: Path, step: int) -> dict[str, Any]:
     try:
         return manager.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore()))["info"]
     except Exception as error:
-        raise _unreadable(folder / str(step), error) from error
+        raise unreadable(folder / str(step), error) from error
 
 
 def _read_best(manager: ocp.CheckpointManager, folder: Path) -> tuple[int, float] | None:
     for step in manager.all_steps():
         if manager.metrics(step) is None:
-            raise _unreadable(folder / str(step) / "metrics", FileNotFoundError("no such file"))
+            raise unreadable(folder / str(step) / "metrics", FileNotFoundError("no such file"))
     step = manager.best_step()
     primary = _primary(manager.metrics(step))
     return None if primary == _NOT_EVALUATED else (step, primary)
@@ -383,31 +249,3 @@ def _read_best(manager: ocp.CheckpointManager, folder: Path) -> tuple[int, float
 
 def _primary(metrics: Mapping[str, float]) -> float:
     return metrics["primary"]
-
-
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    reason = str(error).strip().split("\n")[0][:300]
-    return CheckpointError(
-        f"{path} cannot be read ({type(error).__name__}: {reason}). It may be truncated. "
-        "Restore it from a copy, remove it to go on from what is left, or use another --workdir; nothing was changed"
-    )
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _model_config(values: Mapping[str, Any]) -> ModelConfig:
-    from bdh_jax.config.convert import from_config_dict
-    from bdh_jax.experiment import model_class
-
-    return from_config_dict(model_class(values, "config.model"), values)
-
-
-def _experiment_from(values: Mapping[str, Any]) -> ExperimentConfig:
-    from bdh_jax.experiment import experiment_from
-
-    return experiment_from(values)

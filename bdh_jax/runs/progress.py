@@ -1,13 +1,35 @@
-"""Progress of an evaluation that takes minutes."""
+"""Progress of what takes minutes: one look for all bars."""
 
 from __future__ import annotations
 
 import logging
+from types import TracebackType
 
 import rich.progress
 from rich.console import Console
 
 _LOGGER = logging.getLogger("bdh_jax")
+
+
+def make_bar(console: Console, *, transient: bool = False) -> rich.progress.Progress:
+    """A bar with its name, how many of how many, what was said last, and the time that is left.
+
+    Args:
+      console: where it is drawn.
+      transient: take it away at the end.
+
+    Returns:
+      A bar to start; ``add_task`` needs ``status``, a text, which may be empty.
+    """
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.fields[status]}"),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
+        transient=transient,
+    )
 
 
 class Progress:
@@ -16,16 +38,17 @@ class Progress:
     def __init__(self, name: str, total: int, console: Console | None):
         console = Console() if console is None else console
         self._name, self._total, self._done = name, total, 0
-        live = console.is_terminal or console.is_jupyter
-        self._progress = rich.progress.Progress(console=console) if live else None
+        self._progress = make_bar(console) if console.is_terminal or console.is_jupyter else None
 
     def __enter__(self) -> Progress:
         if self._progress is not None:
             self._progress.start()
-            self._bar = self._progress.add_task(self._name, total=self._total)
+            self._bar = self._progress.add_task(self._name, total=self._total, status="")
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if self._progress is not None:
             self._progress.stop()
 

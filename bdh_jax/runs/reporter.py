@@ -1,30 +1,43 @@
-"""What a run tells: metrics as JSON lines and TensorBoard events, live progress, and where it ran."""
+"""What a run tells: metrics as JSON lines and TensorBoard events, and live progress."""
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import json
 import logging
-import platform
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import jax
 import rich.console
-import rich.progress
 
-from bdh_jax.tasks.scores import Evaluation
-from bdh_jax.runs.checkpoint import CheckpointError
 from bdh_jax.runs.events import EventFile
+from bdh_jax.runs.folder import METRICS, CheckpointError
+from bdh_jax.runs.progress import make_bar
 
-METRICS = "metrics.jsonl"
 _LOGGER = logging.getLogger("bdh_jax")
-_PACKAGES = ("bdh_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class SetScore(Protocol):
+    """The score of one evaluation set, as far as it is written down."""
+
+    COLUMNS: ClassVar[Mapping[str, str]]
+    """Its numbers, as names of attributes, and their headings."""
+    LOGGED: ClassVar[str]
+    """The one that a line of the log shows."""
+    name: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON."""
+        ...
+
+
+class Scores(Protocol):
+    """An evaluation, as far as it is written down."""
+
+    rows: Sequence[SetScore]
+    primary: float
 
 
 def read_rows(path: Path, *, until: int) -> list[dict[str, Any]]:
@@ -90,8 +103,8 @@ class Reporter:
             self._events = EventFile(workdir / "tensorboard", start=start + 1)
         console = rich.console.Console()
         if console.is_terminal or console.is_jupyter:
-            self._progress = _progress_bar(console)
-            self._bar = self._progress.add_task(title, total=steps, completed=start, loss="", accuracy="", rate="")
+            self._progress = make_bar(console)
+            self._bar = self._progress.add_task(title, total=steps, completed=start, status="")
             self._progress.start()
 
     def training(self, step: int, row: Mapping[str, float | None]) -> None:
@@ -104,15 +117,13 @@ class Reporter:
                 if value is not None:
                     self._events.scalar(f"train/{name}", value, step)
         rate = "" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:,.0f} tokens/s"
-        loss, accuracy = f"loss {row['loss']:.4f}", f"{self._accuracy_name} {row[self._accuracy_name]:.3f}"
+        status = f"loss {row['loss']:.4f}  {self._accuracy_name} {row[self._accuracy_name]:.3f}  {rate}"
         if self._progress is not None:
-            self._progress.update(self._bar, completed=step, loss=loss, accuracy=accuracy, rate=rate)
+            self._progress.update(self._bar, completed=step, status=status)
         else:
-            _LOGGER.info("%s step %d/%d  %s  %s  %s", self._title, step, self._steps, loss, accuracy, rate)
+            _LOGGER.info("%s step %d/%d  %s", self._title, step, self._steps, status)
 
-    def evaluation(
-        self, step: int, evaluation: Evaluation, contributions: Mapping[str, Sequence[float]] | None = None
-    ) -> None:
+    def evaluation(self, step: int, evaluation: Scores, contributions: Mapping[str, Sequence[float]] | None = None) -> None:
         """Record an evaluation, once a step, and what each source adds to each layer's output."""
         if not self._active or step in self.evaluated:
             return
@@ -164,55 +175,3 @@ class Reporter:
     def _write(self, row: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-
-
-def describe_start(step: int, seed: int) -> dict[str, Any]:
-    """Where and with what a run starts or resumes: time, versions, commit, device, command."""
-    device = jax.devices()[0]
-    return {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "step": step,
-        "seed": seed,
-        "command": sys.argv,
-        "git": _git_commit(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
-        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
-        "processes": jax.process_count(),
-        "machine": platform.platform(),
-    }
-
-
-def _progress_bar(console: rich.console.Console) -> rich.progress.Progress:
-    return rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TextColumn("{task.fields[loss]}  {task.fields[accuracy]}  {task.fields[rate]}"),
-        rich.progress.TimeRemainingColumn(),
-        console=console,
-    )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> dict[str, Any] | None:
-    """Commit of the checkout this package is in, and whether files differ from it; None outside a checkout."""
-    package = Path(__file__).resolve().parents[2]
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(package), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        # A virtual environment may lie inside a checkout of something else.
-        if Path(git("rev-parse", "--show-toplevel")) != package:
-            return None
-        return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None

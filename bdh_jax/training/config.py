@@ -6,6 +6,8 @@ import dataclasses
 from typing import Literal
 
 from bdh_jax.config.base import require, require_choice
+from bdh_jax.config.options import Options
+from bdh_jax.parallel.mesh import MeshConfig
 
 Loss = Literal["answer", "all", "weights"]
 
@@ -51,10 +53,10 @@ class TrainConfig:
     """Slices the batch is cut into; gradients are averaged over them before the update."""
     loss: Loss = "answer"
     """Positions that are trained: the answer, every valid position, or the weights the task gives."""
-    fill_ridge: float = 0.1
-    """Ridge of the least squares by which a task's ``fill`` episodes get into the synapse (tasks/facts.py: ``task.fill_every``)."""
-    fill_layers: tuple[int, ...] = ()
-    """Layers, from 0, whose part of the synapse they get into; empty for all."""
+    hooks: tuple[str, ...] = ()
+    """What is added to the step: names ``module:factory`` of ``factory(model, **options) -> Hooks`` (``bdh_jax.training.hooks``)."""
+    hook_options: Options = Options()
+    """Options of these factories, by name."""
     carry_state: bool = False
     """Start each step from the fast state that the step before left in the same row, without a gradient into it: truncated
     backpropagation through time. For tasks whose rows go on from batch to batch."""
@@ -72,9 +74,27 @@ class TrainConfig:
             f"train.batch_size={self.batch_size} is not divisible by train.accumulation={self.accumulation}",
         )
         require_choice("train.loss", self.loss, Loss)
-        require(self.fill_ridge > 0, f"train.fill_ridge={self.fill_ridge} must be positive")
+        object.__setattr__(self, "hook_options", Options(self.hook_options))
+        for name in self.hooks:
+            require(
+                ":" in name and self.hooks.count(name) == 1,
+                f"train.hooks={self.hooks}: {name!r} must be module:factory, named once",
+            )
         require(
             not self.carry_state or self.accumulation == 1,
             f"train.carry_state=True with train.accumulation={self.accumulation}: the state of all rows is held anyway, so slices save "
             "no memory; set train.accumulation=1",
+        )
+
+    def check_mesh(self, mesh: MeshConfig) -> None:
+        """Check that a slice of the batch can be spread over a mesh.
+
+        Raises:
+          ConfigError: if its sequences do not divide.
+        """
+        rows = self.batch_size // self.accumulation
+        require(
+            mesh.data == -1 or rows % mesh.data == 0,
+            f"mesh.data={mesh.data} does not divide the {rows} sequences of a slice (train.batch_size={self.batch_size}, "
+            f"train.accumulation={self.accumulation})",
         )

@@ -1,62 +1,52 @@
-"""The training loop: steps, evaluations, checkpoints, interruptions; and runs over several seeds."""
+"""The training loop: steps, evaluations, checkpoints, interruptions. It knows no particular task, model or experiment."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import jax
-import rich.console
 from jax.experimental import multihost_utils
 
-from bdh_jax.analysis.contributions import make_contributions
 from bdh_jax.config import ConfigError
-from bdh_jax.experiment import ExperimentConfig
 from bdh_jax.models.registry import make_model
 from bdh_jax.parallel.axes import make_mesh
-from bdh_jax.runs.checkpoint import (
-    FOLDER,
+from bdh_jax.runs.checkpoint import Checkpoints, RunProgress
+from bdh_jax.runs.folder import (
+    CHECKPOINTS,
     RESULTS,
     RUN,
     CheckpointError,
-    Checkpoints,
-    Progress,
-    check_same_config,
     check_text,
-    config_json,
+    finished,
     read_json,
-    seed_folders,
     trained_texts,
+    write_json,
+    write_text,
 )
 from bdh_jax.runs.lock import only_writer
-from bdh_jax.runs.reporter import METRICS, Reporter, describe_start
-from bdh_jax.tasks import make_task
+from bdh_jax.runs.provenance import describe_start
+from bdh_jax.runs.reporter import Reporter
 from bdh_jax.tasks.base import Batch, Task
-from bdh_jax.tasks.scores import Evaluation, results_table, summarise
+from bdh_jax.tasks.scores import Evaluation
+from bdh_jax.training.hooks import make_hooks
 from bdh_jax.training.optimizer import make_optimizer
-from bdh_jax.training.step import (
-    TrainState,
-    abstract_state,
-    init_state,
-    make_consolidation,
-    make_keys,
-    make_predict,
-    make_train_step,
-    put_batch,
-)
+from bdh_jax.training.setup import Setup
+from bdh_jax.training.state import TrainState, abstract_state, init_state, restored_state, saved_trees
+from bdh_jax.training.step import make_keys, make_predict, make_train_step, put_batch
 from bdh_jax.training.throughput import peak_flops, peak_memory, training_flops_per_token
 
-CONTRIBUTION_ROWS = 8
-"""Rows of a batch on which contributions are measured, about: their addresses are held for all layers at once."""
+MEASURED_ROWS = 8
+"""Rows of a batch on which ``Setup.measure`` looks, about: what it collects is held for all layers at once."""
 _LOGGER = logging.getLogger("bdh_jax")
 
 
@@ -76,127 +66,81 @@ class NonFiniteError(Exception):
     """Loss or gradient became NaN or infinite. The message names the step and the last good checkpoint."""
 
 
-def run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
-    """Train what a configuration asks for, in one folder or one a seed, write ``results.json`` and print its table.
-
-    A folder that holds an unfinished run of the same configuration is resumed; a finished one is only printed.
-
-    Args:
-      config: the experiment.
-      workdir: the run's folder.
-
-    Returns:
-      What ``results.json`` holds.
-
-    Raises:
-      ConfigError: if the configuration cannot run here, or another process writes to the folder.
-      CheckpointError: if the folder cannot be resumed from.
-      NonFiniteError, Interrupted: as :func:`train`.
-    """
-    with only_writer(workdir):
-        results = _run(config, workdir)
-    if jax.process_index() == 0:
-        rich.console.Console().print(results_table(results))
-    return results
-
-
-def _run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
-    if not config.seeds:
-        if seed_folders(workdir):
-            raise CheckpointError(f"{workdir} holds a run over several seeds; give --config.seeds or another --workdir")
-        results, _ = _train_seed(config, workdir)
-    else:
-        if (workdir / FOLDER).exists() or (workdir / RUN).exists():
-            raise CheckpointError(
-                f"{workdir} holds a run of one seed; use another --workdir for config.seeds={config.seeds}"
-            )
-        _check_summary(workdir, config)
-        for folder in seed_folders(workdir):
-            _check_folder(folder, dataclasses.replace(config, seed=int(folder.name[4:]), seeds=()))
-        trained_texts(seed_folders(workdir))
-        runs = {}
-        for seed in config.seeds:
-            of_seed, folder = dataclasses.replace(config, seed=seed, seeds=()), workdir / f"seed{seed}"
-            runs[str(seed)], stopped_by = _train_seed(of_seed, folder, others=seed_folders(workdir))
-            if stopped_by is not None and seed != config.seeds[-1]:
-                raise Interrupted(
-                    f"{_name_of(stopped_by)}: seed {seed} is finished; the same command goes on with the next one in {workdir}",
-                    stopped_by,
-                )
-        mean, spread = summarise(list(runs.values()))
-        results = {
-            "config": config_json(config),
-            "seeds": list(config.seeds),
-            "steps": config.train.steps,
-            "seconds": sum(r["seconds"] for r in runs.values()),
-            "mean": mean,
-            "spread": spread,
-            "runs": {seed: {key: r[key] for key in r if key != "config"} for seed, r in runs.items()},
-        }
-        _write_json(workdir / RESULTS, results)
-    return results
-
-
-def train(config: ExperimentConfig, task: Task, workdir: Path) -> dict[str, Any]:
+def train(setup: Setup, task: Task, workdir: Path) -> dict[str, Any]:
     """Train one seed, or go on where its folder left off.
 
     The final evaluation is of the last parameters; the best ones, by the evaluations during training, are kept as a
-    checkpoint (:func:`bdh_jax.runs.checkpoint.load`) but not reported: they were chosen by the very scores.
+    checkpoint (:func:`bdh_jax.runs.checkpoint.load_slow`) but not reported: they were chosen by the very scores.
 
     Args:
-      config: the experiment; ``config.seeds`` is empty.
-      task: the task, whose seed and batch size are those of ``config``.
+      setup: what to train, and how.
+      task: what on, made for the seed and batch size of ``setup``.
       workdir: the run's folder.
 
     Returns:
       The results, as written to ``results.json``.
 
     Raises:
-      ConfigError: if the configuration cannot run here, or another process writes to ``workdir``; nothing has been written then.
+      ConfigError: if the setup cannot run here, or another process writes to ``workdir``; nothing has been written then.
       CheckpointError: if ``workdir`` holds a run of another configuration, or a checkpoint that cannot be read.
       NonFiniteError: if loss or gradient is not finite. That state is never saved.
       Interrupted: after SIGTERM or Ctrl-C, once the state is saved. A second Ctrl-C aborts at once.
     """
     with only_writer(workdir):
-        return _train(config, task, workdir)[0]
+        return train_in(workdir, setup, lambda: task)[0]
 
 
-def _train(config: ExperimentConfig, task: Task, workdir: Path) -> tuple[dict[str, Any], int | None]:
-    """As :func:`train`. Returns the results, and the signal that came too late to interrupt anything, or None."""
-    if (results := _finished(config, workdir)) is not None:
+def train_in(
+    workdir: Path, setup: Setup, make_task: Callable[[], Task], others: Sequence[Path] = ()
+) -> tuple[dict[str, Any], int | None]:
+    """As :func:`train`, in a folder that the caller holds (:func:`bdh_jax.runs.lock.only_writer`).
+
+    Args:
+      workdir: the run's folder.
+      setup: what to train, and how.
+      make_task: makes the task. A finished run does not call it: the task's text may be gone by then.
+      others: folders of the same run, which must have the same text.
+
+    Returns:
+      The results, and the signal that came too late to interrupt anything, or None.
+    """
+    if (results := finished(workdir, setup.record)) is not None:
         return results, None
-    if task.vocab_size > config.model.vocab_size:
+    task = make_task()
+    for folder, text in trained_texts(others).items():
+        check_text(folder, text, task.fingerprint)
+    if task.vocab_size > setup.model.vocab_size:
         raise ConfigError(
-            f"model.vocab_size={config.model.vocab_size} is too small: the task has token ids up to {task.vocab_size - 1}; "
+            f"model.vocab_size={setup.model.vocab_size} is too small: the task has token ids up to {task.vocab_size - 1}; "
             f"set model.vocab_size={task.vocab_size} or more"
         )
-    training = _Training(config, task, workdir)
+    training = _Training(setup, task, workdir)
     return training.run(), training.signal_number
 
 
 class _Training:
     """One run from its start or last checkpoint to its end. Built without writing anything."""
 
-    def __init__(self, config: ExperimentConfig, task: Task, workdir: Path):
-        self._config, self._task, self._workdir = config, task, workdir
+    def __init__(self, setup: Setup, task: Task, workdir: Path):
+        self._task, self._workdir = task, workdir
         self._started = time.perf_counter()
-        self._mesh = make_mesh(config.mesh)
+        self._mesh = make_mesh(setup.mesh)
         # data=-1 is a number now, which has to divide what a configuration's number has to.
-        dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=self._mesh.shape["data"]))
-        self._model = make_model(config.model, self._mesh if self._mesh.size > 1 else None)
-        self._optimizer = make_optimizer(config.optimizer, config.train.steps)
-        self._init_key, self._step_key = make_keys(config.seed, self._mesh)
-        self._train_step = make_train_step(self._model, self._optimizer, config, self._mesh)
-        self._flops_per_token = training_flops_per_token(config.model, task.sequence_length)
-        self._peak = peak_flops(config.model, list(self._mesh.devices.flat))
-        logged = config.train.log_contributions and config.model.fast.enabled
-        self._contributions = make_contributions(self._model) if logged else None
+        self._setup = dataclasses.replace(setup, mesh=dataclasses.replace(setup.mesh, data=self._mesh.shape["data"]))
+        self._model = make_model(setup.model, self._mesh if self._mesh.size > 1 else None)
+        self._optimizer = make_optimizer(setup.optimizer, setup.train.steps)
+        self._hooks = make_hooks(setup.hooks, self._model)
+        self._init_key, self._step_key = make_keys(setup.seed, self._mesh)
+        self._train_step = make_train_step(
+            self._model, self._optimizer, setup, self._mesh, hooks=self._hooks, losses=task.losses
+        )
+        self._flops_per_token = training_flops_per_token(setup.model, task.sequence_length)
+        self._peak = peak_flops(setup.model, list(self._mesh.devices.flat))
+        self._measure = None if setup.measure is None else setup.measure(self._model)
         self._predict = make_predict(self._model, self._mesh)
-        self._checkpoints = Checkpoints(workdir, config)
-        self._consolidation = make_consolidation(config)
-        self._text = task.fingerprint
-        self._carried_rows = config.train.batch_size if config.train.carry_state else None
-        self._target = abstract_state(self._model, self._optimizer, self._mesh, self._consolidation, self._carried_rows)
+        self._checkpoints = Checkpoints(workdir, setup.record)
+        self._carried_rows = setup.train.batch_size if setup.train.carry_state else None
+        self._target = abstract_state(self._model, self._optimizer, self._mesh, self._hooks, self._carried_rows)
         # Traces the step (the trace is kept): what cannot run here says so before anything is written.
         self._train_step.eval_shape(self._target, self._put(task.batch(0)), self._step_key)
 
@@ -209,29 +153,28 @@ class _Training:
         return put_batch(batch, self._mesh, may_reset=self._task.may_reset)
 
     def run(self) -> dict[str, Any]:
-        progress = Progress(step=0, seconds=0.0, training_seconds=0.0, tokens=0, evaluated=False)
+        progress = RunProgress(step=0, seconds=0.0, training_seconds=0.0, tokens=0, evaluated=False)
         if self._checkpoints.last_step is None:
-            state = init_state(
-                self._model, self._optimizer, self._mesh, self._init_key, self._consolidation, self._carried_rows
-            )
+            state = init_state(self._model, self._optimizer, self._mesh, self._init_key, self._hooks, self._carried_rows)
         else:
             try:
                 for folder, text in trained_texts([self._workdir]).items():
-                    check_text(folder, text, self._text)
+                    check_text(folder, text, self._task.fingerprint)
             except CheckpointError:
                 self._checkpoints.close()
                 raise
-            state, progress = self._checkpoints.restore(self._target)
+            trees, progress = self._checkpoints.restore(saved_trees(self._target))
+            state = restored_state(trees, self._target)
             _LOGGER.info("resuming %s at step %d", self._workdir, progress.step)
         self._write_run_file(progress.step)
         self._clock = _Clock(progress.training_seconds, progress.tokens)
         self._seconds_before = progress.seconds
-        steps = self._config.train.steps
+        steps = self._setup.train.steps
         self._reporter = Reporter(
             self._workdir,
             steps=steps,
             start=progress.step,
-            title=f"seed {self._config.seed}",
+            title=f"seed {self._setup.seed}",
             accuracy_name=self._task.accuracy_name,
         )
         try:
@@ -244,8 +187,8 @@ class _Training:
                 self._checkpoints.close()
         best_step, best_primary = self._checkpoints.best
         results = {
-            "config": config_json(self._config),
-            "seed": self._config.seed,
+            "config": self._setup.record.config,
+            "seed": self._setup.seed,
             "steps": steps,
             "seconds": self._progress(steps, evaluated=True).seconds,
             "tokens_per_second": self._clock.rate(),
@@ -256,12 +199,12 @@ class _Training:
             "note": evaluation.note,
             "best": {"step": best_step, "primary": best_primary},
         }
-        _write_json(self._workdir / RESULTS, results)
+        write_json(self._workdir / RESULTS, results)
         return results
 
-    def _train_and_evaluate(self, state: TrainState, start: Progress) -> Evaluation:
+    def _train_and_evaluate(self, state: TrainState, start: RunProgress) -> Evaluation:
         """Train to the end. Returns the evaluation of the final state."""
-        settings = self._config.train
+        settings = self._setup.train
         step, evaluated = start.step, start.evaluated
         pending: collections.deque[tuple[int, Any]] = collections.deque()
         data = self._task.batches(step, settings.steps)
@@ -305,7 +248,7 @@ class _Training:
             if not all(metrics["finite"].values()):
                 raise NonFiniteError(self._describe_divergence(step, metrics))
             self._clock.count(step, int(metrics["tokens"]))
-            if step % self._config.train.log_every == 0 or step == self._config.train.steps:
+            if step % self._setup.train.log_every == 0 or step == self._setup.train.steps:
                 row = {
                     "loss": float(metrics["loss"]),
                     self._task.accuracy_name: float(metrics["answer_accuracy"]),
@@ -320,7 +263,7 @@ class _Training:
     def _describe_divergence(self, step: int, metrics: Any) -> str:
         self._checkpoints.wait()
         last = self._checkpoints.last_step
-        good = "none was saved yet" if last is None else f"step {last}, in {self._workdir / FOLDER}"
+        good = "none was saved yet" if last is None else f"step {last}, in {self._workdir / CHECKPOINTS}"
         what, remedy = self._cause_of_divergence(metrics)
         return f"{what} at step {step}. Last good checkpoint: {good}. Try {remedy}, in another --workdir"
 
@@ -331,45 +274,43 @@ class _Training:
             return f"{numbers} is not finite", "a smaller optimizer.learning_rate or clip_norm"
         if bad[0].startswith("fast"):
             return f"{bad[0]}, which is carried on, is not finite", "a smaller model.fast.learning_rate or model.fast.decay"
-        function = self._config.consolidation.function
-        return (
-            f"consolidation {function!r} left {bad[0]} NaN or infinite",
-            "a smaller consolidation.rate or another function",
-        )
+        name, _, leaf = bad[0].partition(":")
+        (update,) = (update for update in self._hooks.updates if update.name == name)
+        return f"{update.label} left {leaf} NaN or infinite", update.remedy
 
     def _evaluate(self, state: TrainState, step: int, evaluated: bool) -> Evaluation:
         predict = self._predict(state.slow)
 
-        def interruptible(*arrays):
+        def interruptible(*arrays: Any) -> Any:
             if self._signals.number is not None:
                 self._save_and_stop(state, step, evaluated, self._signals.number)
             return predict(*arrays)
 
         with self._clock.paused():
             evaluation = self._task.evaluate(interruptible)
-            contributions = None if self._contributions is None else self._measure_contributions(state)
-        self._reporter.evaluation(step, evaluation, contributions)
+            measured = None if self._measure is None else self._measured(state)
+        self._reporter.evaluation(step, evaluation, measured)
         return evaluation
 
-    def _measure_contributions(self, state: TrainState) -> dict[str, list[float]]:
+    def _measured(self, state: TrainState) -> dict[str, list[float]]:
         """On the first rows of the first training batch, so that one evaluation can be compared with the next."""
         batch, spread = self._task.batch(0), self._mesh.shape["data"]
-        rows = spread * max(1, CONTRIBUTION_ROWS // spread)
-        batch = self._put(
-            batch._replace(extra=None, **{name: getattr(batch, name)[:rows] for name in batch._fields if name != "extra"})
-        )
+        rows = spread * max(1, MEASURED_ROWS // spread)
+        arrays = {name: getattr(batch, name)[:rows] for name in batch._fields if name != "extra"}
+        batch = self._put(Batch(**arrays))
         return jax.tree.map(
-            lambda sizes: sizes.tolist(),
-            jax.device_get(self._contributions(state.slow, batch.tokens, batch.valid, batch.reset)),
+            lambda sizes: sizes.tolist(), jax.device_get(self._measure(state.slow, batch.tokens, batch.valid, batch.reset))
         )
 
     def _save(self, state: TrainState, step: int, evaluated: bool, score: float | None) -> None:
         with self._clock.paused():
-            self._checkpoints.save(state, self._progress(step, evaluated), score)
+            self._checkpoints.save(saved_trees(state), self._progress(step, evaluated), score)
             # A save in the background would be lost with the process, and with it more work than a save interval.
             self._checkpoints.wait()
 
-    def _stop_if_asked(self, state: TrainState, step: int, evaluated: bool, pending: collections.deque) -> None:
+    def _stop_if_asked(
+        self, state: TrainState, step: int, evaluated: bool, pending: collections.deque[tuple[int, Any]]
+    ) -> None:
         number = self._signals.number
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             number = signal.SIGTERM
@@ -380,23 +321,26 @@ class _Training:
     def _save_and_stop(self, state: TrainState, step: int, evaluated: bool, number: int) -> None:
         self._save(state, step, evaluated, None)
         raise Interrupted(
-            f"{_name_of(number)}: saved step {step} of {self._config.train.steps} in {self._workdir}; the same command goes on there",
+            f"{name_of(number)}: saved step {step} of {self._setup.train.steps} in {self._workdir}; the same command goes on there",
             number,
         )
 
-    def _progress(self, step: int, evaluated: bool) -> Progress:
+    def _progress(self, step: int, evaluated: bool) -> RunProgress:
         seconds = self._seconds_before + time.perf_counter() - self._started
-        return Progress(step, seconds, self._clock.seconds, self._clock.tokens, evaluated)
+        return RunProgress(step, seconds, self._clock.seconds, self._clock.tokens, evaluated)
 
     def _write_run_file(self, step: int) -> None:
         path = self._workdir / RUN
         starts = read_json(path)["starts"] if step > 0 and path.exists() else []
-        starts.append(describe_start(step, self._config.seed))
+        starts.append(describe_start(step, self._setup.seed))
         files = self._task.files
-        _write_json(path, {"config": config_json(self._config), "text": self._text, "files": list(files), "starts": starts})
+        write_json(
+            path,
+            {"config": self._setup.record.config, "text": self._task.fingerprint, "files": list(files), "starts": starts},
+        )
         # What a task needs to be used later and cannot be made again from the configuration alone, such as a tokenizer.
         for name, content in files.items():
-            _write_file(self._workdir / name, content)
+            write_text(self._workdir / name, content)
 
 
 class _Clock:
@@ -443,7 +387,8 @@ class _Signals:
     number: int | None = None
 
 
-def _name_of(number: int) -> str:
+def name_of(number: int) -> str:
+    """What a signal is called."""
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
@@ -459,7 +404,7 @@ def _signals() -> Iterator[_Signals]:
         yield received
         return
 
-    def handle(number, frame):
+    def handle(number: int, frame: FrameType | None) -> None:
         received.number = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -469,74 +414,3 @@ def _signals() -> Iterator[_Signals]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _train_seed(config: ExperimentConfig, workdir: Path, others: Sequence[Path] = ()) -> tuple[dict[str, Any], int | None]:
-    """:func:`_train` for one seed in its folder; ``others`` are folders of the same run, which must have the same text."""
-    # Before the task is made: its text may be gone by now.
-    if (results := _finished(config, workdir)) is not None:
-        return results, None
-    task = make_task(config.task, seed=config.seed, batch_size=config.train.batch_size, data=config.data)
-    for folder, text in trained_texts(others).items():
-        check_text(folder, text, task.fingerprint)
-    return _train(config, task, workdir)
-
-
-def _finished(config: ExperimentConfig, workdir: Path) -> dict[str, Any] | None:
-    """The results of a run that came to its end; None of any other, which may be begun or gone on with here."""
-    _check_records(workdir, config)
-    return read_json(workdir / RESULTS) if (workdir / RESULTS).exists() else None
-
-
-def _check_folder(workdir: Path, config: ExperimentConfig) -> None:
-    """Refuse a folder whose results, checkpoints or metrics another configuration made."""
-    _check_records(workdir, config)
-    if not (workdir / RESULTS).exists():
-        Checkpoints(workdir, config).close()
-
-
-def _check_summary(workdir: Path, config: ExperimentConfig) -> None:
-    """Refuse to replace ``results.json`` of several seeds by what is no run's, another configuration's, or of fewer seeds."""
-    path = workdir / RESULTS
-    if not path.exists():
-        return
-    stored = read_json(path)
-    if not isinstance(stored, dict) or "config" not in stored or "seeds" not in stored:
-        raise CheckpointError(f"{path} is not of a training run over several seeds; move it, or use another --workdir")
-    check_same_config(workdir, {**stored["config"], "seeds": list(config.seeds)}, config)
-    missing = [seed for seed in stored["seeds"] if seed not in config.seeds]
-    if missing:
-        together = ",".join(map(str, dict.fromkeys([*stored["seeds"], *config.seeds])))
-        raise CheckpointError(
-            f"{path} has the results of seeds {stored['seeds']}, and --config.seeds={','.join(map(str, config.seeds))} would leave "
-            f"{missing} out; give --config.seeds={together}, or another --workdir"
-        )
-
-
-def _check_records(workdir: Path, config: ExperimentConfig) -> None:
-    metrics = workdir / METRICS
-    if metrics.exists() and metrics.stat().st_size and not (workdir / RUN).exists():
-        raise CheckpointError(f"{metrics} is not of this run, which has no {RUN} yet; move it, or use another --workdir")
-    for name in (RESULTS, RUN):
-        if (workdir / name).exists():
-            stored = read_json(workdir / name)
-            if not isinstance(stored, dict) or "config" not in stored:
-                raise CheckpointError(f"{workdir / name} is not of a training run; move it, or use another --workdir")
-            check_same_config(workdir, stored["config"], config)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    _write_file(path, json.dumps(value, indent=2) + "\n")
-
-
-def _write_file(path: Path, content: str) -> None:
-    """Write a file whole or not at all, from process 0."""
-    if jax.process_index() != 0:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}. Use another --workdir") from error

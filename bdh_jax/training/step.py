@@ -1,14 +1,14 @@
 """One training step: (state, batch, key) → (state, metrics), jitted, sharded and with the state donated.
 
-Axis letters: B batch, T time, V vocabulary, A accumulation slices.
+Axis letters: B batch, T time, V vocabulary, L layer, A accumulation slices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,37 +16,58 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bdh_jax.consolidation import Consolidation, as_consolidation, check, from_config
-from bdh_jax.consolidation.base import finite_leaves
-from bdh_jax.experiment import ExperimentConfig
-from bdh_jax.fast_weights.state import FastState
+from bdh_jax.config import ConfigError, require
+from bdh_jax.consolidation.base import check_same_tree, finite_leaves
 from bdh_jax.models.registry import Model
-from bdh_jax.parallel.axes import MEMORY_AXES, batch_sharding, replicated, shardings
-from bdh_jax.tasks.base import Batch, Predict
+from bdh_jax.parallel.axes import batch_sharding, replicated
+from bdh_jax.tasks.base import Batch, TaskBase
+from bdh_jax.tasks.scoring import Predict
 from bdh_jax.training.config import Loss
-from bdh_jax.training.optimizer import Slow, make_schedule, split_trained
-from bdh_jax.training.prefilled_synapse import fill_synapse, make_reader
+from bdh_jax.training.hooks import NO_HOOKS, Hooks, Prepare, Taps, Update
+from bdh_jax.training.optimizer import make_schedule, split_trained
+from bdh_jax.training.setup import Setup
+from bdh_jax.training.state import TrainState, abstract_state, state_shardings
+from bdh_jax.types import Slow
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]
+Losses = Callable[[jax.Array, Batch], jax.Array]
+"""(logits [B, T, V], batch) → the loss [B, T] of every position: :meth:`bdh_jax.tasks.base.Task.losses`."""
+cross_entropy: Losses = TaskBase().losses
+"""In nats, what a task's loss is unless it says otherwise."""
 
 
-@flax.struct.dataclass
-class TrainState:
-    """What a step changes.
+@dataclasses.dataclass(frozen=True)
+class ForwardPass:
+    """What a training step asks of its forward pass."""
 
-    Attributes:
-      step: int32 scalar, updates made so far.
-      slow: parameters by name.
-      opt_state: optimiser state of the trained parameters.
-      memory: what the consolidation function remembers; () for none.
-      fast: the state that the next step starts from, with ``train.carry_state``; () otherwise.
-    """
+    loss: Loss = "answer"
+    """Which positions count."""
+    losses: Losses = cross_entropy
+    accumulation: int = 1
+    """Slices A that the batch is cut into."""
+    prepare: tuple[Prepare, ...] = ()
+    """What is done to the slow weights first, in this order."""
+    state: Literal["none", "mean", "full"] = "none"
+    """"mean" to get what the batch's last episodes wrote, for hooks; "full" to go on from."""
+    collect: tuple[str, ...] = ()
+    """What the model is to collect, for hooks."""
 
-    step: jax.Array
-    slow: Slow
-    opt_state: Any
-    memory: Any = ()
-    fast: Any = ()
+    def __post_init__(self):
+        require(
+            self.accumulation == 1 or self.state != "full",
+            f"a forward pass in {self.accumulation} slices returns no state to go on from; set train.accumulation=1",
+        )
+
+
+class Gradients(NamedTuple):
+    """What a batch says of the slow weights."""
+
+    loss: jax.Array
+    accuracy: jax.Array
+    """Share of answer tokens that were predicted."""
+    gradient: Slow
+    """Of the trained parameters."""
+    taps: Taps
 
 
 def loss_weights(batch: Batch, loss: Loss) -> jax.Array:
@@ -58,27 +79,16 @@ def loss_weights(batch: Batch, loss: Loss) -> jax.Array:
     return jnp.ones(batch.tokens.shape, jnp.float32) if batch.valid is None else batch.valid.astype(jnp.float32)
 
 
-def make_consolidation(config: ExperimentConfig) -> Consolidation | None:
-    """The consolidation function that a training step runs; None without one.
-
-    Raises:
-      ConfigError: for a name or option that does not exist.
-    """
-    function = from_config(config.consolidation)
-    return None if config.consolidation.function == "none" else as_consolidation(function)
-
-
 def loss_fn(
     model: Model,
     slow: Slow,
     batch: Batch,
     weights: jax.Array,
     key: jax.Array | None = None,
-    *,
-    state: str = "none",
-    fast: FastState | None = None,
-):
-    """Weighted sum of cross-entropies, and what the metrics need.
+    fast: Any = None,
+    ask: ForwardPass = ForwardPass(),
+) -> tuple[jax.Array, tuple[jax.Array, Taps]]:
+    """Weighted sum of the losses of all positions, and what the metrics need.
 
     Args:
       model: the model.
@@ -86,12 +96,12 @@ def loss_fn(
       batch: arrays [B,T]. ``valid`` and ``reset`` may be None: all valid, no resets.
       weights: [B,T] weight of each position. A position of weight 0 has no influence on the gradient.
       key: randomness of dropout; None switches dropout off.
-      state: "mean" to get what the batch's last episodes wrote, for consolidation; "full" to go on from.
       fast: the state to go on from; None starts from zeros.
+      ask: what is asked for. Its ``prepare`` and ``accumulation`` are not looked at here.
 
     Returns:
-      Σ weight · cross-entropy in nats, and (number of answer tokens predicted right, the state asked for). Both numbers are
-      float32 scalars.
+      Σ weight · loss, and (number of answer tokens predicted right, the taps asked for). Both numbers are float32 scalars. Losses
+      that the model names itself are added as if every position had them.
     """
     rngs = None if key is None else {"dropout": key}
     output = model.apply(
@@ -100,157 +110,153 @@ def loss_fn(
         fast,
         valid=batch.valid,
         reset=batch.reset,
-        state=state,
+        state=ask.state,
+        collect=ask.collect,
         deterministic=key is None,
         rngs=rngs,
     )
-    losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch.targets)
-    total = jnp.sum(losses * weights)
+    total = jnp.sum(ask.losses(output.logits, batch) * weights)
+    for named in _own_losses(output).values():
+        total = total + named * jnp.sum(weights)
     right = jnp.sum(batch.answer * (jnp.argmax(output.logits, axis=-1) == batch.targets))
-    return total, (right, jax.lax.stop_gradient(output.fast))
+    return total, (right, jax.lax.stop_gradient(Taps(output.fast, output.collected)))
 
 
 def gradients(
     model: Model,
     slow: Slow,
     batch: Batch,
-    loss: Loss,
-    accumulation: int,
-    key: jax.Array | None,
-    *,
-    state: str = "none",
-    fill_ridge: float = 0.1,
-    fill_layers: Sequence[int] = (),
-    fast: FastState | None = None,
-) -> tuple[jax.Array, jax.Array, Slow, FastState | None]:
-    """Loss and gradients of a batch, computed in ``accumulation`` slices one after the other.
+    ask: ForwardPass = ForwardPass(),
+    key: jax.Array | None = None,
+    fast: Any = None,
+) -> Gradients:
+    """Loss and gradients of a batch, computed in ``ask.accumulation`` slices one after the other.
 
     The loss is normalised by the weight of the whole batch, so slices of unequal weight count as they would in one piece.
 
     Args:
       model: the model.
       slow: its parameters.
-      batch: arrays [B,T]; B is a multiple of ``accumulation``.
-      loss: which positions count.
-      accumulation: number of slices A.
+      batch: arrays [B,T]; B is a multiple of the number of slices.
+      ask: what is asked of the forward pass.
       key: randomness of dropout, or None.
-      state, fast: as in :func:`loss_fn`; "mean" gives the mean over the whole batch. "full" needs ``accumulation`` 1.
-      fill_ridge, fill_layers: of :func:`bdh_jax.training.prefilled_synapse.fill_synapse`, for a batch with ``fill``. Every slice fills the synapse
-        again.
+      fast: as in :func:`loss_fn`.
 
     Returns:
-      (loss, answer accuracy, gradients of the trained parameters, state or None).
+      The :class:`Gradients`. Its taps are of the whole batch: the mean of the state over all slices, and what was collected of all rows
+      in their order.
     """
     trained, frozen = split_trained(slow, model.config)
-    weights = loss_weights(batch, loss)
-    fill, batch, carried = batch.extra, batch._replace(extra=None), fast
+    weights = loss_weights(batch, ask.loss)
+    extra, batch = batch.extra, batch._replace(extra=None)
 
-    def slice_loss(trained, batch, weights, key):
-        slow, reader = {**trained, **frozen}, model
-        if fill is not None:
-            slow, reader = fill_synapse(model, slow, fill, fill_ridge, fill_layers), make_reader(model)
-        return loss_fn(reader, slow, batch, weights, key, state=state, fast=carried)
+    def slice_loss(
+        trained: Slow, batch: Batch, weights: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, tuple[jax.Array, Taps]]:
+        reader, slow = _prepared(model, {**trained, **frozen}, batch._replace(extra=extra), ask.prepare)
+        return loss_fn(reader, slow, batch, weights, key, fast, ask)
 
     slice_gradient = jax.value_and_grad(slice_loss, has_aux=True)
-    if accumulation == 1:
-        (total, (right, fast)), gradient = slice_gradient(trained, batch, weights, key)
+    if ask.accumulation == 1:
+        (total, (right, taps)), gradient = slice_gradient(trained, batch, weights, key)
     else:
 
-        def add_slice(sums, inputs):
+        def add_slice(sums: Any, inputs: Any) -> tuple[Any, Any]:
             index, batch, weights = inputs
             slice_key = None if key is None else jax.random.fold_in(key, index)
-            result = slice_gradient(trained, batch, weights, slice_key)
-            return jax.tree.map(jnp.add, sums, result), None
+            result, collected = _apart(slice_gradient(trained, batch, weights, slice_key))
+            return jax.tree.map(jnp.add, sums, result), collected
 
-        batch_slices, weight_slices = jax.tree.map(lambda x: _slices(x, accumulation, model.mesh), (batch, weights))
-        inputs = (jnp.arange(accumulation), batch_slices, weight_slices)
+        batch_slices, weight_slices = jax.tree.map(lambda x: _slices(x, ask.accumulation, model.mesh), (batch, weights))
+        inputs = (jnp.arange(ask.accumulation), batch_slices, weight_slices)
         _, first_batch, first_weights = jax.tree.map(lambda x: x[0], inputs)
-        sums = jax.eval_shape(slice_gradient, trained, first_batch, first_weights, key)
+        sums, _ = _apart(jax.eval_shape(slice_gradient, trained, first_batch, first_weights, key))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
-        ((total, (right, fast)), gradient), _ = jax.lax.scan(add_slice, zeros, inputs)
-        fast = jax.tree.map(lambda leaf: leaf / accumulation, fast)
+        (((total, (right, state)), gradient), collected) = jax.lax.scan(add_slice, zeros, inputs)
+        taps = Taps(jax.tree.map(lambda leaf: leaf / ask.accumulation, state), jax.tree.map(_whole, collected))
 
     scale = 1 / _at_least_something(jnp.sum(weights))
     accuracy = right / _at_least_something(jnp.sum(batch.answer))
-    return total * scale, accuracy, jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient), fast
+    return Gradients(total * scale, accuracy, jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient), taps)
 
 
 def make_train_step(
-    model: Model, optimizer: optax.GradientTransformation, config: ExperimentConfig, mesh: Mesh
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    setup: Setup,
+    mesh: Mesh,
+    *,
+    hooks: Hooks = NO_HOOKS,
+    losses: Losses = cross_entropy,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """Build the jitted training step.
 
     Args:
       model: the model, built on ``mesh`` if that has several devices.
       optimizer: as of :func:`bdh_jax.training.optimizer.make_optimizer`.
-      config: the experiment.
+      setup: its ``train`` says how long and from which positions to learn, its ``optimizer`` which rates to report.
       mesh: device mesh of ``bdh_jax.parallel.axes.make_mesh``.
+      hooks: what is added, as of ``make_hooks(setup.hooks, model)``.
+      losses: of the task.
 
     Returns:
       ``step(state, batch, key) -> (state, metrics)``. ``state`` is donated. ``batch`` comes from :func:`put_batch`, ``key``
       is the run's, replicated; each step folds its number into it. Metrics are scalars: loss, answer_accuracy, grad_norm
-      (before clipping), learning_rate, tokens (valid ones), and finite, a dict: "loss", "gradient" and the path of every leaf that
-      consolidation made or that is carried on → whether it is.
+      (before clipping), learning_rate, tokens (valid ones), and finite, a dict: "loss", "gradient", the path of every leaf that is
+      carried on, and "<hook>:" with the path of every leaf that a hook's update made → whether it is.
 
     Raises:
-      ConfigError: for a consolidation function that does not exist, cannot be traced or returns other trees than it was given.
+      ConfigError: for hooks that need what a step that carries its state does not have; and, when the step is traced, for an update that
+        returns other trees than it was given.
     """
-    schedule = make_schedule(config.optimizer, config.train.steps)
-    carry = config.train.carry_state
-    consolidation = make_consolidation(config)
-    if consolidation is not None:
-        _check_consolidation(consolidation, model, config)
+    schedule = make_schedule(setup.optimizer, setup.train.steps)
+    carry = setup.train.carry_state
+    for update in hooks.updates:
+        require(
+            not carry or update.state == "none",
+            f"train.carry_state=True with {update.label}: episodes that go on from step to step have no last state to average; use one "
+            "of them",
+        )
+    ask = ForwardPass(
+        loss=setup.train.loss,
+        losses=losses,
+        accumulation=setup.train.accumulation,
+        prepare=hooks.prepare,
+        state="full" if carry else hooks.state,
+        collect=hooks.collect,
+    )
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        step_key = jax.random.fold_in(key, state.step) if config.model.dropout > 0 else None
-        loss, accuracy, gradient, fast = gradients(
-            model,
-            state.slow,
-            batch,
-            config.train.loss,
-            config.train.accumulation,
-            step_key,
-            state="full" if carry else "none" if consolidation is None else "mean",
-            fill_ridge=config.train.fill_ridge,
-            fill_layers=config.train.fill_layers,
-            fast=state.fast if carry else None,
-        )
-        trained, frozen = split_trained(state.slow, config.model)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
+        step_key = jax.random.fold_in(key, state.step) if model.config.dropout > 0 else None
+        found = gradients(model, state.slow, batch, ask, step_key, state.fast if carry else None)
+        trained, frozen = split_trained(state.slow, model.config)
+        updates, opt_state = optimizer.update(found.gradient, state.opt_state, trained)
         slow = {**optax.apply_updates(trained, updates), **frozen}
-        norm = optax.tree.norm(gradient)
-        finite = {"loss": jnp.isfinite(loss), "gradient": jnp.isfinite(norm)}
-        memory = state.memory
-        if consolidation is not None:
-            slow, memory = jax.lax.cond(
-                (state.step + 1) % config.consolidation.every == 0,
-                lambda slow, memory: consolidation.update(slow, fast, fast.activity, memory),
-                lambda slow, memory: (slow, memory),
-                slow,
-                memory,
-            )
-            finite |= finite_leaves({"slow": slow, "memory": memory})
+        norm = optax.tree.norm(found.gradient)
+        finite = {"loss": jnp.isfinite(found.loss), "gradient": jnp.isfinite(norm)}
+        taps, history = (Taps(None, found.taps.collected) if carry else found.taps), {}
+        for update in hooks.updates:
+            slow, history[update.name] = _updated(update, state.step, slow, taps, batch, state.history[update.name])
+            leaves = finite_leaves({"slow": slow, "history": history[update.name]})
+            finite |= {f"{update.name}:{path}": is_finite for path, is_finite in leaves.items()}
         if carry:
-            finite |= finite_leaves({"fast": fast})
+            finite |= finite_leaves({"fast": found.taps.fast})
         metrics = {
-            "loss": loss,
-            "answer_accuracy": accuracy,
+            "loss": found.loss,
+            "answer_accuracy": found.accuracy,
             "grad_norm": norm,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "tokens": jnp.asarray(batch.tokens.size if batch.valid is None else jnp.sum(batch.valid), jnp.int32),
             "finite": finite,
         }
-        next_state = TrainState(
-            step=state.step + 1, slow=slow, opt_state=opt_state, memory=memory, fast=fast if carry else ()
-        )
-        return next_state, metrics
+        return TrainState(state.step + 1, slow, opt_state, history, found.taps.fast if carry else ()), metrics
 
-    rows = config.train.batch_size if carry else None
-    state_shardings = _state_shardings(mesh, abstract_state(model, optimizer, mesh, consolidation, rows))
+    rows = setup.train.batch_size if carry else None
+    shardings = state_shardings(mesh, abstract_state(model, optimizer, mesh, hooks, rows), hooks)
     return jax.jit(
         step,
-        in_shardings=(state_shardings, batch_sharding(mesh), replicated(mesh)),
-        out_shardings=(state_shardings, replicated(mesh)),
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
 
@@ -258,52 +264,6 @@ def make_train_step(
 def make_keys(seed: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
     """Keys of a run, on every device: one for the initial parameters, one for the steps."""
     return jax.jit(lambda: tuple(jax.random.split(jax.random.key(seed))), out_shardings=replicated(mesh))()
-
-
-def init_state(
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    key: jax.Array,
-    consolidation: Consolidation | None = None,
-    carried_rows: int | None = None,
-) -> TrainState:
-    """A fresh training state, made on its devices: no device ever holds more than its shards.
-
-    Args:
-      model: the model.
-      optimizer: as of :func:`bdh_jax.training.optimizer.make_optimizer`.
-      mesh: device mesh.
-      key: randomness of the initial parameters. The mesh does not change what it gives.
-      consolidation: what :func:`make_consolidation` gives for the experiment.
-      carried_rows: B of the fast state that goes on from step to step; None for none.
-    """
-    # Compiled on its own it is traced once, for the shapes and for the values.
-    initialise = jax.jit(_initialiser(model, optimizer, mesh, consolidation, carried_rows))
-    out_shardings = _state_shardings(mesh, jax.eval_shape(initialise, key))
-    return jax.jit(initialise, out_shardings=out_shardings)(key)
-
-
-def abstract_state(
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    consolidation: Consolidation | None = None,
-    carried_rows: int | None = None,
-) -> TrainState:
-    """Shapes and dtypes of :func:`init_state`'s result, with their shardings, without computing it."""
-    shapes = jax.eval_shape(_initialiser(model, optimizer, mesh, consolidation, carried_rows), jax.random.key(0))
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        _state_shardings(mesh, shapes),
-    )
-
-
-def _state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
-    # What a consolidation function remembers is not looked up by the names of the state's own fields.
-    memory = shardings(mesh, state.memory, axes=MEMORY_AXES)
-    return shardings(mesh, state.replace(memory=())).replace(memory=memory)
 
 
 def make_predict(model: Model, mesh: Mesh) -> Callable[[Slow], Predict]:
@@ -338,15 +298,22 @@ def put_batch(batch: Batch, mesh: Mesh, *, may_reset: bool = False) -> Batch:
     Masks that mask nothing become None, which saves the model the work of applying them; with ``may_reset`` resets stay, so that
     batches with and without any are one program. With several processes every one passes the whole batch (it is a pure function of
     seed and step) and feeds its own devices their rows.
+
+    Raises:
+      ConfigError: if the mesh does not divide the rows.
     """
-    return put(_without_masks(batch, may_reset), mesh)
-
-
-def _without_masks(batch: Batch, may_reset: bool = False) -> Batch:
-    return batch._replace(
-        valid=None if np.all(batch.valid) else batch.valid,
-        reset=batch.reset if may_reset or np.any(batch.reset) else None,
-        extra=None if batch.extra is None else _without_masks(batch.extra),
+    for what, tree in (("a batch", batch._replace(extra=None)), ("a batch's extra", batch.extra)):
+        for leaf in jax.tree.leaves(tree):
+            if np.shape(leaf)[0] % mesh.shape["data"]:
+                raise ConfigError(
+                    f"mesh.data={mesh.shape['data']} does not divide the {np.shape(leaf)[0]} rows of {what}; change one of them"
+                )
+    return put(
+        batch._replace(
+            valid=None if np.all(batch.valid) else batch.valid,
+            reset=batch.reset if may_reset or np.any(batch.reset) else None,
+        ),
+        mesh,
     )
 
 
@@ -358,34 +325,53 @@ def put(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, global_shape=x.shape), tree)
 
 
-def _initialiser(
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    consolidation: Consolidation | None,
-    carried_rows: int | None,
-) -> Callable[[jax.Array], TrainState]:
-    def init(key: jax.Array) -> TrainState:
-        slow = model.init_slow(key)
-        trained, _ = split_trained(slow, model.config)
-        memory = () if consolidation is None else consolidation.init(slow)
-        fast = () if carried_rows is None else model.init_fast(carried_rows)
-        return TrainState(jnp.zeros((), jnp.int32), slow, optimizer.init(trained), memory, fast)
-
-    return init
+def _own_losses(output: Any) -> dict[str, jax.Array]:
+    """The named losses of a model's output; {} of a model that has none."""
+    return getattr(output, "losses", None) or {}
 
 
-def _check_consolidation(consolidation: Consolidation, model: Model, config: ExperimentConfig) -> None:
-    slow = jax.eval_shape(model.init_slow, jax.random.key(0))
-    tokens = jax.ShapeDtypeStruct((config.train.batch_size // config.train.accumulation, 2), jnp.int32)
-    fast = jax.eval_shape(lambda slow, tokens: model.apply({"params": slow}, tokens, state="mean").fast, slow, tokens)
-    check(consolidation, slow, fast)
+def _prepared(model: Model, slow: Slow, batch: Batch, prepare: tuple[Prepare, ...]) -> tuple[Model, Slow]:
+    """The model and the slow weights of the forward pass."""
+    reader = model
+    for hook in prepare:
+        if hook.when(batch):
+            slow = hook.prepare(slow, batch)
+            reader = hook.reader or reader
+    return reader, slow
+
+
+def _updated(update: Update, step: jax.Array, slow: Slow, taps: Taps, batch: Batch, history: Any) -> tuple[Slow, Any]:
+    """What an update makes of the slow weights and its history, every ``update.every`` steps."""
+
+    def apply(slow: Slow, history: Any) -> tuple[Slow, Any]:
+        returned = update.update(slow, taps, batch, history)
+        require(
+            isinstance(returned, tuple) and len(returned) == 2,
+            f"{update.label} returned a {type(returned).__name__}; it must return the pair (slow, history)",
+        )
+        for name, given, new in (("slow", slow, returned[0]), ("history", history, returned[1])):
+            check_same_tree(update.label, name, given, new)
+        return returned
+
+    return jax.lax.cond((step + 1) % update.every == 0, apply, lambda slow, history: (slow, history), slow, history)
+
+
+def _apart(result: Any) -> tuple[Any, dict[str, jax.Array]]:
+    """A slice's result, with what is summed over slices apart from what was collected of its rows."""
+    (total, (right, taps)), gradient = result
+    return ((total, (right, taps.fast)), gradient), taps.collected
 
 
 def _slices(array: jax.Array, count: int, mesh: Mesh | None) -> jax.Array:
     """[B, ...] → [A, B / A, ...]. Slice a takes rows a, a + A, …: every device keeps the rows it has."""
     array = array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1)
     return array if mesh is None else jax.lax.with_sharding_constraint(array, NamedSharding(mesh, P(None, "data")))
+
+
+def _whole(slices: jax.Array) -> jax.Array:
+    """[A, L, B / A, ...] → [L, B, ...], the rows as :func:`_slices` found them."""
+    array = jnp.moveaxis(slices, 0, 2)
+    return array.reshape(array.shape[0], -1, *array.shape[3:])
 
 
 def _at_least_something(total: jax.Array) -> jax.Array:

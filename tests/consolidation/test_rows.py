@@ -17,7 +17,7 @@ from bdh_jax.parallel.mesh import MeshConfig
 from tests.compiled import apply, init
 
 # tests/consolidation/test_least_squares.py has those that need more of a state than the Hebbian rule keeps.
-NAMES = sorted(consolidation.FUNCTIONS.keys() - {"kalman", "least_squares", "null_space"})
+NAMES = sorted(set(consolidation.FUNCTIONS.names()) - {"kalman", "least_squares", "null_space"})
 LAYERS, BATCH, HEADS, NEURONS, WIDTH = 2, 4, 2, 16, 8
 ROWS = HEADS * NEURONS
 
@@ -224,7 +224,7 @@ def test_cascade_forgets_more_slowly_than_an_exponential(episode):
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
 def test_at_norm_keeps_the_direction(episode, name):
     slow, fast = episode
-    function = consolidation.FUNCTIONS[name]()
+    function = consolidation.FUNCTIONS.get(name, "function")()
     plain, _ = run(function, slow, fast)
     scaled, _ = run(consolidation.at_norm(function, 0.3), slow, fast)
     direction, result = change(slow, plain), change(slow, scaled)
@@ -245,7 +245,7 @@ def test_at_norm_of_no_change_is_no_change(episode):
 def test_every_function_can_write_the_decoder(episode, name):
     """And nothing else. Two episodes, so that what is remembered is used."""
     slow, fast = episode
-    after, _ = run(consolidation.FUNCTIONS[name](target="decoder"), slow, fast, episodes=2)
+    after, _ = run(consolidation.FUNCTIONS.get(name, "function")(target="decoder"), slow, fast, episodes=2)
     assert [key for key in slow if not np.array_equal(after[key], slow[key])] == ["decoder"]
 
 
@@ -293,7 +293,7 @@ def test_the_batch_mean_serves_as_well_as_the_whole_state(name, scope):
     tokens = jax.random.randint(jax.random.key(1), (BATCH, 12), 0, 20)
     slow = init(model, 0)
     full, mean = (apply(model, slow, tokens, state=kind).fast for kind in ("full", "mean"))
-    function = consolidation.FUNCTIONS[name]()
+    function = consolidation.FUNCTIONS.get(name, "function")()
     (a, _), (b, _) = run(function, slow, full), run(function, slow, mean)
     close(np.asarray(a["synapse"]), np.asarray(b["synapse"]))
 
@@ -343,7 +343,7 @@ def test_what_was_written_is_read_after_a_reset(episode):
 def test_a_mesh_writes_the_same_rows(name):
     slow, fast = make_episode(config())
     mesh = sharding.make_mesh(MeshConfig(data=2, neurons=4))
-    function = consolidation.FUNCTIONS[name]()
+    function = consolidation.FUNCTIONS.get(name, "function")()
     expected, memory = run(function, slow, fast, episodes=2)
     put = lambda tree: jax.device_put(tree, sharding.shardings(mesh, tree))  # noqa: E731
     after, memory_there = run(function, put(slow), put(fast), episodes=2)
@@ -358,14 +358,15 @@ def test_a_mesh_writes_the_same_rows(name):
 
 
 def test_every_factory_has_a_name():
-    for name, factory in consolidation.FUNCTIONS.items():
+    for name in consolidation.FUNCTIONS.names():
+        factory = consolidation.FUNCTIONS.get(name, "function")
         assert getattr(consolidation, name) is factory
         assert factory.__doc__
 
 
 def test_configuration_builds_what_it_names(episode):
     slow, fast = episode
-    settings = ConsolidationConfig(function="row_topk", fraction=0.2, rate=0.5)
+    settings = ConsolidationConfig(function="row_topk", options={"fraction": 0.2, "rate": 0.5})
     a, _ = run(consolidation.from_config(settings), slow, fast)
     b, _ = run(consolidation.row_topk(0.2, 0.5), slow, fast)
     np.testing.assert_array_equal(a["synapse"], b["synapse"])
@@ -394,12 +395,15 @@ def test_your_own_function_by_module_and_name(episode):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: consolidation.make_function("row_top"), "'row_top' does not exist.*row_topk.*module:function"),
+        (
+            lambda: consolidation.make_function("row_top"),
+            r"function='row_top' is not a consolidation function.*row_topk.*module:name",
+        ),
         (lambda: consolidation.make_function("dense", fraction=0.1), "'dense' has no option 'fraction'.*rate, target"),
         (lambda: consolidation.make_function("none", rate=0.1), "'none' has no option 'rate'.*none"),
         (lambda: consolidation.make_function("no_such_module:f"), "no_such_module.*cannot be imported"),
         (lambda: consolidation.make_function("json:f"), "'json' has no 'f'"),
-        (lambda: consolidation.make_function("json:dumps", rate=1.0), "takes no options.*rate"),
+        (lambda: consolidation.make_function("json:dumps", rate=1.0), "'json:dumps' cannot be called with the options"),
         (lambda: consolidation.make_function(f"{__name__}:NOT_A_FUNCTION"), "3 is no consolidation function"),
         (lambda: consolidation.row_topk(0.0), r"fraction=0.0 must lie in \(0, 1\]"),
         (lambda: consolidation.row_topk(1.5), "fraction=1.5"),
@@ -458,7 +462,7 @@ def test_a_model_without_fast_weights_has_nothing_to_consolidate():
         (lambda s, f, a: {**s, "synapse": s["synapse"] * len(range(f.position[0]))}, "not jittable"),
         (consolidation.row_topk, r"row_topk makes a consolidation function and is none itself: call it, row_topk\(...\)"),
         (consolidation.Consolidation(lambda s: (), lambda s, f, a, m: s), "pair"),
-        (consolidation.Consolidation(lambda s: jnp.zeros(3), lambda s, f, a, m: (s, m[:2])), r"memory with shape \(2,\)"),
+        (consolidation.Consolidation(lambda s: jnp.zeros(3), lambda s, f, a, m: (s, m[:2])), r"history with shape \(2,\)"),
         ("dense", "'dense' is no consolidation function"),
         (lambda slow, fast: slow, r"cannot be called as \(slow, fast, activity\) -> slow: too many positional arguments"),
     ],
@@ -475,7 +479,7 @@ def test_a_number_that_is_not_finite_is_refused(episode):
         with pytest.raises(ConsolidationError, match=r"slow\['synapse'\] NaN or infinite.*smaller rate"):
             run(lambda s, f, a: {**s, "synapse": s["synapse"] + jnp.inf}, slow, fast)
         remembers = consolidation.Consolidation(lambda s: jnp.full(2, jnp.nan), lambda s, f, a, m: (s, m))
-        with pytest.raises(ConsolidationError, match=r"memory NaN or infinite \(already so before: memory"):
+        with pytest.raises(ConsolidationError, match=r"history NaN or infinite \(already so before: history"):
             run(remembers, slow, fast)
         with pytest.raises(ConsolidationError, match=r"NaN or infinite \(already so before: slow\['decoder'\]"):
             run(consolidation.none(), {**slow, "decoder": slow["decoder"] * jnp.nan}, fast)

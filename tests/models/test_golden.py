@@ -17,7 +17,7 @@ import optax
 import pytest
 
 from bdh_jax import BDH, FastWeightConfig
-from bdh_jax.experiment import ExperimentConfig
+from bdh_jax.experiment import ExperimentConfig, setup_of
 from bdh_jax.fast_weights.sigma import sigma_update
 from bdh_jax.interop import from_pathway, to_pathway
 from bdh_jax.kernels import fast_weight_scan
@@ -26,7 +26,8 @@ from bdh_jax.parallel.mesh import MeshConfig
 from bdh_jax.tasks.base import Batch
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 from bdh_jax.training.optimizer import make_optimizer
-from bdh_jax.training.step import TrainState, make_train_step, put_batch
+from bdh_jax.training.state import TrainState
+from bdh_jax.training.step import make_train_step, put_batch
 from tests.contract import leaky_toy
 
 IMPLEMENTATIONS = ("recurrent", "chunked", "parallel", "pallas_interpret")
@@ -105,7 +106,7 @@ def test_official_training():
     )
     mesh = make_mesh(MeshConfig())
     optimizer = make_optimizer(experiment.optimizer, steps)
-    step = make_train_step(BDH(config), optimizer, experiment, mesh)
+    step = make_train_step(BDH(config), optimizer, setup_of(experiment), mesh)
     slow = jax.tree.map(jnp.asarray, slow)
     state = TrainState(step=jnp.zeros((), jnp.int32), slow=slow, opt_state=optimizer.init(slow))
     key, losses = jax.random.key(0), []

@@ -19,13 +19,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bdh_jax import BDH, BDHConfig, ConfigError, FastWeightConfig
-from bdh_jax.experiment import ExperimentConfig
+from bdh_jax.experiment import ExperimentConfig, setup_of
 from bdh_jax.parallel import axes as sharding
 from bdh_jax.parallel.mesh import MeshConfig
 from bdh_jax.tasks.base import Batch
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 from bdh_jax.training.optimizer import make_optimizer
-from bdh_jax.training.step import init_state, make_train_step, put_batch
+from bdh_jax.training.state import init_state
+from bdh_jax.training.step import make_train_step, put_batch
 
 MESHES = ((1, 1), (8, 1), (2, 4), (1, 8))
 # Eleven divides the size of an array exactly if one of its axes comes from N, however it is split, merged or transposed.
@@ -68,7 +69,7 @@ def trained(data: int, neurons: int):
     mesh = sharding.make_mesh(config.mesh)
     model = BDH(config.model, mesh if mesh.size > 1 else None)
     optimizer = make_optimizer(config.optimizer, STEPS)
-    step = make_train_step(model, optimizer, config, mesh)
+    step = make_train_step(model, optimizer, setup_of(config), mesh)
     state = init_state(model, optimizer, mesh, jax.random.key(0))
     start = jax.tree.map(np.asarray, state)
     key = jax.device_put(jax.random.key(1), sharding.replicated(mesh))

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from bdh_jax.runs.checkpoint import load
+from bdh_jax.experiment import load
 from bdh_jax.runs.reporter import read_rows
 from tests.processes import Command
 
@@ -20,7 +20,8 @@ UNTIL_END = 10**9
 
 def _start(workdir, text):
     return Command(
-        "bdh_jax", "train",
+        "bdh_jax",
+        "train",
         "--config=configs/text.py:fast_topk,smoke",
         f"--workdir={workdir}",
         f"--config.data.path={text}",

@@ -16,13 +16,23 @@ from bdh_jax.tasks import Batch, Evaluation, Score, TaskBase, TaskConfig
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 
 
+@dataclasses.dataclass(frozen=True)
+class SuccessorConfig(TaskConfig):
+    """Of the task below."""
+
+    name: str = "successor"
+
+    def make(self, *, seed, batch_size, data=None):
+        return Successor(seed, batch_size)
+
+
 class Successor(TaskBase):
     """Predict token + 1. ``before`` is called with "batch" or "evaluate" and how many came before, to break things."""
 
     vocab_size, sequence_length, accuracy_name = 12, 6, "recall"
 
     def __init__(self, seed: int, batch_size: int, before: Callable[[str, int], None] | None = None):
-        self.config = TaskConfig(name="successor")
+        self.config = SuccessorConfig()
         self.evaluations = 0
         self._seed, self._batch_size = seed, batch_size
         self._before = before or (lambda what, number: None)
@@ -68,7 +78,7 @@ def tiny():
             "loss": "weights",
         }
         config = ExperimentConfig(
-            task=TaskConfig(name="successor"),
+            task=SuccessorConfig(),
             model=BDHConfig(
                 vocab_size=12,
                 n_layer=1,

@@ -13,16 +13,18 @@ import pytest
 from bdh_jax import consolidation
 from bdh_jax.config import ConfigError
 from bdh_jax.consolidation.config import ConsolidationConfig
+from bdh_jax.experiment import load, setup_of
 from bdh_jax.models.bdh import BDH
 from bdh_jax.parallel.axes import make_mesh, replicated
 from bdh_jax.parallel.mesh import MeshConfig
-from bdh_jax.runs.checkpoint import load
 from bdh_jax.training import optimizer as optimizers
+from bdh_jax.training.hooks import NO_HOOKS, make_hooks
 from bdh_jax.training.loop import Interrupted, NonFiniteError, train
-from bdh_jax.training.step import abstract_state, init_state, make_consolidation, make_train_step, put_batch
+from bdh_jax.training.state import abstract_state, init_state
+from bdh_jax.training.step import make_train_step, put_batch
 from tests.compiled import apply
 
-DENSE = ConsolidationConfig(function="dense", rate=0.5)
+DENSE = ConsolidationConfig(function="dense", options={"rate": 0.5})
 
 
 def steps(config, task, count):
@@ -30,8 +32,10 @@ def steps(config, task, count):
     mesh = make_mesh(config.mesh)
     model = BDH(config.model, mesh if mesh.size > 1 else None)
     optimizer = optimizers.make_optimizer(config.optimizer, config.train.steps)
-    step = make_train_step(model, optimizer, config, mesh)
-    state = init_state(model, optimizer, mesh, jax.random.key(0), make_consolidation(config))
+    setup = setup_of(config)
+    hooks = make_hooks(setup.hooks, model)
+    step = make_train_step(model, optimizer, setup, mesh, hooks=hooks)
+    state = init_state(model, optimizer, mesh, jax.random.key(0), hooks)
     key = jax.device_put(jax.random.key(1), replicated(mesh))
     states, metrics = [jax.tree.map(np.array, state)], []
     for number in range(count):
@@ -72,25 +76,27 @@ def test_accumulation_consolidates_the_whole_batch(tiny, successor):
 
 def test_a_mesh_changes_nothing(tiny, successor):
     """With a function that has a memory; tests/consolidation has all functions on a mesh."""
-    single = tiny(batch_size=8, optimizer={"eps": 1e-3}, consolidation=ConsolidationConfig(function="cascade", rate=0.5))
+    single = tiny(
+        batch_size=8, optimizer={"eps": 1e-3}, consolidation=ConsolidationConfig(function="cascade", options={"rate": 0.5})
+    )
     spread = dataclasses.replace(single, mesh=MeshConfig(data=2, neurons=4))
     (a, _, _), (b, _, state) = (steps(config, successor(config), 3) for config in (single, spread))
     for one, other in zip(a, b, strict=True):
         np.testing.assert_array_equal(one.slow["synapse"] != 0, other.slow["synapse"] != 0)
         np.testing.assert_allclose(one.slow["synapse"], other.slow["synapse"], rtol=1e-4, atol=1e-5)
     assert state.slow["synapse"].addressable_shards[0].data.shape == (1, 1, 4, 8)
-    for leaf in jax.tree.leaves(state.memory):
+    for leaf in jax.tree.leaves(state.history):
         if leaf.ndim:
             assert leaf.addressable_shards[0].data.size == leaf.size // 4
 
 
 def test_a_killed_run_resumes_with_its_memory(tiny, successor, kill_at, tmp_path):
     """To the same bits; the memory decides which rows the later steps write."""
-    config = tiny(steps=12, consolidation=ConsolidationConfig(function="tfidf_rows", fraction=0.2))
-    whole = train(config, successor(config), tmp_path / "whole")
+    config = tiny(steps=12, consolidation=ConsolidationConfig(function="tfidf_rows", options={"fraction": 0.2}))
+    whole = train(setup_of(config), successor(config), tmp_path / "whole")
     with pytest.raises(Interrupted):
-        train(config, successor(config, kill_at(signal.SIGTERM, "batch", 7)), tmp_path / "cut")
-    resumed = train(config, successor(config), tmp_path / "cut")
+        train(setup_of(config), successor(config, kill_at(signal.SIGTERM, "batch", 7)), tmp_path / "cut")
+    resumed = train(setup_of(config), successor(config), tmp_path / "cut")
     assert resumed["evaluation"] == whole["evaluation"]
     (_, a), (_, b) = (load(tmp_path / name, "last") for name in ("whole", "cut"))
     jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -103,9 +109,9 @@ def explode(slow, fast, activity):
 
 def test_a_write_that_is_not_finite_stops_the_run(tiny, successor, tmp_path):
     config = tiny(consolidation=ConsolidationConfig(function=f"{__name__}:explode"))
-    message = r"explode' left slow\['synapse'\] NaN or infinite at step 1\. .*Try a smaller consolidation\.rate"
+    message = r"explode' left slow\['synapse'\] NaN or infinite at step 1\. .*Try a smaller consolidation\.options\.rate"
     with jax.debug_nans(False), pytest.raises(NonFiniteError, match=message):
-        train(config, successor(config), tmp_path / "run")
+        train(setup_of(config), successor(config), tmp_path / "run")
     assert not list((tmp_path / "run").glob("checkpoints/[0-9]*"))
 
 
@@ -125,7 +131,7 @@ def looks_at_attention(slow, fast, activity):
             True,
             r"a part of the state that is None here.*Present are fast\.memory, fast\.activity",
         ),
-        ("row_top", True, "'row_top' does not exist"),
+        ("row_top", True, "'row_top' is not a consolidation function"),
         (f"{__name__}:forget_a_leaf", True, r"no slow\['embed'\]"),
         ("dense", False, "no 'synapse'.*synapse=True"),
     ],
@@ -135,7 +141,7 @@ def test_mistakes_are_found_before_anything_is_written(tiny, successor, tmp_path
     fast = dataclasses.replace(config.model.fast, synapse=synapse)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, fast=fast))
     with pytest.raises(ConfigError, match=message):
-        train(config, successor(config), tmp_path / "run")
+        train(setup_of(config), successor(config), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -153,12 +159,13 @@ def test_a_mesh_holds_any_memory_whole(tiny, memory):
     config = tiny(batch_size=8, consolidation=ConsolidationConfig(function=f"{__name__}:{memory}"))
     mesh = make_mesh(MeshConfig(data=2, neurons=4))
     optimizer = optimizers.make_optimizer(config.optimizer, config.train.steps)
-    state = abstract_state(BDH(config.model, mesh), optimizer, mesh, make_consolidation(config))
-    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.memory))
+    model = BDH(config.model, mesh)
+    state = abstract_state(model, optimizer, mesh, make_hooks(setup_of(config).hooks, model))
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.history))
     assert not state.slow["synapse"].sharding.is_fully_replicated
 
 
 def test_none_costs_nothing(tiny):
     config = tiny()
-    assert make_consolidation(config) is None
-    assert consolidation.memory_nbytes(()) == 0
+    assert make_hooks(setup_of(config).hooks, BDH(config.model)) == NO_HOOKS
+    assert consolidation.history_nbytes(()) == 0

@@ -8,8 +8,9 @@ import jax
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from bdh_jax.runs.checkpoint import CheckpointError
+from bdh_jax.experiment import setup_of
 from bdh_jax.runs.events import EventFile
+from bdh_jax.runs.folder import CheckpointError
 from bdh_jax.training import loop
 
 
@@ -62,15 +63,15 @@ def test_a_full_disk_ends_a_run_that_then_goes_on(tiny, successor, tmp_path, mon
             raise OSError(28, "No space left on device")
         real(self, name, value, step)
 
-    expected = loop.train(config, successor(config), whole)
+    expected = loop.train(setup_of(config), successor(config), whole)
     monkeypatch.setattr(EventFile, "scalar", full)
     with pytest.raises(
         CheckpointError, match=r"metrics in .*run cannot be written: No space left on device.*goes on from the"
     ):
-        loop.train(config, successor(config), workdir)
+        loop.train(setup_of(config), successor(config), workdir)
     assert max(steps) == 5
     monkeypatch.undo()
-    assert loop.train(config, successor(config), workdir)["evaluation"] == expected["evaluation"]
+    assert loop.train(setup_of(config), successor(config), workdir)["evaluation"] == expected["evaluation"]
 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_message(tiny, successor, tmp_path, monkeypatch):
@@ -80,4 +81,4 @@ def test_a_checkpoint_that_cannot_be_written_is_one_message(tiny, successor, tmp
     config = tiny()
     monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", full)
     with pytest.raises(CheckpointError, match=r"no checkpoint can be written into .*RESOURCE_EXHAUSTED: write failed\)"):
-        loop.train(config, successor(config), tmp_path)
+        loop.train(setup_of(config), successor(config), tmp_path)

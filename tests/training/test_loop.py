@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from bdh_jax.config import ConfigError
+from bdh_jax.experiment import load, record_of, run, setup_of
 from bdh_jax.models.bdh import BDH
 from bdh_jax.models.config import BDHConfig
 from bdh_jax.parallel.mesh import MeshConfig
-from bdh_jax.runs.checkpoint import CheckpointError, Checkpoints, Progress, load
+from bdh_jax.runs.checkpoint import Checkpoints, RunProgress
+from bdh_jax.runs.folder import CheckpointError
 from bdh_jax.runs.reporter import Reporter, read_rows
 from bdh_jax.training import loop
-from bdh_jax.training.step import TrainState
 from tests.compiled import apply
 
 UNTIL_END = 10**9
@@ -51,7 +52,7 @@ def finished(tiny, successor, tmp_path_factory):
     """A run of 6 steps that nothing interrupted: (config, workdir, results)."""
     workdir = tmp_path_factory.mktemp("finished")
     config = tiny()
-    return config, workdir, loop.train(config, successor(config), workdir)
+    return config, workdir, loop.train(setup_of(config), successor(config), workdir)
 
 
 def test_a_finished_run_leaves_what_it_promises(finished):
@@ -83,7 +84,7 @@ def test_a_finished_run_is_not_run_again(finished, successor):
         raise AssertionError(what)
 
     before = _files(workdir)
-    assert loop.train(config, successor(config, never), workdir) == results
+    assert loop.train(setup_of(config), successor(config, never), workdir) == results
     assert _files(workdir) == before
 
 
@@ -101,13 +102,13 @@ def test_an_interrupted_run_resumes_to_the_same_bits(finished, successor, kill_a
     config, uninterrupted, results = finished
     handler = signal.getsignal(number)
     with pytest.raises(loop.Interrupted, match=f"saved step {saved} of 6") as stopped:
-        loop.train(config, successor(config, kill_at(number, what, at)), tmp_path)
+        loop.train(setup_of(config), successor(config, kill_at(number, what, at)), tmp_path)
     assert stopped.value.signal_number == number
     assert signal.getsignal(number) == handler
     assert not (tmp_path / "results.json").exists()
-    assert Checkpoints(tmp_path, config).last_step == saved
+    assert Checkpoints(tmp_path, record_of(config)).last_step == saved
 
-    resumed = loop.train(config, successor(config), tmp_path)
+    resumed = loop.train(setup_of(config), successor(config), tmp_path)
     assert resumed["evaluation"] == results["evaluation"]
     assert resumed["best"] == results["best"]
     assert _rows(tmp_path) == _rows(uninterrupted)
@@ -125,12 +126,12 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(finished, successor, tmp_
             raise MemoryError
 
     with pytest.raises(MemoryError):
-        loop.train(config, successor(config, die), tmp_path)
+        loop.train(setup_of(config), successor(config, die), tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "loss": 123.0}\n{"step": 6, "lo')
-    last = Checkpoints(tmp_path, config).last_step
+    last = Checkpoints(tmp_path, record_of(config)).last_step
     assert last in (3, 4)
-    loop.train(config, successor(config), tmp_path)
+    loop.train(setup_of(config), successor(config), tmp_path)
     assert _rows(tmp_path) == _rows(uninterrupted)
     _assert_same_bits(load(tmp_path, "last")[1], load(uninterrupted, "last")[1])
 
@@ -145,7 +146,7 @@ def test_best_and_last_are_both_kept(tiny, successor, tmp_path, monkeypatch):
         return dataclasses.replace(evaluate(predict), primary=next(scores))
 
     task.evaluate = falling
-    results = loop.train(config, task, tmp_path)
+    results = loop.train(setup_of(config), task, tmp_path)
     assert results["best"] == {"step": 2, "primary": 0.5}
     assert results["primary"] == 0.125
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 8]
@@ -161,8 +162,8 @@ def test_nan_stops_and_is_never_saved(tiny, successor, tmp_path):
     batch = task.batch
     task.batch = lambda step: batch(step)._replace(weights=batch(step).weights * (np.nan if step == 4 else 1))
     with pytest.raises(loop.NonFiniteError, match="at step 5.*Last good checkpoint: step 4"):
-        loop.train(config, task, tmp_path)
-    assert Checkpoints(tmp_path, config).last_step == 4
+        loop.train(setup_of(config), task, tmp_path)
+    assert Checkpoints(tmp_path, record_of(config)).last_step == 4
     assert all(np.all(np.isfinite(leaf)) for leaf in load(tmp_path, "last")[1].values())
 
 
@@ -170,12 +171,12 @@ def test_another_configuration_is_refused(finished, tiny, successor, tmp_path, k
     config, workdir, _ = finished
     interrupted = tmp_path / "interrupted"
     with pytest.raises(loop.Interrupted):
-        loop.train(config, successor(config, kill_at(signal.SIGTERM, "batch", 2)), interrupted)
+        loop.train(setup_of(config), successor(config, kill_at(signal.SIGTERM, "batch", 2)), interrupted)
     other = tiny(steps=7, optimizer={"clip_norm": None})
     for folder in (workdir, interrupted):
         before = _files(folder)
         with pytest.raises(CheckpointError, match="another configuration") as refused:
-            loop.train(other, successor(other), folder)
+            loop.train(setup_of(other), successor(other), folder)
         message = str(refused.value)
         assert "train.steps: there 6, now 7" in message
         assert "optimizer.clip_norm: there 1.0, now null" in message
@@ -186,7 +187,7 @@ def test_another_configuration_is_refused(finished, tiny, successor, tmp_path, k
 def test_a_damaged_checkpoint_is_named_and_kept(tiny, successor, kill_at, tmp_path):
     config = tiny()
     with pytest.raises(loop.Interrupted):
-        loop.train(config, successor(config, kill_at(signal.SIGTERM, "batch", 2)), tmp_path)
+        loop.train(setup_of(config), successor(config, kill_at(signal.SIGTERM, "batch", 2)), tmp_path)
     folder = tmp_path / "checkpoints" / "3"
     damaged = ["info/metadata", "metrics/metrics", "slow/_METADATA", "slow/d/*", "optimizer/manifest.ocdbt", "optimizer/d/*"]
     for pattern in damaged:
@@ -199,27 +200,27 @@ def test_a_damaged_checkpoint_is_named_and_kept(tiny, successor, kill_at, tmp_pa
                 path.write_bytes(shorter)
             before = _files(tmp_path)
             with pytest.raises(CheckpointError, match=r"checkpoints.*cannot be read"):
-                loop.train(config, successor(config), tmp_path)
+                loop.train(setup_of(config), successor(config), tmp_path)
             assert _files(tmp_path) == before
         path.write_bytes(content)
-    loop.train(config, successor(config), tmp_path)
+    loop.train(setup_of(config), successor(config), tmp_path)
 
     (tmp_path / "results.json").write_text('{"config": {"ta')
     with pytest.raises(CheckpointError, match=r"results\.json cannot be read"):
-        loop.train(config, successor(config), tmp_path)
+        loop.train(setup_of(config), successor(config), tmp_path)
 
 
 def test_what_cannot_run_here_writes_nothing(tiny, successor, tmp_path):
     workdir = tmp_path / "new"
     small = tiny(model={"vocab_size": 10})
     with pytest.raises(ConfigError, match=r"model\.vocab_size=10 is too small.*vocab_size=12"):
-        loop.train(small, successor(small), workdir)
+        loop.train(setup_of(small), successor(small), workdir)
     pallas = tiny(model={"kernel": "pallas"})
     with pytest.raises(ConfigError, match="pallas"):
-        loop.train(pallas, successor(pallas), workdir)
+        loop.train(setup_of(pallas), successor(pallas), workdir)
     short = tiny(steps=2)
     with pytest.raises(ConfigError, match=r"optimizer\.warmup_steps=2 must be less than train\.steps=2"):
-        loop.train(short, successor(short), workdir)
+        loop.train(setup_of(short), successor(short), workdir)
     assert not workdir.exists()
 
 
@@ -232,7 +233,7 @@ def test_every_save_is_on_disk_before_training_goes_on(tiny, successor, tmp_path
             Checkpoints, name, lambda self, *a, name=name, real=real: (events.append(name), real(self, *a))[1]
         )
     config = tiny()
-    loop.train(config, successor(config, lambda what, number: events.append(what)), tmp_path)
+    loop.train(setup_of(config), successor(config, lambda what, number: events.append(what)), tmp_path)
     saves = [i for i, event in enumerate(events) if event == "save"]
     assert len(saves) >= 2
     assert all(events[i + 1] == "wait" for i in saves)
@@ -243,11 +244,11 @@ def test_a_checkpoint_that_was_being_replaced_is_put_back(finished, tmp_path):
     config, workdir, _ = finished
     folder = tmp_path / "run"
     shutil.copytree(workdir, folder)
-    last = Checkpoints(folder, config).last_step
+    last = Checkpoints(folder, record_of(config)).last_step
     (folder / "checkpoints" / "deleted").mkdir()
     (folder / "checkpoints" / str(last)).rename(folder / "checkpoints" / "deleted" / str(last))
     shutil.copytree(folder / "checkpoints" / "deleted" / str(last), folder / "checkpoints" / "deleted" / "1")
-    checkpoints = Checkpoints(folder, config)
+    checkpoints = Checkpoints(folder, record_of(config))
     assert checkpoints.last_step == last
     checkpoints.close()
     # One that is older than what is kept was to be deleted.
@@ -260,17 +261,17 @@ def test_a_checkpoint_that_could_not_be_replaced_is_kept(finished, tmp_path, mon
     config, workdir, _ = finished
     folder = tmp_path / "run"
     shutil.copytree(workdir, folder)
-    checkpoints = Checkpoints(folder, config)
+    checkpoints = Checkpoints(folder, record_of(config))
     last = checkpoints.last_step
     kept = _files(folder / "checkpoints" / str(last))
-    state = TrainState(step=np.int32(last), slow={"embed": np.zeros(2)}, opt_state=(), memory=(), fast=())
+    trees = {"slow": {"embed": np.zeros(2)}, "optimizer": {"step": np.int32(last)}}
     with monkeypatch.context() as patch:
         patch.setattr("orbax.checkpoint.CheckpointManager.save", _disk_is_full)
         with pytest.raises(CheckpointError, match="no checkpoint can be written"):
-            checkpoints.save(state, Progress(last, 0.0, 0.0, 0, True), 0.5)
+            checkpoints.save(trees, RunProgress(last, 0.0, 0.0, 0, True), 0.5)
     checkpoints.close()
     assert _files(folder / "checkpoints" / str(last)) == kept
-    again = Checkpoints(folder, config)
+    again = Checkpoints(folder, record_of(config))
     assert again.last_step == last
     again.close()
 
@@ -303,19 +304,16 @@ def test_files_of_others_are_not_touched(finished, tiny, successor, tmp_path):
         folder.mkdir()
         (folder / name).write_text('{"mine": 1}\n')
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl is not of this run"):
-        loop.train(config, successor(config), single)
+        loop.train(setup_of(config), successor(config), single)
     with pytest.raises(CheckpointError, match=r"results\.json is not of a training run over several seeds"):
-        loop.run(dataclasses.replace(config, seeds=(0,)), several)
+        run(dataclasses.replace(config, seeds=(0,)), several)
     assert [path.name for path in (*single.iterdir(), *several.iterdir())] == ["metrics.jsonl", "results.json"]
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 1, has no step"):
         read_rows(single / "metrics.jsonl", until=UNTIL_END)
 
 
-def test_a_signal_in_the_last_save_of_a_seed_stops_before_the_next(tiny, successor, tmp_path, monkeypatch):
+def test_a_signal_in_the_last_save_of_a_seed_stops_before_the_next(tiny, tmp_path, monkeypatch):
     config = dataclasses.replace(tiny(steps=4), seeds=(3, 5))
-    monkeypatch.setattr(
-        loop, "make_task", lambda task, seed, batch_size, data: successor(dataclasses.replace(config, seed=seed))
-    )
     save = Checkpoints.save
 
     def save_and_hear(self, state, progress, primary=None):
@@ -326,18 +324,15 @@ def test_a_signal_in_the_last_save_of_a_seed_stops_before_the_next(tiny, success
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", save_and_hear)
         with pytest.raises(loop.Interrupted, match="SIGTERM: seed 3 is finished; the same command goes on") as caught:
-            loop.run(config, tmp_path)
+            run(config, tmp_path)
     assert caught.value.signal_number == signal.SIGTERM
     assert (tmp_path / "seed3" / "results.json").exists()
     assert not (tmp_path / "seed5").exists()
 
 
-def test_several_seeds(tiny, successor, tmp_path, monkeypatch, capsys):
+def test_several_seeds(tiny, tmp_path, capsys):
     config = dataclasses.replace(tiny(steps=4), seeds=(3, 5))
-    monkeypatch.setattr(
-        loop, "make_task", lambda task, seed, batch_size, data: successor(dataclasses.replace(config, seed=seed))
-    )
-    results = loop.run(config, tmp_path)
+    results = run(config, tmp_path)
     ratios = [results["runs"][seed]["evaluation"]["succ"]["ratio"] for seed in ("3", "5")]
     assert results["seeds"] == [3, 5]
     assert results["mean"]["succ"]["ratio"] == pytest.approx(np.mean(ratios))
@@ -351,24 +346,24 @@ def test_several_seeds(tiny, successor, tmp_path, monkeypatch, capsys):
     with pytest.raises(CheckpointError, match="several seeds.*seed3.*seed5"):
         load(tmp_path)
     with pytest.raises(CheckpointError, match="several seeds"):
-        loop.run(dataclasses.replace(config, seeds=()), tmp_path)
+        run(dataclasses.replace(config, seeds=()), tmp_path)
     before = _files(tmp_path)
     with pytest.raises(CheckpointError, match=r"train\.batch_size: there 4, now 2"):
-        loop.run(dataclasses.replace(tiny(steps=4, batch_size=2), seeds=(9,)), tmp_path)
+        run(dataclasses.replace(tiny(steps=4, batch_size=2), seeds=(9,)), tmp_path)
     assert _files(tmp_path) == before
     with pytest.raises(CheckpointError, match=r"results of seeds \[3, 5\].*leave \[3\] out; give --config\.seeds=3,5,7"):
-        loop.run(dataclasses.replace(config, seeds=(5, 7)), tmp_path)
+        run(dataclasses.replace(config, seeds=(5, 7)), tmp_path)
     assert _files(tmp_path) == before
     # One seed more: the others are not trained again.
     trained = (tmp_path / "seed3" / "metrics.jsonl").stat().st_mtime_ns
-    assert loop.run(dataclasses.replace(config, seeds=(3, 5, 7)), tmp_path)["runs"]["3"] == results["runs"]["3"]
+    assert run(dataclasses.replace(config, seeds=(3, 5, 7)), tmp_path)["runs"]["3"] == results["runs"]["3"]
     assert (tmp_path / "seed3" / "metrics.jsonl").stat().st_mtime_ns == trained
 
 
 def test_one_seed_and_several_do_not_share_a_folder(finished, tiny):
     config, workdir, _ = finished
     with pytest.raises(CheckpointError, match="holds a run of one seed"):
-        loop.run(dataclasses.replace(config, seeds=(0, 1)), workdir)
+        run(dataclasses.replace(config, seeds=(0, 1)), workdir)
 
 
 def test_load_gives_what_a_model_takes(finished):
@@ -398,19 +393,19 @@ def test_the_start_of_another_configuration_is_not_written_over(tiny, successor,
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
-        loop.train(config, successor(config, killed), tmp_path)
+        loop.train(setup_of(config), successor(config, killed), tmp_path)
     before = _files(tmp_path)
     assert not [path for path in before if path.parts[0] == "checkpoints"]
     with pytest.raises(CheckpointError, match=r"(?s)another configuration:.*train.log_every: there 1, now 2"):
-        loop.train(other, successor(other), tmp_path)
+        loop.train(setup_of(other), successor(other), tmp_path)
     assert _files(tmp_path) == before
-    assert loop.train(config, successor(config), tmp_path)["steps"] == 6
+    assert loop.train(setup_of(config), successor(config), tmp_path)["steps"] == 6
 
 
 def test_results_of_something_else_are_named(tiny, successor, tmp_path):
     (tmp_path / "results.json").write_text('{"whole": {}}')
     with pytest.raises(CheckpointError, match=r"results.json is not of a training run; move it"):
-        loop.train(tiny(), successor(tiny()), tmp_path)
+        loop.train(setup_of(tiny()), successor(tiny()), tmp_path)
 
 
 def test_a_mesh_that_does_not_divide_the_rows_is_named(tiny, successor, tmp_path):
@@ -419,5 +414,5 @@ def test_a_mesh_that_does_not_divide_the_rows_is_named(tiny, successor, tmp_path
     devices = jax.device_count()
     assert 9 % devices, "the tests run on several devices"
     with pytest.raises(ConfigError, match=rf"mesh.data={devices} does not divide the 9 sequences"):
-        loop.train(config, successor(config), tmp_path)
+        loop.train(setup_of(config), successor(config), tmp_path)
     assert not list(tmp_path.iterdir())

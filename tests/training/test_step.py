@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from bdh_jax.config import ConfigError
+from bdh_jax.experiment import setup_of
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.models.bdh import BDH
 from bdh_jax.parallel.axes import make_mesh, replicated
@@ -18,9 +19,22 @@ from bdh_jax.parallel.mesh import MeshConfig
 from bdh_jax.tasks.base import Batch
 from bdh_jax.training import optimizer as optimizers
 from bdh_jax.training.config import OptimizerConfig
-from bdh_jax.training.step import gradients, init_state, loss_fn, loss_weights, make_predict, make_train_step, put_batch
+from bdh_jax.training.state import init_state
+from bdh_jax.training.step import (
+    ForwardPass,
+    gradients,
+    loss_fn,
+    loss_weights,
+    make_predict,
+    make_train_step,
+    put_batch,
+)
 
-_gradients = jax.jit(gradients, static_argnums=(0, 3, 4))
+_jitted = jax.jit(gradients, static_argnums=(0, 3))
+
+
+def _gradients(model, slow, batch, loss, accumulation, key):
+    return _jitted(model, slow, batch, ForwardPass(loss, accumulation=accumulation), key)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +117,7 @@ def test_every_slice_draws_its_own_dropout(tiny, successor):
 def test_dropout_differs_from_step_to_step_and_repeats_for_the_same_step(tiny, successor):
     config = tiny(model={"dropout": 0.5}, optimizer={"learning_rate": 1e-30})
     mesh, model, optimizer, _ = _setup(config)
-    step = make_train_step(model, optimizer, config, mesh)
+    step = make_train_step(model, optimizer, setup_of(config), mesh)
     batch, key = put_batch(successor(config).batch(0), mesh), jax.device_put(jax.random.key(1), replicated(mesh))
 
     def losses():
@@ -122,7 +136,7 @@ def test_dropout_differs_from_step_to_step_and_repeats_for_the_same_step(tiny, s
 def test_the_step_reports_what_it_did(tiny, ragged):
     config = tiny(batch_size=8)
     mesh, model, optimizer, state = _setup(config)
-    step = make_train_step(model, optimizer, config, mesh)
+    step = make_train_step(model, optimizer, setup_of(config), mesh)
     key = jax.device_put(jax.random.key(1), replicated(mesh))
     before = jax.tree.map(np.asarray, state.slow)
     state, metrics = step(state, put_batch(ragged, mesh), key)
@@ -138,7 +152,7 @@ def test_the_state_is_donated(tiny, successor):
     mesh, model, optimizer, state = _setup(config)
     key = jax.device_put(jax.random.key(1), replicated(mesh))
     with jax.debug_nans(False):  # looking for NaN switches donation off
-        step = make_train_step(model, optimizer, config, mesh)
+        step = make_train_step(model, optimizer, setup_of(config), mesh)
         with jax.transfer_guard("disallow"):
             step(state, put_batch(successor(config).batch(0), mesh), key)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.slow))
@@ -156,7 +170,7 @@ def test_only_matrices_are_decayed_and_an_untrained_synapse_is_left_alone(tiny, 
     state = state.replace(slow={**state.slow, "synapse": state.slow["synapse"] + 1})
     before = jax.tree.map(np.asarray, state.slow)
     batch = successor(config).batch(0)
-    step = make_train_step(model, optimizer, config, mesh)
+    step = make_train_step(model, optimizer, setup_of(config), mesh)
     key = jax.device_put(jax.random.key(1), replicated(mesh))
     state, _ = step(state, put_batch(batch._replace(answer=np.zeros_like(batch.answer)), mesh), key)
     for name, old in before.items():
@@ -167,7 +181,7 @@ def test_only_matrices_are_decayed_and_an_untrained_synapse_is_left_alone(tiny, 
 def test_a_trained_synapse_is_trained(tiny, successor):
     config = tiny(model={"fast": FastWeightConfig(synapse=True, train_synapse=True)})
     mesh, model, optimizer, state = _setup(config)
-    step = make_train_step(model, optimizer, config, mesh)
+    step = make_train_step(model, optimizer, setup_of(config), mesh)
     key = jax.device_put(jax.random.key(1), replicated(mesh))
     state, _ = step(state, put_batch(successor(config).batch(0), mesh), key)
     assert np.any(np.asarray(state.slow["synapse"]) != 0)
@@ -208,7 +222,7 @@ def test_a_mesh_splits_the_state_and_changes_no_gradient(tiny, ragged):
     losses = {}
     for config in (single, spread):
         mesh, model, optimizer, state = _setup(config)
-        step = make_train_step(model, optimizer, config, mesh)
+        step = make_train_step(model, optimizer, setup_of(config), mesh)
         key = jax.device_put(jax.random.key(1), replicated(mesh))
         losses[mesh.size] = []
         for _ in range(3):

@@ -13,17 +13,19 @@ import pytest
 from bdh_jax.config import ConfigError
 from bdh_jax.consolidation.config import ConsolidationConfig
 from bdh_jax.data.config import DataConfig
+from bdh_jax.experiment import load, load_bdh, run, setup_of
 from bdh_jax.models.config import BDHConfig, GPTConfig
 from bdh_jax.models.registry import make_model
 from bdh_jax.parallel.axes import make_mesh
 from bdh_jax.parallel.mesh import MeshConfig
-from bdh_jax.runs.checkpoint import CheckpointError, load, load_bdh
+from bdh_jax.runs.folder import CheckpointError
 from bdh_jax.runs.reporter import read_rows
 from bdh_jax.tasks import TextConfig, make_task
 from bdh_jax.training import loop
 from bdh_jax.training.loop import Interrupted
 from bdh_jax.training.optimizer import make_optimizer
-from bdh_jax.training.step import init_state, make_keys, make_train_step, put_batch
+from bdh_jax.training.state import init_state
+from bdh_jax.training.step import make_keys, make_train_step, put_batch
 from tests.compiled import apply
 
 
@@ -72,7 +74,7 @@ def test_a_carried_state_is_what_the_tokens_before_left(experiment, mesh):
     devices, task = make_mesh(config.mesh), _task(config)
     model = make_model(config.model, devices if devices.size > 1 else None)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
-    step = make_train_step(model, optimizer, config, devices)
+    step = make_train_step(model, optimizer, setup_of(config), devices)
     key, step_key = make_keys(0, devices)
     state = init_state(model, optimizer, devices, key, carried_rows=2)
     slow = jax.device_get(state.slow)
@@ -106,7 +108,7 @@ def test_a_carried_state_that_overflows_is_noticed(experiment):
     activity = activity.replace(strength=jnp.full_like(activity.strength, jnp.inf))
     batches = [put_batch(task.batch(number), mesh, may_reset=True) for number in range(20)]
     batch = next(batch for batch in batches if not bool(batch.reset.any()))
-    _, metrics = make_train_step(model, optimizer, config, mesh)(
+    _, metrics = make_train_step(model, optimizer, setup_of(config), mesh)(
         state.replace(fast=state.fast.replace(activity=activity)), batch, step_key
     )
     assert np.isfinite(metrics["loss"])
@@ -122,7 +124,7 @@ def _loss_without_state(config, slow, batch):
 def test_a_carried_state_is_saved_and_resumed_bit_by_bit(experiment, tmp_path, monkeypatch):
     config = experiment("consecutive", carry_state=True)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    loop.run(config, whole)
+    run(config, whole)
 
     class Killed(type(_task(config))):
         def prefetch(self, start, end):
@@ -136,9 +138,9 @@ def test_a_carried_state_is_saved_and_resumed_bit_by_bit(experiment, tmp_path, m
         loop, "make_task", lambda task, data, **more: Killed(task, real(task, data=data, **more).data, **more)
     )
     with pytest.raises(Interrupted, match="saved step 3"):
-        loop.run(config, cut)
+        run(config, cut)
     monkeypatch.setattr(loop, "make_task", real)
-    loop.run(config, cut)
+    run(config, cut)
     _same(load(whole, "last")[1], load(cut, "last")[1])
 
 
@@ -150,7 +152,7 @@ def test_resuming_on_another_text_is_refused(experiment, tmp_path, kill_at, monk
 
     monkeypatch.setattr("bdh_jax.runs.reporter.Reporter.training", stop)
     with pytest.raises(Interrupted):
-        loop.run(config, workdir)
+        run(config, workdir)
     monkeypatch.undo()
     path = tmp_path / "text.txt"
     text = path.read_bytes()
@@ -158,30 +160,30 @@ def test_resuming_on_another_text_is_refused(experiment, tmp_path, kill_at, monk
     with pytest.raises(
         CheckpointError, match=r"holds a run on another text: its fingerprint is \w+, and that of the files now is"
     ):
-        loop.run(config, workdir)
+        run(config, workdir)
     path.write_bytes(text)
-    assert loop.run(config, workdir)["steps"] == 6
+    assert run(config, workdir)["steps"] == 6
 
 
 def test_seeds_on_different_texts_are_refused(experiment, tmp_path):
     config, workdir, path = experiment(steps=3), tmp_path / "run", tmp_path / "text.txt"
     text = path.read_bytes()
-    loop.run(dataclasses.replace(config, seeds=(0,)), workdir)
+    run(dataclasses.replace(config, seeds=(0,)), workdir)
     path.write_bytes(text[:-1] + b"z")
     with pytest.raises(CheckpointError, match=r"seed0 holds a run on another text"):
-        loop.run(dataclasses.replace(config, seeds=(0, 1)), workdir)
+        run(dataclasses.replace(config, seeds=(0, 1)), workdir)
     assert not (workdir / "seed1").exists()
-    loop.run(dataclasses.replace(config, seed=1), tmp_path / "alone")
+    run(dataclasses.replace(config, seed=1), tmp_path / "alone")
     (tmp_path / "alone").rename(workdir / "seed1")
     with pytest.raises(CheckpointError, match=r"seed0 and .*seed1 were trained on different texts"):
-        loop.run(dataclasses.replace(config, seeds=(0, 1)), workdir)
+        run(dataclasses.replace(config, seeds=(0, 1)), workdir)
 
 
 def test_a_finished_run_is_read_though_its_text_is_gone(experiment, tmp_path):
     config = experiment(steps=3)
-    results = loop.run(config, tmp_path / "run")
+    results = run(config, tmp_path / "run")
     (tmp_path / "text.txt").unlink()
-    assert loop.run(config, tmp_path / "run") == results
+    assert run(config, tmp_path / "run") == results
 
 
 def test_every_step_of_a_text_is_one_program(experiment):
@@ -199,7 +201,7 @@ def test_every_step_of_a_text_is_one_program(experiment):
 def test_a_gpt_is_trained_saved_and_loaded_like_a_bdh(experiment, tmp_path):
     gpt = GPTConfig(vocab_size=256, n_layer=1, d_model=8, n_head=2, dropout=0.1)
     config = experiment(model=gpt, accumulation=2)
-    results = loop.run(config, tmp_path / "run")
+    results = run(config, tmp_path / "run")
     score = results["evaluation"]["validation"]
     assert results["primary"] == pytest.approx(2 ** -score["bits_per_byte"])
     loaded, slow = load(tmp_path / "run", "last")
@@ -211,7 +213,7 @@ def test_a_gpt_is_trained_saved_and_loaded_like_a_bdh(experiment, tmp_path):
 
 def test_contributions_are_logged_with_each_evaluation(experiment, tmp_path):
     config = experiment(log_contributions=True, evaluate_every=3)
-    loop.run(config, tmp_path / "run")
+    run(config, tmp_path / "run")
     rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl", until=10**9) if "contributions" in row]
     assert [row["step"] for row in rows] == [3, 6]
     assert rows[0]["contributions"].keys() == {"decoder", "fast"}
@@ -219,7 +221,7 @@ def test_contributions_are_logged_with_each_evaluation(experiment, tmp_path):
 
 
 def test_several_seeds_of_text_have_a_table(experiment, tmp_path, capsys):
-    loop.run(dataclasses.replace(experiment(steps=3), seeds=(0, 1)), tmp_path / "run")
+    run(dataclasses.replace(experiment(steps=3), seeds=(0, 1)), tmp_path / "run")
     printed = capsys.readouterr().out
     assert "bits per byte" in printed
     assert "seed 1: validation" in printed

@@ -1,0 +1,182 @@
+"""What a run's folder holds, and that it holds one run only.
+
+It holds::
+
+    run.json                 configuration and every start: versions, commit, device, command
+    metrics.jsonl            one object a line
+    tensorboard/             the same as event files
+    checkpoints/<step>/      slow weights, optimiser state, history of the consolidation, progress with the configuration that made them
+    results.json             at the end
+
+A run over several seeds holds one such folder ``seed<k>`` each, and its own ``results.json``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bdh_jax.config.convert import to_dict
+
+RUN, RESULTS, METRICS, CHECKPOINTS = "run.json", "results.json", "metrics.jsonl", "checkpoints"
+
+
+class CheckpointError(Exception):
+    """A folder that cannot be resumed from or loaded. The message names it and the remedy."""
+
+
+def _as_stored(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    return values
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """The configuration that made a folder, as it says so itself."""
+
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The whole of it as JSON keeps it (:func:`config_json`)."""
+    complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _as_stored
+    """What an older record means today: with the keys that did not exist yet, at the defaults that it ran with."""
+
+
+def config_json(config: Any) -> dict[str, Any]:
+    """A configuration, a dataclass, as JSON keeps it: tuples become lists."""
+    return json.loads(json.dumps(to_dict(config)))
+
+
+def seed_folders(workdir: Path) -> list[Path]:
+    """Folders of single seeds in the folder of a run over several."""
+    return sorted(path for path in workdir.glob("seed*") if path.name[4:].isdigit() and path.is_dir())
+
+
+def check_same_config(workdir: Path, stored: Mapping[str, Any], record: Record) -> None:
+    """Refuse a folder that another configuration made.
+
+    Args:
+      workdir: the folder.
+      stored: the configuration that it holds, from JSON.
+      record: the one that it should hold.
+
+    Raises:
+      CheckpointError: names every key that differs.
+    """
+    old, new = _flatten(record.complete(stored)), _flatten(record.config)
+    shown = [{key: json.dumps(value) for key, value in flat.items()} for flat in (old, new)]
+    different = [
+        f"  {key}: there {shown[0].get(key, 'absent')}, now {shown[1].get(key, 'absent')}"
+        for key in dict.fromkeys([*old, *new])
+        if shown[0].get(key) != shown[1].get(key)
+    ]
+    if different:
+        raise CheckpointError(
+            f"{workdir} holds a run of another configuration:\n"
+            + "\n".join(different)
+            + "\nUse another --workdir, or the configuration that made it; nothing was changed"
+        )
+
+
+def finished(workdir: Path, record: Record) -> dict[str, Any] | None:
+    """The results of a run that came to its end; None of any other, which may be begun or gone on with here.
+
+    Raises:
+      CheckpointError: if results, record or metrics of the folder are of something else.
+    """
+    metrics = workdir / METRICS
+    if metrics.exists() and metrics.stat().st_size and not (workdir / RUN).exists():
+        raise CheckpointError(f"{metrics} is not of this run, which has no {RUN} yet; move it, or use another --workdir")
+    for name in (RESULTS, RUN):
+        if (workdir / name).exists():
+            stored = read_json(workdir / name)
+            if not isinstance(stored, dict) or "config" not in stored:
+                raise CheckpointError(f"{workdir / name} is not of a training run; move it, or use another --workdir")
+            check_same_config(workdir, stored["config"], record)
+    return read_json(workdir / RESULTS) if (workdir / RESULTS).exists() else None
+
+
+def trained_texts(folders: Iterable[Path]) -> dict[Path, str]:
+    """The fingerprint of the text that each folder was trained on; folders without one are left out.
+
+    Raises:
+      CheckpointError: if they differ, or a record cannot be read.
+    """
+    texts = {}
+    for folder in folders:
+        text = read_json(folder / RUN).get("text") if (folder / RUN).exists() else None
+        if text is not None:
+            texts[folder] = text
+    first = next(iter(texts), None)
+    for folder, text in texts.items():
+        if text != texts[first]:
+            raise CheckpointError(
+                f"{first} and {folder} were trained on different texts: their fingerprints are {texts[first]} and {text}, so their scores "
+                "cannot be compared, and what validates one may have trained the other. Move one of them away"
+            )
+    return texts
+
+
+def check_text(folder: Path, before: str | None, now: str | None) -> None:
+    """Refuse another text than a folder was trained on: the files of a configuration's path may have changed since.
+
+    Raises:
+      CheckpointError: names both fingerprints.
+    """
+    if before not in (None, now):
+        raise CheckpointError(
+            f"{folder} holds a run on another text: its fingerprint is {before}, and that of the files now is {now}. Restore the files or "
+            "the tokenizer, or use another --workdir; nothing was changed"
+        )
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run.
+
+    Raises:
+      CheckpointError: if it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file of a run, whole or not at all, from process 0.
+
+    Raises:
+      CheckpointError: if it cannot be written.
+    """
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """As :func:`write_json`, of any text."""
+    if jax.process_index() != 0:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(content, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}. Use another --workdir") from error
+
+
+def unreadable(path: Path, error: Exception) -> CheckpointError:
+    """The error of a file of a run that cannot be read, with its remedy."""
+    reason = str(error).strip().split("\n")[0][:300]
+    return CheckpointError(
+        f"{path} cannot be read ({type(error).__name__}: {reason}). It may be truncated. "
+        "Restore it from a copy, remove it to go on from what is left, or use another --workdir; nothing was changed"
+    )
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
