@@ -404,9 +404,17 @@ def where(chosen: jax.Array, yes: FastState, no: FastState) -> FastState:
     return jax.tree.map(choose, yes, no)
 
 
-def with_memory(fast: FastState, other: FastState) -> FastState:
-    """``fast`` with what the write rule keeps from ``other``."""
-    return fast.replace(memory=other.memory, gram=other.gram)
+def memory_leaves(fast: FastState) -> list[str]:
+    """Names of the arrays that the write rule keeps."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(fast)]
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths if path[-1].name in ("memory", "gram")]
+
+
+def with_leaf(fast: FastState, other: FastState, name: str) -> FastState:
+    """``fast`` with one array of ``other``."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, a, b: b if jax.tree_util.keystr(path, simple=True, separator=".") == name else a, fast, other
+    )
 
 
 def without_previous(fast: FastState) -> FastState:
@@ -420,12 +428,12 @@ def mean_over_examples(full: FastState) -> Any:
     """What ``state="mean"`` has to return where ``full`` is what "full" returns."""
     return FastState(
         attention=None,
-        memory=np.mean(full.memory, axis=1, keepdims=True),
-        gram=None if full.gram is None else np.mean(full.gram, axis=1, keepdims=True),
+        memory=jnp.mean(full.memory, axis=1, keepdims=True),
+        gram=None if full.gram is None else jnp.mean(full.gram, axis=1, keepdims=True),
         previous_address=None,
         previous_code=None,
         position=None,
-        activity=jax.tree.map(lambda leaf: np.mean(leaf, axis=max(leaf.ndim - 3, 0), keepdims=True), full.activity),
+        activity=jax.tree.map(lambda leaf: jnp.mean(leaf, axis=max(leaf.ndim - 3, 0), keepdims=True), full.activity),
         ridge=full.ridge,
     )
 
