@@ -189,6 +189,11 @@ def quick_rows() -> list[Row]:
     return rows_for(FACTORS, 2, narrow=NARROW)
 
 
+def inner_rows() -> list[Row]:
+    """The quick rows that hold every value in float64, for the inner loop of work."""
+    return quick_rows()[: len(NARROW)]
+
+
 @functools.cache
 def full_rows() -> list[Row]:
     """Every three values of three factors in float64."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import pytest
@@ -17,12 +18,23 @@ from tests.contract.cases import Case, Row, build, row_id
 from tests.contract.checks import CHECKS, checks_for
 
 
-def contract_test(rows: Sequence[Row]) -> Callable[..., None]:
-    """A test for every row and every check that the quick suite makes of it."""
-    pairs = [(row, name) for row in rows for name in checks_for(row, quick=True)]
+def contract_test(rows: Sequence[Row], *, inner: Sequence[Row] = ()) -> Callable[..., None]:
+    """A test for every row and every check that the quick suite makes of it.
+
+    Args:
+      rows: as :func:`tests.contract.cases.rows_for` makes them.
+      inner: those whose comparison with the reference belongs to ``make test-quick``.
+    """
+
+    def parameters(row: Row, name: str) -> Any:
+        marks = [pytest.mark.quick] if name == "reference" and row in inner else []
+        return pytest.param(row, name, id=f"{row_id(row)}-{name}", marks=marks)
+
     last = _Last()
 
-    @pytest.mark.parametrize(("row", "check"), [pytest.param(*pair, id=f"{row_id(pair[0])}-{pair[1]}") for pair in pairs])
+    @pytest.mark.parametrize(
+        ("row", "check"), [parameters(row, name) for row in rows for name in checks_for(row, quick=True)]
+    )
     def test(row: Row, check: str) -> None:
         with jax.enable_x64(True):
             CHECKS[check].run(last.case(row))

@@ -15,12 +15,12 @@ import pytest
 from bdh_jax import BDH
 from bdh_jax.config import ConfigError
 from tests.contract import checks
-from tests.contract.cases import FACTORS, FORMS, RULES, config_of, full_rows, possible, quick_rows
+from tests.contract.cases import FACTORS, FORMS, RULES, config_of, full_rows, inner_rows, possible, quick_rows
 from tests.contract.checks import CHECKS, checks_for
 from tests.contract.covering import all_combinations, combinations_of, covering
 from tests.contract.suite import contract_test, thorough_test
 
-test_contract = contract_test(quick_rows())
+test_contract = contract_test(quick_rows(), inner=inner_rows())
 test_contract_thoroughly = thorough_test(full_rows())
 
 
@@ -62,6 +62,21 @@ def test_rows_are_few():
     assert len(full_rows()) <= 220
 
 
-def test_quick_rows_hold_every_value_in_bfloat16():
-    rows = [row for row in quick_rows() if row["dtype"] == "bfloat16"]
+@pytest.mark.parametrize(
+    "rows", [[row for row in quick_rows() if row["dtype"] == "bfloat16"], inner_rows()], ids=["bfloat16", "inner"]
+)
+def test_a_few_rows_hold_every_value(rows):
     assert {name: {row[name] for row in rows} for name in FACTORS} == {name: set(values) for name, values in FACTORS.items()}
+
+
+def test_what_is_impossible_is_in_no_row():
+    assert all(possible(row) for row in (*quick_rows(), *full_rows()))
+    impossible = [
+        {"implementation": "pallas_interpret", "rule": "delta"},
+        {"implementation": "chunked", "rule": "mesa"},
+        {"implementation": "parallel", "scope": "two"},
+        {"gram": "kept", "rule": "oja"},
+        {"gram": "kept", "rates": "learned"},
+        {"rule": "mesa", "rates": "learned"},
+    ]
+    assert not any(possible(row) for row in impossible)
