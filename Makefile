@@ -18,15 +18,17 @@ tested := $(VENV)/.installed-test
 installed_notebooks := $(VENV)/.installed-notebooks
 pytest = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help nback test test-full notebooks mutate lint format clean
+.PHONY: help nback test test-quick test-full notebooks mutate mutate-contract lint format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make nback      train the n-back benchmark and print its table (1 to 2 minutes on two CPU cores)"
 	@echo "make test       the tests (5 minutes on two cores; 9 with JAX 0.12)"
+	@echo "make test-quick unit tests and the reference contract (under a minute)"
 	@echo "make test-full  and the contract on every three settings, and longer tests (11 minutes)"
 	@echo "make notebooks  execute the notebooks (4 minutes)"
 	@echo "make mutate     apply each committed fault and check that the tests notice"
+	@echo "make mutate-contract  break every rule and see which check of the contract notices (10 minutes); writes docs/mutations.md"
 	@echo "make lint       ruff, and the arrows between rooms      make format     apply ruff's fixes"
 	@echo "make clean      remove .venv and caches, never runs/"
 
@@ -35,6 +37,9 @@ nback: $(installed)
 
 test: $(tested)
 	$(pytest) $(ARGS)
+
+test-quick: $(tested)
+	$(pytest) -m "quick and not full" $(ARGS)
 
 test-full: $(tested)
 	$(pytest) -m "full or not full" $(ARGS)
@@ -45,6 +50,9 @@ notebooks: $(installed_notebooks)
 
 mutate: $(tested)
 	$(RUN) tests/mutations/run.py $(ARGS)
+
+mutate-contract: $(tested)
+	$(RUN) -m tests.mutations.contract --write docs/mutations.md $(ARGS)
 
 lint: $(tested)
 	$(RUN) -m ruff check .

@@ -20,7 +20,6 @@ from bdh_jax.data.config import DataConfig
 from bdh_jax.data.shards import TOKENIZER
 from bdh_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bdh_jax.models.base import ModelConfig
-from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.models.registry import MODELS
 from bdh_jax.parallel.mesh import MeshConfig
 from bdh_jax.runs.checkpoint import Which, load_slow
@@ -37,6 +36,8 @@ from bdh_jax.training.seeds import train_seeds
 from bdh_jax.training.setup import Setup
 from bdh_jax.types import Slow
 
+_BDH = MODELS.get("bdh", "config.model.architecture")
+
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
@@ -44,7 +45,7 @@ class ExperimentConfig:
 
     task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()
-    model: ModelConfig = BDHConfig()
+    model: ModelConfig = dataclasses.field(default_factory=lambda: _BDH())
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     consolidation: ConsolidationConfig = ConsolidationConfig()
@@ -192,14 +193,14 @@ def load(workdir: str | Path, which: Which = "best") -> tuple[ModelConfig, Slow]
     return from_config_dict(model_class(values, "config.model"), values, "config.model"), slow
 
 
-def load_bdh(workdir: str | Path, which: Which = "best") -> tuple[BDHConfig, Slow]:
+def load_bdh(workdir: str | Path, which: Which = "best") -> tuple[ModelConfig, Slow]:
     """As :func:`load`, of a run that trained a BDH.
 
     Raises:
       CheckpointError: also if it trained another model.
     """
     config, slow = load(workdir, which)
-    if not isinstance(config, BDHConfig):
+    if not isinstance(config, _BDH):
         raise CheckpointError(f"{workdir} holds a {_name(config)}, and only a BDH has neurons and a state; name a BDH's run")
     return config, slow
 

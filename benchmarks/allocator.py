@@ -17,7 +17,7 @@ import measure
 from bdh_jax import BDH
 from bdh_jax.commands import _allocator as allocator
 from bdh_jax.experiment import load_experiment, setup_of
-from bdh_jax.parallel.axes import make_mesh
+from bdh_jax.parallel.mesh import make_mesh
 from bdh_jax.training.optimizer import make_optimizer
 from bdh_jax.training.state import init_state
 from bdh_jax.training.step import make_keys, make_train_step, put_batch

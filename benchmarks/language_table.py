@@ -26,7 +26,6 @@ import rich.table
 import scipy.stats
 
 from bdh_jax.experiment import ExperimentConfig, experiment_from
-from bdh_jax.models.registry import make_model
 
 ROWS = {
     "bdh": ("BDH", ""),
@@ -109,7 +108,7 @@ def _paired(differences: list[float]) -> tuple[float, float]:
 
 
 def _parameters(config: ExperimentConfig) -> int:
-    shapes = jax.eval_shape(make_model(config.model).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    shapes = jax.eval_shape(config.model.build().init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     return sum(leaf.size for name, part in shapes.items() if name != "synapse" for leaf in jax.tree.leaves(part))
 
 

@@ -31,7 +31,7 @@ import rich.progress
 import rich.table
 
 from bdh_jax.experiment import ExperimentConfig, experiment_from
-from bdh_jax.models.config import BDHConfig
+from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.runs.folder import METRICS, config_json
 from bdh_jax.runs.provenance import describe_start
 from bdh_jax.runs.reporter import read_rows

@@ -26,7 +26,7 @@ from bdh_jax.config.convert import apply_variants, change
 from bdh_jax.experiment import ExperimentConfig
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.lifelong.aware import AwareFactsConfig
-from bdh_jax.models.config import BDHConfig
+from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.tasks.facts import VOCABULARY, FactsConfig
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 

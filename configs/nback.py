@@ -28,7 +28,7 @@ from collections.abc import Callable
 from bdh_jax.config.convert import apply_variants, change
 from bdh_jax.experiment import ExperimentConfig
 from bdh_jax.fast_weights.config import FastWeightConfig
-from bdh_jax.models.config import BDHConfig
+from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.tasks.nback import INTEGER_VOCABULARY, TEXT_VOCABULARY, NBackConfig
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 

@@ -26,7 +26,8 @@ from bdh_jax.config.convert import apply_variants, change, parse_variants
 from bdh_jax.consolidation.config import ConsolidationConfig
 from bdh_jax.experiment import ExperimentConfig
 from bdh_jax.fast_weights.config import FastWeightConfig
-from bdh_jax.models.config import BDHConfig, GPTConfig
+from bdh_jax.models.bdh import BDHConfig
+from bdh_jax.models.gpt import GPTConfig
 from bdh_jax.tasks.text import TextConfig
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 

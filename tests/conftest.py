@@ -25,6 +25,7 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).s
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_nans", True)
@@ -32,6 +33,16 @@ jax.config.update("jax_debug_nans", True)
 # Examples compile: they take long, but the same ones always.
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("default")
+
+
+# What `make test-quick` runs, beside tests marked `quick`.
+_QUICK = ("config", "data", "fast_weights", "interop", "kernels", "mutations", "runs", "test_docs.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).parts[0] in _QUICK:
+            item.add_marker(pytest.mark.quick)
 
 
 def pytest_collection_finish():

@@ -1,7 +1,8 @@
 """The whole model in NumPy float64, one example, one token and one neuron matrix at a time, written from the equations.
 
 It shares no code with the library, so an error in one is not repeated in the other. Every token runs through all layers
-before the next token starts, rope is a complex rotation, and what an invalid token did is thrown away.
+before the next token starts, rope is a complex rotation, and what an invalid token did is thrown away. What a write rule does is
+in :mod:`tests.contract.twins`.
 
 Axis letters: B batch, T time, L layer, H head, N neurons per head, D model width, V vocabulary.
 """
@@ -9,9 +10,15 @@ Axis letters: B batch, T time, L layer, H head, N neurons per head, D model widt
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from tests.contract import twins
+
+Writes = dict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]]
+"""(example, token, layer) → key [H, N] and value [D]."""
 
 
 @dataclasses.dataclass
@@ -19,8 +26,8 @@ class State:
     """What one example carries; arrays as in ``FastState`` without the batch axis."""
 
     attention: np.ndarray  # [L, H, N, D]
-    memory: np.ndarray  # [L, H, N, D], or [1, H, N, D] shared
-    gram: np.ndarray  # [L, K, K], or [1, K, K] shared
+    memory: list[twins.State]  # what the rule keeps, of each layer, or [one] shared
+    gram: np.ndarray  # [L, K, K], or [1, K, K] shared, if it is kept beside what the rule keeps
     previous_address: np.ndarray  # [L, H, N]
     previous_code: np.ndarray  # [L, H, N]
     position: int
@@ -36,7 +43,7 @@ def fresh(config: Any) -> State:
     rows = np.zeros((layers, heads, neurons))
     return State(
         attention=np.zeros((layers, heads, neurons, width)),
-        memory=np.zeros((slots, heads, neurons, width)),
+        memory=[twins.TWINS[config.fast.rule].start(twins.Sizes(heads, neurons, width)) for _ in range(slots)],
         gram=np.zeros((slots, heads * neurons, heads * neurons)),
         previous_address=rows.copy(),
         previous_code=rows.copy(),
@@ -48,8 +55,15 @@ def fresh(config: Any) -> State:
 
 
 def run(
-    config: Any, slow: dict[str, np.ndarray], tokens: np.ndarray, states=None, valid=None, reset=None, writes=None, kept=None
-):
+    config: Any,
+    slow: Mapping[str, Any],
+    tokens: np.ndarray,
+    states: Sequence[State] | None = None,
+    valid: np.ndarray | None = None,
+    reset: np.ndarray | None = None,
+    writes: Writes | None = None,
+    kept: np.ndarray | None = None,
+) -> tuple[np.ndarray, list[State], Writes]:
     """Run a batch.
 
     Args:
@@ -86,7 +100,16 @@ def run(
     return logits, finals, made
 
 
-def _token(config, slow, token, state, place, writes, made, scale):
+def _token(
+    config: Any,
+    slow: Mapping[str, np.ndarray],
+    token: int,
+    state: State,
+    place: tuple[int, int],
+    writes: Writes | None,
+    made: Writes,
+    scale: np.ndarray | None,
+) -> tuple[np.ndarray, State]:
     """All layers at one token. Returns the last x and the state as it is if the token counts."""
     fast = config.fast
     heads = config.n_head
@@ -95,7 +118,7 @@ def _token(config, slow, token, state, place, writes, made, scale):
         rate = np.exp(slow["fast_log_learning_rate"])
     if "fast_logit_decay" in slow:
         decay = 1 / (1 + np.exp(-slow["fast_logit_decay"]))
-    attention, memory, gram = state.attention.copy(), state.memory.copy(), state.gram.copy()
+    attention, memory, gram = state.attention.copy(), list(state.memory), state.gram.copy()
     addresses, codes = state.previous_address.copy(), state.previous_code.copy()
     strength, energy = state.strength.copy(), state.energy.copy()
 
@@ -118,66 +141,43 @@ def _token(config, slow, token, state, place, writes, made, scale):
             slot = 0 if fast.scope == "shared" else layer
             source = {"code": code, "gated": code * gate, "gate": gate}[fast.address_source]
             address = _address(source, fast.address_norm, fast.address_active)
-            synapse = slow["synapse"][slot] if "synapse" in slow else np.zeros(memory.shape[1:])
-            y = y + np.einsum("hn,hnd->d", address, synapse + _readable(fast, memory[slot], gram[slot]))
-            if slot == layer:  # once a token for every S: a shared one decays before the first layer writes
-                memory[slot] *= decay[:, None, None]
-                gram[slot] *= decay[0]
             written = address if fast.address == "current" else state.previous_address[layer]
             made[(*place, layer)] = (written, x)
             written, value = made[(*place, layer)] if writes is None else writes[(*place, layer)]
-            rows = rate[:, None] * written
-            _write(fast, slow, memory[slot], gram[slot], synapse, written, value, rate)
+            given = twins.Token(
+                config=fast,
+                slow=slow,
+                synapse=slow["synapse"][slot] if "synapse" in slow else np.zeros(attention.shape[1:]),
+                query=address,
+                key=written,
+                value=value,
+                rate=rate,
+                # Once a token for every S: a shared one decays before the first layer writes.
+                decay=decay if slot == layer else np.ones(heads),
+                gate=_share_written(slow, value),
+            )
+            read, memory[slot] = twins.TWINS[fast.rule].write(memory[slot], given)
+            y = y + given.read(given.synapse) + read
+            flat = written.ravel()
+            gram[slot] = given.decay[0] * gram[slot] + rate[0] * given.gate * np.outer(flat, flat)
             addresses[layer] = address
             strength[layer] += np.abs(address)
-            energy[layer] += rows**2 * np.sum(value**2) * _gate(fast, slow, value) ** 2
+            energy[layer] += (rate[:, None] * written) ** 2 * np.sum(value**2) * given.gate**2
         x = _norm(x + _norm(y))
     changed = State(attention, memory, gram, addresses, codes, state.position + 1, strength, energy, state.count + 1)
     return x, changed
 
 
-def _readable(fast, memory, gram):
-    if fast.rule != "mesa":
-        return memory
-    solution = np.linalg.solve(gram + fast.ridge * np.eye(len(gram)), memory.reshape(len(gram), -1))
-    return solution.reshape(memory.shape)
-
-
-def _write(fast, slow, memory, gram, synapse, key, value, rate):
-    """Change S [H, N, D], which has decayed, and G [K, K] in place."""
-    width, x = len(value), value
-    if fast.rule in ("delta", "gated_delta", "longhorn", "mesa"):
-        known = np.einsum("hn,hnd->d", key, synapse)
-        if fast.rule != "mesa":
-            known = known + np.einsum("hn,hnd->d", key, memory)
-        value = value - known
-    gate = _gate(fast, slow, x)
-    value = gate * value
-    if fast.rule == "longhorn":
-        value = value / (1 + np.sum(rate[:, None] * key**2))
-    if fast.rule == "oja":
-        key = key - np.einsum("hnd,d->hn", memory, value) / width
-    if fast.has_gram:
-        gram += rate[0] * gate * np.outer(key.ravel(), key.ravel())
-    memory += rate[:, None, None] * key[:, :, None] * value
-    if fast.clamp is not None:
-        np.clip(memory, -fast.clamp, fast.clamp, out=memory)
-    if fast.threshold is not None:
-        memory[np.abs(memory) < fast.threshold] = 0
-    if fast.row_norm is not None:
-        memory /= np.maximum(1, np.linalg.norm(memory, axis=-1, keepdims=True) / fast.row_norm)
-
-
-def _gate(fast, slow, x):
+def _share_written(slow: Mapping[str, np.ndarray], x: np.ndarray) -> float:
     """β, the share of a token that is written."""
-    return 1 / (1 + np.exp(-(slow["fast_gate"] @ x + slow["fast_gate_bias"]))) if fast.gated else 1.0
+    return float(1 / (1 + np.exp(-(slow["fast_gate"] @ x + slow["fast_gate_bias"])))) if "fast_gate" in slow else 1.0
 
 
-def _norm(x):
+def _norm(x: np.ndarray) -> np.ndarray:
     return (x - x.mean()) / np.sqrt(x.var() + 1e-5)
 
 
-def _rotate(code, position, theta):
+def _rotate(code: np.ndarray, position: int, theta: float) -> np.ndarray:
     """Neighbouring neurons as real and imaginary part, turned by position · θ^(−2j/N) radians."""
     heads, neurons = code.shape
     pairs = code[:, 0::2] + 1j * code[:, 1::2]
@@ -185,7 +185,7 @@ def _rotate(code, position, theta):
     return np.stack([pairs.real, pairs.imag], axis=2).reshape(heads, neurons)
 
 
-def _address(code, norm, active):
+def _address(code: np.ndarray, norm: str, active: int) -> np.ndarray:
     if norm == "kwta":
         code = np.where(code >= np.sort(code, axis=None)[-active], code, 0)
         norm = "l2"
@@ -196,4 +196,6 @@ def _address(code, norm, active):
         return code / np.sqrt(np.sum(code**2) + 1e-12)
     if norm == "sum":
         return code / max(1.0, np.sum(code))
+    if norm != "none":
+        raise ValueError(f"the reference has no address norm {norm!r}")
     return code

@@ -29,13 +29,12 @@ import rich.console
 import rich.progress
 import rich.table
 
-from bdh_jax.analysis.fast_states import empty_memory, only_memory, shuffle_rows
+from bdh_jax.analysis.fast_states import empty_memory, shuffle_rows
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import change
 from bdh_jax.fast_weights.config import AddressSource
 from bdh_jax.fast_weights.state import FastState
-from bdh_jax.models.bdh import BDH
-from bdh_jax.models.config import BDHConfig
+from bdh_jax.models.bdh import BDH, BDHConfig
 from bdh_jax.tasks.base import Task
 from bdh_jax.tasks.recall import EvaluationSet
 from bdh_jax.tasks.scores import Score
@@ -169,7 +168,7 @@ def _answers_in_turn(slow: Slow, tokens: jax.Array, *, config: BDHConfig) -> jax
 
     def step(fast: FastState, tokens: jax.Array) -> tuple[FastState, jax.Array]:
         output = model.apply({"params": slow}, tokens, fast)
-        return only_memory(output.fast), output.logits[:, -1]
+        return output.fast.only_memory(), output.logits[:, -1]
 
     _, logits = jax.lax.scan(step, model.init_fast(tokens.shape[0]), tokens.swapaxes(0, 1))
     return logits.swapaxes(0, 1)

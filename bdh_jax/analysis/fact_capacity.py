@@ -26,7 +26,7 @@ from scipy import integrate, optimize, stats
 
 from bdh_jax.analysis import probes
 from bdh_jax.config import ConfigError
-from bdh_jax.fast_weights.rules.tokenwise import ridge_solution
+from bdh_jax.fast_weights.rules.mesa import ridge_solution
 from bdh_jax.kernels.fast_weight_scan import fast_weight_scan
 from bdh_jax.models.bdh import BDH
 from bdh_jax.runs.progress import Progress

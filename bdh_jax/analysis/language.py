@@ -25,9 +25,8 @@ from bdh_jax.config.convert import change
 from bdh_jax.data.corpus import Corpus, window
 from bdh_jax.data.documents import DataError
 from bdh_jax.fast_weights.state import FastState
-from bdh_jax.models.bdh import BDH
-from bdh_jax.models.config import BDHConfig, ModelConfig
-from bdh_jax.models.registry import make_model
+from bdh_jax.models.base import ModelConfig
+from bdh_jax.models.bdh import BDH, BDHConfig
 from bdh_jax.types import Slow
 
 Costs = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
@@ -229,5 +228,5 @@ def _run(
     state: FastState | None,
 ) -> tuple[jax.Array, FastState | None]:
     kind = "full" if with_state else "none"
-    out = make_model(config).apply({"params": slow}, tokens, state, reset=reset, state=kind)
+    out = config.build().apply({"params": slow}, tokens, state, reset=reset, state=kind)
     return optax.softmax_cross_entropy_with_integer_labels(out.logits, targets), out.fast

@@ -17,9 +17,7 @@ from bdh_jax.commands._output import new_file, write_record
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import to_dict
 from bdh_jax.experiment import load, read_experiment, tokenizer_of
-from bdh_jax.models.registry import make_model
-from bdh_jax.parallel.axes import make_mesh
-from bdh_jax.parallel.mesh import MeshConfig
+from bdh_jax.parallel.mesh import MeshConfig, make_mesh
 from bdh_jax.tasks import Task
 from bdh_jax.training.step import make_predict
 
@@ -50,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
             f"vocab_size={config.vocab_size}: it knows none of the others"
         )
     _check_tokens(Path(_WORKDIR.value), task)
-    evaluation = task.evaluate(make_predict(make_model(config), make_mesh(MeshConfig()))(slow))
+    evaluation = task.evaluate(make_predict(config.build(), make_mesh(MeshConfig()))(slow))
     rich.console.Console().print(evaluation.table())
     if out is not None:
         record = {"task": to_dict(experiment.task), "workdir": _WORKDIR.value, "which": _WHICH.value}

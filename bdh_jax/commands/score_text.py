@@ -20,10 +20,9 @@ from bdh_jax.analysis import language
 from bdh_jax.commands._output import result_files, save_figure, table_console
 from bdh_jax.config import ConfigError
 from bdh_jax.experiment import ExperimentConfig, load, read_experiment
-from bdh_jax.models.config import BDHConfig, ModelConfig
-from bdh_jax.models.registry import make_model
-from bdh_jax.parallel.axes import make_mesh
-from bdh_jax.parallel.mesh import MeshConfig
+from bdh_jax.models.base import ModelConfig
+from bdh_jax.models.bdh import BDHConfig
+from bdh_jax.parallel.mesh import MeshConfig, make_mesh
 from bdh_jax.runs.folder import check_text, seed_folders, trained_texts
 from bdh_jax.runs.provenance import describe_start
 from bdh_jax.tasks import TextConfig
@@ -139,7 +138,7 @@ def _task(experiment: ExperimentConfig, folders: Sequence[Path]) -> Text:
 
 def _from_empty(task: Text, config: ModelConfig) -> Callable[[Slow], float]:
     """Weights → bits per byte as training reports them: of windows, each read from an empty state."""
-    make = make_predict(make_model(config), make_mesh(MeshConfig()))
+    make = make_predict(config.build(), make_mesh(MeshConfig()))
 
     def bits_per_byte(slow: Slow) -> float:
         predict = make(slow)

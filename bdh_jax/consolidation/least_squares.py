@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from bdh_jax.config import ConfigError
 from bdh_jax.consolidation.base import Consolidation, ConsolidationError, History, factory
-from bdh_jax.consolidation.rows import ExampleWeights, mean_over_examples, predicts_values, target_of
-from bdh_jax.fast_weights.rules.tokenwise import ridge_solution
+from bdh_jax.consolidation.rows import ExampleWeights, mean_over_examples, target_of
+from bdh_jax.fast_weights.rules.mesa import ridge_solution
 from bdh_jax.fast_weights.state import Activity, FastState
 from bdh_jax.kernels.linear_algebra import eigh, solve
 from bdh_jax.types import Slow
@@ -164,7 +164,7 @@ def _of_episode(
         )
     chosen = jnp.asarray(_chosen(slow["synapse"].shape[0], layers))
     gram, written = (mean_over_examples(array, activity, example_weights)[chosen] for array in (fast.gram, fast.memory))
-    if predicts_values(fast):
+    if fast.predicts_values:
         return gram, written  # the rule has taken off what the synapse knows
     synapse = slow["synapse"][chosen].reshape(*gram.shape[:2], -1)
     return gram, written - jnp.einsum("lij,ljd->lid", gram, synapse).reshape(written.shape)

@@ -27,7 +27,6 @@ from bdh_jax.consolidation.base import (
     as_consolidation,
     factory,
 )
-from bdh_jax.fast_weights.rules.tokenwise import ridge_solution
 from bdh_jax.fast_weights.state import Activity, FastState
 from bdh_jax.types import Slow
 
@@ -204,16 +203,8 @@ def mean_state(fast: FastState, activity: Activity, example_weights: ExampleWeig
       activity: what a function as ``example_weights`` looks at.
       example_weights: see :data:`ExampleWeights`.
     """
-    mean = mean_over_examples(fast.memory, activity, example_weights)
-    if fast.ridge == 0:
-        return mean
-    gram = mean_over_examples(fast.gram, activity, example_weights)
-    return ridge_solution(gram[:, None], mean[:, None], fast.ridge)[:, 0]
-
-
-def predicts_values(fast: FastState) -> bool:
-    """Whether the write rule wrote only what the synapse did not know already."""
-    return fast.ridge > 0
+    weights = None if example_weights is None else _weights_of(example_weights, activity, fast.memory.shape[1])
+    return jnp.stack([memory.written.mean_over_examples(weights).effective()[0] for memory in fast.memories()])
 
 
 def row_scores(score: Score, fast: FastState, activity: Activity, example_weights: ExampleWeights = None) -> jax.Array:
@@ -273,12 +264,19 @@ def mean_over_examples(array: jax.Array, activity: Activity, example_weights: Ex
     """
     if example_weights is None:
         return jnp.mean(array, axis=1)
-    weights = jnp.asarray(example_weights(activity) if callable(example_weights) else example_weights, array.dtype)
-    if weights.shape != array.shape[1:2]:
-        raise ConsolidationError(
-            f"example_weights has shape {weights.shape}; a batch of {array.shape[1]} needs one weight for each: [{array.shape[1]}]"
-        )
+    weights = _weights_of(example_weights, activity, array.shape[1])
     return jnp.einsum("lb...,b->l...", array, weights / at_least_tiny(jnp.sum(weights)))
+
+
+def _weights_of(example_weights: ExampleWeights, activity: Activity, batch: int) -> jax.Array:
+    """The weight of each example, [B]."""
+    weights = example_weights(activity) if callable(example_weights) else example_weights
+    weights = jnp.asarray(weights, activity.count.dtype)
+    if weights.shape != (batch,):
+        raise ConsolidationError(
+            f"example_weights has shape {weights.shape}; a batch of {batch} needs one weight for each: [{batch}]"
+        )
+    return weights
 
 
 def target_of(slow: Slow, target: Target) -> jax.Array:

@@ -104,8 +104,7 @@ class State:
         return self.map_arrays(clear)
 
     def mean_over_examples(self, weights: jax.Array | None = None) -> Self:
-        """The same state with a batch axis of length 1: the mean over the examples, weighted by ``weights`` [B] if given, whose sum
-        is not zero."""
+        """The same state with a batch axis of length 1: the mean over the examples, weighted by ``weights`` [B] if given."""
 
         def mean(axes: Axes, leaf: jax.Array) -> jax.Array:
             if "batch" not in axes:
@@ -113,7 +112,8 @@ class State:
             axis = axes.index("batch")
             if weights is None:
                 return jnp.mean(leaf, axis=axis, keepdims=True)
-            share = (weights / jnp.sum(weights)).astype(leaf.dtype)
+            tiny = jnp.finfo(weights.dtype).tiny
+            share = (weights / jnp.maximum(jnp.sum(weights), tiny)).astype(leaf.dtype)
             return jnp.expand_dims(jnp.tensordot(leaf, share, axes=(axis, 0)), axis)
 
         return self.map_arrays(mean)

@@ -24,8 +24,7 @@ import numpy as np
 
 from bdh_jax.config import ConfigError
 from bdh_jax.fast_weights.state import FastState
-from bdh_jax.models.bdh import BDH
-from bdh_jax.models.config import BDHConfig
+from bdh_jax.models.bdh import BDH, BDHConfig
 from bdh_jax.types import Slow
 
 PREFILL_CHUNK = 256

@@ -19,13 +19,14 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from bdh_jax.fast_weights.state import structs
 from bdh_jax.generation.sampling import GenerationState
-from bdh_jax.models.bdh import BDH
-from bdh_jax.models.config import BDHConfig
+from bdh_jax.models.bdh import BDH, BDHConfig
 from bdh_jax.runs.fingerprint import slow_hash
 from bdh_jax.types import Slow
 
-FORMAT = "bdh_jax.generation_state.1"
+FORMAT = "bdh_jax.generation_state.2"
+"""Version 1 kept all layers in one array."""
 
 
 class StateError(ValueError):
@@ -95,18 +96,17 @@ def load_state(path: str | Path, model: BDH, slow: Slow) -> GenerationState:
     except (OSError, safetensors.SafetensorError) as error:
         raise StateError(f"{path} cannot be read ({error}); it may be truncated, or no safetensors file") from error
     if header.get("format") != FORMAT:
-        raise StateError(f"{path} is no state of this library: its format is {header.get('format')!r}, not {FORMAT!r}")
+        raise StateError(
+            f"{path} is no state that this version reads: its format is {header.get('format')!r}, not {FORMAT!r}. Read the prompt again with this version"
+        )
     if header["config_hash"] != config_hash(model.config):
         made, now = json.loads(header["config"]), json.loads(json.dumps(dataclasses.asdict(model.config)))
         raise StateError(f"{path} is a state of another model: {_difference(made, now)}. Load the model that made it")
     if header["slow_hash"] != slow_hash(slow):
         raise StateError(f"{path} is a state of other weights of the same configuration; load the checkpoint that made it")
     batch = int(header["batch"])
-    shapes = jax.eval_shape(
-        lambda: GenerationState(
-            model.init_fast(batch), jnp.zeros((batch, model.config.vocab_size), model.config.state_dtype)
-        )
-    )
+    logits = jax.ShapeDtypeStruct((batch, model.config.vocab_size), model.config.state_dtype)
+    shapes = GenerationState(structs(model.declared_fast(batch)), logits)
 
     def leaf(key: tuple[Any, ...], expected: jax.ShapeDtypeStruct) -> jax.Array:
         array = arrays.get(_name(key))

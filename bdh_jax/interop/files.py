@@ -11,7 +11,7 @@ import safetensors
 import safetensors.numpy
 
 from bdh_jax.interop.pathway import NAMES, from_pathway, to_pathway
-from bdh_jax.models.config import BDHConfig
+from bdh_jax.models.bdh import BDHConfig
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 _WRAPPERS = ("model", "state_dict", "model_state_dict")

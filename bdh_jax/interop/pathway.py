@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from bdh_jax.fast_weights.config import FastWeightConfig
-from bdh_jax.models.config import BDHConfig
+from bdh_jax.models.bdh import BDHConfig
 
 NAMES = ("embed.weight", "encoder", "encoder_v", "decoder", "lm_head")
 

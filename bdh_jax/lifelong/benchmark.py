@@ -33,8 +33,7 @@ from bdh_jax.lifelong.learners import History, Learner, consolidated
 from bdh_jax.lifelong.preconditions import in_episode_recall, measure_preconditions, probe_episodes, share
 from bdh_jax.lifelong.result import LifelongResult, Row
 from bdh_jax.lifelong.stream import Stream, StreamConfig, make_stream
-from bdh_jax.models.bdh import BDH
-from bdh_jax.models.config import BDHConfig
+from bdh_jax.models.bdh import BDH, BDHConfig
 from bdh_jax.runs.progress import Progress
 from bdh_jax.tasks.facts import KINDS, VALUES, VOCABULARY, combinations, initialise_new_ids
 from bdh_jax.types import Slow

@@ -17,7 +17,8 @@ from bdh_jax.analysis.probes import addresses, answers
 from bdh_jax.config.convert import change
 from bdh_jax.consolidation import history_nbytes
 from bdh_jax.lifelong.learners import History, Learner, consolidated
-from bdh_jax.models.bdh import BDH, BDHOutput
+from bdh_jax.models.base import ModelOutput
+from bdh_jax.models.bdh import BDH
 from bdh_jax.types import Slow
 
 RIDGE = 1e-3
@@ -86,7 +87,7 @@ def nearest_neighbour(model: BDH) -> Learner:
             "value": jnp.zeros((capacity,), jnp.int16),
         }
 
-    def update(slow: Slow, history: History, output: BDHOutput, facts: jax.Array) -> tuple[Slow, History]:
+    def update(slow: Slow, history: History, output: ModelOutput, facts: jax.Array) -> tuple[Slow, History]:
         # The address of every fact's second token, in the first layer.
         address = output.collected["address"][0, 0, :, 1::3]
         address = jnp.moveaxis(address, 0, 1).reshape(len(facts), -1).astype(jnp.float32)

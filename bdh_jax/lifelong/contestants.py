@@ -74,7 +74,7 @@ def _ruled(rule: str, rates: tuple[float, ...]) -> Contestant:
     """All that a rule wrote goes into the synapse, which the next episode's predictions include; the rate is the rule's own η."""
 
     def build(model: BDH, rate: Any, facts: int) -> Learner:
-        own = "gated_delta" if rule == "delta" and model.config.fast.gated else rule
+        own = "gated_delta" if rule == "delta" and model.config.fast.rule_entry.gate is not None else rule
         return consolidated(with_rule(model, own, rate), consolidation.dense())
 
     return Contestant(rule, build, rates, traced=False)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from bdh_jax.analysis.probes import addresses
+from bdh_jax.layers.norm import layer_norm
 from bdh_jax.lifelong.learners import History, Learner
-from bdh_jax.models.bdh import layer_norm
 from bdh_jax.tasks.facts import FIRST_VALUE, VALUES
 from bdh_jax.types import Slow
 

@@ -18,9 +18,11 @@ import optax
 from bdh_jax import consolidation
 from bdh_jax.analysis.probes import answers
 from bdh_jax.config.convert import change
+from bdh_jax.config.options import Options
 from bdh_jax.consolidation import Function, as_consolidation, history_nbytes
 from bdh_jax.fast_weights.state import FastState
-from bdh_jax.models.bdh import BDH, BDHOutput
+from bdh_jax.models.base import ModelOutput
+from bdh_jax.models.bdh import BDH
 from bdh_jax.types import Slow
 
 History = Any
@@ -43,7 +45,7 @@ class Learner(NamedTuple):
     """The history before the stream."""
     start: Callable[[History], FastState | None]
     """The state (B = 1) that an episode or a query starts from; None is a fresh one."""
-    update: Callable[[Slow, History, BDHOutput, jax.Array], tuple[Slow, History]]
+    update: Callable[[Slow, History, ModelOutput, jax.Array], tuple[Slow, History]]
     """(slow, history, what the model returned on the episode, its facts [P, 3]) → (slow, history)."""
     finish: Callable[[Slow, History, jax.Array, jax.Array], Slow] | None
     """(slow, history, keys [F, 2], values [F]) → slow, after the last episode; or None. What uses the facts here is a bound."""
@@ -65,7 +67,7 @@ def consolidated(model: BDH, function: Function) -> Learner:
     """
     function = as_consolidation(function)
 
-    def update(slow: Slow, history: History, output: BDHOutput, facts: jax.Array) -> tuple[Slow, History]:
+    def update(slow: Slow, history: History, output: ModelOutput, facts: jax.Array) -> tuple[Slow, History]:
         return function.update(slow, output.fast, output.activity, history)
 
     return Learner(
@@ -82,7 +84,9 @@ def consolidated(model: BDH, function: Function) -> Learner:
 
 def with_rule(model: BDH, rule: str, learning_rate: float) -> BDH:
     """The model with another write rule, undecayed (λ = 1), so that what a consolidation adds up is one long sequence of writes."""
-    return BDH(change(model.config, "fast", rule=rule, learning_rate=learning_rate, decay=1.0, keep_gram=False))
+    return BDH(
+        change(model.config, "fast", rule=rule, options=Options(), learning_rate=learning_rate, decay=1.0, keep_gram=False)
+    )
 
 
 def gradient(
@@ -135,7 +139,7 @@ def gradient(
         buffer = buffer.at[place].set(facts.astype(jnp.int16))
         return {**history, "buffer": buffer, "filled": filled + jnp.sum(~known)}
 
-    def update(slow: Slow, history: History, output: BDHOutput, facts: jax.Array) -> tuple[Slow, History]:
+    def update(slow: Slow, history: History, output: ModelOutput, facts: jax.Array) -> tuple[Slow, History]:
         if replay:
             history = store(history, facts)
 

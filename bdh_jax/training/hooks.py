@@ -18,7 +18,7 @@ from bdh_jax.config import ConfigError, require, require_choice
 from bdh_jax.config.files import import_attribute
 from bdh_jax.config.options import options_of
 from bdh_jax.consolidation import ConsolidationConfig, as_consolidation, check, from_config
-from bdh_jax.models.registry import Model
+from bdh_jax.models.base import Model
 from bdh_jax.tasks.base import Batch
 from bdh_jax.training.config import TrainConfig
 from bdh_jax.types import Slow

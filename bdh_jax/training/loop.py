@@ -18,8 +18,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from bdh_jax.config import ConfigError
-from bdh_jax.models.registry import make_model
-from bdh_jax.parallel.axes import make_mesh
+from bdh_jax.parallel.mesh import make_mesh
 from bdh_jax.runs.checkpoint import Checkpoints, RunProgress
 from bdh_jax.runs.folder import (
     CHECKPOINTS,
@@ -127,7 +126,7 @@ class _Training:
         self._mesh = make_mesh(setup.mesh)
         # data=-1 is a number now, which has to divide what a configuration's number has to.
         self._setup = dataclasses.replace(setup, mesh=dataclasses.replace(setup.mesh, data=self._mesh.shape["data"]))
-        self._model = make_model(setup.model, self._mesh if self._mesh.size > 1 else None)
+        self._model = setup.model.build(self._mesh if self._mesh.size > 1 else None)
         self._optimizer = make_optimizer(setup.optimizer, setup.train.steps)
         self._hooks = make_hooks(setup.hooks, self._model)
         self._init_key, self._step_key = make_keys(setup.seed, self._mesh)
@@ -135,7 +134,7 @@ class _Training:
             self._model, self._optimizer, setup, self._mesh, hooks=self._hooks, losses=task.losses
         )
         self._flops_per_token = training_flops_per_token(setup.model, task.sequence_length)
-        self._peak = peak_flops(setup.model, list(self._mesh.devices.flat))
+        self._peak = None if self._flops_per_token is None else peak_flops(setup.model, list(self._mesh.devices.flat))
         self._measure = None if setup.measure is None else setup.measure(self._model)
         self._predict = make_predict(self._model, self._mesh)
         self._checkpoints = Checkpoints(workdir, setup.record)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import optax
 
 from bdh_jax.config import ConfigError
-from bdh_jax.models.config import BDHConfig
 from bdh_jax.training.config import OptimizerConfig
 
 Slow = dict[str, Any]
@@ -63,19 +63,36 @@ def decay_mask(slow: Slow) -> dict[str, bool]:
     return jax.tree.map(lambda leaf: leaf.ndim >= 2, slow)
 
 
-def split_trained(slow: Slow, config: BDHConfig) -> tuple[Slow, Slow]:
+def split_trained(slow: Slow, declared: Mapping[str, Any]) -> tuple[Slow, Slow]:
     """Split slow weights into those the optimiser trains and those it leaves alone.
 
-    The synapse is left alone unless ``fast.train_synapse``: it then has no gradient, no optimiser state and no weight decay,
-    and only consolidation changes it.
+    What a model declares as not trained has no gradient, no optimiser state and no weight decay. So it is with BDH's synapse, which only
+    consolidation changes, unless ``fast.train_synapse``.
 
     Args:
-      slow: parameters by name.
-      config: the model's configuration.
+      slow: weights by name, nested as declared.
+      declared: of the model (:meth:`bdh_jax.models.base.Model.declared_slow`).
 
     Returns:
-      (trained, frozen), whose union is ``slow``.
+      (trained, frozen), which :func:`merge` joins again.
     """
-    frozen = set() if config.fast.train_synapse else {"synapse"}
-    trained = {name: leaf for name, leaf in slow.items() if name not in frozen}
-    return trained, {name: leaf for name, leaf in slow.items() if name in frozen}
+    trained: Slow = {}
+    frozen: Slow = {}
+    for name, leaf in slow.items():
+        weight = declared[name]
+        if isinstance(weight, Mapping):
+            parts = split_trained(leaf, weight)
+            for side, part in zip((trained, frozen), parts, strict=True):
+                if part:
+                    side[name] = part
+        else:
+            (trained if weight.trained else frozen)[name] = leaf
+    return trained, frozen
+
+
+def merge(trained: Slow, frozen: Slow) -> Slow:
+    """The slow weights that :func:`split_trained` split."""
+    merged = dict(trained)
+    for name, leaf in frozen.items():
+        merged[name] = merge(trained[name], leaf) if isinstance(leaf, Mapping) and name in trained else leaf
+    return merged

@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from bdh_jax.models.config import BDHConfig, ModelConfig
-from bdh_jax.models.registry import Model
+from bdh_jax.models.base import Model, ModelConfig
 from bdh_jax.parallel.mesh import MeshConfig
 from bdh_jax.runs.folder import Record
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
@@ -22,7 +21,7 @@ class Setup:
       ConfigError: if the mesh does not divide the rows of a batch.
     """
 
-    model: ModelConfig = BDHConfig()
+    model: ModelConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()

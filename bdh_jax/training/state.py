@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from bdh_jax.models.registry import Model
-from bdh_jax.parallel.axes import RULES, replicated, shardings
+from bdh_jax.models.base import Model
+from bdh_jax.parallel.axes import shardings, spec_of
+from bdh_jax.parallel.mesh import replicated
 from bdh_jax.training.hooks import NO_HOOKS, Hooks
 from bdh_jax.training.optimizer import split_trained
 from bdh_jax.types import Slow
@@ -60,7 +60,7 @@ def init_state(
     """
     # Compiled on its own it is traced once, for the shapes and for the values.
     initialise = jax.jit(_initialiser(model, optimizer, hooks, carried_rows))
-    out_shardings = state_shardings(mesh, jax.eval_shape(initialise, key), hooks)
+    out_shardings = state_shardings(model, optimizer, mesh, jax.eval_shape(initialise, key), hooks)
     return jax.jit(initialise, out_shardings=out_shardings)(key)
 
 
@@ -76,26 +76,36 @@ def abstract_state(
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        state_shardings(mesh, shapes, hooks),
+        state_shardings(model, optimizer, mesh, shapes, hooks),
     )
 
 
-def state_shardings(mesh: Mesh, state: TrainState, hooks: Hooks) -> TrainState:
-    """Where each array of a training state lies."""
-    # What a hook remembers is not looked up by the names of the state's own fields: its axes are declared, or it is whole everywhere.
+def state_shardings(
+    model: Model, optimizer: optax.GradientTransformation, mesh: Mesh, state: TrainState, hooks: Hooks
+) -> TrainState:
+    """Where each array of a training state lies, from what the model and the hooks declare."""
+    whole = replicated(mesh)
+    slow = shardings(model.declared_slow(), mesh)
+    trained, _ = split_trained(slow, model.declared_slow())
+    opt_state = optax.tree.map_params(
+        optimizer, lambda leaf, sharding: sharding, state.opt_state, trained, transform_non_params=lambda leaf: whole
+    )
     history = {
         update.name: _history_shardings(
             mesh, state.history[update.name], None if update.axes is None else update.axes(state.slow)
         )
         for update in hooks.updates
     }
-    return shardings(mesh, state.replace(history={})).replace(history=history)
+    fast = state.fast
+    if jax.tree.leaves(fast):
+        fast = shardings(model.declared_fast(fast.batch_size), mesh)
+    return TrainState(whole, slow, opt_state, history, fast)
 
 
 def _history_shardings(mesh: Mesh, history: Any, axes: Any) -> Any:
     if axes is None:
         return jax.tree.map(lambda leaf: replicated(mesh), history)
-    return jax.tree.map(lambda leaf, names: NamedSharding(mesh, P(*(RULES[name] for name in names))), history, axes)
+    return jax.tree.map(lambda leaf, names: NamedSharding(mesh, spec_of(names, mesh)), history, axes)
 
 
 def saved_trees(state: TrainState) -> dict[str, Any]:
@@ -125,7 +135,7 @@ def _initialiser(
 ) -> Callable[[jax.Array], TrainState]:
     def init(key: jax.Array) -> TrainState:
         slow = model.init_slow(key)
-        trained, _ = split_trained(slow, model.config)
+        trained, _ = split_trained(slow, model.declared_slow())
         fast = () if carried_rows is None else model.init_fast(carried_rows)
         return TrainState(jnp.zeros((), jnp.int32), slow, optimizer.init(trained), hooks.init(slow), fast)
 

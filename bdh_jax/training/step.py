@@ -18,13 +18,13 @@ from jax.sharding import PartitionSpec as P
 
 from bdh_jax.config import ConfigError, require
 from bdh_jax.consolidation.base import check_same_tree, finite_leaves
-from bdh_jax.models.registry import Model
-from bdh_jax.parallel.axes import batch_sharding, replicated
+from bdh_jax.models.base import Model
+from bdh_jax.parallel.mesh import batch_sharding, replicated
 from bdh_jax.tasks.base import Batch, TaskBase
 from bdh_jax.tasks.scoring import Predict
 from bdh_jax.training.config import Loss
 from bdh_jax.training.hooks import NO_HOOKS, Hooks, Prepare, Taps, Update
-from bdh_jax.training.optimizer import make_schedule, split_trained
+from bdh_jax.training.optimizer import make_schedule, merge, split_trained
 from bdh_jax.training.setup import Setup
 from bdh_jax.training.state import TrainState, abstract_state, state_shardings
 from bdh_jax.types import Slow
@@ -146,14 +146,14 @@ def gradients(
       The :class:`Gradients`. Its taps are of the whole batch: the mean of the state over all slices, and what was collected of all rows
       in their order.
     """
-    trained, frozen = split_trained(slow, model.config)
+    trained, frozen = split_trained(slow, model.declared_slow())
     weights = loss_weights(batch, ask.loss)
     extra, batch = batch.extra, batch._replace(extra=None)
 
     def slice_loss(
         trained: Slow, batch: Batch, weights: jax.Array, key: jax.Array | None
     ) -> tuple[jax.Array, tuple[jax.Array, Taps]]:
-        reader, slow = _prepared(model, {**trained, **frozen}, batch._replace(extra=extra), ask.prepare)
+        reader, slow = _prepared(model, merge(trained, frozen), batch._replace(extra=extra), ask.prepare)
         return loss_fn(reader, slow, batch, weights, key, fast, ask)
 
     slice_gradient = jax.value_and_grad(slice_loss, has_aux=True)
@@ -229,9 +229,9 @@ def make_train_step(
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step) if model.config.dropout > 0 else None
         found = gradients(model, state.slow, batch, ask, step_key, state.fast if carry else None)
-        trained, frozen = split_trained(state.slow, model.config)
+        trained, frozen = split_trained(state.slow, model.declared_slow())
         updates, opt_state = optimizer.update(found.gradient, state.opt_state, trained)
-        slow = {**optax.apply_updates(trained, updates), **frozen}
+        slow = merge(optax.apply_updates(trained, updates), frozen)
         norm = optax.tree.norm(found.gradient)
         finite = {"loss": jnp.isfinite(found.loss), "gradient": jnp.isfinite(norm)}
         taps, history = (Taps(None, found.taps.collected) if carry else found.taps), {}
@@ -252,7 +252,7 @@ def make_train_step(
         return TrainState(state.step + 1, slow, opt_state, history, found.taps.fast if carry else ()), metrics
 
     rows = setup.train.batch_size if carry else None
-    shardings = state_shardings(mesh, abstract_state(model, optimizer, mesh, hooks, rows), hooks)
+    shardings = state_shardings(model, optimizer, mesh, abstract_state(model, optimizer, mesh, hooks, rows), hooks)
     return jax.jit(
         step,
         in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),

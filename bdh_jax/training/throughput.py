@@ -10,7 +10,7 @@ import sys
 
 import jax
 
-from bdh_jax.models.config import BDHConfig, ModelConfig
+from bdh_jax.models.base import ModelConfig
 
 PEAK_FLOPS = {
     "NVIDIA A100": 312e12,
@@ -28,24 +28,18 @@ PEAK_FLOPS = {
 fits counts."""
 
 
-def training_flops_per_token(config: ModelConfig, length: int) -> int:
+def training_flops_per_token(config: ModelConfig, length: int) -> int | None:
     """Flops that a training step needs for a token: six for each multiply-add of the forward pass, recomputation not counted.
 
-    BDH multiplies 3·D·K + T·K numbers a layer (encoder, encoder_v, decoder; scores of the attention) and T·K more with fast weights;
-    a GPT (4 + 2·width_factor)·D² + 2·T·D. Both V·D for the logits. The whole T × T square is counted, as most others do. For the
-    recurrent rules the count is that of the Hebbian one.
-
     Args:
-      config: of the model.
+      config: of the model, which counts its multiply-adds (``multiply_adds_per_token``).
       length: T.
+
+    Returns:
+      Flops, or None for a model that does not count.
     """
-    width, layers = config.d_model, config.n_layer
-    if isinstance(config, BDHConfig):
-        neurons = config.n_neurons
-        layer = 3 * width * neurons + (2 if config.fast.enabled else 1) * length * neurons
-    else:
-        layer = (4 + 2 * config.width_factor) * width**2 + 2 * length * width
-    return 6 * (layers * layer + config.vocab_size * width)
+    multiply_adds = config.multiply_adds_per_token(length)
+    return None if multiply_adds is None else 6 * multiply_adds
 
 
 def peak_flops(config: ModelConfig, devices: list[jax.Device]) -> float | None:

@@ -11,8 +11,7 @@ import pytest
 
 from bdh_jax.analysis.contributions import make_contributions
 from bdh_jax.fast_weights.config import FastWeightConfig
-from bdh_jax.models.bdh import BDH
-from bdh_jax.models.config import BDHConfig
+from bdh_jax.models.bdh import BDH, BDHConfig
 from tests.compiled import apply, init
 
 CONFIG = BDHConfig(

@@ -15,8 +15,8 @@ from bdh_jax.analysis import language
 from bdh_jax.data.corpus import Corpus
 from bdh_jax.data.documents import DataError
 from bdh_jax.fast_weights.config import FastWeightConfig
-from bdh_jax.models.config import BDHConfig, GPTConfig
-from bdh_jax.models.registry import make_model
+from bdh_jax.models.bdh import BDHConfig
+from bdh_jax.models.gpt import GPTConfig
 from tests.compiled import apply, init
 
 VOCAB = 11
@@ -37,7 +37,7 @@ ONES = np.ones(VOCAB, np.int64)
 
 
 def _slow(config=CONFIG):
-    return init(make_model(config), 0)
+    return init(config.build(), 0)
 
 
 def _bits(config, slow, first, last):
@@ -45,7 +45,7 @@ def _bits(config, slow, first, last):
     # Zeros after them change nothing before, and one length compiles once.
     tokens = np.zeros((1, 200), np.int32)
     tokens[0, : last - first] = TOKENS[first:last]
-    logits = apply(make_model(config), slow, tokens, state="none").logits[0, : last - first]
+    logits = apply(config.build(), slow, tokens, state="none").logits[0, : last - first]
     logp = np.asarray(jax.nn.log_softmax(logits.astype(jnp.float32)))
     return -np.take_along_axis(logp, TOKENS[first + 1 : last + 1, None].astype(int), axis=1)[:, 0] / math.log(2)
 
@@ -105,7 +105,7 @@ def test_a_cache_is_as_large_as_the_state_after_so_many_tokens():
     # Keys and values, two layers, eight wide, four bytes.
     assert language.cache_bytes(config, 10) == 2 * 2 * 8 * 4 * 10
     state = language.state_bytes(config)
-    assert state == make_model(config).init_fast(1).nbytes
+    assert state == config.build().init_fast(1).nbytes
     equal = language.equal_context(config)
     assert language.cache_bytes(config, equal - 1) < state <= language.cache_bytes(config, equal)
 

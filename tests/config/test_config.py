@@ -22,8 +22,8 @@ from bdh_jax.config.files import import_file
 from bdh_jax.consolidation.config import ConsolidationConfig
 from bdh_jax.experiment import ExperimentConfig, experiment_from
 from bdh_jax.fast_weights.config import FastWeightConfig
-from bdh_jax.models.config import BDHConfig, GPTConfig
-from bdh_jax.models.registry import make_model
+from bdh_jax.models.bdh import BDHConfig
+from bdh_jax.models.gpt import GPTConfig
 from bdh_jax.parallel.mesh import MeshConfig
 from bdh_jax.tasks import NBackConfig, TaskConfig
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
@@ -137,7 +137,7 @@ def test_the_counter_experiments():
 
 
 def _parameters(config):
-    shapes = jax.eval_shape(make_model(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    shapes = jax.eval_shape(config.build().init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,110 +16,191 @@ import numpy as np
 
 from bdh_jax import BDH, BDHConfig, FastState, FastWeightConfig
 from tests import reference_model
+from tests.contract import twins
 from tests.contract.covering import covering
 
+Row = dict[str, Any]
+"""Name → value for each of ``FACTORS`` and "dtype"."""
+
+FORMS = ("recurrent", "chunked", "parallel", "pallas_interpret")
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleUnderTest:
+    """What the rows have to know of a write rule.
+
+    Attributes:
+      settings: arguments of ``FastWeightConfig``.
+      forms: which can run it; the others have to refuse it.
+      learned_rates: whether η and λ may be learned, each head its own.
+      keeps_gram: whether ``keep_gram`` means anything.
+      scales: standard deviation of each of the rule's own weights.
+    """
+
+    settings: Mapping[str, Any]
+    forms: tuple[str, ...] = FORMS
+    learned_rates: bool = True
+    keeps_gram: bool = False
+    scales: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+LIMITS = {"clamp": 0.5, "threshold": 0.02, "row_norm": 0.6}
+RULES: dict[str, RuleUnderTest] = {
+    "hebbian": RuleUnderTest({"rule": "hebbian"}, keeps_gram=True),
+    "gated_hebbian": RuleUnderTest({"rule": "gated_hebbian"}, keeps_gram=True),
+    "delta": RuleUnderTest({"rule": "delta"}, FORMS[:3]),
+    "gated_delta": RuleUnderTest({"rule": "gated_delta"}, FORMS[:3]),
+    "longhorn": RuleUnderTest({"rule": "longhorn"}, FORMS[:3]),
+    "oja": RuleUnderTest({"rule": "oja"}, FORMS[:3]),
+    "mesa": RuleUnderTest({"rule": "mesa", "ridge": 0.5}, FORMS[:1], learned_rates=False),
+    "limits": RuleUnderTest({"rule": "hebbian", **LIMITS}, FORMS[:1]),
+}
+"""Values of the factor "rule". The test of a rule from outside the library adds its own with :func:`register`."""
+
 FACTORS = {
-    # "shared" is the recurrent form with one S for two layers, which no other form has.
-    "implementation": ("recurrent", "chunked", "parallel", "pallas_interpret", "shared"),
-    "scope": ("layer", "shared"),  # shared by the only layer
-    "rule": ("hebbian", "delta", "gated_delta", "longhorn", "oja"),
+    "implementation": FORMS,
+    "scope": ("layer", "one", "two"),  # one S for each of two layers, for the only layer, or for two together
+    "rule": tuple(RULES),
     "address": ("previous", "current"),
     "norm": ("none", "l2", "sum", "kwta", "centred"),
     "source": ("code", "gated", "gate"),
     "gradient": ("full", "stop"),
     "synapse": ("absent", "frozen", "trained"),
+    "gram": ("absent", "kept"),
     "heads": (1, 2),
     "batch": (2, 1),  # one head of one example takes a shorter way
     "rates": ("fixed", "unit", "learned"),  # λ = η = 1 takes shorter ways than other numbers
     "attention": ("rope", "shift", "damped"),
     "masks": ("none", "valid", "reset", "both"),
 }
+REQUIRED = (
+    # A shared S that is reset and written at the same token: only codes write there, as an episode's first gate is zero.
+    {"scope": "two", "rule": "hebbian", "address": "current", "source": "code", "gradient": "full", "masks": "reset"},
+    # Heads with rates of their own are not merged into one, and what a rule predicts is a sum over them, token by token as well.
+    {"implementation": "recurrent", "rule": "delta", "rates": "learned", "heads": 2},
+    # What a synapse knows already is not written.
+    {"rule": "mesa", "synapse": "trained", "heads": 2, "masks": "valid"},
+    # Some checks of the quick suite look at these only.
+    *({"rule": rule, "implementation": "recurrent", "masks": "both"} for rule in RULES),
+)
+"""Three and more values that have to stand together somewhere."""
+
+NARROW = tuple(
+    dict(zip(("rule", "implementation", "scope", "norm", "source", "attention"), values, strict=True))
+    for values in (
+        ("hebbian", "recurrent", "layer", "none", "code", "rope"),
+        ("gated_hebbian", "pallas_interpret", "one", "l2", "code", "rope"),
+        ("delta", "chunked", "one", "l2", "gated", "shift"),
+        ("gated_delta", "parallel", "layer", "sum", "gate", "damped"),
+        ("longhorn", "chunked", "one", "kwta", "code", "rope"),
+        ("oja", "recurrent", "two", "centred", "gated", "rope"),
+        ("mesa", "recurrent", "one", "sum", "code", "damped"),
+        ("limits", "recurrent", "one", "none", "code", "rope"),
+    )
+)
+"""What stands together in bfloat16. Elsewhere a rounding may flip a switch (a winner, a limit), or is made larger by a rule that corrects
+its own errors in two layers: then rounding nothing but the weights to 2⁻⁹ moves a gradient by a quarter."""
+
 LENGTH, WIDTH, NEURONS, VOCAB, CHUNK = 8, 8, 16, 18, 3
 # Full float64 products and sums of up to T·K terms, a few of them on top of each other, divided by layer norms whose input is
 # of order 0.1: √(T·K) · 2⁻⁵² · 10⁴.
 EXACT = np.sqrt(LENGTH * NEURONS) * 2.0**-52 * 1e4
 
 
-def layers(row: dict[str, Any]) -> int:
-    """How many layers the model of a row has: two where they differ, or share something."""
-    return 2 if row["scope"] == "layer" or row["implementation"] == "shared" else 1
+def register(name: str, rule: RuleUnderTest, twin: twins.Twin) -> None:
+    """Add a rule from outside the library and its twin.
+
+    Args:
+      name: value of the factor "rule".
+      rule: what its rows have to know.
+      twin: the same rule in NumPy.
+
+    Raises:
+      ValueError: if there is another rule of that name.
+    """
+    if RULES.setdefault(name, rule) != rule:
+        raise ValueError(f"there is a rule {name!r} already")
+    twins.register(rule.settings["rule"], twin)
 
 
-def time_to_compile(row: dict[str, Any]) -> int:
+def possible(row: Mapping[str, Any]) -> bool:
+    """Whether some values can stand in one row; what is not there yet forbids nothing."""
+    form = row.get("implementation", "recurrent")
+    if row.get("scope") == "two" and form != "recurrent":
+        return False
+    if row.get("gram") == "kept" and row.get("rates") == "learned":
+        return False
+    if "rule" not in row:
+        return row.get("gram") == "absent" or any(form in rule.forms and rule.keeps_gram for rule in RULES.values())
+    rule = RULES[row["rule"]]
+    if row.get("gram") == "kept" and not rule.keeps_gram:
+        return False
+    return form in rule.forms and (rule.learned_rates or row.get("rates") != "learned")
+
+
+def layers(row: Row) -> int:
+    """How many layers the model of a row has."""
+    return 1 if row["scope"] == "one" else 2
+
+
+def by_token(row: Row) -> bool:
+    """Whether the model goes token by token."""
+    return row["implementation"] == "recurrent"
+
+
+def time_to_compile(row: Mapping[str, Any]) -> int:
     """Roughly, in units of one layer. The interpreted kernel is a program in itself."""
-    return layers(row) * (2 if row["implementation"] == "pallas_interpret" else 1)
+    return layers(dict(row)) * (2 if row["implementation"] == "pallas_interpret" else 1)
+
+
+def rows_for(
+    factors: Mapping[str, Sequence[Any]], strength: int, *, narrow: Sequence[Mapping[str, Any]] = (), tries: int = 30
+) -> list[Row]:
+    """Rows that hold every possible combination of so many values in float64.
+
+    Args:
+      factors: as ``FACTORS``.
+      strength: how many.
+      narrow: values that stand together in rows in bfloat16, which hold every value if there are enough of them.
+      tries: of :func:`tests.contract.covering.covering`.
+    """
+    options = {"cost": time_to_compile, "tries": tries, "possible": possible}
+    rough = covering(factors, 1, required=narrow, **options)[: len(narrow)]
+    together = [row for row in REQUIRED if all(value in factors[name] for name, value in row.items())]
+    # Rows in bfloat16 are in float64, too: gradients are compared with those, which are compiled once.
+    rows = covering(factors, strength, required=[*rough, *together], **options)
+    return [*({**row, "dtype": "float64"} for row in rows), *({**row, "dtype": "bfloat16"} for row in rough)]
+
+
+def rows_of_rule(name: str, *, strength: int = 1) -> list[Row]:
+    """Rows of one rule, which may come from outside the library: every value of each factor, or every pair of values, … of those
+    that it can be combined with; and one row in bfloat16."""
+    rule = RULES[name]
+    factors = FACTORS | {"rule": (name,), "implementation": rule.forms}
+    factors |= {} if rule.learned_rates else {"rates": ("fixed", "unit")}
+    factors |= {} if rule.keeps_gram else {"gram": ("absent",)}
+    narrow = {"implementation": rule.forms[-1], "scope": "one", "norm": "l2", "source": "code", "attention": "rope"}
+    return rows_for(factors, strength, narrow=[narrow])
 
 
 @functools.cache
-def quick_rows() -> list[dict[str, Any]]:
-    """Every pair of values of two factors in float64, what no factor has, and every value in bfloat16."""
-    narrow = _narrow_rows()
-    # In float64, too: gradients in bfloat16 are compared with those, which are compiled once.
-    pairs = covering(FACTORS, 2, given=narrow, cost=time_to_compile)
-    return [
-        *({**row, "dtype": "float64"} for row in pairs),
-        *_special_rows(),
-        *({**row, "dtype": "bfloat16"} for row in narrow),
-    ]
+def quick_rows() -> list[Row]:
+    """Every pair of values of two factors in float64, and every value in bfloat16."""
+    return rows_for(FACTORS, 2, narrow=NARROW)
+
+
+def inner_rows() -> list[Row]:
+    """The quick rows that hold every value in float64, for the inner loop of work."""
+    return quick_rows()[: len(NARROW)]
 
 
 @functools.cache
-def full_rows() -> list[dict[str, Any]]:
-    """Every three values of three factors, and what no factor has, in float64."""
-    threes = covering(FACTORS, 3, tries=5, cost=time_to_compile)
-    return [*({**row, "dtype": "float64"} for row in threes), *_special_rows()]
+def full_rows() -> list[Row]:
+    """Every three values of three factors in float64."""
+    return rows_for(FACTORS, 3, tries=5)
 
 
-def _narrow_rows() -> list[dict[str, Any]]:
-    """As few rows as can hold every value of every factor."""
-    narrow = []
-    for index in range(max(len(values) for values in FACTORS.values())):
-        row = {name: values[index % len(values)] for name, values in FACTORS.items()}
-        if row["rule"] == "oja":
-            # With "shift" this one is ill-conditioned: rounding nothing but the weights to 2⁻⁹ moves its gradient by a quarter.
-            row["attention"] = "rope"
-        narrow.append(row)
-    return narrow
-
-
-def _special_rows() -> list[dict[str, Any]]:
-    """What no pair of factors has, in float64."""
-    first = {name: values[0] for name, values in FACTORS.items()} | {"dtype": "float64"}
-    # A shared S that is reset and written at the same token: only codes write there, as an episode's first gate is zero.
-    rows = [first | {"implementation": "shared", "address": "current", "norm": "l2", "masks": "reset"}]
-    # "limits" is the Hebbian rule with limits on S. It and "mesa" have the recurrent form only, one S a layer or one for both.
-    for rule, norm, masks, implementation, gradient in (
-        ("mesa", "l2", "both", "recurrent", "full"),
-        ("mesa", "kwta", "reset", "shared", "stop"),
-        ("limits", "none", "both", "recurrent", "full"),
-        ("limits", "centred", "valid", "shared", "stop"),
-    ):
-        only = {"rule": rule, "norm": norm, "masks": masks, "implementation": implementation, "gradient": gradient}
-        rows.append(first | only | {"scope": "shared", "heads": 2, "synapse": "trained"})
-    # A gate before the Hebbian write, which goes through every form and the kernel as what is written, and weighs the sum of k ⊗ k
-    # that is kept beside S.
-    for implementation, norm, masks, gradient in (
-        ("chunked", "none", "reset", "stop"),
-        ("parallel", "sum", "valid", "full"),
-        ("pallas_interpret", "l2", "none", "full"),
-        ("shared", "kwta", "both", "full"),
-    ):
-        only = {
-            "rule": "gated_hebbian",
-            "implementation": implementation,
-            "scope": "shared",
-            "norm": norm,
-            "masks": masks,
-            "gradient": gradient,
-        }
-        rows.append(first | only | {"heads": 2, "synapse": "frozen"})
-    # Heads with rates of their own are not merged into one, and what a rule predicts is a sum over them, token by token as well.
-    own = {"implementation": "recurrent", "scope": "shared", "rule": "delta", "rates": "learned", "heads": 2}
-    rows.append(first | own)
-    return rows
-
-
-def row_id(row: dict[str, Any]) -> str:
+def row_id(row: Row) -> str:
     """Name of a row in test reports."""
     return "-".join(str(value) for value in row.values())
 
@@ -127,14 +209,13 @@ def row_id(row: dict[str, Any]) -> str:
 class Case:
     """One configuration and the inputs it is checked with. Tokens are distinct, so that an embedding row is one token's."""
 
-    row: dict[str, Any]
+    row: Row
     model: BDH
     slow: dict[str, np.ndarray]
     fast: FastState
     tokens: np.ndarray
     valid: np.ndarray | None
     reset: np.ndarray | None
-    thorough: bool
 
     @property
     def config(self) -> BDHConfig:
@@ -143,17 +224,6 @@ class Case:
     @property
     def exact(self) -> bool:
         return self.config.dtype == "float64"
-
-    @property
-    def by_token(self) -> bool:
-        """Whether the model goes token by token."""
-        return self.row["implementation"] in ("recurrent", "shared") or self.row["rule"] in ("mesa", "limits")
-
-    @property
-    def starts_from_none(self) -> bool:
-        """Whether to check a call without a state: of quick cases some of those that go token by token, where the model starts
-        from a state of zeros then, and in float64 others without masks and with both."""
-        return self.thorough or self.exact and self.row["masks"] in (("both",) if self.by_token else ("none", "both"))
 
     @property
     def masks(self) -> dict[str, np.ndarray | None]:
@@ -165,7 +235,7 @@ class Case:
         return np.ones(self.tokens.shape, bool) if self.valid is None else self.valid
 
     @functools.cached_property
-    def with_gradients(self):
+    def with_gradients(self) -> Callable[..., Any]:
         """``(slow, floats, tokens, fast, weights, valid, reset)`` to logits and final state, and the gradients of the mixture by
         slow weights and the floating leaves of the state, the others of which are ``fast``'s."""
 
@@ -181,26 +251,42 @@ class Case:
         return jax.jit(both)
 
     @functools.cached_property
-    def _applied(self):
+    def _applied(self) -> dict[str, Callable[..., Any]]:
         return {state: jax.jit(self._run(state)) for state in ("full", "mean", "none")}
 
-    def _run(self, state="full"):
+    def _run(self, state: str = "full") -> Callable[..., Any]:
         def run(slow, tokens, fast, valid, reset):
             out = self.model.apply({"params": slow}, tokens, fast, valid=valid, reset=reset, state=state)
             return out.logits, out.fast
 
         return run
 
-    def apply(self, slow, tokens, fast=None, *, valid=None, reset=None, state="full"):
+    def apply(
+        self,
+        tokens: np.ndarray,
+        fast: FastState | None = None,
+        *,
+        valid: np.ndarray | None = None,
+        reset: np.ndarray | None = None,
+        state: str = "full",
+    ) -> tuple[np.ndarray, Any]:
         """(logits, fast) of ``model.apply``, as NumPy arrays: what checks do with them is not compiled."""
-        return jax.device_get(self._applied[state](slow, tokens, fast, valid, reset))
+        return jax.device_get(self._applied[state](self.slow, tokens, fast, valid, reset))
 
-    def call(self, tokens=None, fast=None, **masks):
+    def call(
+        self, tokens: np.ndarray | None = None, fast: FastState | None = None, **masks: np.ndarray | None
+    ) -> tuple[np.ndarray, FastState]:
         """(logits, fast) on this case's inputs, some of them changed perhaps, always by the same compiled program: the one that
         gives gradients as well."""
         return self.differentiate(tokens, fast, **masks)[0]
 
-    def differentiate(self, tokens=None, fast=None, weights=None, **masks):
+    def differentiate(
+        self,
+        tokens: np.ndarray | None = None,
+        fast: FastState | None = None,
+        weights: Any = None,
+        **masks: np.ndarray | None,
+    ) -> Any:
         """``with_gradients`` on this case's inputs, some of them changed perhaps, and random weights if none are given."""
         tokens, fast = self.tokens if tokens is None else tokens, self.fast if fast is None else fast
         masks = self.masks | masks
@@ -209,34 +295,28 @@ class Case:
         return jax.device_get(self.with_gradients(self.slow, floats, tokens, fast, weights, masks["valid"], masks["reset"]))
 
     @functools.cached_property
-    def mixture(self):
+    def mixture(self) -> tuple[np.ndarray, FastState]:
         """Fixed random weights of all outputs, so that one number depends on everything: logits and every leaf of the state."""
         rng = np.random.default_rng(2)
         logits = rng.normal(size=(*self.tokens.shape, VOCAB)) * self.valid_tokens()[..., None]
         return logits, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), self.fast)
 
 
-def build(row: dict[str, Any], *, thorough: bool = False) -> Case:
-    """Make a case from a row of factors.
+def mixed(logits: Any, final: FastState, weights: tuple[np.ndarray, FastState]) -> Any:
+    """The sum of all outputs, logits and every floating leaf of the state, each times its weight."""
+    total = (logits * weights[0]).sum()
+    for leaf, weight in zip(jax.tree.leaves(final), jax.tree.leaves(weights[1]), strict=True):
+        if np.issubdtype(leaf.dtype, np.floating):
+            total = total + (leaf * weight).sum()
+    return total
 
-    Args:
-      row: name → value for each of ``FACTORS`` and "dtype".
-      thorough: whether to check calls of other lengths, other states and no state in every case.
-    """
-    rng = np.random.default_rng(0)
-    implementation, kernel, scope = row["implementation"], "xla", row["scope"]
-    if implementation == "pallas_interpret":
-        implementation, kernel = "chunked", implementation
-    if implementation == "shared":
-        implementation, scope = "recurrent", "shared"
-    rule, limits = row["rule"], {}
-    if rule in ("mesa", "limits"):
-        implementation, kernel = "recurrent", "xla"
-    if rule == "limits":
-        rule, limits = "hebbian", {"clamp": 0.5, "threshold": 0.02, "row_norm": 0.6}
-    learned = row["rates"] == "learned" and rule != "mesa"
-    unit = row["rates"] == "unit"
-    config = BDHConfig(
+
+def config_of(row: Row) -> BDHConfig:
+    """The configuration that a row stands for."""
+    rule = RULES[row["rule"]]
+    pallas = row["implementation"].startswith("pallas")
+    learned, unit = row["rates"] == "learned", row["rates"] == "unit"
+    return BDHConfig(
         vocab_size=VOCAB,
         n_layer=layers(row),
         d_model=WIDTH,
@@ -246,17 +326,14 @@ def build(row: dict[str, Any], *, thorough: bool = False) -> Case:
         dtype=row["dtype"],
         attention="shift" if row["attention"] == "shift" else "rope",
         attention_decay=(0.6, 0.9)[: row["heads"]] if row["attention"] == "damped" else (1.0,),
-        implementation=implementation,
-        kernel=kernel,
+        implementation="chunked" if pallas else row["implementation"],
+        kernel=row["implementation"] if pallas else "xla",
         chunk_size=CHUNK,
         fast=FastWeightConfig(
             learning_rate=1.0 if unit else 0.7,
             decay=1.0 if unit else 0.8,
-            scope=scope,
-            rule=rule,
-            ridge=0.5,
-            keep_gram=row["synapse"] == "frozen" and row["rule"] in ("hebbian", "gated_hebbian", "mesa") and not learned,
-            **limits,
+            scope="layer" if row["scope"] == "layer" else "shared",
+            keep_gram=row["gram"] == "kept",
             address=row["address"],
             address_norm=row["norm"],
             address_active=5,
@@ -266,22 +343,17 @@ def build(row: dict[str, Any], *, thorough: bool = False) -> Case:
             train_synapse=row["synapse"] == "trained",
             learn_learning_rate=learned,
             learn_decay=learned,
+            **rule.settings,
         ),
     )
+
+
+def build(row: Row) -> Case:
+    """Make a case from a row of factors."""
+    rng = np.random.default_rng(0)
+    config = config_of(row)
     model = BDH(config)
     tokens = rng.permutation(VOCAB)[: 2 * LENGTH].reshape(2, LENGTH).astype(np.int32)[: row["batch"]]
-    shapes = jax.eval_shape(model.init_slow, jax.random.key(0))
-    # Codes around 0.2: their sum is above 1 for some tokens and below for others, so that both sides of "sum" occur.
-    scales = {"embed": 1.0, "encoder": 0.1, "encoder_v": 0.5, "decoder": 1.0, "lm_head": 0.5, "synapse": 0.3}
-    scales |= {"fast_gate": 0.3, "fast_gate_bias": 1.0}
-    slow = {name: scales[name] * rng.normal(size=leaf.shape) for name, leaf in shapes.items() if name in scales}
-    if row["source"] == "gate":
-        # With the plain draw bfloat16 rounds across a switch (a rectifier, or the kink of the sum norm), and its gradient jumps.
-        slow["encoder_v"] *= 1.2
-    if learned:
-        slow["fast_log_learning_rate"] = np.log(rng.uniform(0.4, 1.2, config.n_head))
-        slow["fast_logit_decay"] = rng.uniform(0.5, 2.0, config.n_head)
-    slow = {name: array.astype(shapes[name].dtype) for name, array in slow.items()}
 
     masks = row["masks"]
     valid = reset = None
@@ -291,7 +363,35 @@ def build(row: dict[str, Any], *, thorough: bool = False) -> Case:
     if masks in ("reset", "both"):
         # At the first token, inside, twice in a row; with "both" also at invalid tokens, which start an episode too.
         reset = np.array([[0, 0, 0, 1, 1, 0, 0, 0], [1, 0, 0, 0, 1, 0, 0, 0]], bool)[: row["batch"]]
-    return Case(row, model, slow, random_state(model, rng, len(tokens)), tokens, valid, reset, thorough)
+    slow = random_weights(row, model, rng)
+    return Case(row, model, slow, random_state(model, rng, len(tokens)), tokens, valid, reset)
+
+
+def random_weights(row: Row, model: BDH, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Weights as after some training.
+
+    Raises:
+      KeyError: for a weight whose size nobody gave.
+    """
+    heads = row["heads"]
+    # Codes around 0.2: their sum is above 1 for some tokens and below for others, so that both sides of "sum" occur.
+    scales = {"embed": 1.0, "encoder": 0.1, "encoder_v": 0.5, "decoder": 1.0, "lm_head": 0.5, "synapse": 0.3}
+    scales |= {"fast_gate": 0.3, "fast_gate_bias": 1.0}
+    scales |= RULES[row["rule"]].scales
+    if row["source"] == "gate":
+        # With the plain draw bfloat16 rounds across a switch (a rectifier, or the kink of the sum norm), and its gradient jumps.
+        scales["encoder_v"] *= 1.2
+    rates = {
+        "fast_log_learning_rate": lambda: np.log(rng.uniform(0.4, 1.2, heads)),
+        "fast_logit_decay": lambda: rng.uniform(0.5, 2.0, heads),
+    }
+    shapes = jax.eval_shape(model.init_slow, jax.random.key(0))
+    slow = {name: scales[name] * rng.normal(size=leaf.shape) for name, leaf in shapes.items() if name not in rates}
+    slow |= {name: draw() for name, draw in rates.items() if name in shapes}
+    return {name: array.astype(shapes[name].dtype) for name, array in slow.items()}
+
+
+# What follows is all that these tests know of how a FastState is made up.
 
 
 def random_state(model: BDH, rng: np.random.Generator, batch: int) -> FastState:
@@ -310,18 +410,52 @@ def random_state(model: BDH, rng: np.random.Generator, batch: int) -> FastState:
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
-def examples(fast: FastState, numbers: list[int]) -> FastState:
-    """Those examples of a state of NumPy arrays."""
-    return jax.tree.map(lambda leaf: leaf.take(numbers, axis=min(leaf.ndim - 1, 1)), fast)
+def examples(fast: FastState, numbers: Sequence[int]) -> FastState:
+    """Those examples of a state of arrays."""
+    return jax.tree.map(lambda leaf: leaf.take(np.array(numbers), axis=min(leaf.ndim - 1, 1)), fast)
 
 
-def mixed(logits, final, weights):
-    """The sum of all outputs, logits and every floating leaf of the state, each times its weight."""
-    total = (logits * weights[0]).sum()
-    for leaf, weight in zip(jax.tree.leaves(final), jax.tree.leaves(weights[1]), strict=True):
-        if np.issubdtype(leaf.dtype, np.floating):
-            total = total + (leaf * weight).sum()
-    return total
+def where(chosen: jax.Array, yes: FastState, no: FastState) -> FastState:
+    """The examples of ``yes`` where ``chosen`` [B], the others of ``no``."""
+
+    def choose(a, b):
+        return jnp.where(chosen.reshape((-1,) if a.ndim == 1 else (1, -1, *[1] * (a.ndim - 2))), a, b)
+
+    return jax.tree.map(choose, yes, no)
+
+
+def memory_leaves(fast: FastState) -> list[str]:
+    """Names of the arrays that the write rule keeps."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(fast)]
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths if path[-1].name in ("memory", "gram")]
+
+
+def with_leaf(fast: FastState, other: FastState, name: str) -> FastState:
+    """``fast`` with one array of ``other``."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, a, b: b if jax.tree_util.keystr(path, simple=True, separator=".") == name else a, fast, other
+    )
+
+
+def without_previous(fast: FastState) -> FastState:
+    """``fast`` without what the last token left for the next to write to."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: 0 * leaf if path[-1].name.startswith("previous_") else leaf, fast
+    )
+
+
+def mean_over_examples(full: FastState) -> Any:
+    """What ``state="mean"`` has to return where ``full`` is what "full" returns."""
+    return FastState(
+        attention=None,
+        memory=jnp.mean(full.memory, axis=1, keepdims=True),
+        gram=None if full.gram is None else jnp.mean(full.gram, axis=1, keepdims=True),
+        previous_address=None,
+        previous_code=None,
+        position=None,
+        activity=jax.tree.map(lambda leaf: jnp.mean(leaf, axis=max(leaf.ndim - 3, 0), keepdims=True), full.activity),
+        ridge=full.ridge,
+    )
 
 
 def to_reference(config: BDHConfig, fast: FastState) -> list[reference_model.State]:
@@ -334,10 +468,14 @@ def to_reference(config: BDHConfig, fast: FastState) -> list[reference_model.Sta
             array = getattr(owner, name, None)
             return getattr(start, name) if array is None else np.asarray(array[:, b], np.float64)
 
+        def kept(slot, b=b):
+            arrays = {name: getattr(fast, "memory" if name == "S" else name) for name in start.memory[slot]}
+            return {name: np.asarray(array[slot, b], np.float64) for name, array in arrays.items()}
+
         states.append(
             reference_model.State(
                 attention=example("attention"),
-                memory=example("memory"),
+                memory=[kept(slot) for slot in range(len(start.memory))] if fast.memory is not None else start.memory,
                 gram=example("gram"),
                 previous_address=example("previous_address"),
                 previous_code=example("previous_code"),
@@ -353,9 +491,15 @@ def to_reference(config: BDHConfig, fast: FastState) -> list[reference_model.Sta
 def from_reference(states: list[reference_model.State], like: FastState) -> FastState:
     """The inverse of :func:`to_reference`, with the leaves that ``like`` has."""
 
+    def value(state, name):
+        name = "S" if name == "memory" else name
+        if name in state.memory[0]:
+            return np.stack([slot[name] for slot in state.memory])
+        return getattr(state, name)
+
     def leaf(path, present):
         name = path[-1].name
-        return np.stack([getattr(state, name) for state in states], axis=0 if present.ndim == 1 else 1)
+        return np.stack([value(state, name) for state in states], axis=0 if present.ndim == 1 else 1)
 
     return jax.tree_util.tree_map_with_path(leaf, like)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bdh_jax import BDH, BDHConfig, FastWeightConfig
-from bdh_jax.fast_weights.rules.tokenwise import hebbian
+from bdh_jax.fast_weights.rules.hebbian import hebbian
 from tests.compiled import apply, init
 
 TOKENS = np.random.default_rng(0).integers(0, 19, (3, 6)).astype(np.int32)

@@ -16,10 +16,8 @@ from bdh_jax.experiment import ExperimentConfig, setup_of
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.lifelong import aware
 from bdh_jax.lifelong.aware import AwareFactsConfig, fill, fill_synapse
-from bdh_jax.models.bdh import BDH
-from bdh_jax.models.config import BDHConfig
-from bdh_jax.parallel.axes import make_mesh, replicated
-from bdh_jax.parallel.mesh import MeshConfig
+from bdh_jax.models.bdh import BDH, BDHConfig
+from bdh_jax.parallel.mesh import MeshConfig, make_mesh, replicated
 from bdh_jax.tasks.facts import VOCABULARY, combinations
 from bdh_jax.training import optimizer as optimizers
 from bdh_jax.training.config import OptimizerConfig, TrainConfig

@@ -361,7 +361,7 @@ def test_a_state_of_another_model_is_refused():
         jax.eval_shape(compiled(config), slow["params"], TOKENS, mean)
     with pytest.raises(ValueError, match="fast.previous_address should be absent"):
         BDH(make(fast={"address": "current"})).apply(slow, TOKENS, model.init_fast(2))
-    with pytest.raises(ValueError, match="fast is a BDHOutput and must be a FastState; pass its .fast"):
+    with pytest.raises(ValueError, match="fast is a ModelOutput and must be a FastState; pass its .fast"):
         model.apply(slow, TOKENS, jax.eval_shape(compiled(config), slow["params"], TOKENS, None))
     with pytest.raises(ValueError, match=r"fast.attention is bfloat16, but this model \(dtype='float32'\) carries float32"):
         model.apply(slow, TOKENS, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.init_fast(2)))

@@ -21,8 +21,7 @@ from bdh_jax.experiment import ExperimentConfig, setup_of
 from bdh_jax.fast_weights.sigma import sigma_update
 from bdh_jax.interop import from_pathway, to_pathway
 from bdh_jax.kernels import fast_weight_scan
-from bdh_jax.parallel.axes import make_mesh
-from bdh_jax.parallel.mesh import MeshConfig
+from bdh_jax.parallel.mesh import MeshConfig, make_mesh
 from bdh_jax.tasks.base import Batch
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 from bdh_jax.training.optimizer import make_optimizer

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from bdh_jax.config import ConfigError
-from bdh_jax.models.config import GPTConfig
-from bdh_jax.models.gpt import GPT
+from bdh_jax.models.gpt import GPT, GPTConfig
 
 CONFIG = GPTConfig(vocab_size=11, n_layer=2, d_model=16, n_head=2, dropout=0.0, init_std=0.3, dtype="float64")
 RNG = np.random.default_rng(0)

@@ -11,7 +11,7 @@ import pytest
 
 from bdh_jax.experiment import ExperimentConfig
 from bdh_jax.fast_weights.config import FastWeightConfig
-from bdh_jax.models.config import BDHConfig
+from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.tasks import Batch, Evaluation, Score, TaskBase, TaskConfig
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 

@@ -15,8 +15,7 @@ from bdh_jax.config import ConfigError
 from bdh_jax.consolidation.config import ConsolidationConfig
 from bdh_jax.experiment import load, setup_of
 from bdh_jax.models.bdh import BDH
-from bdh_jax.parallel.axes import make_mesh, replicated
-from bdh_jax.parallel.mesh import MeshConfig
+from bdh_jax.parallel.mesh import MeshConfig, make_mesh, replicated
 from bdh_jax.training import optimizer as optimizers
 from bdh_jax.training.hooks import NO_HOOKS, make_hooks
 from bdh_jax.training.loop import Interrupted, NonFiniteError, train

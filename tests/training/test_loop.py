@@ -13,8 +13,7 @@ import pytest
 
 from bdh_jax.config import ConfigError
 from bdh_jax.experiment import load, record_of, run, setup_of
-from bdh_jax.models.bdh import BDH
-from bdh_jax.models.config import BDHConfig
+from bdh_jax.models.bdh import BDH, BDHConfig
 from bdh_jax.parallel.mesh import MeshConfig
 from bdh_jax.runs.checkpoint import Checkpoints, RunProgress
 from bdh_jax.runs.folder import CheckpointError

@@ -14,8 +14,7 @@ from bdh_jax.config import ConfigError
 from bdh_jax.experiment import setup_of
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.models.bdh import BDH
-from bdh_jax.parallel.axes import make_mesh, replicated
-from bdh_jax.parallel.mesh import MeshConfig
+from bdh_jax.parallel.mesh import MeshConfig, make_mesh, replicated
 from bdh_jax.tasks.base import Batch
 from bdh_jax.training import optimizer as optimizers
 from bdh_jax.training.config import OptimizerConfig

@@ -14,10 +14,9 @@ from bdh_jax.config import ConfigError
 from bdh_jax.consolidation.config import ConsolidationConfig
 from bdh_jax.data.config import DataConfig
 from bdh_jax.experiment import load, load_bdh, run, setup_of
-from bdh_jax.models.config import BDHConfig, GPTConfig
-from bdh_jax.models.registry import make_model
-from bdh_jax.parallel.axes import make_mesh
-from bdh_jax.parallel.mesh import MeshConfig
+from bdh_jax.models.bdh import BDHConfig
+from bdh_jax.models.gpt import GPTConfig
+from bdh_jax.parallel.mesh import MeshConfig, make_mesh
 from bdh_jax.runs.folder import CheckpointError
 from bdh_jax.runs.reporter import read_rows
 from bdh_jax.tasks import TextConfig, make_task
@@ -72,7 +71,7 @@ def test_a_carried_state_is_what_the_tokens_before_left(experiment, mesh):
         config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-30, warmup_steps=0)
     )
     devices, task = make_mesh(config.mesh), _task(config)
-    model = make_model(config.model, devices if devices.size > 1 else None)
+    model = config.model.build(devices if devices.size > 1 else None)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     step = make_train_step(model, optimizer, setup_of(config), devices)
     key, step_key = make_keys(0, devices)
@@ -87,7 +86,7 @@ def test_a_carried_state_is_what_the_tokens_before_left(experiment, mesh):
         for name in ("tokens", "targets", "reset", "weights")
     )
     assert not reset[:, 1:].any(), "the rows of this seed should not jump within three windows"
-    out = apply(make_model(config.model), slow, tokens)
+    out = apply(config.model.build(), slow, tokens)
     picked = np.take_along_axis(np.asarray(jax.nn.log_softmax(out.logits)), targets[..., None], axis=-1)[..., 0]
     expected = -(picked * weights).reshape(2, 3, 8).mean(axis=(0, 2))
     # The same sums in other chunks, in float32.
@@ -100,7 +99,7 @@ def test_a_carried_state_that_overflows_is_noticed(experiment):
     """Before it is saved: each resume would diverge from it."""
     config = experiment("consecutive", carry_state=True, batch_size=2)
     task, mesh = _task(config), make_mesh(config.mesh)
-    model, optimizer = make_model(config.model), make_optimizer(config.optimizer, config.train.steps)
+    model, optimizer = config.model.build(), make_optimizer(config.optimizer, config.train.steps)
     key, step_key = make_keys(0, mesh)
     state = init_state(model, optimizer, mesh, key, carried_rows=2)
     # The strength is written and never read, so neither loss nor gradient knows of it.
@@ -117,7 +116,7 @@ def test_a_carried_state_that_overflows_is_noticed(experiment):
 
 
 def _loss_without_state(config, slow, batch):
-    out = apply(make_model(config.model), slow, batch.tokens)
+    out = apply(config.model.build(), slow, batch.tokens)
     return -np.take_along_axis(np.asarray(jax.nn.log_softmax(out.logits)), batch.targets[..., None], axis=-1).mean()
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from bdh_jax.fast_weights.config import FastWeightConfig
-from bdh_jax.models.config import BDHConfig, GPTConfig
-from bdh_jax.models.registry import make_model
+from bdh_jax.models.bdh import BDHConfig
+from bdh_jax.models.gpt import GPTConfig
 from bdh_jax.training import throughput
 
 PLAIN = BDHConfig(n_layer=2, d_model=64, n_neurons=512, n_head=1, dropout=0.0, fast=FastWeightConfig(enabled=False))
@@ -24,8 +24,8 @@ def test_the_count_is_that_of_the_compiled_forward_pass(config):
     length = 64
     config = dataclasses.replace(config, implementation="parallel") if isinstance(config, BDHConfig) else config
     tokens = jnp.zeros((1, length), jnp.int32)
-    slow = jax.eval_shape(make_model(config).init, jax.random.key(0), tokens)["params"]
-    forward = jax.jit(lambda slow: make_model(config).apply({"params": slow}, tokens, state="none").logits)
+    slow = jax.eval_shape(config.build().init, jax.random.key(0), tokens)["params"]
+    forward = jax.jit(lambda slow: config.build().apply({"params": slow}, tokens, state="none").logits)
     cost = forward.lower(slow).compile().cost_analysis()
     flops = (cost[0] if isinstance(cost, list) else cost)["flops"]
     # XLA also counts what is not a matrix product, and products of scores with x, which are left out here.
