@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdh_jax import BDH, BDHConfig, FastState, FastWeightConfig
+from bdh_jax.fast_weights.state import BatchMean, MeanLayer
 from tests import reference_model
 from tests.contract import twins
 from tests.contract.covering import covering
@@ -52,7 +53,7 @@ RULES: dict[str, RuleUnderTest] = {
     "gated_delta": RuleUnderTest({"rule": "gated_delta"}, FORMS[:3]),
     "longhorn": RuleUnderTest({"rule": "longhorn"}, FORMS[:3]),
     "oja": RuleUnderTest({"rule": "oja"}, FORMS[:3]),
-    "mesa": RuleUnderTest({"rule": "mesa", "ridge": 0.5}, FORMS[:1], learned_rates=False),
+    "mesa": RuleUnderTest({"rule": "mesa", "options": {"ridge": 0.5}}, FORMS[:1], learned_rates=False),
     "limits": RuleUnderTest({"rule": "hebbian", **LIMITS}, FORMS[:1]),
 }
 """Values of the factor "rule". The test of a rule from outside the library adds its own with :func:`register`."""
@@ -405,29 +406,26 @@ def random_state(model: BDH, rng: np.random.Generator, batch: int) -> FastState:
         array = 0.2 * rng.normal(size=leaf.shape)
         if name == "gram":
             return np.asarray(array @ np.swapaxes(array, -1, -2), leaf.dtype)
-        return np.asarray(array if name in ("attention", "memory") else np.abs(array), leaf.dtype)
+        return np.asarray(array if name in ("attention", "S") else np.abs(array), leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def examples(fast: FastState, numbers: Sequence[int]) -> FastState:
-    """Those examples of a state of arrays."""
-    return jax.tree.map(lambda leaf: leaf.take(np.array(numbers), axis=min(leaf.ndim - 1, 1)), fast)
+    """Those examples of a state of arrays [B, ...]."""
+    return jax.tree.map(lambda leaf: leaf.take(np.array(numbers), axis=0), fast)
 
 
 def where(chosen: jax.Array, yes: FastState, no: FastState) -> FastState:
     """The examples of ``yes`` where ``chosen`` [B], the others of ``no``."""
-
-    def choose(a, b):
-        return jnp.where(chosen.reshape((-1,) if a.ndim == 1 else (1, -1, *[1] * (a.ndim - 2))), a, b)
-
-    return jax.tree.map(choose, yes, no)
+    return jax.tree.map(lambda a, b: jnp.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b), yes, no)
 
 
 def memory_leaves(fast: FastState) -> list[str]:
-    """Names of the arrays that the write rule keeps."""
+    """Names of the arrays that the write rule keeps, and of the sums kept beside them."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(fast)]
-    return [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths if path[-1].name in ("memory", "gram")]
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
+    return [name for name in names if "memory" in name.split(".") or name.startswith("shared.")]
 
 
 def with_leaf(fast: FastState, other: FastState, name: str) -> FastState:
@@ -444,45 +442,43 @@ def without_previous(fast: FastState) -> FastState:
     )
 
 
-def mean_over_examples(full: FastState) -> Any:
+def mean_over_examples(full: FastState) -> BatchMean:
     """What ``state="mean"`` has to return where ``full`` is what "full" returns."""
-    return FastState(
-        attention=None,
-        memory=jnp.mean(full.memory, axis=1, keepdims=True),
-        gram=None if full.gram is None else jnp.mean(full.gram, axis=1, keepdims=True),
-        previous_address=None,
-        previous_code=None,
-        position=None,
-        activity=jax.tree.map(lambda leaf: jnp.mean(leaf, axis=max(leaf.ndim - 3, 0), keepdims=True), full.activity),
-        ridge=full.ridge,
-    )
+    layers = tuple(MeanLayer(layer.memory, layer.use) for layer in full.layers)
+    mean = BatchMean(layers, full.shared, full.count)
+    return jax.tree.map(lambda leaf: np.mean(leaf, axis=0, keepdims=True), mean)
 
 
 def to_reference(config: BDHConfig, fast: FastState) -> list[reference_model.State]:
     """The examples of a state, each as the reference model holds it."""
     start = reference_model.fresh(config)
+    memories = fast.memories() if fast.has_memory else ()
+
+    def stacked(arrays, default, b):
+        return default if arrays[0] is None else np.stack([np.asarray(array[b], np.float64) for array in arrays])
+
+    def of_rule(memory, b):
+        names = [field.name for field in dataclasses.fields(memory.written) if "axes" in field.metadata]
+        return {name: np.asarray(getattr(memory.written, name)[b], np.float64) for name in names}
+
     states = []
     for b in range(fast.position.shape[0]):
-
-        def example(name, owner=fast, b=b):
-            array = getattr(owner, name, None)
-            return getattr(start, name) if array is None else np.asarray(array[:, b], np.float64)
-
-        def kept(slot, b=b):
-            arrays = {name: getattr(fast, "memory" if name == "S" else name) for name in start.memory[slot]}
-            return {name: np.asarray(array[slot, b], np.float64) for name, array in arrays.items()}
-
+        layer = {
+            name: stacked([getattr(layer, name) for layer in fast.layers], getattr(start, name), b)
+            for name in ("attention", "previous_address", "previous_code")
+        }
+        use = {
+            name: stacked([getattr(layer.use, name, None) for layer in fast.layers], getattr(start, name), b)
+            for name in ("strength", "energy")
+        }
         states.append(
             reference_model.State(
-                attention=example("attention"),
-                memory=[kept(slot) for slot in range(len(start.memory))] if fast.memory is not None else start.memory,
-                gram=example("gram"),
-                previous_address=example("previous_address"),
-                previous_code=example("previous_code"),
+                memory=[of_rule(memory, b) for memory in memories] or start.memory,
+                gram=stacked([memory.gram for memory in memories] or [None], start.gram, b),
                 position=int(fast.position[b]),
-                strength=example("strength", fast.activity),
-                energy=example("energy", fast.activity),
-                count=float(fast.activity.count[b]) if fast.activity is not None else 0.0,
+                count=0.0 if fast.count is None else float(fast.count[b]),
+                **layer,
+                **use,
             )
         )
     return states
@@ -491,15 +487,17 @@ def to_reference(config: BDHConfig, fast: FastState) -> list[reference_model.Sta
 def from_reference(states: list[reference_model.State], like: FastState) -> FastState:
     """The inverse of :func:`to_reference`, with the leaves that ``like`` has."""
 
-    def value(state, name):
-        name = "S" if name == "memory" else name
-        if name in state.memory[0]:
-            return np.stack([slot[name] for slot in state.memory])
-        return getattr(state, name)
+    def value(state, names):
+        owner, name = names[0], names[-1]
+        if owner == "shared" or "memory" in names:
+            slot = 0 if owner == "shared" else int(names[1])
+            return state.memory[slot][name] if "written" in names else state.gram[slot]
+        array = getattr(state, name)
+        return array[int(names[1])] if owner == "layers" else array
 
-    def leaf(path, present):
-        name = path[-1].name
-        return np.stack([value(state, name) for state in states], axis=0 if present.ndim == 1 else 1)
+    def leaf(path, _):
+        names = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
+        return np.stack([value(state, names) for state in states])
 
     return jax.tree_util.tree_map_with_path(leaf, like)
 
