@@ -267,7 +267,7 @@ def test_a_model_without_fast_weights_has_only_what_concerns_it():
 def test_what_does_not_fit_is_named(slow):
     with pytest.raises(ConfigError, match=r"'nback'.*has no sequences of pairs.*integer"):
         ablations.run(dataclasses.replace(CONFIG, vocab_size=300), slow, nback(encoding="text"))
-    facts = make_task(FactsConfig(evaluation_sequences=4), seed=0, batch_size=4)
+    facts = make_task(FactsConfig(evaluation_sequences=4, known=0, known_rows=0), seed=0, batch_size=4)
     with pytest.raises(ConfigError, match=r"'facts'.*has no sequences of pairs"):
         ablations.run(dataclasses.replace(CONFIG, vocab_size=facts.vocab_size), slow, facts)
     with pytest.raises(ConfigError, match="up to 129.*vocab_size=100"):
