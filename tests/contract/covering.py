@@ -67,9 +67,15 @@ def covering(
     Returns:
       Rows, name → value.
     """
+    wanted = [frozenset(combination) for combination in _all_combinations(factors, strength, possible)]
     arrays = (
         _cheaper(
-            factors, strength, _greedy(factors, strength, random.Random(seed), required, possible), required, possible, cost
+            factors,
+            strength,
+            _greedy(factors, strength, random.Random(seed), wanted, required, possible),
+            required,
+            possible,
+            cost,
         )
         for seed in range(tries)
     )
@@ -105,11 +111,12 @@ def _greedy(
     factors: Mapping[str, Sequence[Any]],
     strength: int,
     rng: random.Random,
+    wanted: Sequence[frozenset[tuple[str, Any]]],
     required: Sequence[Mapping[str, Any]],
     possible: Possible,
 ) -> list[dict[str, Any]]:
     # A dict keeps the order, so that the result is the same in every process.
-    missing = dict.fromkeys(frozenset(combination) for combination in _all_combinations(factors, strength, possible))
+    missing = dict.fromkeys(wanted)
     rows: list[dict[str, Any]] = []
     while len(rows) < len(required) or missing:
         start = required[len(rows)] if len(rows) < len(required) else dict(sorted(next(iter(missing)), key=repr))

@@ -1,8 +1,12 @@
 """The contract as tests of rows, for the rules of the library and for those of its users.
 
-USAGE = "usage"
-register(USAGE, RuleUnderTest({"rule": "my_rules:USAGE"}, forms=("recurrent",)), Twin(usage, usage_state))
-test_usage = contract_test(rows_of_rule(USAGE))
+In a test file of a rule from outside::
+
+    register("usage", RuleUnderTest({"rule": "my_rules:USAGE"}, forms=("recurrent",)), Twin(usage, usage_start))
+    test_usage = contract_test(rows_of_rule("usage"))
+    test_usage_is_refused = refusal_test(["usage"])
+
+where ``usage`` is the same rule in NumPy (:class:`tests.contract.twins.Twin`).
 """
 
 from __future__ import annotations
@@ -12,9 +16,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from tests.contract.cases import Case, Row, build, row_id
+from bdh_jax import BDH
+from bdh_jax.config import ConfigError
+from tests.contract.cases import FACTORS, FORMS, RULES, Case, Row, build, config_of, row_id
 from tests.contract.checks import CHECKS, checks_for
 
 
@@ -56,6 +63,20 @@ def thorough_test(rows: Sequence[Row]) -> Callable[..., None]:
                 except AssertionError as error:
                     raise AssertionError(name) from error
         jax.clear_caches()  # compiled functions of hundreds of configurations would fill the memory
+
+    return test
+
+
+def refusal_test(rules: Sequence[str]) -> Callable[..., None]:
+    """A test for every rule and every form that it does not have: the form refuses it, instead of running another rule."""
+    pairs = [(name, form) for name in rules for form in FORMS if form not in RULES[name].forms]
+    first = {name: values[0] for name, values in FACTORS.items()} | {"dtype": "float64"}
+
+    @pytest.mark.parametrize(("rule", "form"), pairs)
+    def test(rule: str, form: str) -> None:
+        row = first | {"rule": rule, "implementation": form}
+        with jax.enable_x64(True), pytest.raises(ConfigError, match="rule|limits"):
+            jax.eval_shape(lambda: BDH(config_of(row)).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))
 
     return test
 

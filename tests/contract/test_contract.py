@@ -8,30 +8,17 @@ from __future__ import annotations
 import ast
 import inspect
 
-import jax
-import jax.numpy as jnp
 import pytest
 
-from bdh_jax import BDH
-from bdh_jax.config import ConfigError
 from tests.contract import checks
-from tests.contract.cases import FACTORS, FORMS, RULES, config_of, full_rows, inner_rows, possible, quick_rows
+from tests.contract.cases import FACTORS, full_rows, inner_rows, possible, quick_rows
 from tests.contract.checks import CHECKS, checks_for
 from tests.contract.covering import all_combinations, combinations_of, covering
-from tests.contract.suite import contract_test, thorough_test
+from tests.contract.suite import contract_test, refusal_test, thorough_test
 
 test_contract = contract_test(quick_rows(), inner=inner_rows())
 test_contract_thoroughly = thorough_test(full_rows())
-
-
-@pytest.mark.parametrize(
-    ("rule", "form"), [(name, form) for name in RULES for form in FORMS if form not in RULES[name].forms]
-)
-def test_a_form_refuses_a_rule_that_it_does_not_have(rule, form):
-    """Instead of running another one."""
-    row = {name: values[0] for name, values in FACTORS.items()} | {"dtype": "float64", "rule": rule, "implementation": form}
-    with pytest.raises(ConfigError, match="rule|limits"):
-        jax.eval_shape(lambda: BDH(config_of(row)).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))
+test_a_form_refuses_a_rule_that_it_does_not_have = refusal_test(FACTORS["rule"])
 
 
 @pytest.mark.parametrize("check", [check.run for check in CHECKS.values()], ids=CHECKS)
@@ -41,7 +28,7 @@ def test_no_check_returns_before_it_asserts(check):
     assert not any(isinstance(node, ast.Return) for node in own)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", FACTORS["rule"])
 def test_every_check_is_made_of_every_rule(rule):
     quick = {name for row in quick_rows() if row["rule"] == rule for name in checks_for(row, quick=True)}
     full = {name for row in full_rows() if row["rule"] == rule for name in checks_for(row, quick=False)}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import importlib
 import multiprocessing
 import os
 import sys
@@ -340,18 +341,26 @@ def problems(results: Sequence[Result]) -> list[str]:
     ]
 
 
+def import_all(modules: Sequence[str]) -> None:
+    """Have rules from outside the library register themselves."""
+    for module in modules:
+        importlib.import_module(module)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rules", nargs="*", help=f"rules to try; all by default: {', '.join(RULES)}")
+    parser.add_argument("--modules", nargs="*", default=[], help="test modules that register rules from outside the library")
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), help="how many to run side by side")
     parser.add_argument("--write", type=Path, help="file to write the table to as well")
     arguments = parser.parse_args()
+    import_all(arguments.modules)
     unknown = set(arguments.rules) - set(RULES)
     if unknown:
         parser.error(f"no such rule: {', '.join(sorted(unknown))}; there are {', '.join(RULES)}")
     chosen = [rule for rule in RULES if not arguments.rules or rule in arguments.rules]
     start, results = time.monotonic(), []
-    with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
+    with multiprocessing.get_context("spawn").Pool(arguments.jobs, import_all, (arguments.modules,)) as pool:
         for found in pool.imap_unordered(try_rule, chosen):
             results += found
             print(f"{found[0].rule}: {len(found)} checks ({time.monotonic() - start:.0f} s)", file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.contract.cases import RULES, build, memory_leaves
+from tests.contract.cases import FACTORS, build, memory_leaves
 from tests.contract.checks import CHECKS
 from tests.mutations import contract
 from tests.mutations.contract import FAULTS, Result
@@ -22,14 +22,14 @@ def test_faults_name_checks_that_exist():
     assert {check for fault in FAULTS.values() for check in fault.checks} == set(CHECKS)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", FACTORS["rule"])
 def test_every_check_of_every_rule_has_a_fault(rule):
     rows = contract.rows(rule)
     assert {check for row in rows for check in contract.checks_of(row)} == set(CHECKS)
     assert {check for row in rows for *_, noticed_by in contract.trials(row) for check in noticed_by} == set(CHECKS)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", FACTORS["rule"])
 def test_every_array_that_a_rule_keeps_is_damaged(rule):
     leaves = set(memory_leaves(build(contract.rows(rule)[0]).fast))
     damaged = {leaf for row in contract.rows(rule) for _, fault, leaf, _ in contract.trials(row) if fault.each_leaf}
@@ -38,7 +38,7 @@ def test_every_array_that_a_rule_keeps_is_damaged(rule):
 
 
 def test_a_rule_with_a_matrix_form_is_broken_there_too():
-    forms = {rule: {row["implementation"] for row in contract.rows(rule)} for rule in RULES}
+    forms = {rule: {row["implementation"] for row in contract.rows(rule)} for rule in FACTORS["rule"]}
     assert forms["hebbian"] == forms["delta"] == {"recurrent", "chunked"}
     assert forms["mesa"] == {"recurrent"}
 
