@@ -21,7 +21,6 @@ from bdh_jax.parallel.mesh import MeshConfig
 from bdh_jax.runs.folder import CheckpointError
 from bdh_jax.runs.reporter import read_rows
 from bdh_jax.tasks import TextConfig, make_task
-from bdh_jax.training import loop
 from bdh_jax.training.loop import Interrupted
 from bdh_jax.training.optimizer import make_optimizer
 from bdh_jax.training.state import init_state
@@ -127,19 +126,20 @@ def test_a_carried_state_is_saved_and_resumed_bit_by_bit(experiment, tmp_path, m
     run(config, whole)
 
     class Killed(type(_task(config))):
-        def prefetch(self, start, end):
-            for step, batch in zip(range(start, end), super().prefetch(start, end), strict=True):
+        def batches(self, start, end):
+            for step, batch in zip(range(start, end), super().batches(start, end), strict=True):
                 if step == 2:
                     signal.raise_signal(signal.SIGTERM)
                 yield batch
 
-    real = loop.make_task
-    monkeypatch.setattr(
-        loop, "make_task", lambda task, data, **more: Killed(task, real(task, data=data, **more).data, **more)
-    )
-    with pytest.raises(Interrupted, match="saved step 3"):
-        run(config, cut)
-    monkeypatch.setattr(loop, "make_task", real)
+    def make(task, *, data, **more):
+        return Killed(task, real(task, data=data, **more).data, **more)
+
+    real = type(config.task).make
+    with monkeypatch.context() as patch:
+        patch.setattr(type(config.task), "make", make)
+        with pytest.raises(Interrupted, match="saved step 3"):
+            run(config, cut)
     run(config, cut)
     _same(load(whole, "last")[1], load(cut, "last")[1])
 
@@ -238,7 +238,7 @@ def test_what_cannot_carry_a_state_is_refused(experiment):
     dense = ConsolidationConfig(function="dense")
     with pytest.raises(ConfigError, match=r"with consolidation.function='dense': episodes that go on"):
         dataclasses.replace(experiment("consecutive", carry_state=True), consolidation=dense)
-    with pytest.raises(ConfigError, match=r"consolidation.function='dense': a GPT has no fast weights"):
+    with pytest.raises(ConfigError, match=r"consolidation.function='dense': this GPT has no fast weights"):
         dataclasses.replace(experiment(model=GPTConfig(vocab_size=256)), consolidation=dense)
     with pytest.raises(ConfigError, match=r"mesh.neurons=2: a GPT has no neurons"):
         dataclasses.replace(experiment(model=GPTConfig(vocab_size=256)), mesh=MeshConfig(neurons=2))
