@@ -7,7 +7,6 @@ Each side is a process of its own, since the setting belongs to a process; they 
 
 from __future__ import annotations
 
-import runpy
 import subprocess
 import sys
 import time
@@ -17,9 +16,8 @@ import measure
 
 from bdh_jax import BDH
 from bdh_jax.commands import _allocator as allocator
-from bdh_jax.experiment import experiment_from, setup_of
+from bdh_jax.experiment import load_experiment, setup_of
 from bdh_jax.parallel.axes import make_mesh
-from bdh_jax.tasks import make_task
 from bdh_jax.training.optimizer import make_optimizer
 from bdh_jax.training.state import init_state
 from bdh_jax.training.step import make_keys, make_train_step, put_batch
@@ -32,15 +30,14 @@ def work(side: str, config: str, steps: int) -> None:
     """Run so many steps for every line of standard input, and print their seconds."""
     if side == "kept" and not allocator.keep_freed_memory():
         sys.exit("this C library has no mallopt: there is nothing to compare")
-    path, _, variant = config.partition(":")
-    config = experiment_from(runpy.run_path(path)["get_config"](variant))
+    config = load_experiment(config, "--configs")
     mesh = make_mesh(config.mesh)
     model, optimizer = BDH(config.model), make_optimizer(config.optimizer, config.train.steps)
     first, key = make_keys(0, mesh)
     state, step = init_state(model, optimizer, mesh, first), make_train_step(model, optimizer, setup_of(config), mesh)
     # Late in training: a curriculum is over.
     last = config.train.steps - 1
-    batch = put_batch(make_task(config.task, seed=0, batch_size=config.train.batch_size).batch(last), mesh)
+    batch = put_batch(config.task.make(seed=0, batch_size=config.train.batch_size).batch(last), mesh)
     for _ in sys.stdin:
         start = time.perf_counter()
         for _ in range(steps):

@@ -69,7 +69,7 @@ class TaskConfig:
         Args:
           tokenizer: of a text.
         """
-        return f"those of the task {self.name!r}"
+        return f"peculiar to {self.name!r}"
 
     @property
     def reads_text(self) -> bool:

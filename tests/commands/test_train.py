@@ -254,11 +254,11 @@ def test_the_configuration_file_is_executed_once(tmp_path):
         "    file.write('.')\n"
         f"get_config = import_file({str(ROOT / 'configs' / 'nback.py')!r}).get_config\n"
     )
-    arguments = ["--config=own.py:smoke", "--workdir=run", "--config.train.steps=2", "--config.task.evaluation_sets=n2"]
+    arguments = ["--config=own.py:smoke", "--workdir=run", "--config.train.steps=3", "--config.task.evaluation_sets=n2"]
     status, _, errors = run_text("bdh_jax.main", *arguments, folder=folder)
     assert status == 0, errors
     assert (folder / "executed").read_text() == "."
-    assert json.loads((folder / "run" / "results.json").read_text())["steps"] == 2
+    assert json.loads((folder / "run" / "results.json").read_text())["steps"] == 3
 
 
 def test_help_is_of_one_command():

@@ -355,8 +355,8 @@ def test_a_model_says_what_mesh_it_fits(model, mesh, message):
 def test_what_a_gpt_lacks_is_refused():
     gpt = GPTConfig()
     for changes, message in (
-        (dict(mesh=MeshConfig(neurons=2)), "mesh.neurons=2: a GPT has no neurons"),
-        (dict(mesh=MeshConfig(heads=2)), "mesh.heads=2: a GPT has no heads"),
+        (dict(mesh=MeshConfig(neurons=2)), "mesh.neurons=2: a GPT is spread by examples alone"),
+        (dict(mesh=MeshConfig(heads=2)), "mesh.heads=2: a GPT is spread by examples alone"),
         (dict(train=TrainConfig(carry_state=True)), "a GPT has no state to carry"),
         (dict(consolidation=ConsolidationConfig(function="dense")), "this GPT has no fast weights to consolidate"),
     ):

@@ -240,7 +240,7 @@ def test_what_cannot_carry_a_state_is_refused(experiment):
         dataclasses.replace(experiment("consecutive", carry_state=True), consolidation=dense)
     with pytest.raises(ConfigError, match=r"consolidation.function='dense': this GPT has no fast weights"):
         dataclasses.replace(experiment(model=GPTConfig(vocab_size=256)), consolidation=dense)
-    with pytest.raises(ConfigError, match=r"mesh.neurons=2: a GPT has no neurons"):
+    with pytest.raises(ConfigError, match=r"mesh.neurons=2: a GPT is spread by examples alone"):
         dataclasses.replace(experiment(model=GPTConfig(vocab_size=256)), mesh=MeshConfig(neurons=2))
 
 
