@@ -200,7 +200,8 @@ class GPTConfig:
         """
         for name in ("heads", "neurons"):
             require(
-                getattr(mesh, name) == 1, f"mesh.{name}={getattr(mesh, name)}: a GPT is spread by examples alone; set it to 1"
+                getattr(mesh, name) == 1,
+                f"mesh.{name}={getattr(mesh, name)}: a GPT is spread by examples alone; set it to 1",
             )
 
     @property

@@ -125,8 +125,8 @@ def test_a_carried_state_is_saved_and_resumed_bit_by_bit(experiment, tmp_path, m
     loop.run(config, whole)
 
     class Killed(type(_task(config))):
-        def prefetch(self, start, end):
-            for step, batch in zip(range(start, end), super().prefetch(start, end), strict=True):
+        def batches(self, start, end):
+            for step, batch in zip(range(start, end), super().batches(start, end), strict=True):
                 if step == 2:
                     signal.raise_signal(signal.SIGTERM)
                 yield batch
