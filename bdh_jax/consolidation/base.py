@@ -160,7 +160,7 @@ def make_consolidator(function: Function, slow: Slow, fast: FastState) -> Consol
     check(consolidation, slow, fast)
 
     @jax.jit
-    def run(slow, fast, activity, history):
+    def run(slow: Slow, fast: FastState, activity: Activity, history: History) -> tuple[Slow, History, dict[str, jax.Array]]:
         new_slow, new_history = consolidation.update(slow, fast, activity, history)
         return new_slow, new_history, finite_leaves({"slow": new_slow, "history": new_history})
 

@@ -273,7 +273,7 @@ def make_predict(model: Model, mesh: Mesh) -> Callable[[Slow], Predict]:
     rows are added and dropped where the mesh needs it. Logits come back as a NumPy array, on every process.
     """
 
-    def logits(slow, tokens, valid, reset):
+    def logits(slow: Slow, tokens: jax.Array, valid: jax.Array | None, reset: jax.Array | None) -> jax.Array:
         return model.apply({"params": slow}, tokens, valid=valid, reset=reset, state="none").logits
 
     jitted = jax.jit(logits, out_shardings=replicated(mesh))

@@ -19,6 +19,7 @@ from bdh_jax import consolidation
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import apply_variants, change, from_config_dict, rebuild, to_config_dict, to_dict
 from bdh_jax.config.files import import_file
+from bdh_jax.config.options import Options
 from bdh_jax.consolidation.config import ConsolidationConfig
 from bdh_jax.experiment import ExperimentConfig, experiment_from
 from bdh_jax.fast_weights.config import FastWeightConfig
@@ -226,6 +227,12 @@ def _values(annotation):
         return st.builds(annotation, **{k: _values(v) for k, v in typing.get_type_hints(annotation).items()})
     if typing.get_origin(annotation) is typing.Literal:
         return st.sampled_from(typing.get_args(annotation))
+    if annotation is Options:
+        return st.dictionaries(st.sampled_from(["rate", "layers"]), st.integers(0, 9) | st.lists(st.integers(0, 9))).map(
+            Options
+        )
+    if annotation == tuple[str, ...]:
+        return st.lists(st.sampled_from(["mine:f", "mine:g", "mine"]), max_size=3).map(tuple)
     if typing.get_origin(annotation) is tuple:
         return st.lists(st.integers(0, 2**31), max_size=3, unique=True).map(tuple)
     if annotation is bool:

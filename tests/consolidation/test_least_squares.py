@@ -260,5 +260,5 @@ def test_what_it_cannot_do_is_refused():
     one_layer = consolidation.from_config(ConsolidationConfig(function="kalman", options={"layers": (0,)}))
     assert consolidation.history_nbytes(one_layer.init(slow)) == ROWS**2 * 8
     with pytest.raises(ConfigError, match="'dense' has no option 'layers'"):
-        consolidation.from_config(ConsolidationConfig(function="dense", layers=(0,)))
+        consolidation.from_config(ConsolidationConfig(function="dense", options={"layers": (0,)}))
     assert jnp.shape(slow["synapse"]) == (LAYERS, HEADS, ROWS // HEADS, WIDTH)

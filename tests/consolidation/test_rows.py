@@ -52,10 +52,10 @@ def make_episode(model_config, seed=0):
 
 def run(function, slow, fast, episodes=1):
     consolidator = consolidation.make_consolidator(function, slow, fast)
-    memory = consolidator.init(slow)
+    history = consolidator.init(slow)
     for _ in range(episodes):
-        slow, memory = consolidator(slow, fast, fast.activity, memory)
-    return slow, memory
+        slow, history = consolidator(slow, fast, fast.activity, history)
+    return slow, history
 
 
 def mean_of(fast):
@@ -392,16 +392,81 @@ def test_your_own_function_by_module_and_name(episode):
     np.testing.assert_array_equal(after["synapse"], slow["synapse"] / 2)
 
 
+def scale(slow, fast, activity, *, by: float = 0.5):
+    return {**slow, "synapse": by * slow["synapse"]}
+
+
+def scaling(by: float = 0.5):
+    return lambda slow, fast, activity: {**slow, "synapse": by * slow["synapse"]}
+
+
+@consolidation.factory
+def scaling_by_three(first, second, third):
+    return scaling(first * second * third)
+
+
+def returns_nothing(by: float = 0.5):
+    return None
+
+
+SCALING = consolidation.Consolidation(lambda slow: (), lambda slow, fast, activity, history: (slow, history))
+
+
+@pytest.mark.parametrize("name", ["scale", "scaling"])
+def test_your_own_function_or_factory_takes_options(episode, name):
+    """A function is known by its first three parameters; anything else makes one."""
+    slow, fast = episode
+    for options, factor in (({}, 0.5), ({"by": 0.25}, 0.25)):
+        after, _ = run(consolidation.make_function(f"{__name__}:{name}", **options), slow, fast)
+        np.testing.assert_array_equal(after["synapse"], factor * slow["synapse"])
+
+
+def test_a_factory_that_is_marked_is_none_of_the_functions(episode):
+    slow, fast = episode
+    function = consolidation.make_function(f"{__name__}:scaling_by_three", first=0.5, second=0.5, third=1)
+    after, _ = run(function, slow, fast)
+    np.testing.assert_array_equal(after["synapse"], 0.25 * slow["synapse"])
+
+
+def test_a_pair_of_your_own_is_taken_as_it_is():
+    assert consolidation.make_function(f"{__name__}:SCALING") is SCALING
+
+
+@pytest.mark.parametrize("name", consolidation.FUNCTIONS.names())
+def test_every_history_says_how_it_is_spread(name):
+    """An axis for every dimension of every array: "row" is whole on every device, "neuron" is split."""
+    for options in ({}, {"target": "decoder"}) if name in NAMES and name != "none" else ({},):
+        function = consolidation.as_consolidation(consolidation.FUNCTIONS.get(name, "function")(**options))
+        slow = init(BDH(config()), 0)
+        history = function.init(slow)
+        assert (function.axes is not None) == bool(jax.tree.leaves(history))
+        if function.axes is not None:
+            axes = function.axes(slow)
+            jax.tree.map(lambda leaf, names: np.testing.assert_equal(len(names), leaf.ndim), history, axes)
+            assert all(name in sharding.RULES for names in axes.values() for name in names)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: consolidation.make_function(f"{__name__}:scale", to=1.0), "has no option 'to'. Its options: by"),
+        (lambda: consolidation.make_function(f"{__name__}:scale", by="much"), "by='much' is a str, expected float"),
+        (
+            lambda: consolidation.make_function(f"{__name__}:scaling_by_three", first=1),
+            "missing a required argument: 'second'",
+        ),
+        (
+            lambda: consolidation.make_function(f"{__name__}:returns_nothing"),
+            "what it returned: None is no consolidation function",
+        ),
+        (lambda: consolidation.make_function(f"{__name__}:SCALING", by=1.0), "has no option 'by': it is made already"),
         (
             lambda: consolidation.make_function("row_top"),
             r"function='row_top' is not a consolidation function.*row_topk.*module:name",
         ),
         (lambda: consolidation.make_function("dense", fraction=0.1), "'dense' has no option 'fraction'.*rate, target"),
         (lambda: consolidation.make_function("none", rate=0.1), "'none' has no option 'rate'.*none"),
-        (lambda: consolidation.make_function("no_such_module:f"), "no_such_module.*cannot be imported"),
+        (lambda: consolidation.make_function("no_such_module:f"), "there is no module .no_such_module."),
         (lambda: consolidation.make_function("json:f"), "'json' has no 'f'"),
         (lambda: consolidation.make_function("json:dumps", rate=1.0), "'json:dumps' cannot be called with the options"),
         (lambda: consolidation.make_function(f"{__name__}:NOT_A_FUNCTION"), "3 is no consolidation function"),

@@ -20,7 +20,6 @@ from bdh_jax.parallel.mesh import MeshConfig, make_mesh
 from bdh_jax.runs.folder import CheckpointError
 from bdh_jax.runs.reporter import read_rows
 from bdh_jax.tasks import TextConfig, make_task
-from bdh_jax.training import loop
 from bdh_jax.training.loop import Interrupted
 from bdh_jax.training.optimizer import make_optimizer
 from bdh_jax.training.state import init_state
@@ -126,19 +125,20 @@ def test_a_carried_state_is_saved_and_resumed_bit_by_bit(experiment, tmp_path, m
     run(config, whole)
 
     class Killed(type(_task(config))):
-        def prefetch(self, start, end):
-            for step, batch in zip(range(start, end), super().prefetch(start, end), strict=True):
+        def batches(self, start, end):
+            for step, batch in zip(range(start, end), super().batches(start, end), strict=True):
                 if step == 2:
                     signal.raise_signal(signal.SIGTERM)
                 yield batch
 
-    real = loop.make_task
-    monkeypatch.setattr(
-        loop, "make_task", lambda task, data, **more: Killed(task, real(task, data=data, **more).data, **more)
-    )
-    with pytest.raises(Interrupted, match="saved step 3"):
-        run(config, cut)
-    monkeypatch.setattr(loop, "make_task", real)
+    def make(task, *, data, **more):
+        return Killed(task, real(task, data=data, **more).data, **more)
+
+    real = type(config.task).make
+    with monkeypatch.context() as patch:
+        patch.setattr(type(config.task), "make", make)
+        with pytest.raises(Interrupted, match="saved step 3"):
+            run(config, cut)
     run(config, cut)
     _same(load(whole, "last")[1], load(cut, "last")[1])
 
