@@ -116,7 +116,9 @@ def oja(state: State, token: Token) -> tuple[np.ndarray, State]:
 def mesa(state: State, token: Token) -> tuple[np.ndarray, State]:
     """S' + η k ⊗ x and G' + η k ⊗ k, read (G + ridge)⁻¹ S; what the synapse says of k is not written."""
     S, gram = state["S"], state["gram"]
-    solution = np.linalg.solve(gram + token.config.options["ridge"] * np.eye(len(gram)), S.reshape(len(gram), -1)).reshape(S.shape)
+    solution = np.linalg.solve(gram + token.config.options["ridge"] * np.eye(len(gram)), S.reshape(len(gram), -1)).reshape(
+        S.shape
+    )
     error = token.value - token.predicted(token.synapse)
     key = token.key.ravel()
     return token.read(solution), {

@@ -13,8 +13,7 @@ import pytest
 from bdh_jax.config import ConfigError
 from bdh_jax.experiment import load, setup_of
 from bdh_jax.models.bdh import BDH
-from bdh_jax.parallel.axes import make_mesh, replicated
-from bdh_jax.parallel.mesh import MeshConfig
+from bdh_jax.parallel.mesh import MeshConfig, make_mesh, replicated
 from bdh_jax.training import loop
 from bdh_jax.training.config import TrainConfig
 from bdh_jax.training.hooks import Hooks, Prepare, Update, make_hooks, named_hooks
