@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from bdh_jax.config import ConfigError, check_types, require, require_choice
-from bdh_jax.config.options import Options, options_of
-from bdh_jax.fast_weights.rules import RULES
+from bdh_jax.config import check_types, require, require_choice
+from bdh_jax.config.options import Options
+from bdh_jax.fast_weights.rules import RULES, rule_options
 from bdh_jax.fast_weights.rules.base import Rule
 
 Scope = Literal["layer", "shared"]
@@ -128,14 +128,7 @@ class FastWeightConfig:
         Raises:
           ConfigError: for an option that the rule does not have, or a value out of range.
         """
-        rule = self.rule_entry
-        values = options_of(rule.options, self.options, f"fast.rule={self.rule!r}")
-        if rule.options is None:
-            return None
-        try:
-            return rule.options(**values)
-        except ConfigError as error:
-            raise ConfigError(f"fast.options: {error}") from None
+        return rule_options(self.rule, self.options)
 
     @property
     def needs_whole_rows(self) -> bool:

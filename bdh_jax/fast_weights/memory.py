@@ -17,12 +17,12 @@ import jax.numpy as jnp
 
 from bdh_jax.fast_weights.addresses import address_code, address_scale, shift_to_previous
 from bdh_jax.fast_weights.config import FastWeightConfig
-from bdh_jax.fast_weights.limits import bound
 from bdh_jax.fast_weights.masks import Masks, Places, keep
-from bdh_jax.fast_weights.rules.base import Context, Rule
+from bdh_jax.fast_weights.rules import scan_rule
+from bdh_jax.fast_weights.rules.base import Rule
 from bdh_jax.fast_weights.state import LayerState, Memory, RuleState, Use
 from bdh_jax.kernels.fast_weight_scan import fast_weight_scan
-from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Final, ScanRule, Token
+from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Final
 from bdh_jax.kernels.fast_weight_scan.stretch import coefficients, safe_log
 from bdh_jax.layers.projections import decode
 from bdh_jax.parallel.collectives import ShardAxes
@@ -261,7 +261,8 @@ def _scan(
     setup: MemorySetup,
 ) -> tuple[jax.Array, Any]:
     """The rule's scan over the tokens: read [B, T, D], and S, or what else the rule keeps, after the last one."""
-    rule = scan_rule(setup)
+    config = setup.config
+    rule = scan_rule(config.rule, config.options, config.limits, setup.axes)
     memory = None if state.memory is None else state.memory.written
     if memory is not None and setup.rule.state is RuleState:
         memory = memory.S
@@ -281,26 +282,6 @@ def _scan(
         rule=rule,
         write_gate=pace.write_gate,
     )
-
-
-def scan_rule(setup: MemorySetup) -> ScanRule:
-    """The write rule as the scan takes it: with its options, its mesh axes and the limits on S closed over."""
-    rule, config = setup.rule, setup.config
-    context = Context(config.rule_options, setup.axes)
-
-    def write(state: Any, token: Token, dynamics: Dynamics) -> tuple[jax.Array, Any]:
-        read, written = rule.write(state, token, dynamics, context)
-        if config.limited:
-            of_rule = hasattr(written, "S")
-            limited = bound(written.S if of_rule else written, **config.limits)
-            written = written.replace(S=limited) if of_rule else limited
-        return read, written
-
-    correct = None
-    if rule.correct is not None and not config.limited:
-        corrected = rule.correct
-        correct = lambda stretch, state, found, rates: corrected(stretch, state, found, rates, context)  # noqa: E731
-    return ScanRule(config.rule, write, rule.linear and not config.limited, correct)
 
 
 def _as_rule_state(written: Any, before: Any, setup: MemorySetup) -> Any:

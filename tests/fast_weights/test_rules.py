@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from bdh_jax import BDH, BDHConfig, ConfigError, FastWeightConfig
-from bdh_jax.fast_weights import bound, delta, longhorn_gate, mesa, oja, ridge_solution
-from bdh_jax.fast_weights.rules import tokenwise as rules
+from bdh_jax.fast_weights import bound, delta, hebbian, longhorn_gate, mesa, oja, ridge_solution
+from bdh_jax.fast_weights.rules import scan_rule
 from bdh_jax.fast_weights.sigma import sigma_update
 from bdh_jax.kernels import fast_weight_scan
 from tests import processes as commands
@@ -54,8 +54,8 @@ def test_delta_recalls_what_it_wrote_last_exactly():
     keys, values = pairs(5)
     state = written(delta, keys, values)
     np.testing.assert_allclose(recalled(state, keys[-1:]), values[-1], atol=EXACT)
-    hebbian = written(rules.hebbian, keys, values)
-    assert np.abs(recalled(hebbian, keys[-1:]) - values[-1]).max() > 0.5
+    sums = written(hebbian, keys, values)
+    assert np.abs(recalled(sums, keys[-1:]) - values[-1]).max() > 0.5
 
 
 def test_delta_repeated_comes_to_recall_all_pairs():
@@ -71,7 +71,7 @@ def test_a_shut_gate_writes_nothing():
 def test_longhorn_minimises_distance_and_error_together():
     """A step of S that minimises ‖S − S₀‖²/η + ‖x − Sᵀk‖² has gradient zero there."""
     keys, values = pairs(2)
-    before = written(rules.hebbian, keys[:1], values[:1])
+    before = written(hebbian, keys[:1], values[:1])
     rate = np.array([0.3, 2.0])
     gate = longhorn_gate(jnp.asarray(3 * keys[1]), rate)
     _, after = delta(before, keys[1], 3 * keys[1], values[1], learning_rate=rate, decay=1.0, gate=gate)
@@ -90,7 +90,7 @@ def test_no_rate_makes_longhorn_diverge():
     sizes = {}
     for rule in ("delta", "longhorn"):
         read, _ = fast_weight_scan(
-            keys, keys, values[:, :, 0], learning_rate=50.0, rule=rule, implementation="recurrent", sum_heads=True
+            keys, keys, values[:, :, 0], learning_rate=50.0, rule=scan_rule(rule), implementation="recurrent", sum_heads=True
         )
         sizes[rule] = np.abs(read).max()
     assert sizes["longhorn"] < 100
@@ -201,12 +201,12 @@ def test_what_the_gate_keeps_out_is_not_in_the_sum_of_products_either():
 
 
 def test_a_state_of_mesa_is_read_through_its_solution():
-    model = model_of(rule="mesa", ridge=0.2)
+    model = model_of(rule="mesa", options={"ridge": 0.2})
     tokens = np.array([[3, 4, 5]])
     slow = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
     fast = jax.jit(lambda slow: model.apply({"params": slow}, tokens).fast)(slow)
     assert fast.gram.shape == (1, 1, 4 * N, 4 * N)
-    assert fast.ridge == 0.2
+    assert fast.memories()[0].written.ridge == 0.2
     expected = np.linalg.solve(fast.gram[0, 0] + 0.2 * np.eye(4 * N), np.reshape(fast.memory[0, 0], (4 * N, D)))
     np.testing.assert_allclose(fast.effective_memory()[0, 0].reshape(4 * N, D), expected, atol=1e-12)
     assert not np.any(fast.reset().effective_memory())
@@ -220,15 +220,15 @@ def shapes_of(fast, rest):
 @pytest.mark.parametrize(
     ("fast", "rest", "message"),
     [
-        ({"rule": "hebb"}, {}, "fast.rule='hebb' is not one of 'hebbian', 'gated_hebbian'"),
-        ({"rule": "mesa", "ridge": 0.0}, {}, "fast.ridge=0.0 must be positive"),
+        ({"rule": "hebb"}, {}, "fast.rule='hebb' is not a write rule. Did you mean 'hebbian'"),
+        ({"rule": "mesa", "options": {"ridge": 0.0}}, {}, "fast.options: ridge=0.0 must be positive"),
         ({"clamp": 0.0}, {}, "fast.clamp=0.0 must be positive"),
         ({"rule": "mesa", "learn_decay": True}, {}, "one η and one λ"),
         ({"rule": "mesa", "row_norm": 1.0}, {}, "limits on them mean nothing"),
         ({"rule": "delta", "keep_gram": True}, {}, "fast.keep_gram=True with fast.rule='delta'"),
         ({"clamp": 1.0, "keep_gram": True}, {}, "fast.keep_gram=True with"),
         ({"keep_gram": True, "learn_decay": True}, {}, "fast.keep_gram=True sums over all rows"),
-        ({"rule": "mesa"}, {"implementation": "chunked"}, 'cannot run fast.rule="mesa"'),
+        ({"rule": "mesa"}, {"implementation": "chunked"}, "cannot run fast.rule='mesa'"),
         ({"clamp": 1.0}, {"implementation": "parallel"}, "cannot run limits on S"),
         ({"clamp": 1.0}, {"kernel": "pallas_interpret", "implementation": "recurrent"}, "is a chunked kernel"),
     ],
@@ -241,11 +241,14 @@ def test_configurations_that_mean_nothing_are_refused(fast, rest, message):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"rule": "mesa"}, ConfigError, "rule='mesa' is not one of"),
-        ({"rule": "gated_delta"}, ValueError, "needs a gate"),
-        ({"rule": "delta", "gate": np.ones((1, 3))}, ValueError, "takes no gate"),
-        ({"rule": "delta", "implementation": "pallas_interpret"}, ConfigError, "no rule='delta'"),
-        ({"limits": {"clamp": 1.0}, "implementation": "chunked"}, ConfigError, "cannot keep the limits"),
+        ({"rule": scan_rule("gated_delta")}, ValueError, "needs a write_gate"),
+        ({"rule": scan_rule("delta"), "write_gate": np.ones((1, 3))}, ValueError, "takes no write_gate"),
+        ({"rule": scan_rule("delta"), "implementation": "pallas_interpret"}, ConfigError, "cannot run rule 'delta'"),
+        (
+            {"rule": scan_rule("hebbian", limits={"clamp": 1.0}), "implementation": "chunked"},
+            ConfigError,
+            "cannot run rule 'hebbian': it has no matrix form",
+        ),
     ],
 )
 def test_the_operation_refuses_what_it_cannot_do(options, error, message):

@@ -91,6 +91,9 @@ class ScanRule(NamedTuple):
     correct: Correct | None = None
     """For the matrix forms of a rule that is not linear. None: token by token only."""
 
+    gated: bool = False
+    """Whether it takes a write gate."""
+
     @property
     def has_matrix_form(self) -> bool:
         """Whether a stretch of tokens can be written by matrix products."""

@@ -75,7 +75,7 @@ def fast_weight_scan(
       final: "full" returns S_T, "mean" its mean over the batch [1, ...], "none" returns None in its place.
       sum_heads: sum the read over the heads, always so for [B, T, K] inputs. Cheaper than summing the result.
       rule: how a token writes (:class:`bdh_jax.kernels.fast_weight_scan.arguments.ScanRule`).
-      write_gate: β in [0, 1], [B, T], how much of each token is written; None for all of it.
+      write_gate: β in [0, 1], [B, T], how much of each token is written, of a rule that takes one and of no other.
 
     Returns:
       read [B, T, D] (or [B, H, T, D] without ``sum_heads``) and S_T in the form of ``state``, both float32 or wider.
@@ -100,6 +100,9 @@ def fast_weight_scan(
         # Heads that share their rates and their values and are summed are one head of K neurons.
         query, key, state = _merge_heads(query, key, state)
 
+    if (write_gate is not None) != rule.gated:
+        problem = "needs a write_gate [B, T]" if write_gate is None else "takes no write_gate"
+        raise ValueError(f"rule {rule.name!r} {problem}")
     stretch = Stretch(query, key, value, write_gate, valid, reset)
     form = _form(implementation, rule, stretch, Dynamics(learning_rate, decay), chunk_size)
     wanted = Wanted(final, sum_heads)
