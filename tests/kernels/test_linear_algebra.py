@@ -15,8 +15,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from bdh_jax.kernels import linear_algebra
-from bdh_jax.parallel import axes as sharding
-from bdh_jax.parallel.mesh import MeshConfig
+from bdh_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.processes import ROOT
 
 BATCH, ROWS, RIGHT = (2, 3), 5, 4
@@ -103,7 +102,7 @@ def test_shards_may_differ_in_one_argument_alone(name, split):
     *given, result = split
     # What all shards have is one matrix that broadcasts over those of a shard.
     matrix, right = (array if spec else array[:1] for array, spec in zip((matrix, right), given, strict=True))
-    mesh = sharding.make_mesh(MeshConfig(data=2, neurons=2))
+    mesh = make_mesh(MeshConfig(data=2, neurons=2))
     sharded = jax.shard_map(solve, mesh=mesh, in_specs=tuple(given), out_specs=result)
 
     def value_and_gradients(function):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +11,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from bdh_jax.config import ConfigError
 from bdh_jax.kernels import fast_weight_scan
 from bdh_jax.kernels.fast_weight_scan import pallas, xla
+from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Stretch, Wanted
 
 BATCH, HEADS, LENGTH, NEURONS, WIDTH = 2, 2, 37, 24, 10
 
@@ -66,13 +65,10 @@ def test_values_and_gradients_are_those_of_the_chunked_form(float64, masked, sum
 def test_the_kernel_for_tpus_computes_the_same(float64):
     arrays = (_normal(0, 2, LENGTH, NEURONS), _normal(1, 2, LENGTH, NEURONS), _normal(2, 2, LENGTH, WIDTH))
     query, key, value = (array[:, None] for array in arrays)
-    options = {"decay": 0.9, "valid": None, "final": "full", "sum_heads": False, "chunk_size": 16}
     reset = jnp.zeros((2, LENGTH), bool).at[0, 20].set(True)
-    for_tpus = functools.partial(pallas.chunked, interpret=True, platform="tpu")
-    expected, found = (
-        jax.jit(functools.partial(chunked, reset=reset, **options))(query, key, value, None)
-        for chunked in (xla.chunked, for_tpus)
-    )
+    stretch, wanted = Stretch(query, key, value, reset=reset), Wanted("full", False)
+    expected = jax.jit(lambda stretch: xla.chunked(stretch, None, Dynamics(1.0, 0.9), wanted, 16))(stretch)
+    found = jax.jit(lambda stretch: pallas.chunked(stretch, None, 0.9, wanted, 16, interpret=True, platform="tpu"))(stretch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), expected, found)
 
 
@@ -96,8 +92,8 @@ def test_lowers_for_accelerators(target, kind, cores, mark, dtype):
     )
 
     def scan(query, key, value, state, decay, valid, reset):
-        options = {"final": "full", "sum_heads": False, "chunk_size": 128, "interpret": False, "platform": target}
-        return pallas.chunked(query, key, value, state, decay=decay, valid=valid, reset=reset, **options)
+        stretch, wanted = Stretch(query, key, value, valid=valid, reset=reset), Wanted("full", False)
+        return pallas.chunked(stretch, state, decay, wanted, 128, interpret=False, platform=target)
 
     device = AbstractDevice(device_kind=kind, num_cores=cores, platform=target)
     mesh = AbstractMesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,), abstract_device=device)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bdh_jax.config import ConfigError
 from bdh_jax.kernels.fast_weight_scan import pallas, reference, xla
@@ -88,7 +89,7 @@ def fast_weight_scan(
     _check_shapes(query, key, value, state)
     _check_masks(query, valid=valid, reset=reset)
     heads = _check_rates(query, learning_rate=learning_rate, decay=decay)
-    if isinstance(state, jax.Array):
+    if _is_array(state):
         state = state.astype(jnp.promote_types(jnp.float32, query.dtype))
 
     shape = query.shape
@@ -96,7 +97,7 @@ def fast_weight_scan(
     if query.ndim == 3:
         sum_heads = True
         query, key, state = _split_heads(query, key, state, heads)
-    elif sum_heads and heads == 1 and value.shape[1] == 1 and (state is None or isinstance(state, jax.Array)):
+    elif sum_heads and heads == 1 and value.shape[1] == 1 and (state is None or _is_array(state)):
         # Heads that share their rates and their values and are summed are one head of K neurons.
         query, key, state = _merge_heads(query, key, state)
 
@@ -107,7 +108,7 @@ def fast_weight_scan(
     form = _form(implementation, rule, stretch, Dynamics(learning_rate, decay), chunk_size)
     wanted = Wanted(final, sum_heads)
     read, next_state = _run(form, rule, stretch, state, Dynamics(learning_rate, decay), wanted, chunk_size)
-    if isinstance(next_state, jax.Array):
+    if _is_array(next_state):
         next_state = next_state.reshape(next_state.shape[0], *shape[1:-2], shape[-1], next_state.shape[-1])
     return read[:, 0] if sum_heads else read, next_state
 
@@ -212,6 +213,11 @@ def _merge_heads(query: jax.Array, key: jax.Array, state: jax.Array | None) -> t
     return query, key, None if state is None else state.reshape(batch, 1, heads * neurons, -1)
 
 
+def _is_array(state: Any) -> bool:
+    """Whether a state is S alone, and no pytree."""
+    return isinstance(state, jax.Array | np.ndarray)
+
+
 def _check_choices(implementation: str, final: str, chunk_size: int) -> None:
     if implementation not in FORMS:
         raise ConfigError(f"implementation={implementation!r} is not one of {', '.join(map(repr, FORMS))}")
@@ -232,7 +238,7 @@ def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array, state: Any
         raise ValueError(f"value has shape {value.shape}; with query {query.shape} it must be [{batch}, {length}, D]{heads}")
     if length < 1:
         raise ValueError("the sequence is empty: T must be at least 1")
-    if isinstance(state, jax.Array):
+    if _is_array(state):
         rows = (*query.shape[:-2], query.shape[-1], value.shape[-1])
         if state.shape != rows:
             raise ValueError(
