@@ -36,12 +36,14 @@ hypothesis.settings.load_profile("default")
 
 
 # What `make test-quick` runs, beside tests marked `quick`.
-_QUICK = ("config", "data", "fast_weights", "interop", "kernels", "mutations", "runs", "test_docs.py")
+_QUICK = ("config", "data", "fast_weights", "interop", "kernels", "mutations", "runs")
+_STARTS_PROGRAMS = ("test_sigkill.py",)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.relative_to(Path(__file__).parent).parts[0] in _QUICK:
+        folder, name = item.path.relative_to(Path(__file__).parent).parts[0], item.path.name
+        if folder in _QUICK and name not in _STARTS_PROGRAMS:
             item.add_marker(pytest.mark.quick)
 
 

@@ -55,6 +55,7 @@ from bdh_jax.models.base import (
     mean_over_mesh,
     seen,
 )
+from bdh_jax.parallel.collectives import vary_like
 from bdh_jax.types import Slow
 
 Attention = Literal["rope", "shift"]
@@ -459,8 +460,10 @@ def layer(
     """
     config, dtype, axes = setup.config, setup.config.compute_dtype, setup.call.axes
     encoder, encoder_v, decoder = (w.astype(dtype) for w in (weights.encoder, weights.encoder_v, weights.decoder))
-    code = jax.nn.relu(encode(x, encoder))
-    attended, attention, previous_code = _attend(code, x, state, call, setup)
+    # What every shard does with x meets here again in the gradient: one sum over the mesh, D wide.
+    local = vary_like(x, encoder)
+    code = jax.nn.relu(encode(local, encoder))
+    attended, attention, previous_code = _attend(code, local, state, call, setup)
     attended = layer_norm(axes.sum_within_head(attended)).astype(dtype)
     gate = jax.nn.relu(encode_by_head(attended, encoder_v))
     gated = code * gate
@@ -472,7 +475,7 @@ def layer(
     if weights.memory is not None:
         source = {"code": code, "gated": code * gate, "gate": gate}[config.fast.address_source]
         memory_call = MemoryCall(call.masks, call.places)
-        used, next_state = read_and_write(weights.memory, source, x, state, memory_call, setup.memory(x.shape[1]))
+        used, next_state = read_and_write(weights.memory, source, local, state, memory_call, setup.memory(x.shape[1]))
         taps |= {"address": used.address, "read": used.read}
         y = y + used.read
     next_state = next_state.replace(attention=attention, previous_code=previous_code)

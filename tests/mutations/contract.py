@@ -36,7 +36,6 @@ from tests.contract.cases import (
     examples,
     mean_over_examples,
     memory_leaves,
-    possible,
     where,
     with_leaf,
     without_previous,
@@ -258,26 +257,25 @@ class Broken:
         return self.fault.apply(Call(self.row, self.model, variables, tokens, fast, valid, reset, state, self.leaf))
 
 
-def rows(rule: str) -> list[Row]:
-    """Small rows of a rule on which every check applies: token by token, in a matrix form if there is one, and in bfloat16."""
+def plan(rule: str) -> list[tuple[Row, list[str]]]:
+    """Small rows of a rule and what to check of each: token by token, and in a matrix form if there is one, whatever applies; of the
+    rows after those, with invalid tokens and in bfloat16, what applies to none before."""
     first = {name: values[0] for name, values in FACTORS.items()}
     first |= {"rule": rule, "implementation": "recurrent", "scope": "one", "norm": "l2", "heads": 2, "dtype": "float64"}
     matrix = {"implementation": next((form for form in RULES[rule].forms if form != "recurrent"), "recurrent")}
-    made = [first | {"masks": "valid"}, first | matrix | {"masks": "both"}, first | matrix | {"dtype": "bfloat16"}]
-    return [row for row in made if possible(row)]
+    made = [first, first | matrix | {"masks": "both"}, first | {"masks": "valid"}, first | matrix | {"dtype": "bfloat16"}]
+    planned: list[tuple[Row, list[str]]] = []
+    for number, row in enumerate(made):
+        seen = {check for _, checks in planned for check in checks} if number >= 2 else set()
+        planned.append((row, [name for name, check in CHECKS.items() if check.applies(row) and name not in seen]))
+    return planned
 
 
-def checks_of(row: Row) -> list[str]:
-    """What to check of a row: in bfloat16 only what cannot be checked in float64."""
-    wide = row | {"dtype": "float64"}
-    return [name for name, check in CHECKS.items() if check.applies(row) and (row == wide or not check.applies(wide))]
-
-
-def trials(row: Row) -> Iterator[tuple[str, Fault, str, list[str]]]:
-    """Faults to try on a row: a name, the fault, the leaf that it damages, and the checks that should notice."""
+def trials(row: Row, checks: Sequence[str]) -> Iterator[tuple[str, Fault, str, list[str]]]:
+    """Faults to try on a row: a name, the fault, the leaf that it damages, and which of the checks should notice."""
     leaves = memory_leaves(jax.eval_shape(functools.partial(BDH(config_of(row)).init_fast, 1)))
     for name, fault in FAULTS.items():
-        noticed_by = [check for check in fault.checks if check in checks_of(row)]
+        noticed_by = [check for check in fault.checks if check in checks]
         if noticed_by and fault.applies(row):
             for leaf in leaves if fault.each_leaf else leaves[:1]:
                 yield (f"{leaf} {name}" if fault.each_leaf and len(leaves) > 1 else name), fault, leaf, noticed_by
@@ -305,10 +303,10 @@ def try_rule(rule: str) -> list[Result]:
     """Every check on a rule's rows, without a fault and with each."""
     results = []
     with jax.enable_x64(True):
-        for row in rows(rule):
+        for row, checks in plan(rule):
             case = build(row)
-            results += [Result(rule, check, None, is_red(case, check)) for check in checks_of(row)]
-            for name, fault, leaf, noticed_by in trials(row):
+            results += [Result(rule, check, None, is_red(case, check)) for check in checks]
+            for name, fault, leaf, noticed_by in trials(row, checks):
                 broken = dataclasses.replace(case, model=Broken(row, case.model, fault, leaf))
                 results += [Result(rule, check, name, is_red(broken, check)) for check in noticed_by]
             jax.clear_caches()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -24,21 +26,21 @@ def test_faults_name_checks_that_exist():
 
 @pytest.mark.parametrize("rule", FACTORS["rule"])
 def test_every_check_of_every_rule_has_a_fault(rule):
-    rows = contract.rows(rule)
-    assert {check for row in rows for check in contract.checks_of(row)} == set(CHECKS)
-    assert {check for row in rows for *_, noticed_by in contract.trials(row) for check in noticed_by} == set(CHECKS)
+    assert {check for _, checks in contract.plan(rule) for check in checks} == set(CHECKS)
+    noticed = {check for part in contract.plan(rule) for *_, noticed_by in contract.trials(*part) for check in noticed_by}
+    assert noticed == set(CHECKS)
 
 
 @pytest.mark.parametrize("rule", FACTORS["rule"])
 def test_every_array_that_a_rule_keeps_is_damaged(rule):
-    leaves = set(memory_leaves(build(contract.rows(rule)[0]).fast))
-    damaged = {leaf for row in contract.rows(rule) for _, fault, leaf, _ in contract.trials(row) if fault.each_leaf}
+    leaves = set(memory_leaves(build(contract.plan(rule)[0][0]).fast))
+    damaged = {leaf for part in contract.plan(rule) for _, fault, leaf, _ in contract.trials(*part) if fault.each_leaf}
     assert damaged == leaves
     assert leaves
 
 
 def test_a_rule_with_a_matrix_form_is_broken_there_too():
-    forms = {rule: {row["implementation"] for row in contract.rows(rule)} for rule in FACTORS["rule"]}
+    forms = {rule: {row["implementation"] for row, _ in contract.plan(rule)} for rule in FACTORS["rule"]}
     assert forms["hebbian"] == forms["delta"] == {"recurrent", "chunked"}
     assert forms["mesa"] == {"recurrent"}
 
@@ -63,11 +65,11 @@ def test_the_table_names_what_turned_red_and_what_did_not():
 
 def test_one_fault_is_noticed_and_the_model_without_it_is_not():
     """The others take minutes."""
-    row = contract.rows("hebbian")[0]
+    row, checks = contract.plan("hebbian")[0]
     case = build(row)
     assert not contract.is_red(case, "two calls")
-    found = {name: (fault, leaf) for name, fault, leaf, _ in contract.trials(row)}
+    found = {name: (fault, leaf) for name, fault, leaf, _ in contract.trials(row, checks)}
     fault, leaf = found["not carried"]
-    broken = contract.dataclasses.replace(case, model=contract.Broken(row, case.model, fault, leaf))
+    broken = dataclasses.replace(case, model=contract.Broken(row, case.model, fault, leaf))
     np.testing.assert_array_equal(broken.call()[0], case.call()[0])
     assert contract.is_red(broken, "two calls")

@@ -21,22 +21,23 @@ from jax.sharding import PartitionSpec as P
 from bdh_jax import BDH, BDHConfig, ConfigError, FastWeightConfig
 from bdh_jax.experiment import ExperimentConfig, setup_of
 from bdh_jax.parallel import axes as sharding
-from bdh_jax.parallel.mesh import MeshConfig
+from bdh_jax.parallel.mesh import MeshConfig, make_mesh, replicated
 from bdh_jax.tasks.base import Batch
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 from bdh_jax.training.optimizer import make_optimizer
 from bdh_jax.training.state import init_state
 from bdh_jax.training.step import make_train_step, put_batch
 
-MESHES = ((1, 1), (8, 1), (2, 4), (1, 8))
+MESHES = ((1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 1, 4), (2, 2, 2), (1, 4, 2), (1, 1, 8))
+"""data × heads × neurons: examples alone, whole heads, the neurons within heads, and both."""
 # Eleven divides the size of an array exactly if one of its axes comes from N, however it is split, merged or transposed.
 PRIME = 11
-BATCH, LENGTH, WIDTH, HEADS, NEURONS, VOCAB, LAYERS, STEPS = 16, 10, 12, 2, 16 * PRIME, 37, 2, 20
+BATCH, LENGTH, WIDTH, HEADS, NEURONS, VOCAB, LAYERS, STEPS = 16, 10, 12, 4, 16 * PRIME, 37, 2, 20
 # Tests compile without optimisation. Collectives are looked for in the program that users get, too, on the mesh that has all kinds.
-OPTIMISED, OPTIMISED_MESH = {"xla_backend_optimization_level": 3}, (2, 4)
+OPTIMISED, OPTIMISED_MESH = {"xla_backend_optimization_level": 3}, (2, 2, 2)
 
 
-def experiment(data: int, neurons: int) -> ExperimentConfig:
+def experiment(data: int = 1, heads: int = 1, neurons: int = 1) -> ExperimentConfig:
     return ExperimentConfig(
         model=BDHConfig(
             vocab_size=VOCAB,
@@ -49,7 +50,7 @@ def experiment(data: int, neurons: int) -> ExperimentConfig:
         ),
         optimizer=OptimizerConfig(learning_rate=2e-2, warmup_steps=2),
         train=TrainConfig(steps=STEPS, batch_size=BATCH, loss="all"),
-        mesh=MeshConfig(data=data, neurons=neurons),
+        mesh=MeshConfig(data=data, heads=heads, neurons=neurons),
     )
 
 
@@ -63,17 +64,17 @@ def batch(step: int) -> Batch:
 
 
 @functools.cache
-def trained(data: int, neurons: int):
+def trained(data: int, heads: int, neurons: int):
     """Losses of the steps, the state before and after them, and the program."""
-    config = experiment(data, neurons)
-    mesh = sharding.make_mesh(config.mesh)
+    config = experiment(data, heads, neurons)
+    mesh = make_mesh(config.mesh)
     model = BDH(config.model, mesh if mesh.size > 1 else None)
     optimizer = make_optimizer(config.optimizer, STEPS)
     step = make_train_step(model, optimizer, setup_of(config), mesh)
     state = init_state(model, optimizer, mesh, jax.random.key(0))
     start = jax.tree.map(np.asarray, state)
-    key = jax.device_put(jax.random.key(1), sharding.replicated(mesh))
-    options = OPTIMISED if (data, neurons) == OPTIMISED_MESH else None
+    key = jax.device_put(jax.random.key(1), replicated(mesh))
+    options = OPTIMISED if (data, heads, neurons) == OPTIMISED_MESH else None
     program = step.lower(state, put_batch(batch(0), mesh), key).compile(options)
     losses = []
     for number in range(STEPS):
@@ -86,7 +87,7 @@ def trained(data: int, neurons: int):
 def test_the_mesh_does_not_change_the_losses(mesh):
     """Sums over shards round in another order: √(B·T·K) · 6e-8 = 1.4e-5 at worst for one sum, far less for their mean."""
     losses, start, state, _ = trained(*mesh)
-    expected, expected_start, expected_state, _ = trained(1, 1)
+    expected, expected_start, expected_state, _ = trained(1, 1, 1)
     assert expected[-1] < 0.9 * expected[0]  # it learns, so that each step depends on the steps before
     jax.tree.map(np.testing.assert_array_equal, start, expected_start)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
@@ -98,8 +99,8 @@ def test_the_mesh_does_not_change_the_losses(mesh):
 
 
 def test_dropout_is_on():
-    _, start, _state, _ = trained(1, 1)
-    config = experiment(1, 1).model
+    _, start, _state, _ = trained(1, 1, 1)
+    config = experiment().model
     run = jax.jit(
         lambda slow, key: BDH(config).apply(
             {"params": slow}, batch(0).tokens, state="none", deterministic=False, rngs={"dropout": key}
@@ -113,16 +114,17 @@ def test_dropout_is_on():
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_parameters_and_optimiser_state_lie_in_shards(mesh):
     _, _start, state, _ = trained(*mesh)
-    shards = mesh[1]
+    _, heads, neurons = mesh
+    rows = (HEADS // heads, NEURONS // neurons)
     local = {
         "embed": (VOCAB, WIDTH),
-        "encoder": (WIDTH, HEADS, NEURONS // shards),
-        "encoder_v": (HEADS, WIDTH, NEURONS // shards),
-        "decoder": (HEADS, NEURONS // shards, WIDTH),
+        "encoder": (WIDTH, *rows),
+        "encoder_v": (rows[0], WIDTH, rows[1]),
+        "decoder": (*rows, WIDTH),
         "lm_head": (WIDTH, VOCAB),
-        "synapse": (LAYERS, HEADS, NEURONS // shards, WIDTH),
-        "fast_log_learning_rate": (HEADS,),
-        "fast_logit_decay": (HEADS,),
+        "synapse": (LAYERS, *rows, WIDTH),
+        "fast_log_learning_rate": rows[:1],
+        "fast_logit_decay": rows[:1],
     }
     assert shard_shapes(state.slow) == local
     moments = {name: shape for name, shape in local.items() if name != "synapse"}
@@ -147,11 +149,35 @@ def test_no_collective_of_the_step_moves_neurons(mesh):
     """But for the gradients: over ``data``, the local shards of the three neuron-wide parameters are summed, each once."""
     _, _, _, program = trained(*mesh)
     moved = [math.prod(shape) for shape in collective_shapes(program)]
-    assert bool(moved) == (mesh != (1, 1))  # the parser finds them
+    assert bool(moved) == (mesh != (1, 1, 1))  # the parser finds them
     wide = [size for size in moved if size % PRIME == 0]
-    shard = WIDTH * HEADS * NEURONS // mesh[1]
+    shard = WIDTH * HEADS * NEURONS // (mesh[1] * mesh[2])
     assert sum(wide) == (3 * shard if mesh[0] > 1 else 0)
     assert all(size <= shard for size in wide)
+
+
+def test_whole_heads_leave_nothing_of_a_head_to_sum():
+    """With heads split and two of them on a shard, what crosses the mesh in a layer is D wide, a scalar a token, or a gradient.
+
+    Of 16 examples a shard has 8. A read [B, H, T, D] of both heads would be twice as large as y.
+    """
+    config = experiment(2, 2)
+    mesh = make_mesh(config.mesh)
+    model, optimizer = BDH(config.model, mesh), make_optimizer(config.optimizer, STEPS)
+    step = make_train_step(model, optimizer, setup_of(config), mesh)
+    state = init_state(model, optimizer, mesh, jax.random.key(0))
+    key = jax.device_put(jax.random.key(1), replicated(mesh))
+    program = step.lower(state, put_batch(batch(0), mesh), key).compile(OPTIMISED).as_text()
+    shapes = collective_shapes(program)
+    y, read = BATCH // 2 * LENGTH * WIDTH, BATCH // 2 * 2 * LENGTH * WIDTH
+    activations = [math.prod(shape) for shape in shapes if math.prod(shape) % (BATCH // 2 * LENGTH) == 0]
+    assert y in activations
+    assert read not in activations
+    assert set(activations) <= {y, y // WIDTH}
+    # y forward, and the gradient of the layer's input backward; nothing else that is D wide.
+    assert activations.count(y) <= 2 * LAYERS
+    neurons = [math.prod(shape) for shape in collective_shapes(trained(2, 2, 2)[3])]
+    assert read in neurons  # within a head, where the axis of heads is too short
 
 
 def collective_shapes(program: str) -> list[tuple[int, ...]]:
@@ -178,8 +204,8 @@ def _over_axes_of_length_one(rest: str) -> bool:
 
 
 def test_the_parser_sees_gathers_grouped_and_asynchronous_collectives():
-    mesh = sharding.make_mesh(MeshConfig(data=1, neurons=8))
-    spread, whole = NamedSharding(mesh, P("neurons")), sharding.replicated(mesh)
+    mesh = make_mesh(MeshConfig(data=1, neurons=8))
+    spread, whole = NamedSharding(mesh, P("neurons")), replicated(mesh)
     gather = jax.jit(lambda x: x * 2, in_shardings=spread, out_shardings=whole)
     assert (NEURONS, 3) in collective_shapes(gather.lower(jnp.zeros((NEURONS, 3))).compile().as_text())
     lines = """
@@ -219,13 +245,13 @@ def test_every_form_gives_the_same_on_a_mesh(form):
     """Logits, final state, its batch mean, what ``collect`` returns, gradients; and every leaf of the state lies in shards."""
     fast_names = {field.name for field in dataclasses.fields(FastWeightConfig)}
     config = dataclasses.replace(
-        experiment(1, 1).model,
+        experiment().model,
         dropout=0.0,
         chunk_size=4,
         fast=FastWeightConfig(synapse=True, **{k: v for k, v in form.items() if k in fast_names}),
         **{k: v for k, v in form.items() if k not in fast_names},
     )
-    mesh = sharding.make_mesh(MeshConfig(data=2, neurons=4))
+    mesh = make_mesh(MeshConfig(data=2, heads=2, neurons=2))
     data = batch(0)
 
     def run(slow, fast, mesh):
@@ -253,7 +279,8 @@ def test_every_form_gives_the_same_on_a_mesh(form):
     )
     jitted = jax.jit(run, static_argnums=2)
     expected = jitted(slow, fast, None)
-    placed = (jax.device_put(tree, sharding.shardings(mesh, tree)) for tree in (slow, fast))
+    declared = BDH(config).declared_slow(), BDH(config).declared_fast(BATCH)
+    placed = (jax.device_put(t, sharding.shardings(d, mesh)) for t, d in zip((slow, fast), declared, strict=True))
     got = jitted(*placed, mesh)
     for (path, have), (_, want) in zip(*map(jax.tree_util.tree_leaves_with_path, (got, expected)), strict=True):
         # Sums of K = 352 float32 terms, normalised a few times.
@@ -261,33 +288,33 @@ def test_every_form_gives_the_same_on_a_mesh(form):
         np.testing.assert_allclose(have, want, rtol=0, atol=2e-5 * scale, err_msg=jax.tree_util.keystr(path))
 
     out, *_ = got
-    rows = (config.n_layer, BATCH // 2, HEADS, NEURONS // 4)
-    slots = 1 if config.fast.scope == "shared" else config.n_layer
-    assert out.fast.attention.addressable_shards[0].data.shape == (*rows, WIDTH)
-    assert out.fast.memory.addressable_shards[0].data.shape == (slots, *rows[1:], WIDTH)
-    assert out.fast.activity.strength.addressable_shards[0].data.shape == rows
-    assert out.fast.activity.energy.addressable_shards[0].data.shape == rows
-    assert out.fast.previous_address.addressable_shards[0].data.shape == rows
+    rows = (BATCH // 2, HEADS // 2, NEURONS // 2)
+    layer = out.fast.layers[0]
+    memory = (layer.memory or out.fast.shared).written.S
+    assert layer.attention.addressable_shards[0].data.shape == memory.addressable_shards[0].data.shape == (*rows, WIDTH)
+    assert layer.use.strength.addressable_shards[0].data.shape == rows
+    assert layer.use.energy.addressable_shards[0].data.shape == rows
+    assert layer.previous_address.addressable_shards[0].data.shape == rows
     assert out.fast.position.addressable_shards[0].data.shape == (BATCH // 2,)
     if config.attention == "shift":
-        assert out.fast.previous_code.addressable_shards[0].data.shape == rows
+        assert layer.previous_code.addressable_shards[0].data.shape == rows
 
 
 def test_no_collective_of_generation_moves_neurons():
     """One token with its state, on a mesh of neurons only: no array as wide as the neurons leaves its shard."""
-    config = dataclasses.replace(experiment(1, 8).model, dropout=0.0)
-    mesh = sharding.make_mesh(MeshConfig(data=1, neurons=8))
+    config = dataclasses.replace(experiment().model, dropout=0.0)
+    mesh = make_mesh(MeshConfig(data=1, heads=2, neurons=4))
     model = BDH(config, mesh)
 
-    def abstract(tree):
+    def abstract(declared):
         return jax.tree.map(
             lambda leaf, placed: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed),
-            tree,
-            sharding.shardings(mesh, tree),
+            declared,
+            sharding.shardings(declared, mesh),
+            is_leaf=sharding.is_leaf,
         )
 
-    slow = abstract(jax.eval_shape(BDH(config).init_slow, jax.random.key(0)))
-    fast = abstract(jax.eval_shape(lambda: model.init_fast(1)))
+    slow, fast = abstract(model.declared_slow()), abstract(model.declared_fast(1))
     step = jax.jit(lambda slow, fast, token: model.apply({"params": slow}, token, fast))
     program = step.lower(slow, fast, jax.ShapeDtypeStruct((1, 1), jnp.int32)).compile(OPTIMISED).as_text()
     moved = [math.prod(shape) for shape in collective_shapes(program)]
@@ -295,70 +322,71 @@ def test_no_collective_of_generation_moves_neurons():
     assert not [size for size in moved if size % PRIME == 0]
 
 
-def test_the_table_names_every_leaf():
-    """A leaf that the table does not know would be copied to every device in silence."""
-    config = experiment(1, 1).model
-    for attention, rule in (("rope", "hebbian"), ("shift", "gated_delta"), ("rope", "mesa")):
-        rates = {} if rule != "mesa" else {"learn_learning_rate": False, "learn_decay": False}
-        fast_config = dataclasses.replace(config.fast, rule=rule, **rates)
-        model = BDH(dataclasses.replace(config, attention=attention, fast=fast_config))
-        slow = jax.eval_shape(model.init_slow, jax.random.key(0))
-        fast = jax.eval_shape(lambda model=model: model.init_fast(2))
-        for tree in (slow, fast):
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-                name = getattr(path[-1], "key", None) or path[-1].name
-                assert len(sharding.LOGICAL_AXES[name]) == leaf.ndim, name
-                axes = dict(zip(sharding.LOGICAL_AXES[name], leaf.shape, strict=True))
-                expected = {"neuron": NEURONS, "model": WIDTH, "head": HEADS, "vocab": VOCAB, "layer": LAYERS, "batch": 2}
-                expected["row"] = expected["address"] = HEADS * NEURONS
-                assert axes == {axis: expected[axis] for axis in axes}, name
+@pytest.mark.parametrize(("attention", "rule"), [("rope", "hebbian"), ("shift", "gated_delta"), ("rope", "mesa")])
+def test_declarations_are_what_the_model_makes(attention, rule):
+    """Every weight and every leaf of a state is declared with axes of the lengths that it has."""
+    rates = {} if rule != "mesa" else {"learn_learning_rate": False, "learn_decay": False}
+    fast_config = dataclasses.replace(experiment().model.fast, rule=rule, **rates)
+    model = BDH(dataclasses.replace(experiment().model, attention=attention, fast=fast_config))
+    lengths = {"neuron": NEURONS, "model": WIDTH, "head": HEADS, "vocab": VOCAB, "layer": LAYERS, "batch": 2}
+    lengths["row"] = HEADS * NEURONS
+    made = jax.eval_shape(model.init_slow, jax.random.key(0)), jax.eval_shape(lambda: model.init_fast(2))
+    for declared, tree in zip((model.declared_slow(), model.declared_fast(2)), made, strict=True):
+        leaves = jax.tree.leaves(declared, is_leaf=sharding.is_leaf)
+        for leaf, array in zip(leaves, jax.tree.leaves(tree), strict=True):
+            assert leaf.shape == array.shape == tuple(lengths[axis] for axis in leaf.axes)
+            assert leaf.dtype == array.dtype
 
 
 def test_rules_that_solve_for_all_rows_refuse_to_split_them():
-    config = dataclasses.replace(experiment(1, 1).model, fast=FastWeightConfig(rule="mesa"))
-    model = BDH(config, sharding.make_mesh(MeshConfig(data=1, neurons=2)))
-    with pytest.raises(ConfigError, match='mesh of 2 over "neurons" splits the rows that fast.rule="mesa"'):
+    config = dataclasses.replace(experiment().model, fast=FastWeightConfig(rule="mesa"))
+    model = BDH(config, make_mesh(MeshConfig(data=1, neurons=2)))
+    with pytest.raises(ConfigError, match="mesh.heads=1 and mesh.neurons=2 split the rows that model.fast.rule='mesa'"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    with pytest.raises(ConfigError, match='mesh.neurons=2 splits the rows that model.fast.rule="mesa"'):
+    with pytest.raises(ConfigError, match="mesh.heads=1 and mesh.neurons=2 split the rows that model.fast.rule='mesa'"):
         ExperimentConfig(model=config, mesh=MeshConfig(neurons=2))
 
 
 def test_rotary_pairs_are_not_split():
-    config = dataclasses.replace(experiment(1, 1).model, n_head=2, n_neurons=12)
-    model = BDH(config, sharding.make_mesh(MeshConfig(data=1, neurons=2)))
-    with pytest.raises(ConfigError, match='mesh of 2 over "neurons" does not split the 6 neurons of a head into even parts'):
+    config = dataclasses.replace(experiment().model, n_head=2, n_neurons=12)
+    model = BDH(config, make_mesh(MeshConfig(data=1, neurons=2)))
+    with pytest.raises(ConfigError, match="mesh.neurons=2 does not divide the 6 neurons of a head .* into even parts"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
     with pytest.raises(ConfigError, match="mesh.neurons=2 does not divide the 6 neurons of a head .* into even parts"):
         ExperimentConfig(model=config, mesh=MeshConfig(neurons=2))
     ExperimentConfig(model=dataclasses.replace(config, attention="shift"), mesh=MeshConfig(neurons=2))
 
 
-def test_specs_follow_the_last_name_and_the_rank():
-    leaf = jax.ShapeDtypeStruct
-    tree = {
-        "mu": {"decoder": leaf((2, 4, 3), jnp.float32)},
-        "nested": [{"encoder": leaf((3, 2, 4), jnp.float32)}],
-        "factored": {"decoder": leaf((4,), jnp.float32)},
-        "unknown": leaf((4, 4), jnp.float32),
-        "count": leaf((), jnp.int32),
+def test_heads_are_split_whole():
+    config = dataclasses.replace(experiment().model, n_head=2, n_neurons=48)
+    with pytest.raises(ConfigError, match="mesh.heads=4 does not divide the heads of model.n_head=2"):
+        ExperimentConfig(model=config, mesh=MeshConfig(heads=4))
+    with pytest.raises(ConfigError, match="mesh.sequence=2: time is not split yet"):
+        MeshConfig(sequence=2)
+
+
+def test_arrays_lie_where_their_axes_say():
+    """Whatever an array is called: a leaf of a user's own that has a known name is not laid out as another's."""
+    mesh = make_mesh(MeshConfig(data=2, heads=2, neurons=2))
+    declared = {
+        "decoder": sharding.Leaf(("vocab", "model"), (4, 3), jnp.float32),
+        "rows": sharding.Leaf(("batch", "head", "neuron"), (4, 2, 4), jnp.float32),
     }
-    assert sharding.specs(tree) == {
-        "mu": {"decoder": P(None, "neurons", None)},
-        "nested": [{"encoder": P(None, None, "neurons")}],
-        "factored": {"decoder": P()},
-        "unknown": P(),
-        "count": P(),
-    }
-    memory = {"memory": leaf((1, 1, 2, 4, 3), jnp.float32)}
-    assert sharding.specs(memory)["memory"] == P(None, "data", None, "neurons", None)
-    assert sharding.specs(memory, batched=False)["memory"] == P(None, None, None, "neurons", None)
+    assert sharding.specs(declared, mesh) == {"decoder": P(None, None), "rows": P("data", "heads", "neurons")}
+    assert sharding.specs(declared, mesh, batched=False)["rows"] == P(None, "heads", "neurons")
+    # An axis of length one splits nothing.
+    assert sharding.specs(declared, make_mesh(MeshConfig(heads=2)))["rows"] == P(None, "heads", None)
+    with pytest.raises(KeyError, match="feature"):
+        sharding.spec_of(("feature",), mesh)
 
 
 def test_make_mesh_takes_what_it_is_asked_for():
-    mesh = sharding.make_mesh(MeshConfig(data=-1, neurons=2))
-    assert mesh.shape == {"data": len(jax.devices()) // 2, "neurons": 2}
-    assert sharding.make_mesh(MeshConfig()).size == 1
-    with pytest.raises(ConfigError, match=r"mesh.data=3 × mesh.neurons=4 needs 12 devices, but there are 8 \(cpu\)"):
-        sharding.make_mesh(MeshConfig(data=3, neurons=4))
-    with pytest.raises(ConfigError, match=r"mesh.data=-1 × mesh.neurons=16 needs 16 devices"):
-        sharding.make_mesh(MeshConfig(data=-1, neurons=16))
+    mesh = make_mesh(MeshConfig(data=-1, neurons=2))
+    assert mesh.shape == {"data": len(jax.devices()) // 2, "sequence": 1, "heads": 1, "neurons": 2}
+    assert make_mesh(MeshConfig()).size == 1
+    with pytest.raises(
+        ConfigError, match=r"mesh.data=3 × mesh.heads=1 × mesh.neurons=4 needs 12 devices, but there are 8 \(cpu\)"
+    ):
+        make_mesh(MeshConfig(data=3, neurons=4))
+    with pytest.raises(ConfigError, match=r"mesh.data=-1 × mesh.heads=1 × mesh.neurons=16 needs 16 devices"):
+        make_mesh(MeshConfig(data=-1, neurons=16))
