@@ -291,9 +291,15 @@ class Architecture(abc.ABC):
         """The weights of layer ``index``: the same for all layers, or its own."""
 
     def draws(self, key: jax.Array, batch: int, length: int) -> Any:
-        """Random arrays of a call of B × T tokens, such as dropout masks. Their shapes are global, so that every mesh draws the same."""
+        """Random arrays of a call of B × T tokens, such as dropout masks. Their shapes are global, so that every mesh draws the same.
+
+        Raises:
+          ConfigError: for a model that has none, which therefore cannot drop anything out.
+        """
         del key, batch, length
-        return None
+        raise ConfigError(
+            f"dropout={self.config.dropout}: a model of {type(self).__name__} has no dropout; set it to 0, or define draws()"
+        )
 
     def layer_draws(self, draws: Any, index: int) -> Any:
         """The part of layer ``index``."""
