@@ -37,7 +37,7 @@ def config_hash(config: BDHConfig) -> str:
     """What tells states of different models apart: a hash of all settings that change the function or the state's shape."""
     settings = dataclasses.asdict(config)
     for name in ("implementation", "kernel", "chunk_size", "remat", "dropout"):  # speed and training only
-        del settings[name]
+        settings.pop(name, None)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 

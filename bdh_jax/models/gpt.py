@@ -167,7 +167,8 @@ class GPTArchitecture(Architecture):
         del weights, setup
         config, masks = self.config, inputs.masks
         batch, length = inputs.x.shape[:2]
-        valid = jnp.ones((batch, length), bool) if masks.valid is None else masks.valid
+        # What is not written is not there to be attended to.
+        valid = jnp.ones((batch, length), bool) if masks.writes is None else masks.writes
         document = jnp.zeros((batch, length), jnp.int32) if masks.reset is None else jnp.cumsum(masks.reset, axis=1)
         causal = jnp.tril(jnp.ones((length, length), bool))
         same = document[:, :, None] == document[:, None, :]
