@@ -10,7 +10,7 @@ Axis letters: see :mod:`bdh_jax.types`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
 import flax.struct
@@ -196,8 +196,25 @@ def check(fast: Any, declared: Any, hint: str) -> None:
     for name in have:
         if name not in want:
             raise ValueError(f"fast.{name} should be absent for this model configuration; {hint}")
-    if jax.tree.structure(fast) != jax.tree.structure(structs(declared)):
-        raise ValueError(f"fast is a state of other settings of this model; {hint}")
+    made, now = dict(_settings(fast, "fast")), dict(_settings(declared, "fast"))
+    for name, value in now.items():
+        if made.get(name) != value:
+            raise ValueError(f"{name} is {made.get(name)!r}, but this model has {value!r}; {hint}")
+
+
+def _settings(node: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """What is fixed about a state besides its arrays: the class of every part, and its static fields."""
+    if isinstance(node, tuple) and not is_leaf(node):
+        for number, child in enumerate(node):
+            yield from _settings(child, f"{name}.{number}")
+    elif isinstance(node, State):
+        yield name, type(node).__name__
+        for field in dataclasses.fields(node):  # type: ignore[arg-type]
+            value = getattr(node, field.name)
+            if not field.metadata.get("pytree_node", True):
+                yield f"{name}.{field.name}", value
+            elif "axes" not in field.metadata:
+                yield from _settings(value, f"{name}.{field.name}")
 
 
 def _named(tree: Any) -> Iterable[tuple[str, Any]]:
@@ -346,11 +363,18 @@ class Written:
         if not self.has_memory:
             return None
         use = [layer.use for layer in self.layers]
-        return Activity(jnp.stack([u.strength for u in use]), jnp.stack([u.energy for u in use]), self.count)
+        return Activity(_stack([u.strength for u in use]), _stack([u.energy for u in use]), self.count)
 
 
 def _stack(arrays: list[Any]) -> jax.Array | None:
-    return None if arrays[0] is None else jnp.stack(arrays)
+    """Arrays on a new first axis; shapes where they are shapes."""
+    if arrays[0] is None:
+        return None
+    return jax.eval_shape(_stacked, arrays) if isinstance(arrays[0], jax.ShapeDtypeStruct) else _stacked(arrays)
+
+
+def _stacked(arrays: list[Any]) -> jax.Array:
+    return jnp.stack(arrays)
 
 
 @flax.struct.dataclass

@@ -423,13 +423,15 @@ class Model(nn.Module):
         masks = Masks(*arrays)
         _check_arguments(architecture, tokens, fast, masks, state, tuple(collect))
         slow = self.slow_weights()
+        # A model that keeps nothing has nothing to return.
+        final = "none" if architecture.state(1) is None else state
 
         draws = None
         if self.config.dropout > 0 and not deterministic:
             draws = architecture.draws(self.make_rng("dropout"), *tokens.shape)
         x = architecture.embed_draws(architecture.embed(slow, tokens), draws)
         inputs = Inputs(x, fast, masks, draws)
-        x, fast, (taps, losses, metrics) = _run_layers(self, slow, inputs, state, tuple(collect))
+        x, fast, (taps, losses, metrics) = _run_layers(self, slow, inputs, final, tuple(collect))
         return ModelOutput(architecture.readout(slow, x), fast, taps, losses, metrics)
 
     @nn.compact

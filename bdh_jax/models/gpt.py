@@ -204,7 +204,7 @@ class GPTArchitecture(Architecture):
 
     def _norm(self, weights: Slow, x: jax.Array) -> jax.Array:
         config = self.config
-        norm = nn.LayerNorm(use_bias=False, dtype=config.compute_dtype, param_dtype=config.state_dtype)
+        norm = nn.LayerNorm(use_bias=False, dtype=config.compute_dtype, param_dtype=config.state_dtype, parent=None)
         return norm.apply({"params": weights}, x)
 
     def _drop(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:

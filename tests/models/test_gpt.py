@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bdh_jax.config import ConfigError
+from bdh_jax.models.bdh import BDH, BDHConfig
 from bdh_jax.models.gpt import GPT, GPTConfig
 
 CONFIG = GPTConfig(vocab_size=11, n_layer=2, d_model=16, n_head=2, dropout=0.0, init_std=0.3, dtype="float64")
@@ -85,8 +86,13 @@ def test_parameters_are_twelve_times_width_squared_a_layer():
 
 
 def test_what_it_lacks_is_said():
-    with pytest.raises(ValueError, match="a GPT has no fast state"):
-        GPT(CONFIG).apply({"params": _slow()}, TOKENS, state="full")
+    with pytest.raises(ValueError, match='state="mean" is the batch mean of the fast weights, and this model has none'):
+        GPT(CONFIG).apply({"params": _slow()}, TOKENS, state="mean")
+    with pytest.raises(ValueError, match="a GPT keeps no state from call to call"):
+        GPT(CONFIG).init_fast(2)
+    with pytest.raises(ValueError, match="keeps no state from call to call; leave it out"):
+        GPT(CONFIG).apply({"params": _slow()}, TOKENS, BDH(BDHConfig()).declared_fast(2))
+    assert GPT(CONFIG).apply({"params": _slow()}, TOKENS).fast is None
     with pytest.raises(ConfigError, match="d_model=10 is not divisible by 2 · n_head=4"):
         GPTConfig(d_model=10, n_head=2)
     with jax.enable_x64(False), pytest.raises(ConfigError, match="needs JAX's 64-bit mode"):
