@@ -97,9 +97,13 @@ class ModelConfig:
         del length
         return None
 
+    def make_architecture(self) -> Architecture:
+        """What the model is made of: what :meth:`build` makes a model of, and what another model can use as a part of its own."""
+        raise NotImplementedError(f"{type(self).__name__} must say what its model is made of: define make_architecture()")
+
     def build(self, mesh: Mesh | None = None) -> Model:
         """The model that this describes, on a mesh or on one device."""
-        raise NotImplementedError(f"{type(self).__name__} must say which model it builds: define build(mesh)")
+        return Model(self, mesh)
 
 
 class Weight(NamedTuple):
@@ -380,7 +384,7 @@ class Model(nn.Module):
     @property
     def architecture(self) -> Architecture:
         """Its declarations and functions."""
-        raise NotImplementedError
+        return self.config.make_architecture()
 
     def __call__(
         self,
@@ -458,7 +462,8 @@ class Model(nn.Module):
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         declared = self.architecture.state(batch_size)
         if declared is None:
-            raise ValueError(f"a {type(self).__name__} keeps no state from call to call; give none")
+            name = type(self.config).__name__.removesuffix("Config")
+            raise ValueError(f"a {name} keeps no state from call to call; give none")
         return declared
 
     def declared_slow(self) -> dict[str, Any]:

@@ -192,6 +192,10 @@ class BDHConfig(ModelConfig):
         layer = 3 * self.d_model * self.n_neurons + (2 if self.fast.enabled else 1) * length * self.n_neurons
         return self.n_layer * layer + self.vocab_size * self.d_model
 
+    def make_architecture(self) -> BDHArchitecture:
+        """What it is made of."""
+        return BDHArchitecture(self)
+
     def build(self, mesh: Mesh | None = None) -> BDH:
         """The model."""
         return BDH(self, mesh)
@@ -207,11 +211,6 @@ class BDH(Model):
 
     config: BDHConfig
     mesh: Mesh | None = None
-
-    @property
-    def architecture(self) -> BDHArchitecture:
-        """Its declarations and functions."""
-        return BDHArchitecture(self.config)
 
 
 class LayerWeights(NamedTuple):

@@ -61,6 +61,10 @@ class GPTConfig(ModelConfig):
         layer = (4 + 2 * self.width_factor) * self.d_model**2 + 2 * length * self.d_model
         return self.n_layer * layer + self.vocab_size * self.d_model
 
+    def make_architecture(self) -> GPTArchitecture:
+        """What it is made of."""
+        return GPTArchitecture(self)
+
     def build(self, mesh: Mesh | None = None) -> GPT:
         """The model."""
         return GPT(self, mesh)
@@ -76,11 +80,6 @@ class GPT(Model):
 
     config: GPTConfig
     mesh: Mesh | None = None
-
-    @property
-    def architecture(self) -> GPTArchitecture:
-        """Its declarations and functions."""
-        return GPTArchitecture(self.config)
 
 
 class Seen(NamedTuple):

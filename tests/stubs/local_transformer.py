@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from bdh_jax.models.base import Call, LayerOutput, Model, Setup
 from bdh_jax.models.gpt import GPTArchitecture, GPTConfig
@@ -23,16 +22,8 @@ LINEAR = ("mlp_in", "mlp_out")
 class LocalConfig(GPTConfig):
     architecture: str = "tests.stubs.local_transformer:LocalConfig"
 
-    def build(self, mesh: Mesh | None = None) -> Local:
-        return Local(self, mesh)
-
-
-class Local(Model):
-    config: LocalConfig
-
-    @property
-    def architecture(self) -> LocalArchitecture:
-        return LocalArchitecture(self.config)
+    def make_architecture(self) -> LocalArchitecture:
+        return LocalArchitecture(self)
 
 
 class LocalArchitecture(GPTArchitecture):

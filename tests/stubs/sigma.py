@@ -9,11 +9,10 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from bdh_jax.fast_weights.state import FastState, Sizes, State, array, declare
 from bdh_jax.layers.norm import layer_norm
-from bdh_jax.models.base import Architecture, Call, LayerOutput, Model, ModelConfig, Setup, Weight
+from bdh_jax.models.base import Architecture, Call, LayerOutput, ModelConfig, Setup, Weight
 from bdh_jax.types import Slow
 
 
@@ -26,16 +25,8 @@ class SigmaConfig(ModelConfig):
     decay: float = 0.9
     has_state = True
 
-    def build(self, mesh: Mesh | None = None) -> Sigma:
-        return Sigma(self, mesh)
-
-
-class Sigma(Model):
-    config: SigmaConfig
-
-    @property
-    def architecture(self) -> SigmaArchitecture:
-        return SigmaArchitecture(self.config)
+    def make_architecture(self) -> SigmaArchitecture:
+        return SigmaArchitecture(self)
 
 
 @flax.struct.dataclass

@@ -41,7 +41,7 @@ def one_step(config):
     task = config.task.make(seed=0, batch_size=config.train.batch_size)
     step = make_train_step(model, optimizer, setup, mesh, hooks=hooks)
     state = init_state(model, optimizer, mesh, jax.random.key(0), hooks)
-    before = jax.device_get(state.slow)
+    before = jax.tree.map(np.array, state.slow)  # a copy: the step gives its buffers up
     key = jax.device_put(jax.random.key(1), replicated(mesh))
     state, _ = step(state, put_batch(task.batch(0), mesh), key)
     return before, jax.device_get(state.slow), task.batch(0), model
@@ -52,7 +52,8 @@ def test_linear_layers_change_by_their_own_inputs_and_outputs(slices):
     config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, accumulation=slices))
     before, after, batch, model = one_step(config)
     names = tuple(model.architecture.taps)
-    seen = model.apply({"params": before}, batch.tokens, valid=batch.valid, state="none", collect=names).collected
+    masks = {"valid": batch.valid, "reset": batch.reset}
+    seen = model.apply({"params": before}, batch.tokens, **masks, state="none", collect=names).collected
     assert seen["mlp_in.x"].shape == (2, *batch.tokens.shape, 8)
     assert seen["mlp_in.y"].shape == (2, *batch.tokens.shape, 32)
     count = np.sum(batch.valid)
