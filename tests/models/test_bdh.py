@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import re
 
 import flax.errors
 import jax
@@ -388,3 +390,22 @@ def test_what_cannot_run_here_is_an_error_and_not_something_else():
     config = dataclasses.replace(make(), kernel="pallas")
     with pytest.raises(ConfigError, match="pallas"):
         BDH(config).apply({"params": weights(make())}, TOKENS)
+
+
+@pytest.mark.parametrize("rule", ["hebbian", "gated_hebbian", "oja"])
+def test_one_token_copies_no_state(rule):
+    """A donated state is written in place: in the program that users get there is no copy of an S or a ρ."""
+    config = make("auto", d_model=64, n_neurons=1024, vocab_size=VOCAB, fast={"rule": rule})
+    model = BDH(config)
+    slow = jax.eval_shape(model.init_slow, jax.random.key(0))
+    fast = jax.eval_shape(lambda: model.init_fast(1))
+
+    def step(slow, fast, token):
+        out = model.apply({"params": slow}, token, fast)
+        return out.logits, out.fast
+
+    lowered = jax.jit(step, donate_argnums=1).lower(slow, fast, jax.ShapeDtypeStruct((1, 1), jnp.int32))
+    program = lowered.compile({"xla_backend_optimization_level": 3})
+    one = fast.layers[0].attention.size * 4
+    copies = re.findall(r"= f32\[([\d,]+)\]\S* copy\(", program.as_text())
+    assert not [dims for dims in copies if 4 * math.prod(map(int, dims.split(","))) >= one]
