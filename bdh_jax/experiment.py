@@ -54,7 +54,7 @@ class ExperimentConfig:
     seeds: tuple[int, ...] = ()
     """Several seeds: each runs in its own folder ``seed<k>`` of the workdir, and the table gives mean and spread."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(len(set(self.seeds)) == len(self.seeds), f"seeds={self.seeds} names a seed twice")
         require(min((self.seed, *self.seeds)) >= 0, f"seed={self.seed}, seeds={self.seeds} must not be negative")
         self._check_task()

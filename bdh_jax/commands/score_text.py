@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import rich.box
 import rich.table
 from absl import flags
@@ -144,7 +145,7 @@ def _from_empty(task: Text, config: ModelConfig) -> Callable[[Slow], float]:
         predict = make(slow)
         with language.scoring_bar(len(task.validation.tokens)) as advance:
 
-            def counted(tokens, valid, reset):
+            def counted(tokens: np.ndarray, valid: np.ndarray, reset: np.ndarray | None = None) -> np.ndarray:
                 advance(int(valid.sum()))
                 return predict(tokens, valid, reset)
 

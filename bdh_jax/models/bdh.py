@@ -93,7 +93,7 @@ class BDHConfig(ModelConfig):
     """Recompute each layer in the backward pass instead of keeping its activations."""
     fast: FastWeightConfig = FastWeightConfig()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self)
         if not isinstance(self.fast, FastWeightConfig):
             raise ConfigError(f"fast={self.fast!r} must be a FastWeightConfig, such as FastWeightConfig(rule='delta')")

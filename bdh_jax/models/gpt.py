@@ -43,7 +43,7 @@ class GPTConfig(ModelConfig):
     remat: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("vocab_size", "n_layer", "d_model", "n_head", "width_factor"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         require(

@@ -52,7 +52,7 @@ class ForwardPass:
     collect: tuple[str, ...] = ()
     """What the model is to collect, for hooks."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(
             self.accumulation == 1 or self.state != "full",
             f"a forward pass in {self.accumulation} slices returns no state to go on from; set train.accumulation=1",

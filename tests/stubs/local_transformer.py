@@ -4,7 +4,7 @@ inputs X and outputs Y."""
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ class LocalConfig(GPTConfig):
 
 
 class LocalArchitecture(GPTArchitecture):
-    taps = {f"{name}.{side}": ("batch", "time", "wide") for name in LINEAR for side in "xy"}
+    taps: ClassVar = {f"{name}.{side}": ("batch", "time", "wide") for name in LINEAR for side in "xy"}
 
     def weights(self) -> dict[str, Any]:
         declared = super().weights()

@@ -4,7 +4,7 @@ the router from choosing one of them always."""
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import flax.struct
@@ -46,7 +46,7 @@ class ExpertStates(State):
 
 
 class MixtureArchitecture(Architecture):
-    taps = {"route": ("batch", "time", "expert")}
+    taps: ClassVar = {"route": ("batch", "time", "expert")}
 
     def __init__(self, config: MixtureConfig):
         super().__init__(config)
@@ -81,7 +81,9 @@ class MixtureArchitecture(Architecture):
     def shared(self, weights: Slow, inputs: Inputs, places: Places, setup: Setup) -> dict[str, Any]:
         return {n: expert.shared(weights[n], inputs, places, setup) for n, expert in self.experts.items()}
 
-    def block(self, weights: Slow, x: jax.Array, state: ExpertStates | None, call: Call, draws: Any, setup: Setup) -> LayerOutput:
+    def block(
+        self, weights: Slow, x: jax.Array, state: ExpertStates | None, call: Call, draws: Any, setup: Setup
+    ) -> LayerOutput:
         route = jax.nn.softmax(x @ weights["router"])
         outputs = {}
         for name, expert in self.experts.items():

@@ -57,7 +57,9 @@ class SigmaArchitecture(Architecture):
     def layer_weights(self, slow: Slow, index: int) -> Slow:
         return slow
 
-    def block(self, weights: Slow, x: jax.Array, state: Synapses | None, call: Call, draws: Any, setup: Setup) -> LayerOutput:
+    def block(
+        self, weights: Slow, x: jax.Array, state: Synapses | None, call: Call, draws: Any, setup: Setup
+    ) -> LayerOutput:
         """σ ← λ σ + the mean over the batch of y ⊗ y, after every token."""
         y = jax.nn.relu(x @ weights["encoder"])
         writes = jnp.ones(x.shape[:2], y.dtype) if call.masks.writes is None else call.masks.writes.astype(y.dtype)

@@ -11,6 +11,7 @@ import pytest
 
 from bdh_jax import BDH, BDHConfig, ConfigError, FastWeightConfig
 from bdh_jax.parallel.mesh import MeshConfig, make_mesh
+from tests.compiled import apply, init
 
 TOKENS = np.random.default_rng(0).integers(0, 11, (2, 9)).astype(np.int32)
 VALID = np.random.default_rng(1).random((2, 9)) < 0.8
@@ -46,13 +47,13 @@ def _float64():
 
 
 def weights(name, **settings):
-    slow = model(name, **settings).init_slow(jax.random.key(0))
+    slow = init(model(name, **settings), 0)
     rng = np.random.default_rng(2)
     return {n: w + 0.3 * rng.normal(size=w.shape) for n, w in slow.items()}
 
 
 def run(model, slow):
-    out = model.apply({"params": slow}, TOKENS, model.init_fast(2), valid=VALID, reset=RESET, collect=("address",))
+    out = apply(model, slow, TOKENS, model.init_fast(2), valid=VALID, reset=RESET, collect=("address",))
     return jnp.where(VALID[..., None], out.logits, 0), out.fast, out.collected["address"]
 
 
@@ -90,7 +91,7 @@ def test_every_form_that_it_has_agrees(name, form):
             logits, fast, _ = run(model(name, form, layers=2), slow)
             return jnp.sum(jnp.sin(logits)) + jnp.sum(jnp.sin(fast.memory)), (logits, fast)
 
-        return jax.grad(of, has_aux=True)(slow)
+        return jax.jit(jax.grad(of, has_aux=True))(slow)
 
     expected, found = number("recurrent"), number(form)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-8), found, expected)
@@ -110,7 +111,7 @@ def test_a_shared_S_is_kept_once_a_token():
     shared = model(name, scope="shared", layers=2)
     silent = {**slow, "fast_gate": 0 * slow["fast_gate"], "fast_gate_bias": jnp.asarray(-100.0)}  # nothing is written
     start = shared.init_fast(2).map_memory(jnp.ones_like)
-    final = shared.apply({"params": silent}, TOKENS[:, :1], start).fast.memory[0]
+    final = apply(shared, silent, TOKENS[:, :1], start).fast.memory[0]
     embedded = np.asarray(slow["embed"])[TOKENS[:, 0]]
     x = (embedded - embedded.mean(-1, keepdims=True)) / np.sqrt(embedded.var(-1, keepdims=True) + 1e-5)
     once = sigmoid(x @ slow["fast_token"])[:, None, None] * sigmoid(np.asarray(slow["fast_channel"]))[None]
@@ -121,7 +122,7 @@ def test_a_shared_S_is_kept_once_a_token():
 def test_channels_are_spread_over_a_mesh_as_rows_are(name):
     slow, mesh = weights(name), make_mesh(MeshConfig(data=2, heads=2, neurons=2))
     whole = run(model(name), slow)
-    found = jax.jit(lambda slow: run(model(name, mesh=mesh), slow))(slow)
+    found = run(model(name, mesh=mesh), slow)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), found, whole)
     declared = model(name).declared_slow()["fast_channel"]
     assert (declared.axes, declared.shape) == (("head", "neuron"), (2, 8))
@@ -137,7 +138,7 @@ def test_gradients_are_those_of_finite_differences():
     direction = np.random.default_rng(3).normal(size=(2, 8))
     weight, step = slow["fast_channel"], 1e-6
     slope = (number(weight + step * direction) - number(weight - step * direction)) / (2 * step)
-    np.testing.assert_allclose(jnp.sum(jax.grad(number)(weight) * direction), slope, rtol=1e-6)
+    np.testing.assert_allclose(jnp.sum(jax.jit(jax.grad(number))(weight) * direction), slope, rtol=1e-6)
 
 
 def test_sums_of_products_are_refused():

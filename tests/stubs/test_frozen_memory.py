@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 
 from bdh_jax import BDH, BDHConfig, FastState, FastWeightConfig
+from tests.compiled import apply, init
 
 TOKENS = np.random.default_rng(0).integers(0, 11, (2, 8)).astype(np.int32)
 STEPS = 3
 
 
+@functools.partial(jax.jit, static_argnums=(0, 4))
 def think(model: BDH, slow: dict, token: jax.Array, fast: FastState, steps: int) -> tuple[jax.Array, FastState]:
     """``steps`` more steps with frozen memory, each of which reads what the one before found most likely.
 
@@ -34,7 +37,7 @@ def make(rule="hebbian", **settings):
     fast = FastWeightConfig(rule=rule, address="previous", **settings.pop("fast", {}))
     config = BDHConfig(vocab_size=11, n_layer=2, d_model=8, n_head=2, n_neurons=16, dropout=0.0, init_std=0.4, fast=fast)
     model = BDH(dataclasses.replace(config, dtype="float64", attention_decay=(0.9,), chunk_size=4, **settings))
-    return model, model.init_slow(jax.random.key(0))
+    return model, init(model, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +59,7 @@ def _float64():
 )
 def test_what_was_written_is_bit_identical_after_extra_steps(rule, settings):
     model, slow = make(rule, **settings)
-    before = model.apply({"params": slow}, TOKENS).fast
+    before = apply(model, slow, TOKENS).fast
     logits, after = think(model, slow, jnp.asarray(TOKENS[:, -1]), before, STEPS)
     np.testing.assert_array_equal(after.attention, before.attention)
     np.testing.assert_array_equal(after.memory, before.memory)
@@ -73,8 +76,8 @@ def test_what_was_written_is_bit_identical_after_extra_steps(rule, settings):
 
 def test_without_the_mask_they_would_write():
     model, slow = make()
-    before = model.apply({"params": slow}, TOKENS).fast
-    after = model.apply({"params": slow}, TOKENS[:, :STEPS], before).fast
+    before = apply(model, slow, TOKENS).fast
+    after = apply(model, slow, TOKENS[:, :STEPS], before).fast
     assert np.abs(after.memory - before.memory).max() > 1e-3
     assert np.abs(after.attention - before.attention).max() > 1e-3
 
@@ -83,13 +86,12 @@ WRITE = np.random.default_rng(3).random((2, 8)) < 0.5
 
 
 def test_frozen_tokens_leave_only_their_place():
-    """What the others write is what they write in a call where the frozen ones stand apart: S and ρ of a model that carries nothing else."""
+    """Token by token with the matrices put back by hand where a token is frozen: all that such a token changes is beside S and ρ."""
     model, slow = make(fast={"decay": 0.8})
-    fast = out = model.apply({"params": slow}, TOKENS, write=jnp.asarray(WRITE)).fast
-    # One token after another, the frozen ones with the state's matrices put back by hand.
+    out = apply(model, slow, TOKENS, write=jnp.asarray(WRITE)).fast
     fast = model.init_fast(2)
     for t in range(TOKENS.shape[1]):
-        new = model.apply({"params": slow}, TOKENS[:, t : t + 1], fast).fast
+        new = apply(model, slow, TOKENS[:, t : t + 1], fast).fast
         frozen = ~WRITE[:, t].reshape(2, 1, 1, 1)
         layers = tuple(
             n.replace(
@@ -108,7 +110,7 @@ def test_frozen_tokens_leave_only_their_place():
 @pytest.mark.parametrize("rule", ["hebbian", "delta"])
 def test_forms_agree_on_frozen_tokens_among_others(rule, implementation):
     outs = [
-        model.apply({"params": slow}, TOKENS, write=jnp.asarray(WRITE))
+        apply(model, slow, TOKENS, write=jnp.asarray(WRITE))
         for model, slow in (make(rule, implementation=form) for form in ("recurrent", implementation))
     ]
     np.testing.assert_allclose(outs[1].logits, outs[0].logits, rtol=1e-9, atol=1e-9)

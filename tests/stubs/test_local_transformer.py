@@ -68,7 +68,9 @@ def test_linear_layers_change_by_their_own_inputs_and_outputs(slices):
 
 
 def test_without_the_hook_they_stay_as_they_are():
-    before, after, _, _ = one_step(dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, hooks=(), hook_options={})))
+    before, after, _, _ = one_step(
+        dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, hooks=(), hook_options={}))
+    )
     for name in LINEAR:
         np.testing.assert_array_equal(before["layer1"][name]["kernel"], after["layer1"][name]["kernel"])
 

@@ -17,6 +17,7 @@ from bdh_jax.tasks.base import Batch
 from bdh_jax.tasks.nback import INTEGER_VOCABULARY, NBackConfig
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 from bdh_jax.training.step import loss_fn
+from tests.compiled import apply, init
 from tests.stubs.mixture import EXPERTS, MixtureConfig
 
 CONFIG = MixtureConfig(vocab_size=9, dtype="float64")
@@ -27,7 +28,7 @@ TOKENS = np.random.default_rng(0).integers(0, 9, (2, 6)).astype(np.int32)
 @pytest.fixture
 def slow():
     with jax.enable_x64(True):
-        yield MODEL.init_slow(jax.random.key(0))
+        yield init(MODEL, 0)
 
 
 def close(a, b):
@@ -60,7 +61,7 @@ def test_both_count_by_their_share(slow):
     parts = [architecture.experts[n].layers(slow[n], Inputs(x, None, Masks()), Setup("full"))[0] for n in EXPERTS]
     scores = np.exp(x @ slow["router"])
     route = scores / scores.sum(-1, keepdims=True)
-    out = model.apply({"params": slow}, TOKENS, collect=("route",))
+    out = apply(model, slow, TOKENS, collect=("route",))
     close(out.collected["route"][0], route)
     close(out.logits, architecture.readout(slow, route[..., :1] * parts[0] + route[..., 1:] * parts[1]))
     used = route.mean((0, 1))
@@ -70,11 +71,11 @@ def test_both_count_by_their_share(slow):
 
 def test_each_expert_carries_its_own_state(slow):
     """A first call that none but BDH remembers: the next one starts from what it wrote."""
-    first = MODEL.apply({"params": slow}, TOKENS)
+    first = apply(MODEL, slow, TOKENS)
     assert [layer.gpt for layer in first.fast.layers] == [None, None]
-    again, anew = (MODEL.apply({"params": slow}, TOKENS, fast).logits for fast in (first.fast, None))
+    again, anew = (apply(MODEL, slow, TOKENS, fast).logits for fast in (first.fast, None))
     assert np.abs(again - anew).max() > 1e-3
-    zeros = MODEL.apply({"params": slow}, TOKENS, MODEL.init_fast(2))
+    zeros = apply(MODEL, slow, TOKENS, MODEL.init_fast(2))
     close(zeros.logits, anew)
     close(first.fast.select(jnp.array([1])).layers[0].bdh.attention, first.fast.layers[0].bdh.attention[1:])
 
@@ -85,9 +86,9 @@ def test_the_balance_is_part_of_the_loss(slow):
     batch = Batch(TOKENS, TOKENS, ones, ones, None, None)
     heavy = dataclasses.replace(CONFIG, balance=10.0).build()
     totals = [loss_fn(model, slow, batch, ones)[0] for model in (MODEL, heavy)]
-    named = [model.apply({"params": slow}, TOKENS, state="none").losses["balance"] for model in (MODEL, heavy)]
+    named = [apply(model, slow, TOKENS, state="none").losses["balance"] for model in (MODEL, heavy)]
     close(totals[1] - totals[0], (named[1] - named[0]) * ones.size)
-    gradient = jax.grad(lambda slow: heavy.apply({"params": slow}, TOKENS, state="none").losses["balance"])(slow)
+    gradient = jax.grad(lambda slow: apply(heavy, slow, TOKENS, state="none").losses["balance"])(slow)
     assert np.abs(gradient["router"]).max() > 1e-3
 
 
@@ -96,7 +97,7 @@ def test_dropout_is_each_expert_s_own(slow):
     arguments = {"deterministic": False, "rngs": {"dropout": jax.random.key(1)}}
     dropped = [model.apply({"params": slow}, TOKENS, **arguments).logits for _ in range(2)]
     close(*dropped)
-    assert np.abs(dropped[0] - MODEL.apply({"params": slow}, TOKENS).logits).max() > 1e-3
+    assert np.abs(dropped[0] - apply(MODEL, slow, TOKENS).logits).max() > 1e-3
 
 
 def test_it_is_trained_on_a_mesh_and_loaded(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from bdh_jax.generation import GenerationState, StateError, load_state, save_state
 from bdh_jax.parallel.axes import specs
 from bdh_jax.parallel.mesh import MeshConfig, make_mesh
+from tests.compiled import apply, init
 from tests.stubs.sigma import SigmaConfig
 
 MODEL = SigmaConfig(vocab_size=7).build()
@@ -19,7 +20,7 @@ WRITE = np.random.default_rng(1).random((3, 6)) < 0.6
 
 @pytest.fixture(scope="module")
 def slow():
-    return MODEL.init_slow(jax.random.key(0))
+    return init(MODEL, 0)
 
 
 def norm(x):
@@ -38,21 +39,21 @@ def test_it_computes_what_it_should(slow):
             sigma = 0.9 * sigma + sum(np.outer(y[b], y[b]) for b in range(3) if WRITE[b, t]) / 3
         x = np.stack(after, axis=1)
         expected.append(sigma)
-    out = MODEL.apply({"params": slow}, TOKENS, write=jnp.asarray(WRITE))
+    out = apply(MODEL, slow, TOKENS, write=jnp.asarray(WRITE))
     np.testing.assert_allclose(out.logits, x @ lm_head, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose([layer.sigma for layer in out.fast.layers], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_split_into_calls_equals_one_call(slow):
-    whole = MODEL.apply({"params": slow}, TOKENS)
-    first = MODEL.apply({"params": slow}, TOKENS[:, :1])
-    second = MODEL.apply({"params": slow}, TOKENS[:, 1:], first.fast)
+    whole = apply(MODEL, slow, TOKENS)
+    first = apply(MODEL, slow, TOKENS[:, :1])
+    second = apply(MODEL, slow, TOKENS[:, 1:], first.fast)
     np.testing.assert_allclose(second.logits, whole.logits[:, 1:], rtol=1e-5, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), second.fast, whole.fast)
 
 
 def test_select_and_reset_leave_it_alone(slow):
-    fast = MODEL.apply({"params": slow}, TOKENS).fast
+    fast = apply(MODEL, slow, TOKENS).fast
     chosen, cleared = fast.select(jnp.array([2, 0])), fast.reset(jnp.array([True, False, False]))
     assert np.abs(fast.layers[0].sigma).max() > 0.1
     for state in (chosen, cleared):
@@ -62,7 +63,7 @@ def test_select_and_reset_leave_it_alone(slow):
     assert fast.batch_size == 3
     assert fast.nbytes == 2 * 8 * 8 * 4 + 3 * 4
     # A batch of another size goes on with it.
-    assert MODEL.apply({"params": slow}, TOKENS[:2], chosen).logits.shape == (2, 6, 7)
+    assert apply(MODEL, slow, TOKENS[:2], chosen).logits.shape == (2, 6, 7)
 
 
 def test_it_is_whole_on_every_device_of_a_mesh():
@@ -73,7 +74,7 @@ def test_it_is_whole_on_every_device_of_a_mesh():
 
 
 def test_it_is_saved_and_loaded(slow, tmp_path):
-    out = MODEL.apply({"params": slow}, TOKENS)
+    out = apply(MODEL, slow, TOKENS)
     save_state(tmp_path / "state.safetensors", GenerationState(out.fast, out.logits[:, -1]), MODEL, slow)
     back = load_state(tmp_path / "state.safetensors", MODEL, slow)
     jax.tree.map(np.testing.assert_array_equal, back.fast, out.fast)
