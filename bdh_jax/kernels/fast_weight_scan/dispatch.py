@@ -142,7 +142,7 @@ def _form(implementation: Form, rule: ScanRule, stretch: Stretch, dynamics: Dyna
         if jnp.ndim(decay) == 4 or stretch.value.shape[1] > 1:
             what = "a decay for each token" if jnp.ndim(decay) == 4 else "values for each head"
             raise ConfigError(
-                f'implementation={implementation!r} has no {what}; use implementation="chunked" (kernel="xla")'
+                f'implementation={implementation!r} cannot take {what}; use implementation="chunked" (kernel="xla")'
             )
     return implementation
 
