@@ -186,7 +186,7 @@ def _costs(
             "shorter context"
         )
     if context is None and not config.has_state:
-        raise ValueError(f"a {config.architecture!r} model has no state to carry; score it by_position")
+        raise ValueError(f"a {config.architecture!r} model has no state to carry; by_position needs none")
     # A long context is read in chunks with a state; a short one, or one of a model without a state, at once.
     with_state = config.has_state and (context is None or context > CHUNK)
     empty = config.build().init_fast(rows) if with_state else None

@@ -160,7 +160,7 @@ def test_the_text_experiments():
     assert max(carried.model.attention_decay) < 1  # without forgetting it hardly learns: docs/language.md
     with pytest.raises(ConfigError, match="'gpt' and 'fast' do not go together"):
         module.get_config("gpt,fast")
-    with pytest.raises(ConfigError, match=r"architecture='bert' is not 'gpt'; leave it out for BDH"):
+    with pytest.raises(ConfigError, match=rr"config\.model\.architecture='bert' is not a model\. Valid names: bdh, gpt; or module:name"):
         experiment_from({**to_dict(ExperimentConfig(task=NBackConfig())), "model": {"architecture": "bert"}})
 
 
@@ -292,6 +292,7 @@ def test_changes_reach_any_depth_and_nothing_else():
     assert after.model.fast.decay == 0.5
     assert change(after, "model.fast", decay=before.model.fast.decay) == before
     assert change(before, seed=3) == dataclasses.replace(before, seed=3)
+    assert change(before, "data", path="text.txt").data.path == "text.txt"
     with pytest.raises(ConfigError, match="decay=2"):
         change(before, "model.fast", decay=2.0)
 

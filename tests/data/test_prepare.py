@@ -59,18 +59,18 @@ def test_an_interrupted_preparation_goes_on(source, kind, tmp_path, monkeypatch)
                 raise KeyboardInterrupt
             yield document
 
-    monkeypatch.setattr(command, "_documents", breaking)
+    monkeypatch.setattr(preparation, "_documents", breaking)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             preparation.prepare(tmp_path / "cut", source, shard_tokens=1000)
         with pytest.raises(DataError, match="the preparation was interrupted"):
             _read(tmp_path / "cut")
-    monkeypatch.setattr(command, "_documents", real)
+    monkeypatch.setattr(preparation, "_documents", real)
     assert preparation.prepare(tmp_path / "cut", source, shard_tokens=1000) == whole
     assert read[0] == 0 < read[1] <= 70
     assert _read(tmp_path / "cut") == _read(tmp_path / "whole")
     # Once complete, nothing is read again.
-    monkeypatch.setattr(command, "_documents", None)
+    monkeypatch.setattr(preparation, "_documents", None)
     assert preparation.prepare(tmp_path / "cut", source, shard_tokens=1000) == whole
 
 
@@ -107,10 +107,10 @@ def test_what_is_prepared_is_not_read_as_text(tmp_path, monkeypatch):
         yield from list(real(source, files, skip))[:70]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "_documents", breaking)
+    monkeypatch.setattr(preparation, "_documents", breaking)
     with pytest.raises(KeyboardInterrupt):
         preparation.prepare(folder / "out", source, shard_tokens=1000)
-    monkeypatch.setattr(command, "_documents", real)
+    monkeypatch.setattr(preparation, "_documents", real)
     (folder / "000a.txt").write_text("a story that came later")
     with pytest.raises(DataError, match=r"begun with other files: there \['.*001.txt', \d+\], now \['.*000a.txt', 23\]"):
         preparation.prepare(folder / "out", source, shard_tokens=1000)
