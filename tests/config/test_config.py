@@ -160,7 +160,7 @@ def test_the_text_experiments():
     assert max(carried.model.attention_decay) < 1  # without forgetting it hardly learns: docs/language.md
     with pytest.raises(ConfigError, match="'gpt' and 'fast' do not go together"):
         module.get_config("gpt,fast")
-    with pytest.raises(ConfigError, match=rr"config\.model\.architecture='bert' is not a model\. Valid names: bdh, gpt; or module:name"):
+    with pytest.raises(ConfigError, match=r"config\.model\.architecture='bert' is not a model\. Valid names: bdh, gpt; or module:name"):
         experiment_from({**to_dict(ExperimentConfig(task=NBackConfig())), "model": {"architecture": "bert"}})
 
 
