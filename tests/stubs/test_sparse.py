@@ -53,7 +53,8 @@ def test_token_by_token_is_all_at_once():
 
 def test_a_loss_is_the_sum_over_layers_and_a_metric_their_mean():
     out = run()
-    share = np.mean(np.asarray(out.collected["code"]), axis=(2, 4))
+    out = jax.device_get(out)
+    share = np.mean(out.collected["code"], axis=(2, 4))
     np.testing.assert_allclose(out.losses["sparsity"], share.mean(axis=(1, 2)).sum(), rtol=1e-12)
     np.testing.assert_allclose(out.metrics["largest"], (share**2).mean(), rtol=1e-12)
     assert out.losses["sparsity"] > 0.01
