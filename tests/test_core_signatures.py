@@ -20,7 +20,9 @@ def functions(file: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunc
     """Every function of a file, nested ones and methods too, with the names it lies under, and whether its first parameter is the
     object or class that it belongs to."""
 
-    def below(node: ast.AST, path: str, of_class: bool) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef, bool]]:
+    def below(
+        node: ast.AST, path: str, of_class: bool
+    ) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef, bool]]:
         for child in ast.iter_child_nodes(node):
             name = f"{path}.{child.name}" if hasattr(child, "name") and isinstance(child.name, str) else path
             if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
