@@ -74,7 +74,7 @@ def assemble(layout: Layout, encoded: Mapping[Kind, Encoded], *, padding: int) -
       padding: id of tokens and targets where there is no episode.
 
     Returns:
-      A batch [B,T]. ``weights`` are on answers only, and give all kinds the same share of the loss however many there are.
+      A batch [B,T]. ``loss_weights`` are on answers only, and give all kinds the same share of the loss however many there are.
     """
     size = layout.reset.shape
     batch = Batch(
