@@ -25,7 +25,7 @@ from bdh_jax.parallel.mesh import MeshConfig
 from bdh_jax.runs.checkpoint import Which, load_slow
 from bdh_jax.runs.folder import RUN, CheckpointError, Record, config_json, read_json, seed_folders
 from bdh_jax.runs.lock import only_writer
-from bdh_jax.runs.older import in_todays_words
+from bdh_jax.runs.older import in_todays_words, model_in_todays_words
 from bdh_jax.tasks import TASKS, TaskConfig
 from bdh_jax.tasks.base import Task
 from bdh_jax.tasks.scores import results_table
@@ -54,7 +54,7 @@ class ExperimentConfig:
     seeds: tuple[int, ...] = ()
     """Several seeds: each runs in its own folder ``seed<k>`` of the workdir, and the table gives mean and spread."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(len(set(self.seeds)) == len(self.seeds), f"seeds={self.seeds} names a seed twice")
         require(min((self.seed, *self.seeds)) >= 0, f"seed={self.seed}, seeds={self.seeds} must not be negative")
         self._check_task()
@@ -190,6 +190,7 @@ def load(workdir: str | Path, which: Which = "best") -> tuple[ModelConfig, Slow]
       CheckpointError: if there is no checkpoint, or it cannot be read.
     """
     values, slow = load_slow(workdir, which)
+    values = model_in_todays_words(values)
     return from_config_dict(model_class(values, "config.model"), values, "config.model"), slow
 
 

@@ -35,7 +35,6 @@ from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.runs.folder import METRICS, config_json
 from bdh_jax.runs.provenance import describe_start
 from bdh_jax.runs.reporter import read_rows
-from bdh_jax.tasks import make_task
 from bdh_jax.training.optimizer import make_schedule
 
 SMOOTH = 50
@@ -85,7 +84,7 @@ def _check_comparable(config: ExperimentConfig, seeds: list[int]) -> None:
         sys.exit(
             "error: the official code has no fast weights, no other loss and no carried state; compare configs/text.py itself"
         )
-    task = make_task(config.task, data=config.data, seed=0, batch_size=config.train.batch_size)
+    task = config.task.make(data=config.data, seed=0, batch_size=config.train.batch_size)
     if task.may_reset or task.validation.documents > 1:
         sys.exit("error: the official code knows no documents; compare on one, or with task.document_resets=False")
     if len(seeds) < 2 or config.train.log_every > SMOOTH:
@@ -95,7 +94,7 @@ def _check_comparable(config: ExperimentConfig, seeds: list[int]) -> None:
 def train(official: ModuleType, torch: Any, config: ExperimentConfig, seed: int) -> dict[str, Any]:
     """Train the official model for one seed. Returns what its file holds: losses by step and the final evaluation."""
     model_config = config.model
-    task = make_task(config.task, data=config.data, seed=seed, batch_size=config.train.batch_size)
+    task = config.task.make(data=config.data, seed=seed, batch_size=config.train.batch_size)
     torch.manual_seed(seed)
     model = official.BDH(
         official.BDHConfig(

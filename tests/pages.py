@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,6 +19,15 @@ def write_files(page: str, folder: Path) -> list[str]:
             (folder / match.group(1)).write_text(block, encoding="utf-8")
             names.append(match.group(1))
     return names
+
+
+def import_module(page: str, name: str) -> ModuleType:
+    """The module ``name`` that a page shows as ``# NAME.py``, found by its name from now on."""
+    (code,) = (block for block in _blocks(page, "python") if block.startswith(f"# {name}.py\n"))
+    module = ModuleType(name)
+    sys.modules[name] = module  # before it runs: dataclasses look their module up
+    exec(compile(code, f"{page}:{name}.py", "exec"), module.__dict__)
+    return module
 
 
 def commands(page: str) -> list[list[str]]:

@@ -26,6 +26,7 @@ from scipy import integrate, optimize, stats
 
 from bdh_jax.analysis import probes
 from bdh_jax.config import ConfigError
+from bdh_jax.fast_weights.rules import scan_rule
 from bdh_jax.fast_weights.rules.mesa import ridge_solution
 from bdh_jax.kernels.fast_weight_scan import fast_weight_scan
 from bdh_jax.models.bdh import BDH
@@ -150,9 +151,9 @@ def _readable_state(rule: CapacityRule, addresses: jax.Array, values: jax.Array,
     written = jax.nn.one_hot(values, VALUES, dtype=addresses.dtype)
     write = functools.partial(fast_weight_scan, addresses, addresses, written, valid=valid)
     if rule == "limited":
-        _, state = write(implementation="recurrent", limits=LIMITS)
+        _, state = write(implementation="recurrent", rule=scan_rule("hebbian", limits=LIMITS))
     else:
-        _, state = write(implementation="chunked", rule="hebbian" if rule == "mesa" else rule)
+        _, state = write(implementation="chunked", rule=scan_rule("hebbian" if rule == "mesa" else rule))
     if rule == "mesa":
         kept = addresses * valid[..., None]
         gram = jnp.einsum("bfk,bfl->bkl", kept, kept)

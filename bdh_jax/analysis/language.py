@@ -26,7 +26,6 @@ from bdh_jax.data.corpus import Corpus, window
 from bdh_jax.data.documents import DataError
 from bdh_jax.fast_weights.state import FastState
 from bdh_jax.models.base import ModelConfig
-from bdh_jax.models.bdh import BDH, BDHConfig
 from bdh_jax.types import Slow
 
 Costs = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
@@ -47,7 +46,7 @@ class PositionScore(NamedTuple):
     bits_per_byte: float
 
 
-def carried(config: BDHConfig, slow: Slow, corpus: Corpus, token_bytes: np.ndarray, *, rows: int = 8) -> PositionScore:
+def carried(config: ModelConfig, slow: Slow, corpus: Corpus, token_bytes: np.ndarray, *, rows: int = 8) -> PositionScore:
     """Bits per byte of a text that is read through with one state. (What it costs from empty states a task's ``evaluate`` says.)
 
     Args:
@@ -63,7 +62,7 @@ def carried(config: BDHConfig, slow: Slow, corpus: Corpus, token_bytes: np.ndarr
 
     Raises:
       DataError: if there are fewer tokens than rows.
-      ValueError: for a GPT, which has no state to carry.
+      ValueError: for a model without a state to carry.
     """
     nats = size = 0.0
     longest = 0
@@ -108,17 +107,17 @@ def cache_bytes(config: ModelConfig, context: int) -> int:
     return 2 * config.n_layer * config.d_model * config.state_dtype.itemsize * context
 
 
-def equal_context(config: BDHConfig) -> int:
+def equal_context(config: ModelConfig) -> int:
     """The context at which that cache is as large as the state of one sequence; beyond it the state is smaller."""
     return -(-state_bytes(config) // cache_bytes(config, 1))
 
 
-def state_bytes(config: BDHConfig) -> int:
+def state_bytes(config: ModelConfig) -> int:
     """Bytes of the state of one sequence, whatever its length."""
-    return jax.eval_shape(lambda: BDH(config).init_fast(1)).nbytes
+    return jax.eval_shape(lambda: config.build().init_fast(1)).nbytes
 
 
-def ablations(config: BDHConfig, slow: Slow) -> dict[str, tuple[BDHConfig, Slow]]:
+def ablations(config: ModelConfig, slow: Slow) -> dict[str, tuple[ModelConfig, Slow]]:
     """A model with parts switched off, nothing trained again: name → configuration and weights.
 
     ``normal``; with fast weights ``fast_write_off`` (S stays empty) and ``fast_off`` (no S and no synapse); with a synapse
@@ -186,12 +185,11 @@ def _costs(
             f"{len(corpus.tokens)} tokens in {rows} rows are fewer than a context of {context or 1} needs; give more text, or a "
             "shorter context"
         )
-    has_state = _has_state(config)
-    if context is None and not has_state:
-        raise ValueError("a GPT has no state to carry")
+    if context is None and not config.has_state:
+        raise ValueError(f"a {config.architecture!r} model has no state to carry; by_position needs none")
     # A long context is read in chunks with a state; a short one, or one of a model without a state, at once.
-    with_state = has_state and (context is None or context > CHUNK)
-    empty = BDH(config).init_fast(rows) if with_state else None
+    with_state = config.has_state and (context is None or context > CHUNK)
+    empty = config.build().init_fast(rows) if with_state else None
     step = CHUNK if with_state else context
     state, read = empty, np.zeros((rows, 1), np.int64)
     with scoring_bar(length) as advance:
@@ -210,11 +208,6 @@ def _costs(
             read = distance[:, -1:] + 1
             done += size
             advance(size)
-
-
-def _has_state(config: ModelConfig) -> bool:
-    """Whether a model of this configuration reads on where it was."""
-    return isinstance(config, BDHConfig)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -22,6 +22,7 @@ from bdh_jax.models.bdh import BDH
 from bdh_jax.runs.folder import seed_folders
 from bdh_jax.runs.provenance import describe_start
 from bdh_jax.tasks.facts import VOCABULARY
+from bdh_jax.types import Slow
 
 _OUT = flags.DEFINE_string("out", None, "Folder for results.json and figure.png.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run with configs/lifelong.py, of one seed or several.")
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
         console.print(result.table())
 
 
-def _trained():
+def _trained() -> Sequence[tuple[BDH, Slow]]:
     if not _WORKDIR.value:
         return ()
     workdir = Path(_WORKDIR.value)

@@ -31,6 +31,7 @@ from bdh_jax.experiment import load_bdh, tokenizer_of
 from bdh_jax.generation.sampling import GenerationState, Sampling, check_memory, generate, prefill
 from bdh_jax.generation.state_files import load_state, save_state
 from bdh_jax.models.bdh import BDH
+from bdh_jax.types import Slow
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run on text (of one seed).")
 _WHICH = flags.DEFINE_enum("which", "best", ["last", "best"], "Which checkpoint to use.")
@@ -84,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
         _write_one(model, slow, tokenizer, sampling)
 
 
-def _write_one(model: BDH, slow, tokenizer: Tokenizer, sampling: Sampling) -> None:
+def _write_one(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling) -> None:
     prompt = _prompt()
     state = load_state(_STATE.value, model, slow) if _STATE.value else None
     if state is None and not prompt:
@@ -117,7 +118,7 @@ def _write_one(model: BDH, slow, tokenizer: Tokenizer, sampling: Sampling) -> No
         save_state(_SAVE_STATE.value, newest[0], model, slow)
 
 
-def _write_many(model: BDH, slow, tokenizer: Tokenizer, sampling: Sampling) -> None:
+def _write_many(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling) -> None:
     prompts = _read_prompts(Path(_PROMPTS.value))
     ids = [tokenizer.encode(prompt.encode(errors="surrogatepass")) for prompt in prompts]
     state = _read(model, slow, ids, None)
@@ -156,7 +157,7 @@ def _stopper(pieces: list[list[bytes]], tokenizer: Tokenizer) -> Callable[[int, 
     return stop
 
 
-def _read(model: BDH, slow, prompts, state: GenerationState | None) -> GenerationState:
+def _read(model: BDH, slow: Slow, prompts: Sequence[Sequence[int]], state: GenerationState | None) -> GenerationState:
     """Read prompts, with a bar if that takes long."""
     batch, longest = len(prompts), max(len(prompt) for prompt in prompts)
     check_memory(model.config, batch, _available_memory())

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import rich.box
 import rich.table
 from absl import flags
@@ -21,7 +22,6 @@ from bdh_jax.commands._output import result_files, save_figure, table_console
 from bdh_jax.config import ConfigError
 from bdh_jax.experiment import ExperimentConfig, load, read_experiment
 from bdh_jax.models.base import ModelConfig
-from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.parallel.mesh import MeshConfig, make_mesh
 from bdh_jax.runs.folder import check_text, seed_folders, trained_texts
 from bdh_jax.runs.provenance import describe_start
@@ -69,8 +69,7 @@ def _score(workdir: Path, files: dict[str, Path]) -> None:
             f"{workdir} was trained on the task {experiment.task.name!r}, not on text; see python -m bdh_jax evaluate"
         )
     config, length = loaded[0][0], experiment.task.length
-    is_bdh = isinstance(config, BDHConfig)
-    context = _CONTEXT.value if is_bdh else _GPT_CONTEXT.value
+    context = _CONTEXT.value if config.has_state else _GPT_CONTEXT.value
     task = _task(experiment, folders)
     validation = task.validation
     if len(validation.tokens) <= context:
@@ -84,7 +83,7 @@ def _score(workdir: Path, files: dict[str, Path]) -> None:
     record = {"workdir": str(workdir), "which": _WHICH.value, "train_length": length, "start": describe_start(0, 0)}
 
     rows = {f"empty state every {length} tokens": _from_empty(task, config)}
-    if is_bdh:
+    if config.has_state:
         rows["carried state"] = lambda slow: language.carried(config, slow, *arguments, rows=_ROWS.value).bits_per_byte
         for name, (other, _) in list(language.ablations(*loaded[0]).items())[1:]:
             evaluate = _from_empty(task, other)
@@ -110,7 +109,7 @@ def _score(workdir: Path, files: dict[str, Path]) -> None:
     title = f"validation bits per byte in contexts of {context:,} (trained on {length})"
     console.print(language.positions_table(positions, title))
     record["by_position"] = {name: [row._asdict() for row in scores] for name, scores in positions.items()}
-    if is_bdh:
+    if config.has_state:
         equal = language.equal_context(config)
         state = language.state_bytes(config)
         record["state_bytes"], record["equal_context"] = state, equal
@@ -144,7 +143,7 @@ def _from_empty(task: Text, config: ModelConfig) -> Callable[[Slow], float]:
         predict = make(slow)
         with language.scoring_bar(len(task.validation.tokens)) as advance:
 
-            def counted(tokens, valid, reset):
+            def counted(tokens: np.ndarray, valid: np.ndarray, reset: np.ndarray | None = None) -> np.ndarray:
                 advance(int(valid.sum()))
                 return predict(tokens, valid, reset)
 

@@ -25,7 +25,7 @@ Kinds = Mapping[Any, Callable[[Mapping[str, Any], str], type]]
 """Annotation of a field that holds one of several classes → (values, path) → the class."""
 
 
-def change(config: T, path: str = "", **values) -> T:
+def change(config: T, path: str = "", /, **values: Any) -> T:
     """A frozen configuration with other values: ``change(config, "model.fast", decay=0.9)``.
 
     Args:

@@ -185,11 +185,11 @@ def check(function: Function, slow: Slow, fast: FastState) -> None:
       ConsolidationError: names the leaf whose presence, shape or dtype is wrong, or says that the function is not jittable.
     """
     consolidation = as_consolidation(function)
-    if fast.activity is None or fast.memory is None:
+    if not fast.has_memory:
         raise ConsolidationError("there is nothing to consolidate: the model has no fast weights (fast.enabled=False)")
     try:
         history = jax.eval_shape(consolidation.init, slow)
-        result = jax.eval_shape(consolidation.update, slow, fast, fast.activity, history)
+        result = jax.eval_shape(lambda s, f, h: consolidation.update(s, f, f.activity, h), slow, fast, history)
     except (
         jax.errors.ConcretizationTypeError,
         jax.errors.NonConcreteBooleanIndexError,
@@ -205,7 +205,8 @@ def check(function: Function, slow: Slow, fast: FastState) -> None:
     except (AttributeError, TypeError) as error:
         if "NoneType" not in str(error) and not isinstance(getattr(error, "obj", None), type(fast)):
             raise
-        present = [name for name in _PARTS if getattr(fast, name, None) is not None]
+        parts = jax.eval_shape(lambda fast: {name: getattr(fast, name, None) for name in _PARTS}, fast)
+        present = [name for name in _PARTS if parts[name] is not None]
         raise ConsolidationError(
             f"the consolidation function uses a part of the state that is None here ({error}). Present are fast.{', fast.'.join(present)}"
         ) from error

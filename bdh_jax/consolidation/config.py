@@ -21,6 +21,6 @@ class ConsolidationConfig:
     options: Options = Options()
     """The function's own, by name; those left out keep its defaults."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.every >= 1, f"consolidation.every={self.every} must be at least 1")
         object.__setattr__(self, "options", Options(self.options))

@@ -23,5 +23,5 @@ class DataConfig:
     tokenizer: str | None = None
     """A byte-level BPE, as the file ``tokenizer.json`` of the tokenizers library; None: bytes are the tokens."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(0 < self.validation_share < 1, f"data.validation_share={self.validation_share} must lie in (0, 1)")

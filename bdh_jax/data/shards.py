@@ -152,7 +152,7 @@ class Joined:
                 parts.append(array[max(start - begin, 0) : stop - begin])
         return np.concatenate(parts) if parts else np.zeros(0, self.dtype)
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[0 : len(self)], dtype)
 
 

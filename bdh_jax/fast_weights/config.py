@@ -63,7 +63,7 @@ class FastWeightConfig:
     learn_decay: bool = False
     """Learn λ per head, in logit space, from ``decay``."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self)
         object.__setattr__(self, "options", Options(self.options))
         self._check_ranges()

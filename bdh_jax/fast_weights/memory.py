@@ -174,6 +174,8 @@ def read_and_write(
     dynamics = setup.dynamics(weights)
     if rule.dynamics is not None:
         dynamics = rule.dynamics(weights.rule, seen, dynamics)
+        if not setup.first:  # a shared S decays with the first layer only, by a rule's own rate too
+            dynamics = dynamics._replace(decay=1.0)
     pace = Pace(dynamics, write_gate)
     write = _write_factored if rule.linear else _write_formed
     written = write(weights, address, x, pace, state, call, setup)

@@ -25,7 +25,8 @@ from bdh_jax.models.bdh import BDH, BDHConfig
 from bdh_jax.runs.fingerprint import slow_hash
 from bdh_jax.types import Slow
 
-FORMAT = "bdh_jax.generation_state.2"
+_FORMATS = "bdh_jax.generation_state."
+FORMAT = f"{_FORMATS}2"
 """Version 1 kept all layers in one array."""
 
 
@@ -37,7 +38,7 @@ def config_hash(config: BDHConfig) -> str:
     """What tells states of different models apart: a hash of all settings that change the function or the state's shape."""
     settings = dataclasses.asdict(config)
     for name in ("implementation", "kernel", "chunk_size", "remat", "dropout"):  # speed and training only
-        del settings[name]
+        settings.pop(name, None)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -95,9 +96,12 @@ def load_state(path: str | Path, model: BDH, slow: Slow) -> GenerationState:
         raise StateError(f"{path} does not exist") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise StateError(f"{path} cannot be read ({error}); it may be truncated, or no safetensors file") from error
-    if header.get("format") != FORMAT:
+    written_as = header.get("format", "")
+    if not written_as.startswith(_FORMATS):
+        raise StateError(f"{path} is no state of this library: its format is {written_as!r}; name a file that save_state wrote")
+    if written_as != FORMAT:
         raise StateError(
-            f"{path} is no state that this version reads: its format is {header.get('format')!r}, not {FORMAT!r}. Read the prompt again with this version"
+            f"{path} is a state of another version: its format is {written_as!r}, not {FORMAT!r}; read the prompt again with this one"
         )
     if header["config_hash"] != config_hash(model.config):
         made, now = json.loads(header["config"]), json.loads(json.dumps(dataclasses.asdict(model.config)))

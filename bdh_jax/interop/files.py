@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import safetensors
@@ -113,7 +114,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     return {name: (t if t.element_size() >= 4 else t.float()).numpy(force=True) for name, t in tensors.items()}
 
 
-def _torch(path: Path):
+def _torch(path: Path) -> ModuleType:
     try:
         import torch  # not a dependency: only these files need it
     except ImportError as error:

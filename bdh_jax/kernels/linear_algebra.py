@@ -51,10 +51,10 @@ def solve_positive(matrix: jax.Array, right: jax.Array) -> jax.Array:
 def solve_unit_lower(lower: jax.Array, right: jax.Array) -> jax.Array:
     """u of (1 + lower) · u = right, by substitution; as :func:`solve`. Of ``lower`` only what is below the diagonal counts."""
 
-    def product(lower, solution):
+    def product(lower: jax.Array, solution: jax.Array) -> jax.Array:
         return solution + _multiply(jnp.tril(lower, -1), solution)
 
-    def substitution(transpose):
+    def substitution(transpose: bool) -> Solve:
         return _one_by_one(
             lambda lower, right: jax.lax.linalg.triangular_solve(
                 lower, right, left_side=True, lower=True, transpose_a=transpose, unit_diagonal=True
@@ -67,7 +67,7 @@ def solve_unit_lower(lower: jax.Array, right: jax.Array) -> jax.Array:
 def eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Eigenvalues [..., M], ascending, and eigenvectors [..., M, M], in columns, of symmetric matrices [..., M, M]."""
 
-    def in_turn(matrix):
+    def in_turn(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
         values, vectors = jax.lax.map(jnp.linalg.eigh, matrix.reshape(-1, *matrix.shape[-2:]))
         return values.reshape(matrix.shape[:-1]), vectors.reshape(matrix.shape)
 
@@ -93,7 +93,7 @@ def _one_by_one(solution: Solve) -> Solve:
     """``solution`` [..., M, M], [..., M, R] → [..., M, R] with the batch in turn on CPUs."""
     alone = jax.custom_batching.sequential_vmap(solution)
 
-    def in_turn(matrix, right):
+    def in_turn(matrix: jax.Array, right: jax.Array) -> jax.Array:
         over_batch = alone
         for _ in matrix.shape[:-2]:
             over_batch = jax.vmap(over_batch)

@@ -37,7 +37,7 @@ class AwareFactsConfig(FactsConfig):
     fill_rows: int = 4
     """Rows of such a batch that ask for what filled it, on a fresh state."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("fill_every", "fill_episodes", "fill_rows"):
             if getattr(self, name) < 1:

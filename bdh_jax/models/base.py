@@ -97,9 +97,13 @@ class ModelConfig:
         del length
         return None
 
+    def make_architecture(self) -> Architecture:
+        """What the model is made of: what :meth:`build` makes a model of, and what another model can use as a part of its own."""
+        raise NotImplementedError(f"{type(self).__name__} must say what its model is made of: define make_architecture()")
+
     def build(self, mesh: Mesh | None = None) -> Model:
         """The model that this describes, on a mesh or on one device."""
-        raise NotImplementedError(f"{type(self).__name__} must say which model it builds: define build(mesh)")
+        return Model(self, mesh)
 
 
 class Weight(NamedTuple):
@@ -291,16 +295,22 @@ class Architecture(abc.ABC):
         """The weights of layer ``index``: the same for all layers, or its own."""
 
     def draws(self, key: jax.Array, batch: int, length: int) -> Any:
-        """Random arrays of a call of B × T tokens, such as dropout masks. Their shapes are global, so that every mesh draws the same."""
+        """Random arrays of a call of B × T tokens, such as dropout masks. Their shapes are global, so that every mesh draws the same.
+
+        Raises:
+          ConfigError: for a model that has none, which therefore cannot drop anything out.
+        """
         del key, batch, length
-        return None
+        raise ConfigError(
+            f"dropout={self.config.dropout}: a model of {type(self).__name__} has no dropout; set it to 0, or define draws()"
+        )
 
     def layer_draws(self, draws: Any, index: int) -> Any:
         """The part of layer ``index``."""
         return None if draws is None else jax.tree.map(lambda array: array[index], draws)
 
     def draw_axes(self) -> Any:
-        """Logical axes of :meth:`draws`, for a model whose layers run inside ``jax.shard_map``."""
+        """Logical axes of every array of :meth:`draws`, in a tree like it: for layers that run inside ``jax.shard_map`` or token by token."""
         return None
 
     def embed_draws(self, x: jax.Array, draws: Any) -> jax.Array:
@@ -374,7 +384,7 @@ class Model(nn.Module):
     @property
     def architecture(self) -> Architecture:
         """Its declarations and functions."""
-        raise NotImplementedError
+        return self.config.make_architecture()
 
     def __call__(
         self,
@@ -452,7 +462,8 @@ class Model(nn.Module):
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         declared = self.architecture.state(batch_size)
         if declared is None:
-            raise ValueError(f"a {type(self).__name__} keeps no state from call to call; give none")
+            name = type(self.config).__name__.removesuffix("Config")
+            raise ValueError(f"a {name} keeps no state from call to call; give none")
         return declared
 
     def declared_slow(self) -> dict[str, Any]:
@@ -501,7 +512,9 @@ def _run_layers(
     )
     rows = P(*mesh_axes.spec_of(("batch",), mesh))
     fast_specs = None if inputs.fast is None else mesh_axes.specs(model.declared_fast(batch), mesh)
-    draws = None if inputs.draws is None else mesh_axes.spec_of(architecture.draw_axes(), mesh)
+    draws = None
+    if inputs.draws is not None:
+        draws = jax.tree.map(lambda _, axes: mesh_axes.spec_of(axes, mesh), inputs.draws, architecture.draw_axes())
     final_specs = None
     if final == "full":
         final_specs = mesh_axes.specs(model.declared_fast(batch), mesh)
@@ -512,13 +525,15 @@ def _run_layers(
     def on_shard(slow: Slow, inputs: Inputs) -> tuple[jax.Array, Any, _Seen]:
         # Here once, and not at every use of a weight, so that gradients cross the mesh once, summed over layers and tokens.
         slow = jax.tree.map(lambda weight: vary_like(weight, inputs.x), slow)
-        return core(architecture, slow, inputs, setup)
+        x, fast, (taps, losses, metrics) = core(architecture, slow, inputs, setup)
+        losses, metrics = jax.tree.map(setup.axes.mean_over_batch, (losses, metrics))
+        return x, fast, (taps, losses, metrics)
 
     return jax.shard_map(
         on_shard,
         mesh=mesh,
         in_specs=(mesh_axes.specs(declared, mesh), Inputs(rows, fast_specs, Masks(rows, rows, rows), draws)),
-        out_specs=(rows, final_specs, (tap_specs, {}, {})),
+        out_specs=(rows, final_specs, (tap_specs, P(), P())),
         # JAX's kernel interpreter mixes indices that differ between shards with ones that do not, which the check refuses.
         check_vma=getattr(model.config, "kernel", None) != "pallas_interpret",
     )(slow, inputs)
@@ -542,8 +557,7 @@ def _token_by_token(architecture: Architecture, slow: Slow, inputs: Inputs, setu
     masks = jax.tree.map(lambda mask: mask.T[..., None], inputs.masks)
     draws = None
     if inputs.draws is not None:
-        time = architecture.draw_axes().index("time")
-        draws = jnp.expand_dims(jnp.moveaxis(inputs.draws, time, 0), time + 1)
+        draws = jax.tree.map(_time_first, inputs.draws, architecture.draw_axes())
     fast, (x, (taps, losses, metrics)) = jax.lax.scan(step, inputs.fast, (x, masks, draws))
     x = jnp.moveaxis(x[:, :, 0], 0, 1)
     for name, array in taps.items():
@@ -551,6 +565,12 @@ def _token_by_token(architecture: Architecture, slow: Slow, inputs: Inputs, setu
         taps[name] = jnp.moveaxis(jnp.squeeze(array, time + 1), 0, time)
     losses, metrics = ({name: jnp.mean(values) for name, values in named.items()} for named in (losses, metrics))
     return x, finish_state(fast, setup), (taps, losses, metrics)
+
+
+def _time_first(array: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """The array with time in front, and a time axis of length 1 where it was."""
+    time = axes.index("time")
+    return jnp.expand_dims(jnp.moveaxis(array, time, 0), time + 1)
 
 
 def finish_state(fast: FastState, setup: Setup) -> FastState | BatchMean | None:

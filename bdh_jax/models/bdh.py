@@ -93,7 +93,7 @@ class BDHConfig(ModelConfig):
     """Recompute each layer in the backward pass instead of keeping its activations."""
     fast: FastWeightConfig = FastWeightConfig()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self)
         if not isinstance(self.fast, FastWeightConfig):
             raise ConfigError(f"fast={self.fast!r} must be a FastWeightConfig, such as FastWeightConfig(rule='delta')")
@@ -192,6 +192,10 @@ class BDHConfig(ModelConfig):
         layer = 3 * self.d_model * self.n_neurons + (2 if self.fast.enabled else 1) * length * self.n_neurons
         return self.n_layer * layer + self.vocab_size * self.d_model
 
+    def make_architecture(self) -> BDHArchitecture:
+        """What it is made of."""
+        return BDHArchitecture(self)
+
     def build(self, mesh: Mesh | None = None) -> BDH:
         """The model."""
         return BDH(self, mesh)
@@ -207,11 +211,6 @@ class BDH(Model):
 
     config: BDHConfig
     mesh: Mesh | None = None
-
-    @property
-    def architecture(self) -> BDHArchitecture:
-        """Its declarations and functions."""
-        return BDHArchitecture(self.config)
 
 
 class LayerWeights(NamedTuple):

@@ -43,7 +43,7 @@ class GPTConfig(ModelConfig):
     remat: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("vocab_size", "n_layer", "d_model", "n_head", "width_factor"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         require(
@@ -61,6 +61,10 @@ class GPTConfig(ModelConfig):
         layer = (4 + 2 * self.width_factor) * self.d_model**2 + 2 * length * self.d_model
         return self.n_layer * layer + self.vocab_size * self.d_model
 
+    def make_architecture(self) -> GPTArchitecture:
+        """What it is made of."""
+        return GPTArchitecture(self)
+
     def build(self, mesh: Mesh | None = None) -> GPT:
         """The model."""
         return GPT(self, mesh)
@@ -76,11 +80,6 @@ class GPT(Model):
 
     config: GPTConfig
     mesh: Mesh | None = None
-
-    @property
-    def architecture(self) -> GPTArchitecture:
-        """Its declarations and functions."""
-        return GPTArchitecture(self.config)
 
 
 class Seen(NamedTuple):
@@ -167,7 +166,8 @@ class GPTArchitecture(Architecture):
         del weights, setup
         config, masks = self.config, inputs.masks
         batch, length = inputs.x.shape[:2]
-        valid = jnp.ones((batch, length), bool) if masks.valid is None else masks.valid
+        # What is not written is not there to be attended to.
+        valid = jnp.ones((batch, length), bool) if masks.writes is None else masks.writes
         document = jnp.zeros((batch, length), jnp.int32) if masks.reset is None else jnp.cumsum(masks.reset, axis=1)
         causal = jnp.tril(jnp.ones((length, length), bool))
         same = document[:, :, None] == document[:, None, :]

@@ -17,10 +17,12 @@ RULES: dict[str, str | None] = {
     "head": "heads",
     "neuron": "neurons",
     # Everything else is whole on every device.
+    "expert": None,
     "layer": None,
     "level": None,
     "model": None,
     "row": None,
+    "slot": None,
     "time": None,
     "vocab": None,
     "wide": None,

@@ -34,7 +34,7 @@ class MeshConfig:
     distributed: bool = False
     """Call ``jax.distributed.initialize()`` first: one process per host of a pod."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.data == -1 or self.data >= 1, f"mesh.data={self.data} must be at least 1, or -1 for all devices left")
         require(self.sequence == 1, f"mesh.sequence={self.sequence}: time is not split yet; set it to 1")
         for name in ("heads", "neurons"):

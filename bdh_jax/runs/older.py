@@ -11,8 +11,8 @@ _FILL = ("fill_every", "fill_episodes", "fill_rows")
 def in_todays_words(config: Mapping[str, Any]) -> dict[str, Any]:
     """A stored configuration, from JSON, whose renamed keys have their names of today. One of today comes back as it is.
 
-    Options of a consolidation function were keys of their own beside ``consolidation.function``, None or empty where not given; the
-    episodes of consolidation-aware training were part of the task "facts" and of ``train``.
+    Options of a consolidation function were keys of their own beside ``consolidation.function``, None or empty where not given, and so
+    was that of the rule "mesa"; the episodes of consolidation-aware training were part of the task "facts" and of ``train``.
     """
     today = {key: dict(part) if isinstance(part, Mapping) else part for key, part in config.items()}
     consolidation = today.get("consolidation", {})
@@ -29,4 +29,16 @@ def in_todays_words(config: Mapping[str, Any]) -> dict[str, Any]:
     elif task.get("name") == "facts":
         for name in _FILL:
             task.pop(name, None)
+    if "model" in today:
+        today["model"] = model_in_todays_words(today["model"])
+    return today
+
+
+def model_in_todays_words(model: Mapping[str, Any]) -> dict[str, Any]:
+    """As :func:`in_todays_words`, of the part ``model`` alone."""
+    today = dict(model)
+    if "ridge" in today.get("fast", {}):
+        fast = dict(today["fast"])
+        ridge = fast.pop("ridge")
+        today["fast"] = fast | ({"options": {"ridge": ridge}} if fast.get("rule") == "mesa" else {})
     return today

@@ -6,7 +6,6 @@ from typing import Any
 
 from bdh_jax.config import ConfigError
 from bdh_jax.config.table import Table
-from bdh_jax.data.config import DataConfig
 from bdh_jax.tasks.base import Batch, Task, TaskBase, TaskConfig, check_tokens
 from bdh_jax.tasks.counter import Counter, CounterConfig
 from bdh_jax.tasks.facts import Facts, FactsConfig
@@ -23,11 +22,6 @@ def _check(entry: Any) -> None:
 
 TASKS: Table[type[TaskConfig]] = Table("task", package="bdh_jax.tasks", attribute="CONFIG", check=_check)
 """Name → configuration class, which makes the task."""
-
-
-def make_task(config: TaskConfig, *, seed: int, batch_size: int, data: DataConfig | None = None) -> Task:
-    """The task that a configuration describes: :meth:`TaskConfig.make`."""
-    return config.make(seed=seed, batch_size=batch_size, data=data)
 
 
 __all__ = [
@@ -49,5 +43,4 @@ __all__ = [
     "TextConfig",
     "TextScore",
     "check_tokens",
-    "make_task",
 ]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -77,7 +78,7 @@ class CounterConfig(TaskConfig):
     evaluation_sequences: int = EVALUATION_SEQUENCES
     """Take the first so many of each evaluation set; 500 is the published benchmark."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_sets("mixture", self.mixture, SetName, distinct=False)
         check_sets("evaluation_sets", self.evaluation_sets, SetName, distinct=True)
         check_evaluation_sequences(self.evaluation_sequences, EVALUATION_SEQUENCES)
@@ -134,7 +135,7 @@ def published_episodes(kind: Kind, *, count: int) -> Episodes:
     )
 
 
-def _draw_independent(rng: random.Random, kind: Kind):
+def _draw_independent(rng: random.Random, kind: Kind) -> tuple[Sequence[int], list[list[int]], Sequence[int], int]:
     pairs = [(rng.randint(0, _LAST_KEY), rng.randint(FIRST_VALUE, _LAST_VALUE)) for _ in range(kind.pairs)]
     query = rng.randint(kind.pairs - kind.window, kind.pairs - 1)
     distractors = [[rng.randint(0, _LAST_DISTRACTOR) for _ in range(kind.gap)] for _ in pairs]
@@ -142,7 +143,7 @@ def _draw_independent(rng: random.Random, kind: Kind):
     return keys, distractors, values, query
 
 
-def _draw_repeated(rng: random.Random, kind: Kind):
+def _draw_repeated(rng: random.Random, kind: Kind) -> tuple[Sequence[int], list[list[int]], Sequence[int], int]:
     distinct = kind.pairs // 2
     # The published code draws from 0 … 63 here, where the other sets reach 64.
     alphabet = list(range(_LAST_KEY))

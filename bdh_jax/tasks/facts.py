@@ -72,7 +72,7 @@ class FactsConfig(TaskConfig):
     evaluation_sequences: int = 256
     """Sequences of each evaluation set."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("pairs", "queries", "evaluation_sequences"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"task.{name}={getattr(self, name)} must be at least 1")

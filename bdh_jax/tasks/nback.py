@@ -98,7 +98,7 @@ class NBackConfig(TaskConfig):
     evaluation_sequences: int = EVALUATION_SEQUENCES
     """Take the first so many of each evaluation set; 1000 is the published benchmark."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, choices in (("encoding", ("integer", "text")), ("train_set", ("fresh", "published"))):
             value = getattr(self, name)
             if value not in choices:

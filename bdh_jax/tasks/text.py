@@ -14,7 +14,7 @@ import scipy.special
 
 from bdh_jax.config import ConfigError
 from bdh_jax.data.config import DataConfig
-from bdh_jax.data.corpus import Corpus, consecutive_windows, grain_library, training_windows, window
+from bdh_jax.data.corpus import Corpus, consecutive_windows, Window, grain_library, training_windows, window
 from bdh_jax.data.documents import DataError
 from bdh_jax.data.load import TextData, load_text
 from bdh_jax.data.shards import TOKENIZER
@@ -43,7 +43,7 @@ class TextConfig(TaskConfig):
     evaluation_windows: int | None = None
     """Validate on so many windows, spread evenly; None takes the whole validation text."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.length < 1:
             raise ConfigError(f"task.length={self.length} must be at least 1")
         if self.order not in ("shuffled", "consecutive"):
@@ -181,7 +181,7 @@ def _one_document(corpus: Corpus) -> Corpus:
     return corpus._replace(starts=corpus.starts[:1])
 
 
-def _padded(piece, length: int) -> tuple[np.ndarray, ...]:
+def _padded(piece: Window, length: int) -> tuple[np.ndarray, ...]:
     valid = np.ones(len(piece.tokens), bool)
     return tuple(np.pad(array, (0, length - len(array))) for array in (*piece, valid))
 

@@ -29,7 +29,7 @@ class OptimizerConfig:
     clip_norm: float | None = 1.0
     """Global gradient norm limit; None does not clip."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate} must be positive")
         require(self.warmup_steps >= 0, f"optimizer.warmup_steps={self.warmup_steps} must be ≥ 0")
         require(0 <= self.final_fraction <= 1, f"optimizer.final_fraction={self.final_fraction} must lie in [0, 1]")
@@ -66,7 +66,7 @@ class TrainConfig:
     checkpoint_every: int = 200
     log_every: int = 10
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "evaluate_every", "checkpoint_every", "log_every"):
             require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)} must be at least 1")
         require(

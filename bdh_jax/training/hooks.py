@@ -77,7 +77,7 @@ class Update:
     remedy: str = "a smaller optimizer.learning_rate or other train.hook_options"
     """What to try when it makes something that is not finite."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.name.isidentifier(), f"a hook's name {self.name!r} must be a word such as 'replay'")
         require_choice(f"state of hook {self.name!r}", self.state, States)
         require(self.every >= 1, f"every={self.every} of hook {self.name!r} must be at least 1")
@@ -91,7 +91,7 @@ class Hooks:
     prepare: tuple[Prepare, ...] = ()
     updates: tuple[Update, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = [update.name for update in self.updates]
         for name in names:
             require(names.count(name) == 1, f"two hooks are called {name!r}: their histories could not be told apart")

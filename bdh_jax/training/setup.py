@@ -33,5 +33,5 @@ class Setup:
     record: Record = Record()
     """The configuration of which all this was made, for the folder."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.train.check_mesh(self.mesh)

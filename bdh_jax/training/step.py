@@ -52,7 +52,7 @@ class ForwardPass:
     collect: tuple[str, ...] = ()
     """What the model is to collect, for hooks."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(
             self.accumulation == 1 or self.state != "full",
             f"a forward pass in {self.accumulation} slices returns no state to go on from; set train.accumulation=1",
@@ -116,7 +116,7 @@ def loss_fn(
         rngs=rngs,
     )
     total = jnp.sum(ask.losses(output.logits, batch) * weights)
-    for named in _own_losses(output).values():
+    for named in output.losses.values():
         total = total + named * jnp.sum(weights)
     right = jnp.sum(batch.answer * (jnp.argmax(output.logits, axis=-1) == batch.targets))
     return total, (right, jax.lax.stop_gradient(Taps(output.fast, output.collected)))
@@ -323,11 +323,6 @@ def put(tree: Any, mesh: Mesh) -> Any:
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, global_shape=x.shape), tree)
-
-
-def _own_losses(output: Any) -> dict[str, jax.Array]:
-    """The named losses of a model's output; {} of a model that has none."""
-    return getattr(output, "losses", None) or {}
 
 
 def _prepared(model: Model, slow: Slow, batch: Batch, prepare: tuple[Prepare, ...]) -> tuple[Model, Slow]:

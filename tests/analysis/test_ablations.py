@@ -13,8 +13,8 @@ import rich.console
 
 from bdh_jax import BDH, BDHConfig, ConfigError, FastWeightConfig
 from bdh_jax.analysis import ablations
-from bdh_jax.analysis.fast_states import empty_memory, only_memory, shuffle_rows
-from bdh_jax.tasks import CounterConfig, NBackConfig, make_task
+from bdh_jax.analysis.fast_states import empty_memory, shuffle_rows
+from bdh_jax.tasks import CounterConfig, NBackConfig
 from bdh_jax.tasks.facts import FactsConfig
 from tests.compiled import apply, init
 
@@ -45,7 +45,7 @@ def weights(config, seed=0):
 
 
 def nback(**config):
-    return make_task(NBackConfig(**{"evaluation_sequences": 10, **config}), seed=0, batch_size=4)
+    return NBackConfig(**{"evaluation_sequences": 10, **config}).make(seed=0, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_mesa_is_carried_and_shuffled_with_its_sums(tokens):
     np.testing.assert_allclose(np.sort(rows, axis=0), np.sort(moved, axis=0), rtol=1e-4, atol=1e-5)
     first, _ = by_hand(config, slow, tokens[:1])
     _, after = by_hand(config, slow, tokens[:1])
-    second, _ = by_hand(config, slow, tokens[1:2], fast=only_memory(after))
+    second, _ = by_hand(config, slow, tokens[1:2], fast=after.only_memory())
     assert_same(ablations.carry_fast_state(config, slow, streams=1)(tokens[:2]), np.concatenate([first, second]))
 
 
@@ -154,7 +154,7 @@ def test_streams_carry_memory_and_nothing_else(tokens, slow):
         fast = None
         for row in range(first, min(first + 4, 10)):
             expected[row], fast = by_hand(CONFIG, slow, tokens[row : row + 1], fast=fast)
-            fast = only_memory(fast)
+            fast = fast.only_memory()
     carried = ablations.carry_fast_state(CONFIG, slow, streams=3)(tokens)
     assert_same(carried, expected)
     normal = ablations.normal(CONFIG, slow)(tokens)
@@ -164,7 +164,7 @@ def test_streams_carry_memory_and_nothing_else(tokens, slow):
 
 @pytest.mark.parametrize(("name", "width"), [("repeated8", 2), ("vargap1", 3)])
 def test_the_last_pairs_and_the_query_are_left(slow, name, width):
-    task = make_task(CounterConfig(evaluation_sequences=10), seed=0, batch_size=4)
+    task = CounterConfig(evaluation_sequences=10).make(seed=0, batch_size=4)
     tokens = task.evaluation_sets[name].encoded.tokens
     rows = [[*row[-2 - 4 * width : -2], 128, row[-1]] for row in tokens.tolist()]
     expected = ablations.normal(CONFIG, slow)(np.array(rows, np.int32))
@@ -194,7 +194,7 @@ def test_batches_are_of_one_shape_and_in_order():
 @pytest.mark.parametrize("name", ["n8", "repeated8"])
 def test_cosines_of_addresses(deep, name):
     """Sequence by sequence, from the same addresses."""
-    task = nback() if name == "n8" else make_task(CounterConfig(evaluation_sequences=10), seed=0, batch_size=4)
+    task = nback() if name == "n8" else CounterConfig(evaluation_sequences=10).make(seed=0, batch_size=4)
     data = task.evaluation_sets[name]
     rows = ablations.address_cosines(DEEP, deep, name, data)
     tokens, pairs = data.encoded.tokens, data.values.shape[1]
@@ -267,7 +267,7 @@ def test_a_model_without_fast_weights_has_only_what_concerns_it():
 def test_what_does_not_fit_is_named(slow):
     with pytest.raises(ConfigError, match=r"'nback'.*has no sequences of pairs.*integer"):
         ablations.run(dataclasses.replace(CONFIG, vocab_size=300), slow, nback(encoding="text"))
-    facts = make_task(FactsConfig(evaluation_sequences=4, known=0, known_rows=0), seed=0, batch_size=4)
+    facts = FactsConfig(evaluation_sequences=4, known=0, known_rows=0).make(seed=0, batch_size=4)
     with pytest.raises(ConfigError, match=r"'facts'.*has no sequences of pairs"):
         ablations.run(dataclasses.replace(CONFIG, vocab_size=facts.vocab_size), slow, facts)
     with pytest.raises(ConfigError, match="up to 129.*vocab_size=100"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bdh_jax import BDH, BDHConfig, FastWeightConfig
-from bdh_jax.analysis.fast_states import empty_memory, only_memory, shuffle_rows
+from bdh_jax.analysis.fast_states import empty_memory, shuffle_rows
 from tests.compiled import apply, init
 
 CONFIG = BDHConfig(
@@ -46,7 +46,7 @@ def test_the_memory_alone_is_emptied(fast):
 
 
 def test_the_memory_alone_goes_on(fast):
-    assert_left(fast, only_memory(fast), {"memory", "gram", "strength", "energy", "count"})
+    assert_left(fast, fast.only_memory(), {"memory", "gram", "strength", "energy", "count"})
 
 
 def test_rows_trade_places_and_nothing_else_changes(fast):

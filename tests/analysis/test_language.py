@@ -126,7 +126,7 @@ def test_parts_are_switched_off():
 
 
 def test_what_cannot_be_scored_is_refused():
-    with pytest.raises(ValueError, match="a GPT has no state to carry"):
+    with pytest.raises(ValueError, match="a 'gpt' model has no state to carry; by_position needs none"):
         language.carried(GPT, _slow(GPT), CORPUS, ONES)
     with pytest.raises(DataError, match="401 tokens in 1 rows are fewer than a context of 500 needs"):
         language.by_position(CONFIG, _slow(), CORPUS, ONES, context=500)

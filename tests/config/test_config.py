@@ -23,6 +23,7 @@ from bdh_jax.config.options import Options
 from bdh_jax.consolidation.config import ConsolidationConfig
 from bdh_jax.experiment import ExperimentConfig, experiment_from
 from bdh_jax.fast_weights.config import FastWeightConfig
+from bdh_jax.fast_weights.rules import RULES
 from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.models.gpt import GPTConfig
 from bdh_jax.parallel.mesh import MeshConfig
@@ -159,7 +160,7 @@ def test_the_text_experiments():
     assert max(carried.model.attention_decay) < 1  # without forgetting it hardly learns: docs/language.md
     with pytest.raises(ConfigError, match="'gpt' and 'fast' do not go together"):
         module.get_config("gpt,fast")
-    with pytest.raises(ConfigError, match=r"architecture='bert' is not 'gpt'; leave it out for BDH"):
+    with pytest.raises(ConfigError, match=rr"config\.model\.architecture='bert' is not a model\. Valid names: bdh, gpt; or module:name"):
         experiment_from({**to_dict(ExperimentConfig(task=NBackConfig())), "model": {"architecture": "bert"}})
 
 
@@ -246,6 +247,9 @@ def _values(annotation):
     raise TypeError(annotation)
 
 
+_BY_NAME = {"rule": st.sampled_from(RULES.names())}
+
+
 def _valid(cls):
     def build(values):
         try:
@@ -253,7 +257,10 @@ def _valid(cls):
         except ConfigError:
             return None
 
-    fields = {name: _values(kind) for name, kind in typing.get_type_hints(cls).items() if not dataclasses.is_dataclass(kind)}
+    kinds = {name: kind for name, kind in typing.get_type_hints(cls).items() if not dataclasses.is_dataclass(kind)}
+    fields = {name: _BY_NAME[name] if kind is str else _values(kind) for name, kind in kinds.items()}
+    if "rule" in fields:
+        fields["options"] = st.just(Options()) | st.floats(0.01, 10).map(lambda ridge: Options(ridge=ridge))
     return st.fixed_dictionaries(fields).map(build).filter(lambda config: config is not None)
 
 
@@ -285,6 +292,7 @@ def test_changes_reach_any_depth_and_nothing_else():
     assert after.model.fast.decay == 0.5
     assert change(after, "model.fast", decay=before.model.fast.decay) == before
     assert change(before, seed=3) == dataclasses.replace(before, seed=3)
+    assert change(before, "data", path="text.txt").data.path == "text.txt"
     with pytest.raises(ConfigError, match="decay=2"):
         change(before, "model.fast", decay=2.0)
 
@@ -348,22 +356,22 @@ def test_a_mesh_divides_the_rows_beside_those_of_a_batch():
 @pytest.mark.parametrize(
     ("model", "mesh", "message"),
     [
-        (dict(n_head=4, n_neurons=32), dict(heads=3), "mesh.heads=3 does not divide model.n_head=4"),
+        (dict(n_head=4, n_neurons=32), dict(heads=3), "mesh.heads=3 does not divide the heads of model.n_head=4"),
         (dict(n_head=4, n_neurons=24), dict(neurons=2), "mesh.neurons=2 does not divide the 6 neurons .* pairs them"),
-        (dict(n_head=4, fast=FastWeightConfig(keep_gram=True)), dict(heads=2), "mesh.heads=2 splits the rows"),
+        (dict(n_head=4, fast=FastWeightConfig(keep_gram=True)), dict(heads=2), "mesh.heads=2 and mesh.neurons=1 split the rows"),
     ],
 )
 def test_a_model_says_what_mesh_it_fits(model, mesh, message):
     with pytest.raises(ConfigError, match=message):
-        BDHConfig(**model).check_mesh(MeshConfig(**mesh))
-    BDHConfig(n_head=4, n_neurons=32).check_mesh(MeshConfig(heads=2, neurons=2))
+        BDHConfig(**model).check_mesh(MeshConfig(**mesh).shape)
+    BDHConfig(n_head=4, n_neurons=32).check_mesh(MeshConfig(heads=2, neurons=2).shape)
 
 
 def test_what_a_gpt_lacks_is_refused():
     gpt = GPTConfig()
     for changes, message in (
-        (dict(mesh=MeshConfig(neurons=2)), "mesh.neurons=2: a GPT is spread by examples alone"),
-        (dict(mesh=MeshConfig(heads=2)), "mesh.heads=2: a GPT is spread by examples alone"),
+        (dict(mesh=MeshConfig(neurons=2)), "mesh.neurons=2: a 'gpt' model has no rows to spread; set it to 1"),
+        (dict(mesh=MeshConfig(heads=2)), "mesh.heads=2: a 'gpt' model has no rows to spread; set it to 1"),
         (dict(train=TrainConfig(carry_state=True)), "a GPT has no state to carry"),
         (dict(consolidation=ConsolidationConfig(function="dense")), "this GPT has no fast weights to consolidate"),
     ):

@@ -12,8 +12,8 @@ import pytest
 from bdh_jax import BDH, BDHConfig, ConfigError, FastWeightConfig, consolidation
 from bdh_jax.consolidation import ConsolidationError
 from bdh_jax.consolidation.config import ConsolidationConfig
-from bdh_jax.parallel import axes as sharding
-from bdh_jax.parallel.mesh import MeshConfig
+from bdh_jax.parallel.axes import shardings
+from bdh_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.compiled import apply, init
 
 LAYERS, HEADS, ROWS, WIDTH, VOCAB = 2, 2, 32, 4, 40
@@ -32,10 +32,11 @@ def model_of(**fast) -> BDH:
         "synapse": True,
         "rule": "mesa",
         "keep_gram": True,
-        "ridge": RIDGE,
         "decay": 1.0,
         "address": "current",
     } | fast
+    if settings["rule"] == "mesa":
+        settings["options"] = {"ridge": RIDGE}
     config = BDHConfig(
         vocab_size=VOCAB,
         n_layer=LAYERS,
@@ -79,6 +80,17 @@ def stream(function, tokens, model):
         slow, memory = function.update(slow, out.fast, out.activity, memory)
         seen.append(slow)
     return seen, pairs, memory
+
+
+def holding(state, memory, gram):
+    """The state with the same S [H, N, D] and G [K, K] in every layer."""
+    return state.with_memories(
+        own.replace(
+            written=own.written.replace(S=np.broadcast_to(memory, own.written.S.shape)),
+            gram=np.broadcast_to(gram, own.gram.shape),
+        )
+        for own in state.memories()
+    )
 
 
 def layer_one(slow):
@@ -138,9 +150,7 @@ def test_drift_forgets_where_the_episode_writes_and_nowhere_else():
     values = np.random.default_rng(1).normal(size=(4, WIDTH))
 
     def written(key, value):
-        gram = np.broadcast_to(np.outer(key, key), state.gram.shape)
-        memory = np.broadcast_to(np.einsum("hn,d->hnd", key, value), state.memory.shape)
-        return state.replace(memory=memory, gram=gram)
+        return holding(state, np.einsum("hn,d->hnd", key, value), np.outer(key, key))
 
     drift, ridge = 2.0, 0.1
     function = consolidation.kalman(ridge, drift)
@@ -171,9 +181,7 @@ def test_letting_go_of_one_key_changes_no_other_that_overlaps():
     def after(function):
         updated, memory = slow, function.init(slow)
         for key, value in zip([*keys, keys[0]], values, strict=True):
-            gram = np.broadcast_to(np.outer(key, key), state.gram.shape)
-            written = np.einsum("hn,d->hnd", key.reshape(HEADS, -1), value)
-            fast = state.replace(memory=np.broadcast_to(written, state.memory.shape), gram=gram)
+            fast = holding(state, np.einsum("hn,d->hnd", key.reshape(HEADS, -1), value), np.outer(key, key))
             updated, memory = function.update(updated, fast, fast.activity, memory)
         return keys @ layer_one(updated)
 
@@ -231,10 +239,14 @@ def test_a_mesh_writes_the_same(name):
     slow = start(model)
     fast = compiled(model)(slow, episodes(2).reshape(2, 5)).fast
     function = consolidation.make_consolidator(consolidation.FUNCTIONS.get(name, "function")(), slow, fast)
-    mesh = sharding.make_mesh(MeshConfig(data=2, neurons=4))
+    mesh = make_mesh(MeshConfig(data=2, neurons=4))
+    there = (
+        jax.device_put(slow, shardings(model.declared_slow(), mesh)),
+        jax.device_put(fast, shardings(model.declared_fast(2), mesh)),
+    )
+    assert not there[0]["synapse"].sharding.is_fully_replicated
     results = []
-    for place in (lambda tree: tree, lambda tree: jax.device_put(tree, sharding.shardings(mesh, tree))):
-        where, state = place(slow), place(fast)
+    for where, state in ((slow, fast), there):
         memory = function.init(where)
         for _ in range(2):
             where, memory = function(where, state, state.activity, memory)

@@ -12,8 +12,8 @@ from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import from_config_dict, to_config_dict
 from bdh_jax.consolidation import ConsolidationError
 from bdh_jax.consolidation.config import ConsolidationConfig
-from bdh_jax.parallel import axes as sharding
-from bdh_jax.parallel.mesh import MeshConfig
+from bdh_jax.parallel.axes import RULES, shardings
+from bdh_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.compiled import apply, init
 
 # tests/consolidation/test_least_squares.py has those that need more of a state than the Hebbian rule keeps.
@@ -119,8 +119,7 @@ def test_row_topk_writes_the_best_rows_and_no_other(episode, score, fraction):
 def test_row_bottom_writes_the_least_of_the_rows_in_use(episode):
     slow, fast = episode
     # One row that nothing was written to: it has nothing to give and is not chosen.
-    memory = fast.memory.at[:, :, 0, 3].set(0)
-    fast = fast.replace(memory=memory)
+    fast = fast.map_memory(lambda memory: memory.at[:, 0, 3].set(0))
     norms = np.linalg.norm(mean_of(fast), axis=-1)
     after, _ = run(consolidation.row_bottom(0.1, 1.0), slow, fast)
     chosen = best_rows(np.where(norms > 0, -norms, -np.inf), 3)
@@ -273,7 +272,7 @@ def test_example_weights_choose_examples(episode):
 
 def test_example_weights_may_come_from_the_activity(episode):
     slow, fast = episode
-    fast = fast.replace(activity=dataclasses.replace(fast.activity, count=jnp.array([1.0, 2.0, 3.0, 2.0])))
+    fast = fast.replace(count=jnp.array([1.0, 2.0, 3.0, 2.0]))
     after, _ = run(consolidation.dense(1.0, example_weights=lambda activity: activity.count), slow, fast)
     weights = np.array([1, 2, 3, 2]) / 8
     close(change(slow, after), np.einsum("lbhnd,b->lhnd", np.asarray(fast.memory, np.float64), weights))
@@ -300,7 +299,7 @@ def test_the_batch_mean_serves_as_well_as_the_whole_state(name, scope):
 
 def test_the_batch_mean_of_mesa_serves_as_well_as_the_whole_state():
     """Which is one regression on the sums of all examples, and no mean of regressions."""
-    model = BDH(config(rule="mesa", ridge=0.1))
+    model = BDH(config(rule="mesa", options={"ridge": 0.1}))
     tokens = jax.random.randint(jax.random.key(1), (BATCH, 12), 0, 20)
     slow = init(model, 0)
     full, mean = (apply(model, slow, tokens, state=kind).fast for kind in ("full", "mean"))
@@ -316,11 +315,14 @@ def test_the_norm_of_no_change_has_a_gradient(episode):
     nothing = fast.reset()
     function = consolidation.at_norm(consolidation.dense(), 1.0)
 
-    def size(memory):
-        changed = consolidation.as_consolidation(function).update(slow, nothing.replace(memory=memory), fast.activity, ())[0]
+    def size(memories):
+        written = nothing.with_memories(memories)
+        changed = consolidation.as_consolidation(function).update(slow, written, fast.activity, ())[0]
         return jnp.sum(changed["synapse"])
 
-    assert np.all(np.isfinite(jax.grad(size)(nothing.memory)))
+    gradients = jax.tree.leaves(jax.grad(size)(nothing.memories()))
+    assert len(gradients) == LAYERS
+    assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
 
 
 def test_what_was_written_is_read_after_a_reset(episode):
@@ -330,7 +332,7 @@ def test_what_was_written_is_read_after_a_reset(episode):
     fast = fast.select([1])
     after, _ = run(consolidation.dense(1.0), slow, fast)
     model, token = BDH(config()), jnp.array([[5]])
-    kept = fast.reset().replace(memory=fast.memory)
+    kept = fast.reset().with_memories(fast.memories())
     expected = apply(model, slow, token, kept).logits
     close(np.asarray(apply(model, after, token).logits), np.asarray(expected))
     assert np.abs(expected - apply(model, slow, token).logits).max() > 1e-2
@@ -342,11 +344,15 @@ def test_what_was_written_is_read_after_a_reset(episode):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_mesh_writes_the_same_rows(name):
     slow, fast = make_episode(config())
-    mesh = sharding.make_mesh(MeshConfig(data=2, neurons=4))
+    model, mesh = BDH(config()), make_mesh(MeshConfig(data=2, neurons=4))
     function = consolidation.FUNCTIONS.get(name, "function")()
     expected, memory = run(function, slow, fast, episodes=2)
-    put = lambda tree: jax.device_put(tree, sharding.shardings(mesh, tree))  # noqa: E731
-    after, memory_there = run(function, put(slow), put(fast), episodes=2)
+    slow_there, fast_there = (
+        jax.device_put(tree, shardings(declared, mesh))
+        for tree, declared in ((slow, model.declared_slow()), (fast, model.declared_fast(BATCH)))
+    )
+    assert not slow_there["synapse"].sharding.is_fully_replicated
+    after, memory_there = run(function, slow_there, fast_there, episodes=2)
     np.testing.assert_array_equal(
         np.asarray(after["synapse"] != slow["synapse"]).any(-1), np.asarray(expected["synapse"] != slow["synapse"]).any(-1)
     )
@@ -443,7 +449,7 @@ def test_every_history_says_how_it_is_spread(name):
         if function.axes is not None:
             axes = function.axes(slow)
             jax.tree.map(lambda leaf, names: np.testing.assert_equal(len(names), leaf.ndim), history, axes)
-            assert all(name in sharding.RULES for names in axes.values() for name in names)
+            assert all(name in RULES for names in axes.values() for name in names)
 
 
 @pytest.mark.parametrize(

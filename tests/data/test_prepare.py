@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bdh_jax.data import prepare as command
+from bdh_jax.data import preparation
 from bdh_jax.data import shards as prepared
 from bdh_jax.data.config import DataConfig
 from bdh_jax.data.documents import DataError
@@ -33,7 +33,7 @@ def _read(folder):
 
 
 def test_every_document_is_on_one_side_in_its_order(source, tmp_path):
-    manifest = command.prepare(tmp_path / "out", source, shard_tokens=1000)
+    manifest = preparation.prepare(tmp_path / "out", source, shard_tokens=1000)
     train, validation = _read(tmp_path / "out")
     assert sorted(train + validation) == sorted(TEXTS)
     assert [TEXTS.index(text) for text in train] == sorted(TEXTS.index(text) for text in train)
@@ -49,8 +49,8 @@ def test_an_interrupted_preparation_goes_on(source, kind, tmp_path, monkeypatch)
         folder.mkdir()
         (tmp_path / "stories.jsonl").rename(folder / "stories.jsonl")
         source = {**source, "files": None, "dataset": str(folder), "split": "train"}
-    whole = command.prepare(tmp_path / "whole", source, shard_tokens=1000)
-    real, read = command._documents, []
+    whole = preparation.prepare(tmp_path / "whole", source, shard_tokens=1000)
+    real, read = preparation._documents, []
 
     def breaking(source, files, skip):
         read.append(skip)
@@ -59,24 +59,24 @@ def test_an_interrupted_preparation_goes_on(source, kind, tmp_path, monkeypatch)
                 raise KeyboardInterrupt
             yield document
 
-    monkeypatch.setattr(command, "_documents", breaking)
+    monkeypatch.setattr(preparation, "_documents", breaking)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            command.prepare(tmp_path / "cut", source, shard_tokens=1000)
+            preparation.prepare(tmp_path / "cut", source, shard_tokens=1000)
         with pytest.raises(DataError, match="the preparation was interrupted"):
             _read(tmp_path / "cut")
-    monkeypatch.setattr(command, "_documents", real)
-    assert command.prepare(tmp_path / "cut", source, shard_tokens=1000) == whole
+    monkeypatch.setattr(preparation, "_documents", real)
+    assert preparation.prepare(tmp_path / "cut", source, shard_tokens=1000) == whole
     assert read[0] == 0 < read[1] <= 70
     assert _read(tmp_path / "cut") == _read(tmp_path / "whole")
     # Once complete, nothing is read again.
-    monkeypatch.setattr(command, "_documents", None)
-    assert command.prepare(tmp_path / "cut", source, shard_tokens=1000) == whole
+    monkeypatch.setattr(preparation, "_documents", None)
+    assert preparation.prepare(tmp_path / "cut", source, shard_tokens=1000) == whole
 
 
 def test_a_tokenizer_is_trained_first_and_kept(source, tmp_path):
     source = {**source, "train_tokenizer": 300, "documents": 150}
-    manifest = command.prepare(tmp_path / "out", source, shard_tokens=10**6, tokenizer_documents=50)
+    manifest = preparation.prepare(tmp_path / "out", source, shard_tokens=10**6, tokenizer_documents=50)
     train, validation = _read(tmp_path / "out")
     assert sorted(train + validation) == sorted(TEXTS[:150])
     assert manifest["tokenizer"] != "bytes"
@@ -84,13 +84,13 @@ def test_a_tokenizer_is_trained_first_and_kept(source, tmp_path):
 
 
 def test_other_text_is_not_mixed_in(source, tmp_path):
-    command.prepare(tmp_path / "out", source, shard_tokens=1000)
+    preparation.prepare(tmp_path / "out", source, shard_tokens=1000)
     with pytest.raises(DataError, match=r"holds other text \(documents: there None, now 7\)"):
-        command.prepare(tmp_path / "out", {**source, "documents": 7}, shard_tokens=1000)
+        preparation.prepare(tmp_path / "out", {**source, "documents": 7}, shard_tokens=1000)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "diary.txt").write_text("mine")
     with pytest.raises(DataError, match="is not empty and holds no prepared text"):
-        command.prepare(tmp_path / "full", source, shard_tokens=1000)
+        preparation.prepare(tmp_path / "full", source, shard_tokens=1000)
 
 
 def test_what_is_prepared_is_not_read_as_text(tmp_path, monkeypatch):
@@ -101,42 +101,42 @@ def test_what_is_prepared_is_not_read_as_text(tmp_path, monkeypatch):
         (folder / f"{number:03}.txt").write_text(text)
     names = ("dataset", "name", "split", "documents", "train_tokenizer")
     source = {**dict.fromkeys(names), "files": str(folder), "column": "text", "validation_share": 0.2}
-    real = command._documents
+    real = preparation._documents
 
     def breaking(source, files, skip):
         yield from list(real(source, files, skip))[:70]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "_documents", breaking)
+    monkeypatch.setattr(preparation, "_documents", breaking)
     with pytest.raises(KeyboardInterrupt):
-        command.prepare(folder / "out", source, shard_tokens=1000)
-    monkeypatch.setattr(command, "_documents", real)
+        preparation.prepare(folder / "out", source, shard_tokens=1000)
+    monkeypatch.setattr(preparation, "_documents", real)
     (folder / "000a.txt").write_text("a story that came later")
     with pytest.raises(DataError, match=r"begun with other files: there \['.*001.txt', \d+\], now \['.*000a.txt', 23\]"):
-        command.prepare(folder / "out", source, shard_tokens=1000)
+        preparation.prepare(folder / "out", source, shard_tokens=1000)
     (folder / "000a.txt").unlink()
     away = tmp_path / "away"
     away.mkdir()
     for path in folder.glob("*.txt"):
         path.rename(away / path.name)
     with pytest.raises(DataError, match="names nothing but what lies in --out"):
-        command.prepare(folder / "out", source, shard_tokens=1000)
+        preparation.prepare(folder / "out", source, shard_tokens=1000)
     for path in away.iterdir():
         path.rename(folder / path.name)
-    assert command.prepare(folder / "out", source, shard_tokens=1000)["documents_read"] == len(TEXTS)
+    assert preparation.prepare(folder / "out", source, shard_tokens=1000)["documents_read"] == len(TEXTS)
     train, validation = _read(folder / "out")
     assert sorted(train + validation) == sorted(TEXTS)
 
 
 def test_what_cannot_be_prepared_is_named(source, tmp_path):
     with pytest.raises(DataError, match=r"1 documents with --validation_share=0.2 left none for \w+; read more"):
-        command.prepare(tmp_path / "one", {**source, "documents": 1}, shard_tokens=1000)
+        preparation.prepare(tmp_path / "one", {**source, "documents": 1}, shard_tokens=1000)
     missing = {**source, "files": None, "dataset": str(tmp_path / "nothing"), "split": "train"}
     with pytest.raises(DataError, match=r"nothing cannot be read \(.*the same command goes on"):
-        command.prepare(tmp_path / "two", missing, shard_tokens=1000)
+        preparation.prepare(tmp_path / "two", missing, shard_tokens=1000)
     assert prepared.read_manifest(tmp_path / "two")["documents_read"] == 0
     folder = tmp_path / "local"
     folder.mkdir()
     (folder / "a.jsonl").write_text('{"body": "x"}\n')
     with pytest.raises(DataError, match=r"no text in column 'text' \(there is body\)"):
-        command.prepare(tmp_path / "three", {**missing, "dataset": str(folder)}, shard_tokens=1000)
+        preparation.prepare(tmp_path / "three", {**missing, "dataset": str(folder)}, shard_tokens=1000)

@@ -19,7 +19,7 @@ CASES = {
     "fast weights": CONFIG,
     "plain": dataclasses.replace(CONFIG, fast=FastWeightConfig(enabled=False)),
     "shift": dataclasses.replace(CONFIG, n_layer=2, attention="shift", attention_decay=(0.7, 1.0)),
-    "mesa": dataclasses.replace(CONFIG, fast=FastWeightConfig(rule="mesa", ridge=0.5)),
+    "mesa": dataclasses.replace(CONFIG, fast=FastWeightConfig(rule="mesa", options={"ridge": 0.5})),
 }
 GREEDY = Sampling(temperature=0)
 

@@ -51,6 +51,9 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path):
     safetensors.numpy.save_file({"a": np.zeros(2)}, tmp_path / "other")
     with pytest.raises(StateError, match="other is no state of this library"):
         load_state(tmp_path / "other", model, slow)
+    safetensors.numpy.save_file({"a": np.zeros(2)}, tmp_path / "older", {"format": "bdh_jax.generation_state.1"})
+    with pytest.raises(StateError, match="older is a state of another version: .*read the prompt again"):
+        load_state(tmp_path / "older", model, slow)
     save_state(path, prefill(model, slow, PROMPTS[:1]), model, slow, overwrite=True)
     assert load_state(path, model, slow).logits.shape == (1, VOCAB)
 

@@ -296,3 +296,80 @@ def test_an_explicit_form_that_cannot_run_here_is_an_error():
     arrays, _, _ = inputs(VARIANTS["plain"])
     with pytest.raises(ConfigError, match="pallas"):
         fast_weight_scan(**arrays, implementation="pallas")
+
+
+def general_loop(arrays, learning_rate, decay, masks):
+    """As the loop above, with rates for each example, head, token and row, and values for each head."""
+    query, key, value = (np.asarray(arrays[name]) for name in ("query", "key", "value"))
+    batch, heads, length, neurons = query.shape
+    full = (batch, heads, length, neurons)
+    rate, kept = (np.broadcast_to(array, full) for array in (learning_rate, decay))
+    read, state = np.zeros((batch, heads, length, value.shape[-1])), np.array(arrays["state"])
+    for b in range(batch):
+        for h in range(heads):
+            for t in range(length):
+                if masks["reset"] is not None and masks["reset"][b, t]:
+                    state[b, h] = 0
+                read[b, h, t] = query[b, h, t] @ state[b, h]
+                if masks["valid"] is None or masks["valid"][b, t]:
+                    x = value[b, h, t] if value.ndim == 4 else value[b, t]
+                    state[b, h] = kept[b, h, t][:, None] * state[b, h] + np.outer(rate[b, h, t] * key[b, h, t], x)
+    return read, state
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "forms"),
+    [
+        ((B, H, T, 1), ("recurrent", "chunked", "parallel")),  # for each token of each head
+        ((B, 1, T, 1), ("recurrent", "chunked", "parallel")),  # for each token
+        ((1, H, 1, N), ("recurrent",)),  # for each row
+        ((B, H, T, N), ("recurrent",)),  # for all that there is
+    ],
+)
+def test_rates_of_tokens_and_rows(shape, forms, masked):
+    rng = np.random.default_rng(1)
+    arrays, _, masks = inputs({"learning_rate": 1.0, "decay": 1.0, "state": True, "valid": True, "reset": True})
+    masks = masks if masked else {"valid": None, "reset": None}
+    rates = {"learning_rate": rng.uniform(0.2, 1.5, shape), "decay": rng.uniform(0.5, 1, shape)}
+    expected = general_loop(arrays, **rates, masks=masks)
+    for form in forms:
+        for sum_heads in (False, True):
+            run = functools.partial(fast_weight_scan, implementation=form, chunk_size=3, sum_heads=sum_heads)
+            read, state = jax.jit(run)(*arrays.values(), **rates, **masks)
+            want = expected[0].sum(axis=1) if sum_heads else expected[0]
+            np.testing.assert_allclose(read, want, rtol=0, atol=TOLERANCE * np.abs(want).max())
+            np.testing.assert_allclose(state, expected[1], rtol=0, atol=TOLERANCE * np.abs(expected[1]).max())
+
+
+@pytest.mark.parametrize("form", ["recurrent", "chunked", "parallel"])
+def test_values_of_heads(form):
+    rng = np.random.default_rng(2)
+    arrays, _, masks = inputs({"learning_rate": 1.0, "decay": 1.0, "state": True, "valid": True, "reset": True})
+    arrays["value"] = rng.normal(size=(B, H, T, D))
+    expected = general_loop(arrays, 0.5, 0.9, masks)
+    for sum_heads in (False, True):
+        run = functools.partial(fast_weight_scan, implementation=form, chunk_size=3, sum_heads=sum_heads)
+        read, state = jax.jit(run)(*arrays.values(), learning_rate=0.5, decay=0.9, **masks)
+        want = expected[0].sum(axis=1) if sum_heads else expected[0]
+        np.testing.assert_allclose(read, want, rtol=0, atol=TOLERANCE * np.abs(want).max())
+        np.testing.assert_allclose(state, expected[1], rtol=0, atol=TOLERANCE * np.abs(expected[1]).max())
+
+
+def test_what_only_some_forms_have_is_refused_by_the_others():
+    arrays, _, _ = inputs({"learning_rate": 1.0, "decay": 1.0, "state": True})
+    by_row, by_token = np.full((1, H, 1, N), 0.9), np.full((B, 1, T, 1), 0.9)
+    of_heads = {**arrays, "value": np.zeros((B, H, T, D))}
+    for given, options, message in (
+        (arrays, {"decay": by_row, "implementation": "chunked"}, "no decay for each row"),
+        (arrays, {"decay": by_token, "implementation": "pallas_interpret"}, "cannot take a decay for each token"),
+        (of_heads, {"implementation": "pallas_interpret"}, "cannot take values for each head"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            fast_weight_scan(*given.values(), **options)
+    read, _ = fast_weight_scan(*arrays.values(), decay=by_row)  # "auto" takes the form that there is
+    assert read.shape == (B, H, T, D)
+    with pytest.raises(
+        ValueError, match=r"decay has shape \(2, 3\).*it must be a scalar, one rate per head \[3\], or \[B or 1"
+    ):
+        fast_weight_scan(*arrays.values(), decay=np.ones((2, 3)))

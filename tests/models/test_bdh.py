@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 
 import flax.errors
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from bdh_jax import BDH, BDHConfig, ConfigError, FastWeightConfig
-from tests import reference_model
+from tests import processes, reference_model
 from tests.contract.cases import assert_close, from_reference, random_state, to_reference
 
 IMPLEMENTATIONS = ("recurrent", "chunked", "parallel", "pallas_interpret")
@@ -416,3 +417,13 @@ def test_what_cannot_run_here_is_an_error_and_not_something_else():
     config = dataclasses.replace(make(), kernel="pallas")
     with pytest.raises(ConfigError, match="pallas"):
         BDH(config).apply({"params": weights(make())}, TOKENS)
+
+
+def test_one_token_copies_no_state(monkeypatch):
+    """A donated state is written in place. In a process of its own: the flags of these tests make another program."""
+    monkeypatch.delenv("XLA_FLAGS")
+    status, output, errors = processes.run_text("tests.models.one_token")
+    assert status == 0, errors
+    # One buffer is for products on their way; copies of two layers' S and ρ would be four.
+    for rule, buffers in json.loads(output).items():
+        assert buffers < 1.5, rule

@@ -18,7 +18,6 @@ from bdh_jax.config import ConfigError
 from bdh_jax.experiment import ExperimentConfig, run, setup_of
 from bdh_jax.runs import lock as folder_lock
 from bdh_jax.runs.lock import LOCK, only_writer
-from bdh_jax.tasks import make_task
 from bdh_jax.tasks.nback import NBackConfig
 from bdh_jax.training import loop
 
@@ -135,7 +134,7 @@ def test_training_and_benchmarks_touch_no_folder_in_use(tmp_path):
         with pytest.raises(ConfigError, match="in use"):
             run(config, tmp_path)
         with pytest.raises(ConfigError, match="in use"):
-            loop.train(setup_of(config), make_task(config.task, seed=0, batch_size=2), tmp_path)
+            loop.train(setup_of(config), config.task.make(seed=0, batch_size=2), tmp_path)
         with pytest.raises(ConfigError, match="in use"), result_files(tmp_path, overwrite=True):
             pytest.fail("two benchmarks write")
         assert [path.name for path in tmp_path.iterdir()] == [LOCK]

@@ -169,12 +169,10 @@ class Doubled:
 
     def __init__(self, model, **losses):
         self.config, self.mesh, self._model, self._losses = model.config, model.mesh, model, losses
+        self.declared_slow = model.declared_slow
 
     def apply(self, *arguments, **more):
-        output = self._model.apply(*arguments, **more)
-        return dataclasses.make_dataclass("Output", ["logits", "fast", "collected", "losses"])(
-            output.logits, output.fast, output.collected, self._losses
-        )
+        return self._model.apply(*arguments, **more).replace(losses=self._losses)
 
 
 @pytest.mark.parametrize("slices", [1, 2])

@@ -19,7 +19,7 @@ from bdh_jax.models.gpt import GPTConfig
 from bdh_jax.parallel.mesh import MeshConfig, make_mesh
 from bdh_jax.runs.folder import CheckpointError
 from bdh_jax.runs.reporter import read_rows
-from bdh_jax.tasks import TextConfig, make_task
+from bdh_jax.tasks import TextConfig
 from bdh_jax.training.loop import Interrupted
 from bdh_jax.training.optimizer import make_optimizer
 from bdh_jax.training.state import init_state
@@ -54,7 +54,7 @@ def experiment(tiny, tmp_path):
 
 
 def _task(config):
-    return make_task(config.task, seed=config.seed, batch_size=config.train.batch_size, data=config.data)
+    return config.task.make(seed=config.seed, batch_size=config.train.batch_size, data=config.data)
 
 
 def _same(a, b):
@@ -102,16 +102,16 @@ def test_a_carried_state_that_overflows_is_noticed(experiment):
     key, step_key = make_keys(0, mesh)
     state = init_state(model, optimizer, mesh, key, carried_rows=2)
     # The strength is written and never read, so neither loss nor gradient knows of it.
-    activity = state.fast.activity
-    activity = activity.replace(strength=jnp.full_like(activity.strength, jnp.inf))
+    first, *others = state.fast.layers
+    first = first.replace(use=first.use.replace(strength=jnp.full_like(first.use.strength, jnp.inf)))
     batches = [put_batch(task.batch(number), mesh, may_reset=True) for number in range(20)]
     batch = next(batch for batch in batches if not bool(batch.reset.any()))
     _, metrics = make_train_step(model, optimizer, setup_of(config), mesh)(
-        state.replace(fast=state.fast.replace(activity=activity)), batch, step_key
+        state.replace(fast=state.fast.replace(layers=(first, *others))), batch, step_key
     )
     assert np.isfinite(metrics["loss"])
     assert np.isfinite(metrics["grad_norm"])
-    assert [name for name, finite in metrics["finite"].items() if not finite] == ["fast.activity.strength"]
+    assert [name for name, finite in metrics["finite"].items() if not finite] == ["fast.layers[0].use.strength"]
 
 
 def _loss_without_state(config, slow, batch):
@@ -239,7 +239,7 @@ def test_what_cannot_carry_a_state_is_refused(experiment):
         dataclasses.replace(experiment("consecutive", carry_state=True), consolidation=dense)
     with pytest.raises(ConfigError, match=r"consolidation.function='dense': this GPT has no fast weights"):
         dataclasses.replace(experiment(model=GPTConfig(vocab_size=256)), consolidation=dense)
-    with pytest.raises(ConfigError, match=r"mesh.neurons=2: a GPT is spread by examples alone"):
+    with pytest.raises(ConfigError, match=r"mesh.neurons=2: a 'gpt' model has no rows to spread; set it to 1"):
         dataclasses.replace(experiment(model=GPTConfig(vocab_size=256)), mesh=MeshConfig(neurons=2))
 
 

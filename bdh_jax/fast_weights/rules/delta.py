@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from bdh_jax.fast_weights.rules.base import Context, Rule, over_matrix
 from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Rate, Stretch, Token
-from bdh_jax.kernels.fast_weight_scan.reference import outer, read
+from bdh_jax.kernels.fast_weight_scan.reference import once_read, outer, read
 from bdh_jax.kernels.fast_weight_scan.stretch import Coefficients
 from bdh_jax.kernels.linear_algebra import solve_unit_lower
 from bdh_jax.parallel.collectives import WHOLE, ShardAxes
@@ -41,11 +41,12 @@ def delta(
     Returns:
       read [..., H, D] and the next state [..., H, N, D].
     """
-    kept = over_matrix(decay, state.dtype) * state
+    found = read(query, state)
+    kept = over_matrix(decay, state.dtype) * once_read(state, found)
     predicted = axes.sum_over_rows(jnp.sum(read(key, kept), axis=-2, keepdims=True))
     gate = jnp.asarray(gate, state.dtype)
     error = (gate[..., None, None] if gate.ndim else gate) * (value.astype(state.dtype) - predicted)
-    return read(query, state), kept + over_matrix(learning_rate, state.dtype) * outer(key, error, state.dtype)
+    return found, kept + over_matrix(learning_rate, state.dtype) * outer(key, error, state.dtype)
 
 
 def correct(

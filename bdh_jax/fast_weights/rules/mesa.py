@@ -28,7 +28,7 @@ class MesaOptions:
     ridge: float = 0.01
     """What is added to the diagonal of G, > 0."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.ridge > 0, f"ridge={self.ridge} must be positive")
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from bdh_jax.fast_weights.rules.base import Context, Rule, over_matrix
 from bdh_jax.fast_weights.rules.delta import over_stretch
 from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Rate, Stretch, Token
-from bdh_jax.kernels.fast_weight_scan.reference import outer, read
+from bdh_jax.kernels.fast_weight_scan.reference import once_read, outer, read
 from bdh_jax.kernels.fast_weight_scan.stretch import Coefficients
 from bdh_jax.kernels.linear_algebra import solve_unit_lower
 
@@ -32,10 +32,11 @@ def oja(
     Returns:
       read [..., H, D] and the next state [..., H, N, D].
     """
-    kept = over_matrix(decay, state.dtype) * state
+    found = read(query, state)
+    kept = over_matrix(decay, state.dtype) * once_read(state, found)
     predicted = jnp.einsum("...hnd,...hd->...hn", kept, value.astype(state.dtype) / value.shape[-1])
     error = key.astype(state.dtype) - predicted
-    return read(query, state), kept + over_matrix(learning_rate, state.dtype) * outer(error, value, state.dtype)
+    return found, kept + over_matrix(learning_rate, state.dtype) * outer(error, value, state.dtype)
 
 
 def _write(state: jax.Array, token: Token, dynamics: Dynamics, context: Context) -> tuple[jax.Array, jax.Array]:

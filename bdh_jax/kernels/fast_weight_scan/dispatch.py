@@ -92,22 +92,22 @@ def fast_weight_scan(
     if _is_array(state):
         state = state.astype(jnp.promote_types(jnp.float32, query.dtype))
 
-    shape = query.shape
-    value = value[:, None] if value.ndim == 3 else value
-    if query.ndim == 3:
-        sum_heads = True
-        query, key, state = _split_heads(query, key, state, heads)
-    elif sum_heads and heads == 1 and value.shape[1] == 1 and (state is None or _is_array(state)):
-        # Heads that share their rates and their values and are summed are one head of K neurons.
-        query, key, state = _merge_heads(query, key, state)
-
     if (write_gate is not None) != rule.gated:
         problem = "needs a write_gate [B, T]" if write_gate is None else "takes no write_gate"
         raise ValueError(f"rule {rule.name!r} {problem}")
+    shape, dynamics = query.shape, Dynamics(learning_rate, decay)
+    value = value[:, None] if value.ndim == 3 else value
+    form = _form(implementation, rule, Stretch(query, key, value), dynamics, chunk_size)
+    if query.ndim == 3:
+        sum_heads = True
+        query, key, state = _split_heads(query, key, state, heads)
+    elif sum_heads and heads == 1 and value.shape[1] == 1 and form != "recurrent":
+        # Heads that share their rates and their values and are summed are one head of K neurons. Token by token that would only keep
+        # XLA from writing S in place.
+        query, key, state = _merge_heads(query, key, state)
     stretch = Stretch(query, key, value, write_gate, valid, reset)
-    form = _form(implementation, rule, stretch, Dynamics(learning_rate, decay), chunk_size)
     wanted = Wanted(final, sum_heads)
-    read, next_state = _run(form, rule, stretch, state, Dynamics(learning_rate, decay), wanted, chunk_size)
+    read, next_state = _run(form, rule, stretch, state, dynamics, wanted, chunk_size)
     if _is_array(next_state):
         next_state = next_state.reshape(next_state.shape[0], *shape[1:-2], shape[-1], next_state.shape[-1])
     return read[:, 0] if sum_heads else read, next_state
@@ -120,7 +120,7 @@ def _form(implementation: Form, rule: ScanRule, stretch: Stretch, dynamics: Dyna
     if implementation == "auto":
         if not rule.has_matrix_form or rows:
             return "recurrent"
-        return choose_form(stretch.query.shape[2], stretch.value.shape[-1], chunk_size)
+        return choose_form(stretch.query.shape[-2], stretch.value.shape[-1], chunk_size)
     if implementation == "recurrent":
         return implementation
     if not rule.has_matrix_form:
@@ -142,7 +142,7 @@ def _form(implementation: Form, rule: ScanRule, stretch: Stretch, dynamics: Dyna
         if jnp.ndim(decay) == 4 or stretch.value.shape[1] > 1:
             what = "a decay for each token" if jnp.ndim(decay) == 4 else "values for each head"
             raise ConfigError(
-                f'implementation={implementation!r} has no {what}; use implementation="chunked" (kernel="xla")'
+                f'implementation={implementation!r} cannot take {what}; use implementation="chunked" (kernel="xla")'
             )
     return implementation
 
