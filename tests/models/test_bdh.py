@@ -174,34 +174,6 @@ def test_every_form_has_the_same_gradients(_float64):
         assert_close(gradients[implementation], gradients["recurrent"], EXACT, implementation)
 
 
-@pytest.mark.parametrize("implementation", ["recurrent", "parallel"])
-def test_frozen_memory_is_read_and_not_written(implementation, _float64):
-    """Tokens that are not to write count and read; what was written neither changes nor decays, from the state or within the call."""
-    config = make(implementation, dtype="float64", n_layer=1)
-    fast = random_state(BDH(config), np.random.default_rng(1), 2)
-    frozen = np.zeros(TOKENS.shape, bool)
-    run = jax.jit(
-        lambda valid, write: BDH(config).apply({"params": weights(config)}, TOKENS, fast, valid=valid, write=write)
-    )
-    after = run(~frozen, frozen).fast
-    for name in ("memory", "attention"):
-        np.testing.assert_array_equal(getattr(after, name), getattr(fast, name), err_msg=name)
-    np.testing.assert_array_equal(after.position, fast.position + LENGTH)
-    assert not np.array_equal(after.previous_address, fast.previous_address)
-    np.testing.assert_array_equal(after.activity.energy, fast.activity.energy)
-    np.testing.assert_allclose(after.activity.count, fast.activity.count + LENGTH)
-
-    some = np.arange(LENGTH)[None] < np.array([[3], [5]])
-    mixed, all_written, none = (run(~frozen, write) for write in (some, ~frozen, frozen))
-    for row, written in enumerate((3, 5)):
-        np.testing.assert_allclose(mixed.logits[row, : written + 1], all_written.logits[row, : written + 1], atol=EXACT)
-        # The first token reads what was there before; the others would read what it writes.
-        assert np.abs(mixed.logits[row, 1:] - none.logits[row, 1:]).max(axis=1).min() > 1e-6
-    # An invalid token does not write either way.
-    np.testing.assert_array_equal(run(some, ~frozen).fast.memory, run(some, some).fast.memory)
-    assert np.abs(np.asarray(run(some, ~frozen).fast.memory) - np.asarray(run(some, frozen).fast.memory)).max() > 1e-6
-
-
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_any_split_into_calls(implementation, _float64):
     """Ten ways to cut eight tokens into calls of one to three."""
