@@ -82,7 +82,12 @@ def prepare(
 
 
 def _write_shards(
-    folder: Path, manifest: dict[str, Any], files: list[Path], tokenizer: Tokenizer, shard_tokens: int, console: rich.console.Console
+    folder: Path,
+    manifest: dict[str, Any],
+    files: list[Path],
+    tokenizer: Tokenizer,
+    shard_tokens: int,
+    console: rich.console.Console,
 ) -> None:
     source, done = manifest["source"], manifest["documents_read"]
     parts: dict[str, list[np.ndarray]] = {split: [] for split in prepared.SPLITS}

@@ -98,7 +98,9 @@ def load_state(path: str | Path, model: BDH, slow: Slow) -> GenerationState:
         raise StateError(f"{path} cannot be read ({error}); it may be truncated, or no safetensors file") from error
     written_as = header.get("format", "")
     if not written_as.startswith(_FORMATS):
-        raise StateError(f"{path} is no state of this library: its format is {written_as!r}; name a file that save_state wrote")
+        raise StateError(
+            f"{path} is no state of this library: its format is {written_as!r}; name a file that save_state wrote"
+        )
     if written_as != FORMAT:
         raise StateError(
             f"{path} is a state of another version: its format is {written_as!r}, not {FORMAT!r}; read the prompt again with this one"
