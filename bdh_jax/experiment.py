@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import rich.console
 
 from bdh_jax.analysis.contributions import make_contributions
-from bdh_jax.config import ConfigError, require
+from bdh_jax.config import ConfigError, check_types, require
 from bdh_jax.config.convert import from_config_dict
 from bdh_jax.config.files import load_config
 from bdh_jax.consolidation.config import ConsolidationConfig
@@ -55,8 +58,11 @@ class ExperimentConfig:
     """Several seeds: each runs in its own folder ``seed<k>`` of the workdir, and the table gives mean and spread."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(len(set(self.seeds)) == len(self.seeds), f"seeds={self.seeds} names a seed twice")
         require(min((self.seed, *self.seeds)) >= 0, f"seed={self.seed}, seeds={self.seeds} must not be negative")
+        # JAX takes 32 bits of a seed: a larger one would begin as another does.
+        require(max((self.seed, *self.seeds)) < 2**32, f"seed={self.seed}, seeds={self.seeds} must be below 2**32")
         self._check_task()
         self.model.check_mesh(self.mesh.shape)
         self._check_rows()
@@ -229,6 +235,45 @@ def setup_of(config: ExperimentConfig) -> Setup:
     )
 
 
+def memory_needed(config: ExperimentConfig) -> int:
+    """Bytes that training takes at the very least: the weights, a gradient and two moments of each, and one token of every row."""
+    weights = jax.tree.leaves(config.model.build().declared_slow(), is_leaf=lambda leaf: hasattr(leaf, "decays"))
+    numbers = sum(
+        math.prod(weight.shape) * jnp.dtype(weight.dtype).itemsize * (4 if weight.trained else 1) for weight in weights
+    )
+    rows = config.train.batch_size // config.train.accumulation
+    return numbers + rows * config.model.n_layer * config.model.d_model * config.model.compute_dtype.itemsize
+
+
+def check_memory(config: ExperimentConfig, available: int | None) -> None:
+    """Refuse what no setting of the machine could hold, before anything is read or computed.
+
+    Args:
+      config: the experiment.
+      available: bytes of all devices; None if they are not known.
+
+    Raises:
+      ConfigError: names both numbers of bytes, and the sizes that decide.
+    """
+    needed = memory_needed(config)
+    require(
+        available is None or needed <= available,
+        f"train.batch_size={config.train.batch_size} with this model (vocab_size={config.model.vocab_size}, n_layer={config.model.n_layer}, "
+        f"d_model={config.model.d_model}) needs more than {needed / 2**30:.0f} GiB, and there are {(available or 0) / 2**30:.0f}; make them "
+        "smaller, or raise train.accumulation",
+    )
+
+
+def _memory() -> int | None:
+    """Bytes of all devices, or of the machine; None where neither is known."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    if all("bytes_limit" in one for one in stats):
+        return sum(one["bytes_limit"] for one in stats) * jax.process_count()
+    if jax.default_backend() == "cpu" and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * jax.process_count()
+    return None
+
+
 def run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
     """Train what a configuration asks for, in one folder or one a seed, write ``results.json`` and print its table.
 
@@ -253,6 +298,7 @@ def run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
     def make_task(setup: Setup) -> Task:
         return config.task.make(seed=setup.seed, batch_size=config.train.batch_size, data=config.data)
 
+    check_memory(config, _memory())
     with only_writer(workdir):
         if config.seeds:
             results = train_seeds(workdir, config.seeds, of_seed, make_task, record_of(config))

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import numbers
 import typing
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,14 @@ def require(condition: bool, message: str) -> None:
     """Raise a :class:`ConfigError` with this message unless the condition holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def require_sizes(config: Any, names: Iterable[str], prefix: str = "") -> None:
+    """Raise a :class:`ConfigError` unless these whole numbers can be lengths of an array's axis: 1 to 2³¹ − 1."""
+    for name in names:
+        size = getattr(config, name)
+        require(size >= 1, f"{prefix}{name}={size} must be at least 1")
+        require(size < 2**31, f"{prefix}{name}={size} must be below 2**31: no array is as long")
 
 
 def require_choice(name: str, value: Any, annotation: Any) -> None:

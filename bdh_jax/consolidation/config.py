@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from bdh_jax.config.base import require
+from bdh_jax.config.base import check_types, require
 from bdh_jax.config.options import Options
 
 
@@ -22,5 +22,6 @@ class ConsolidationConfig:
     """The function's own, by name; those left out keep its defaults."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(self.every >= 1, f"consolidation.every={self.every} must be at least 1")
         object.__setattr__(self, "options", Options(self.options))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from bdh_jax.config import ConfigError
 from bdh_jax.consolidation.base import Consolidation, ConsolidationError, History, factory
-from bdh_jax.consolidation.rows import ExampleWeights, mean_over_examples, target_of
+from bdh_jax.consolidation.rows import ExampleWeights, check_rate, mean_over_examples, target_of
 from bdh_jax.fast_weights.rules.mesa import ridge_solution
 from bdh_jax.fast_weights.state import Activity, FastState
 from bdh_jax.kernels.linear_algebra import eigh, solve
@@ -45,6 +45,7 @@ def least_squares(
       example_weights: see :data:`bdh_jax.consolidation.rows.ExampleWeights`.
     """
     _check_positive("ridge", ridge)
+    check_rate(background, "background")
     if background < 0:
         raise ConfigError(f"background={background} must be ≥ 0: it is how much earlier episodes count")
 
@@ -80,6 +81,7 @@ def kalman(
       example_weights: see :data:`bdh_jax.consolidation.rows.ExampleWeights`.
     """
     _check_positive("ridge", ridge)
+    check_rate(drift, "drift")
     if drift < 0:
         raise ConfigError(f"drift={drift} must be ≥ 0: it is a variance")
 
@@ -176,5 +178,4 @@ def _written(slow: Slow, change: jax.Array, layers: Layers) -> Slow:
 
 
 def _check_positive(name: str, value: float) -> None:
-    if value <= 0:
-        raise ConfigError(f"{name}={value} must be positive")
+    check_rate(value, name, least=0)

@@ -172,8 +172,7 @@ def at_norm(function: Function, norm: float) -> Consolidation:
       function: either form.
       norm: > 0; 1 is the size of :func:`dense` with rate 1.
     """
-    if norm <= 0:
-        raise ConfigError(f"norm={norm} must be positive")
+    check_rate(norm, "norm", least=0)
     inner = as_consolidation(function)
 
     def update(slow: Slow, fast: FastState, activity: Activity, history: History) -> tuple[Slow, History]:
@@ -233,11 +232,15 @@ def top_rows(scores: jax.Array, fraction: float) -> jax.Array:
     return chosen.reshape(scores.shape)
 
 
-def check_rate(rate: float) -> None:
-    """Refuse a rate that is not finite."""
+def check_rate(rate: float, name: str = "rate", least: float = -math.inf) -> None:
+    """Refuse what is no finite number above ``least``."""
     # A traced rate has no value yet.
-    if not isinstance(rate, jax.core.Tracer) and not math.isfinite(rate):
-        raise ConfigError(f"rate={rate} must be a finite number")
+    if isinstance(rate, jax.core.Tracer):
+        return
+    if isinstance(rate, bool | str | bytes) or jnp.ndim(rate) != 0 or not math.isfinite(rate):
+        raise ConfigError(f"{name}={rate!r} must be a finite number")
+    if rate <= least:
+        raise ConfigError(f"{name}={rate} must be " + ("positive" if least == 0 else f"above {least}"))
 
 
 def _of_rows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from bdh_jax.config.base import require
+from bdh_jax.config.base import check_types, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,4 +24,5 @@ class DataConfig:
     """A byte-level BPE, as the file ``tokenizer.json`` of the tokenizers library; None: bytes are the tokens."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(0 < self.validation_share < 1, f"data.validation_share={self.validation_share} must lie in (0, 1)")

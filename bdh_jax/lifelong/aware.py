@@ -17,6 +17,7 @@ import numpy as np
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import change
 from bdh_jax.consolidation import least_squares
+from bdh_jax.consolidation.rows import check_rate
 from bdh_jax.data.config import DataConfig
 from bdh_jax.models.bdh import BDH
 from bdh_jax.tasks.base import Batch
@@ -113,8 +114,7 @@ def fill(model: BDH, *, ridge: float = 0.1, layers: tuple[int, ...] = ()) -> Hoo
     Raises:
       ConfigError: for a model without a synapse or with a trained one, with learned rates, or with rows over several devices.
     """
-    if ridge <= 0:
-        raise ConfigError(f"train.hook_options.ridge={ridge} must be positive")
+    check_rate(ridge, "train.hook_options.ridge", least=0)
     _undecayed(model)
     reader = BDH(change(model.config, "fast", train_synapse=True), model.mesh)
 

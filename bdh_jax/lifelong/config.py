@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from bdh_jax.config import ConfigError
+from bdh_jax.config import ConfigError, check_types
 from bdh_jax.lifelong.stream import StreamConfig
 from bdh_jax.tasks.facts import combinations
 
@@ -26,6 +26,7 @@ class LifelongConfig:
     """The row that all others are compared with."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("streams", "validation_streams"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bdh_jax.config import ConfigError
+from bdh_jax.config import ConfigError, check_types
 from bdh_jax.tasks.facts import FIRST_VALUE, KINDS, VALUES, combinations
 
 
@@ -32,6 +32,7 @@ class StreamConfig:
     """Times at which all facts so far are asked for; the number of episodes is a multiple of it."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.pairs < 1 or self.checkpoints < 1:
             raise ConfigError(f"pairs={self.pairs} and checkpoints={self.checkpoints} must be at least 1")
         most = sum(len(getattr(combinations(), kind)) for kind in KINDS)

@@ -423,7 +423,8 @@ class Model(nn.Module):
         """
         architecture = self.architecture
         architecture.check_machine(self.mesh)
-        tokens, *arrays = (np.asarray(a) if isinstance(a, list | tuple) else a for a in (tokens, valid, reset, write))
+        given = {"tokens": tokens, "valid": valid, "reset": reset, "write": write}
+        tokens, *arrays = (_array(name, value) for name, value in given.items())
         masks = Masks(*arrays)
         _check_arguments(architecture, tokens, fast, masks, state, tuple(collect))
         slow = self.slow_weights()
@@ -597,6 +598,19 @@ def named_weights(declared: Mapping[str, Any], path: tuple[str, ...] = ()) -> It
             yield from named_weights(weight, (*path, name))
         else:
             yield (*path, name), weight
+
+
+def _array(name: str, value: Any) -> Any:
+    """The array that was given, or lists as one; of masks, also None."""
+    if isinstance(value, list | tuple):
+        try:
+            value = np.asarray(value)
+        except ValueError:
+            raise ValueError(f"{name} is a list of rows of different lengths; pad them to one length [B, T]") from None
+    if not (hasattr(value, "shape") and hasattr(value, "dtype")) and (value is not None or name == "tokens"):
+        kind = "integers" if name == "tokens" else "bool"
+        raise ValueError(f"{name} is a {type(value).__name__}; it must be an array of {kind}, [B, T]")
+    return value
 
 
 def _check_arguments(

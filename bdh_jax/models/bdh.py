@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from bdh_jax.config import ConfigError, check_types, require, require_choice
+from bdh_jax.config import ConfigError, check_types, require, require_choice, require_sizes
 from bdh_jax.fast_weights.addresses import shift_to_previous
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.fast_weights.masks import Places, keep
@@ -99,8 +99,7 @@ class BDHConfig(ModelConfig):
             raise ConfigError(f"fast={self.fast!r} must be a FastWeightConfig, such as FastWeightConfig(rule='delta')")
         decays = self.attention_decay if isinstance(self.attention_decay, list | tuple) else (self.attention_decay,)
         object.__setattr__(self, "attention_decay", tuple(decays))
-        for name in ("vocab_size", "n_layer", "d_model", "n_head", "n_neurons", "chunk_size"):
-            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        require_sizes(self, ("vocab_size", "n_layer", "d_model", "n_head", "n_neurons", "chunk_size"))
         require(
             self.n_neurons % self.n_head == 0,
             f"n_neurons={self.n_neurons} is not divisible by n_head={self.n_head}; use n_neurons={self._round_neurons()}",

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from bdh_jax.config import require, require_choice
+from bdh_jax.config import check_types, require, require_choice, require_sizes
 from bdh_jax.fast_weights.masks import Places
 from bdh_jax.layers.rotary import rope, rope_angles, rope_frequencies
 from bdh_jax.models.base import Architecture, Call, DType, Inputs, LayerOutput, Model, ModelConfig, Setup, Weight
@@ -44,8 +44,8 @@ class GPTConfig(ModelConfig):
     """Recompute each layer in the backward pass instead of keeping its activations."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "n_layer", "d_model", "n_head", "width_factor"):
-            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        check_types(self)
+        require_sizes(self, ("vocab_size", "n_layer", "d_model", "n_head", "width_factor"))
         require(
             self.d_model % (2 * self.n_head) == 0,
             f"d_model={self.d_model} is not divisible by 2 · n_head={2 * self.n_head}: every head has an even width, as rotary "

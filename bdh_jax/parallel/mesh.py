@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bdh_jax.config import ConfigError, require
+from bdh_jax.config import ConfigError, check_types, require
 
 MESH_AXES = ("data", "sequence", "heads", "neurons")
 """Examples; time (reserved); whole heads; the neurons within a head."""
@@ -35,6 +35,7 @@ class MeshConfig:
     """Call ``jax.distributed.initialize()`` first: one process per host of a pod."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(self.data == -1 or self.data >= 1, f"mesh.data={self.data} must be at least 1, or -1 for all devices left")
         require(self.sequence == 1, f"mesh.sequence={self.sequence}: time is not split yet; set it to 1")
         for name in ("heads", "neurons"):

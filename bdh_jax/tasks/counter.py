@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from bdh_jax.config import ConfigError
+from bdh_jax.config import ConfigError, check_types
 from bdh_jax.data.config import DataConfig
 from bdh_jax.data.tokenizer import Tokenizer
 from bdh_jax.tasks.base import Batch, TaskBase, TaskConfig
@@ -79,6 +79,7 @@ class CounterConfig(TaskConfig):
     """Take the first so many of each evaluation set; 500 is the published benchmark."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_sets("mixture", self.mixture, SetName, distinct=False)
         check_sets("evaluation_sets", self.evaluation_sets, SetName, distinct=True)
         check_evaluation_sequences(self.evaluation_sequences, EVALUATION_SEQUENCES)

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from bdh_jax.config import ConfigError
+from bdh_jax.config import ConfigError, check_types
 from bdh_jax.data.config import DataConfig
 from bdh_jax.data.tokenizer import Tokenizer
 from bdh_jax.tasks.base import Batch, TaskBase, TaskConfig
@@ -73,6 +73,7 @@ class FactsConfig(TaskConfig):
     """Sequences of each evaluation set."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("pairs", "queries", "evaluation_sequences"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"task.{name}={getattr(self, name)} must be at least 1")

@@ -30,7 +30,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from bdh_jax.config import ConfigError
+from bdh_jax.config import ConfigError, check_types
 from bdh_jax.data.config import DataConfig
 from bdh_jax.data.tokenizer import Tokenizer
 from bdh_jax.tasks.base import Batch, TaskBase, TaskConfig
@@ -99,6 +99,7 @@ class NBackConfig(TaskConfig):
     """Take the first so many of each evaluation set; 1000 is the published benchmark."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, choices in (("encoding", ("integer", "text")), ("train_set", ("fresh", "published"))):
             value = getattr(self, name)
             if value not in choices:

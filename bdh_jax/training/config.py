@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from bdh_jax.config.base import require, require_choice
+from bdh_jax.config.base import check_types, require, require_choice, require_sizes
 from bdh_jax.config.options import Options
 from bdh_jax.parallel.mesh import MeshConfig
 
@@ -30,6 +30,7 @@ class OptimizerConfig:
     """Global gradient norm limit; None does not clip."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate} must be positive")
         require(self.warmup_steps >= 0, f"optimizer.warmup_steps={self.warmup_steps} must be ≥ 0")
         require(0 <= self.final_fraction <= 1, f"optimizer.final_fraction={self.final_fraction} must lie in [0, 1]")
@@ -67,8 +68,10 @@ class TrainConfig:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "evaluate_every", "checkpoint_every", "log_every"):
-            require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)} must be at least 1")
+        check_types(self)
+        require_sizes(
+            self, ("steps", "batch_size", "accumulation", "evaluate_every", "checkpoint_every", "log_every"), "train."
+        )
         require(
             self.batch_size % self.accumulation == 0,
             f"train.batch_size={self.batch_size} is not divisible by train.accumulation={self.accumulation}",

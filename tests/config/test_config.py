@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import typing
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import pytest
 
 from bdh_jax import consolidation
@@ -21,7 +23,7 @@ from bdh_jax.config.convert import apply_variants, change, from_config_dict, reb
 from bdh_jax.config.files import import_file
 from bdh_jax.config.options import Options
 from bdh_jax.consolidation.config import ConsolidationConfig
-from bdh_jax.experiment import ExperimentConfig, experiment_from
+from bdh_jax.experiment import ExperimentConfig, check_memory, experiment_from, memory_needed, run
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.fast_weights.rules import RULES
 from bdh_jax.models.bdh import BDHConfig
@@ -399,3 +401,62 @@ def test_a_class_of_ones_own_needs_no_table():
         rebuild(config, {"task": {"more_row": 1}})
     with pytest.raises(ConfigError, match=r"config\.task=3 should be a mapping"):
         rebuild(config, {"task": 3})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: OptimizerConfig(learning_rate=math.inf), "learning_rate=inf must be finite"),
+        (lambda: OptimizerConfig(weight_decay=math.nan), "weight_decay=nan must be finite"),
+        (lambda: OptimizerConfig(clip_norm="1"), "clip_norm='1' must be a number"),
+        (lambda: FastWeightConfig(learning_rate=math.inf), "learning_rate=inf must be finite"),
+        (lambda: FastWeightConfig(clamp=np.float32("inf")), r"clamp=.*inf.* must be finite"),
+        (lambda: FastWeightConfig(rule="mesa", options={"ridge": "1"}), "ridge='1' is a str, expected float"),
+        (lambda: FastWeightConfig(rule="mesa", options={"ridge": math.inf}), "ridge=inf must be finite"),
+        (lambda: BDHConfig(init_std=math.inf), "init_std=inf must be finite"),
+        (lambda: BDHConfig(vocab_size=10**15), r"vocab_size=1000000000000000 must be below 2\*\*31"),
+        (lambda: GPTConfig(vocab_size=10**15), r"vocab_size=1000000000000000 must be below 2\*\*31"),
+        (lambda: GPTConfig(n_layer=True), "n_layer=True must be a whole number"),
+        (lambda: BDHConfig(remat=1), "remat=1 must be True or False"),
+        (lambda: BDHConfig(attention_decay=(1.0, "1")), r"attention_decay=\(1.0, '1'\) must be a number"),
+        (lambda: TrainConfig(batch_size=10**15), r"train.batch_size=1000000000000000 must be below 2\*\*31"),
+        (lambda: ConsolidationConfig(norm=math.inf), "norm=inf must be finite"),
+        (lambda: MeshConfig(data=1.5), "data=1.5 must be a whole number"),
+        (lambda: ExperimentConfig(seed=2**63), r"seed=9223372036854775808, .* must be below 2\*\*32"),
+        (lambda: ExperimentConfig(seed=1.5), "seed=1.5 must be a whole number"),
+        (lambda: consolidation.least_squares(ridge="1"), "ridge='1' must be a finite number"),
+        (lambda: consolidation.least_squares(background=math.inf), "background=inf must be a finite number"),
+        (lambda: consolidation.kalman(drift="1"), "drift='1' must be a finite number"),
+        (lambda: consolidation.at_norm(consolidation.none(), math.nan), "norm=nan must be a finite number"),
+        (lambda: consolidation.dense("1"), "rate='1' must be a finite number"),
+    ],
+)
+def test_numbers_that_are_none_or_not_finite_are_named(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_numbers_of_numpy_become_those_of_python(nback):
+    config = change(nback.get_config(), seed=np.int64(3), seeds=(np.int32(1), np.int64(2)))
+    config = change(config, "model", n_layer=np.int64(2), remat=np.bool_(True), attention_decay=(np.float64(0.5),))
+    config = change(config, "train", batch_size=np.int32(32))
+    json.dumps(to_dict(config))
+    assert (type(config.seed), type(config.seeds[1]), type(config.model.attention_decay[0])) == (int, int, float)
+    assert config.model.remat is True
+    plain = change(nback.get_config(), seed=3, seeds=(1, 2))
+    plain = change(plain, "model", n_layer=2, remat=True, attention_decay=(0.5,))
+    assert config == plain
+
+
+def test_what_no_machine_holds_is_refused_before_any_work(nback, tmp_path):
+    config = nback.get_config()
+    check_memory(config, memory_needed(config))
+    check_memory(config, None)
+    with pytest.raises(ConfigError, match=r"train.batch_size=32 .* needs more than 0 GiB, and there are 0"):
+        check_memory(config, memory_needed(config) - 1)
+    for part, values in (("train", {"batch_size": 10**9}), ("model", {"vocab_size": 2**31 - 1, "d_model": 4096})):
+        with pytest.raises(
+            ConfigError, match=f"{next(iter(values))}={next(iter(values.values()))}.* needs more than .* GiB"
+        ):
+            run(change(config, part, **values), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

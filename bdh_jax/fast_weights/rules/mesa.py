@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from bdh_jax.config import require
+from bdh_jax.config import check_types, require
 from bdh_jax.fast_weights.rules.base import Context, Rule
 from bdh_jax.fast_weights.state import RuleState, array
 from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Token
@@ -29,6 +29,7 @@ class MesaOptions:
     """What is added to the diagonal of G, > 0."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(self.ridge > 0, f"ridge={self.ridge} must be positive")
 
 
