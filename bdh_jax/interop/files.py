@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from bdh_jax.interop.pathway import NAMES, from_pathway, to_pathway
+from bdh_jax.interop.pathway import BUFFER, NAMES, from_pathway, to_pathway
 from bdh_jax.models.bdh import BDHConfig
 
-TORCH_SUFFIXES = (".pt", ".pth", ".bin")
-_WRAPPERS = ("model", "state_dict", "model_state_dict")
-_COMPILED = "_orig_mod."
-"""What ``torch.compile`` puts before the names of a module's weights."""
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "bdh_state_dict")
+_PREFIXES = ("_orig_mod.", "module.", "model.")
+"""What ``torch.compile``, parallel training and a module around the model put before the names of weights, in any order."""
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Dtypes of weights: of safetensors → of PyTorch and NumPy."""
 
 
 class WeightsError(ValueError):
@@ -30,9 +34,9 @@ def read_pathway(
     """Read a checkpoint of the published code.
 
     Args:
-      path: ``.safetensors``, or ``.pt``, ``.pth`` or ``.bin`` (needs PyTorch; loaded with ``weights_only=True``, so that nothing in
-        the file is executed). The weights may lie under "model" or "state_dict" beside other entries, and may come from a compiled
-        model. Half precision is widened to float32.
+      path: ``.safetensors``, or ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` (needs PyTorch; loaded with ``weights_only=True``, so that
+        nothing in the file is executed). The weights may lie under "model", "state_dict" or the like beside other entries, and may come
+        from a compiled model or a parallel one. Half precision is widened to float32; other dtypes than floats are refused.
       n_head, n_layer, dropout: as in :func:`bdh_jax.interop.from_pathway`.
 
     Returns:
@@ -50,7 +54,6 @@ def read_pathway(
         arrays = _read_torch(path)
     else:
         raise _wrong_suffix(path)
-    arrays = {name.removeprefix(_COMPILED): array for name, array in arrays.items()}
     try:
         return from_pathway(arrays, n_head, n_layer=n_layer, dropout=dropout)
     except ValueError as error:
@@ -61,7 +64,7 @@ def write_pathway(path: str | Path, slow: Mapping[str, np.ndarray], *, overwrite
     """Write slow weights under the published names: exactly what :func:`read_pathway` reads back.
 
     Args:
-      path: ``.safetensors``, or ``.pt``, ``.pth`` or ``.bin`` (needs PyTorch).
+      path: ``.safetensors``, or ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` (needs PyTorch).
       slow: the weights. A synapse or learned rates have no published counterpart and are left out.
       overwrite: replace a file that is there.
 
@@ -86,10 +89,40 @@ def write_pathway(path: str | Path, slow: Mapping[str, np.ndarray], *, overwrite
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
-        arrays = safetensors.numpy.load_file(path)
+        with safetensors.safe_open(path, framework="numpy") as file:
+            names = _bare_names(path, file.keys())
+            for bare, name in names.items():
+                dtype = file.get_slice(name).get_dtype()
+                _check_dtype(path, bare, _DTYPES.get(dtype, dtype))
+            arrays = {bare: file.get_tensor(name) for bare, name in names.items()}
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path} cannot be read ({error}); it may be truncated, or no safetensors file") from error
     return {name: array if array.dtype.itemsize >= 4 else array.astype(np.float32) for name, array in arrays.items()}
+
+
+def _bare(name: object) -> str:
+    """The name without what wrapping a module has put before it."""
+    bare = str(name)
+    while prefix := next((prefix for prefix in _PREFIXES if bare.startswith(prefix)), ""):
+        bare = bare.removeprefix(prefix)
+    return bare
+
+
+def _bare_names(path: Path, names: Iterable[object]) -> dict[str, Any]:
+    """Bare name → name, of all but buffers."""
+    found: dict[str, Any] = {}
+    for name in names:
+        bare = _bare(name)
+        if bare in found:
+            raise WeightsError(f"{path} holds {bare} twice, as {found[bare]!r} and {name!r}; save the weights of one model")
+        if not bare.endswith(BUFFER):
+            found[bare] = name
+    return found
+
+
+def _check_dtype(path: Path, name: str, dtype: str) -> None:
+    if dtype not in _DTYPES.values():
+        raise WeightsError(f"{path}: {name} is {dtype}; weights are {', '.join(_DTYPES.values())}: convert them first")
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -103,15 +136,26 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         reason = str(error).split("\n")[0].split(". ")[0] or type(error).__name__
         raise WeightsError(f"{path} cannot be read ({reason}); it may be truncated") from error
-    while isinstance(content, Mapping) and not any(str(name).removeprefix(_COMPILED) in NAMES for name in content):
+    while isinstance(content, Mapping) and not any(_bare(name) in NAMES for name in content):
         inner = [content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)]
         if not inner:
             break
         content = inner[0]
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__} and no weights by name; save model.state_dict()")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    return {name: (t if t.element_size() >= 4 else t.float()).numpy(force=True) for name, t in tensors.items()}
+    if not any(_bare(name) in NAMES for name in content):
+        found = ", ".join(map(repr, itertools.islice(content, 12))) or "nothing"
+        raise WeightsError(
+            f"{path} has no weights of a BDH where they are looked for (at the top, or under {', '.join(_WRAPPERS)}). It holds {found}; "
+            "save model.state_dict()"
+        )
+    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    arrays = {}
+    for bare, name in _bare_names(path, tensors).items():
+        _check_dtype(path, bare, str(tensors[name].dtype).removeprefix("torch."))
+        tensor = tensors[name] if tensors[name].element_size() >= 4 else tensors[name].float()
+        arrays[bare] = tensor.numpy(force=True)
+    return arrays
 
 
 def _torch(path: Path) -> ModuleType:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 import numpy as np
 
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.models.bdh import BDHConfig
 
 NAMES = ("embed.weight", "encoder", "encoder_v", "decoder", "lm_head")
+BUFFER = "freqs"
+"""Ends the name of what is no weight, such as the rotary frequencies."""
 
 
 def from_pathway(
@@ -19,7 +23,8 @@ def from_pathway(
 
     Args:
       state_dict: numpy arrays: ``embed.weight`` [V, D], ``encoder`` and ``encoder_v`` [H, D, N], ``decoder`` [H·N, D],
-        ``lm_head`` [D, V]. Other names (buffers such as the rotary frequencies) must end in ``freqs``.
+        ``lm_head`` [D, V]. A head tied to the embedding may be missing, or be ``lm_head.weight`` [V, D]. Other names (buffers such
+        as the rotary frequencies) must end in ``freqs``.
       n_head: H, checked against the weights; None takes it from them.
       n_layer: L. Layers share weights, so the arrays do not tell; the published default is 6.
       dropout: the rate to train with; the weights do not tell that either.
@@ -29,10 +34,11 @@ def from_pathway(
       weights with ``dataclasses.replace(config, fast=FastWeightConfig(...))``.
 
     Raises:
-      ValueError: for a missing or unknown name, or shapes that do not fit each other.
+      ValueError: for a missing or unknown name, shapes that do not fit each other, or weights that are no finite floats.
     """
+    state_dict = _with_head(state_dict)
     missing = [name for name in NAMES if name not in state_dict]
-    unknown = [name for name in state_dict if name not in NAMES and not name.endswith("freqs")]
+    unknown = [name for name in state_dict if name not in NAMES and not name.endswith(BUFFER)]
     if missing or unknown:
         raise ValueError(
             f"not a BDH state dict: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}; expected {', '.join(NAMES)}"
@@ -48,6 +54,7 @@ def from_pathway(
     for name, array, shape in zip(NAMES, (embed, encoder, encoder_v, decoder, lm_head), expected, strict=True):
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}; with encoder {encoder.shape} it must be {shape}")
+        _check_finite(name, array)
     config = BDHConfig(
         vocab_size=vocab,
         n_layer=n_layer,
@@ -65,6 +72,30 @@ def from_pathway(
         "lm_head": lm_head.copy(),
     }
     return config, slow
+
+
+def _with_head(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same with ``lm_head`` [D, V] of a head that is tied to the embedding: saved once, or as a module's weight [V, D]."""
+    arrays = dict(state_dict)
+    if "lm_head" in arrays:
+        return arrays
+    if "lm_head.weight" in arrays:
+        arrays["lm_head"] = np.asarray(arrays.pop("lm_head.weight")).T
+    elif all(name in arrays for name in NAMES if name != "lm_head"):
+        logging.getLogger("bdh_jax").warning("there is no lm_head: it is taken to be tied to embed.weight")
+        arrays["lm_head"] = np.asarray(arrays["embed.weight"]).T
+    return arrays
+
+
+def _check_finite(name: str, array: np.ndarray) -> None:
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{name} is {array.dtype}; weights are floats")
+    wrong = np.argwhere(~np.isfinite(array))
+    if len(wrong):
+        place = tuple(map(int, wrong[0]))
+        raise ValueError(
+            f"{name} holds {len(wrong)} values that are not finite, such as {array[place]} at {place}; take an earlier checkpoint"
+        )
 
 
 def to_pathway(slow: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -23,6 +25,10 @@ class Tensor:
 
     def __init__(self, array):
         self._array = array
+
+    @property
+    def dtype(self):
+        return f"torch.{self._array.dtype}"
 
     def element_size(self):
         return self._array.dtype.itemsize
@@ -43,6 +49,18 @@ def _load(path, *, map_location, weights_only):
 def _save(content, path):
     with open(path, "wb") as file:
         pickle.dump(content, file)
+
+
+def _save_safetensors(arrays, path):
+    """Also of dtypes that the library writes from PyTorch only."""
+    codes = {"float32": "F32", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "int8": "I8", "int64": "I64", "bool": "BOOL"}
+    header, data = {}, b""
+    for name, array in arrays.items():
+        places = [len(data), len(data) + array.nbytes]
+        header[name] = {"dtype": codes.get(array.dtype.name, "C64"), "shape": array.shape, "data_offsets": places}
+        data += array.tobytes()
+    content = json.dumps(header).encode()
+    path.write_bytes(len(content).to_bytes(8, "little") + content + data)
 
 
 @pytest.fixture
@@ -72,7 +90,7 @@ def test_there_and_back_is_exact(tmp_path, name):
     assert [path.name for path in second.parent.iterdir()] == [name]
 
 
-@pytest.mark.parametrize("wrapper", ["model", "state_dict", "model_state_dict"])
+@pytest.mark.parametrize("wrapper", ["model", "state_dict", "model_state_dict", "model_state", "bdh_state_dict"])
 @pytest.mark.usefixtures("_torch")
 def test_weights_of_a_compiled_model_beside_other_things_are_found(tmp_path, wrapper):
     weights = {f"_orig_mod.{key}": Tensor(array.astype(np.float16)) for key, array in published().items()}
@@ -81,6 +99,53 @@ def test_weights_of_a_compiled_model_beside_other_things_are_found(tmp_path, wra
     _, slow = read_pathway(tmp_path / "w.pth")
     assert slow["embed"].dtype == np.float32
     np.testing.assert_array_equal(slow["embed"], published()["embed.weight"].astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "module._orig_mod.", "model._orig_mod."])
+@pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt"])
+@pytest.mark.usefixtures("_torch")
+def test_weights_of_wrapped_modules_are_found(tmp_path, prefix, name):
+    arrays = {prefix + key: array for key, array in published().items()}
+    if name.endswith("ckpt"):
+        _save({"state_dict": {key: Tensor(array) for key, array in arrays.items()}, "epoch": 3}, tmp_path / name)
+    else:
+        safetensors.numpy.save_file(arrays, tmp_path / name)
+    _, slow = read_pathway(tmp_path / name)
+    np.testing.assert_array_equal(slow["lm_head"], published()["lm_head"])
+    if name.endswith("ckpt"):
+        _save({key: Tensor(array) for key, array in (arrays | published()).items()}, tmp_path / name)
+        with pytest.raises(WeightsError, match="w.ckpt holds embed.weight twice"):
+            read_pathway(tmp_path / name)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int8", "int64", "bool", "complex64"])
+@pytest.mark.usefixtures("_torch")
+def test_weights_of_other_dtypes_are_refused_by_name(tmp_path, dtype):
+    weights = published()
+    weights["encoder"] = weights["encoder"].astype(jnp.dtype(dtype))
+    _save({key: Tensor(array) for key, array in weights.items()}, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=f"w.pt: encoder is {dtype}; weights are float64, float32, float16, bfloat16"):
+        read_pathway(tmp_path / "w.pt")
+    _save_safetensors(weights, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=r"w.safetensors: encoder is (F8_E4M3|I8|I64|BOOL|C64); weights are"):
+        read_pathway(tmp_path / "w.safetensors")
+
+
+def test_bfloat16_is_widened(tmp_path):
+    arrays = {key: array.astype(jnp.bfloat16) for key, array in published().items()}
+    _save_safetensors(arrays, tmp_path / "w.safetensors")
+    _, slow = read_pathway(tmp_path / "w.safetensors")
+    assert slow["embed"].dtype == np.float32
+    np.testing.assert_array_equal(slow["embed"], arrays["embed.weight"].astype(np.float32))
+
+
+@pytest.mark.usefixtures("_torch")
+def test_an_unknown_wrapper_shows_what_the_file_holds(tmp_path):
+    _save({"net": {key: Tensor(array) for key, array in published().items()}, "step": 3}, tmp_path / "w.pt")
+    with pytest.raises(
+        WeightsError, match=r"w.pt has no weights of a BDH .*under model, .*bdh_state_dict\). It holds 'net', 'step'; save"
+    ):
+        read_pathway(tmp_path / "w.pt")
 
 
 @pytest.mark.usefixtures("_torch")

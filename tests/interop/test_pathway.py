@@ -60,3 +60,23 @@ def test_what_is_no_bdh_is_refused_by_name():
         from_pathway(weights | {"decoder": np.zeros((12, 5))})
     with pytest.raises(ValueError, match=r"encoder has shape \(4, 12\); expected \[H, D, N\]"):
         from_pathway(weights | {"encoder": np.zeros((4, 12))})
+
+
+def test_a_head_tied_to_the_embedding_is_its_transpose(caplog):
+    weights = published()
+    del weights["lm_head"]
+    _, slow = from_pathway(weights)
+    np.testing.assert_array_equal(slow["lm_head"], weights["embed.weight"].T)
+    assert "no lm_head: it is taken to be tied" in caplog.text
+    _, slow = from_pathway(weights | {"lm_head.weight": 2 * weights["embed.weight"]})
+    np.testing.assert_array_equal(slow["lm_head"], 2 * weights["embed.weight"].T)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(value):
+    weights = published()
+    weights["decoder"][3, 2] = value
+    with pytest.raises(ValueError, match=rf"decoder holds 1 values that are not finite, such as {value} at \(3, 2\)"):
+        from_pathway(weights)
+    with pytest.raises(ValueError, match="encoder is int64; weights are floats"):
+        from_pathway(published() | {"encoder": np.ones((2, 4, 6), np.int64)})
