@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -46,12 +48,17 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Logits are divided by it;
 _TOP_K = flags.DEFINE_integer("top_k", None, "Keep the k most likely tokens.")
 _TOP_P = flags.DEFINE_float("top_p", None, "Keep the most likely tokens that have this probability together.")
 _MIN_P = flags.DEFINE_float("min_p", None, "Keep tokens at least this many times as likely as the most likely one.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the sampling; prompt b of several has seed + b.")
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Of the sampling; prompt b of several has seed + b.", lower_bound=0, upper_bound=2**64 - 1
+)
 _STOP = flags.DEFINE_multi_string("stop", [], "End a text after this string; may be given several times.")
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
     """Write what the flags ask for.
+
+    Returns:
+      0, or 141 when what reads the text wanted no more of it.
 
     Raises:
       ConfigError: a flag is missing or wrong.
@@ -81,11 +88,12 @@ def main(argv: Sequence[str]) -> None:
     sampling = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value, vocab_size=tokenizer.vocab_size)
     if _PROMPTS.value:
         _write_many(model, slow, tokenizer, sampling)
-    else:
-        _write_one(model, slow, tokenizer, sampling)
+        return 0
+    return 0 if _write_one(model, slow, tokenizer, sampling) else 128 + signal.SIGPIPE
 
 
-def _write_one(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling) -> None:
+def _write_one(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling) -> bool:
+    """Stream one text. Returns whether all of it was read; the state is saved in any case."""
     prompt = _prompt()
     state = load_state(_STATE.value, model, slow) if _STATE.value else None
     if state is None and not prompt:
@@ -109,18 +117,20 @@ def _write_one(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling)
         stop=stop,
         on_state=lambda state: newest.__setitem__(0, state),
     ):
-        stream.write(tokenizer.decode([token]))
+        if not stream.write(tokenizer.decode([token])):
+            break
     stream.close()
     seconds = time.perf_counter() - started
     if pieces and sys.stderr.isatty():
         print(f"{len(pieces)} tokens, {len(pieces) / seconds:.1f} a second", file=sys.stderr)
     if _SAVE_STATE.value:
         save_state(_SAVE_STATE.value, newest[0], model, slow)
+    return stream.is_read
 
 
 def _write_many(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling) -> None:
     prompts = _read_prompts(Path(_PROMPTS.value))
-    ids = [tokenizer.encode(prompt.encode(errors="surrogatepass")) for prompt in prompts]
+    ids = [tokenizer.encode(prompt.encode()) for prompt in prompts]
     state = _read(model, slow, ids, None)
     pieces: list[list[bytes]] = [[] for _ in prompts]
     stop = _stopper(pieces, tokenizer)
@@ -130,10 +140,10 @@ def _write_many(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling
     for _ in rich.progress.track(steps, "writing", _MAX_TOKENS.value, console=console, transient=True, disable=quiet):
         pass
     out = Path(_OUT.value)
-    rows = (
+    rows = [
         {"prompt": prompt, "text": b"".join(written).decode(errors="replace")}
         for prompt, written in zip(prompts, pieces, strict=True)
-    )
+    ]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
@@ -181,23 +191,42 @@ def _available_memory() -> int | None:
 
 
 class _Stream:
-    """Writes bytes to standard output as valid UTF-8, as soon as a character is complete."""
+    """Writes bytes to standard output as valid text, as soon as a character is complete. What the output's encoding lacks becomes "?"."""
 
     def __init__(self):
+        if sys.stdout is None:
+            raise ConfigError("standard output is closed: the text has nowhere to go; leave it open, or write to /dev/null")
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._encoding = sys.stdout.encoding or "utf-8"
+        self.is_read = True
 
-    def write(self, piece: bytes) -> None:
-        sys.stdout.write(self._decoder.decode(piece))
-        sys.stdout.flush()
+    def write(self, piece: bytes) -> bool:
+        """Returns whether anybody reads it."""
+        return self._write(self._decoder.decode(piece))
 
     def close(self) -> None:
-        sys.stdout.write(self._decoder.decode(b"", final=True) + "\n")
-        sys.stdout.flush()
+        self._write(self._decoder.decode(b"", final=True) + "\n")
+
+    def _write(self, text: str) -> bool:
+        if self.is_read:
+            try:
+                sys.stdout.write(text.encode(self._encoding, "replace").decode(self._encoding))
+                sys.stdout.flush()
+            except BrokenPipeError:  # as of `generate | head`
+                self.is_read = False
+                # Python writes what is left when it ends, and would say so.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return self.is_read
 
 
 def _prompt() -> bytes:
     if _PROMPT_FILE.value == "-":
-        return sys.stdin.buffer.read()
+        try:
+            return sys.stdin.buffer.read()
+        except (AttributeError, OSError) as error:  # there is no sys.stdin when it was closed
+            raise ConfigError(
+                "--prompt_file=- reads standard input, and that is closed; name a file, or write to it"
+            ) from error
     if _PROMPT_FILE.value:
         try:
             return Path(_PROMPT_FILE.value).read_bytes()
@@ -208,7 +237,7 @@ def _prompt() -> bytes:
 
 def _read_prompts(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompts={path} cannot be read: {error}") from error
     prompts = []
@@ -217,11 +246,17 @@ def _read_prompts(path: Path) -> list[str]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}, line {number}: no JSON ({error})") from error
         prompt = row.get("prompt") if isinstance(row, dict) else row
         if not isinstance(prompt, str) or not prompt:
             raise ConfigError(f'{path}, line {number}: neither a string nor {{"prompt": …}} with some text in it')
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"{path}, line {number}: half a surrogate pair at character {error.start} is no text; remove it"
+            ) from None
         prompts.append(prompt)
     if not prompts:
         raise ConfigError(f"{path} holds no prompt; write one on each line, as JSON")

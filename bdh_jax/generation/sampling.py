@@ -105,11 +105,11 @@ def key_of(seed: int) -> jax.Array:
       seed: 0 to 2⁶⁴ − 1, of Python or NumPy.
 
     Raises:
-      ValueError: for any other.
+      ConfigError: for any other.
     """
     number = _whole(seed)
     if not 0 <= number < 2**64:
-        raise ValueError(f"seed={number} must lie in 0 to 2**64 - 1, for each text")
+        raise ConfigError(f"seed={number} must lie in 0 to 2**64 - 1, for each text")
     return jax.random.wrap_key_data(np.array([number >> 32, number & 0xFFFFFFFF], np.uint32), impl=_KEYS)
 
 
@@ -306,7 +306,7 @@ def _whole(seed: int) -> int:
     try:
         return operator.index(seed)
     except TypeError:
-        raise ValueError(f"seed={seed!r} must be a whole number") from None
+        raise ConfigError(f"seed={seed!r} must be a whole number") from None
 
 
 def _ids(prompt: Sequence[int], index: int, vocab_size: int) -> np.ndarray:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -96,6 +99,62 @@ def test_output_is_valid_utf8_and_prompts_are_continued_as_if_alone(run, tmp_pat
     assert alone.decode().removesuffix("\n") == rows[1]["text"]
 
 
+def _piped(run, *arguments, redirect="", **variables):
+    """A process with real pipes, which the server of the other tests has none of."""
+    command = [sys.executable, "-m", "bdh_jax", "generate", f"--workdir={run}", "--temperature=0", *arguments]
+    shell = ["sh", "-c", f'exec "$0" "$@" {redirect}', *command]
+    return subprocess.Popen(
+        shell, cwd=commands.ROOT, env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def test_who_reads_no_further_ends_the_text_and_the_state_is_saved(run, tmp_path):
+    process = _piped(run, "--prompt=to be", "--max_tokens=100000", f"--save_state={tmp_path / 'state'}")
+    process.stdout.read(1)
+    process.stdout.close()
+    assert (process.wait(300), process.stderr.read()) == (141, b"")
+    status, output, errors = _generate(run, f"--state={tmp_path / 'state'}", "--max_tokens=3")
+    assert (status, errors) == (0, "")
+    assert output
+
+
+def test_an_output_that_is_not_utf8_takes_what_it_can(run):
+    prompt = "--prompt=to be or ünïcödé ünïcödé"
+    status, whole, _ = _generate(run, prompt, "--seed=1", "--temperature=3", "--max_tokens=40")
+    assert status == 0
+    process = _piped(run, prompt, "--seed=1", "--temperature=3", "--max_tokens=40", PYTHONIOENCODING="ascii")
+    output, errors = process.communicate(timeout=300)
+    assert (process.returncode, errors) == (0, b"")
+    assert not whole.isascii()
+    assert output == whole.decode().encode("ascii", "replace")
+
+
+def test_a_closed_input_is_one_message(run):
+    process = _piped(run, "--prompt_file=-", redirect="<&-")
+    output, errors = process.communicate(timeout=300)
+    assert (process.returncode, output) == (2, b"")
+    assert errors == b"error: --prompt_file=- reads standard input, and that is closed; name a file, or write to it\n"
+
+
+def test_prompts_with_a_mark_at_the_start_are_read_and_half_a_surrogate_pair_is_refused_before_any_work(run, tmp_path):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('"to be"\n', encoding="utf-8-sig")
+    status, _, errors = _generate(run, f"--prompts={prompts}", f"--out={out}", "--max_tokens=2")
+    assert (status, errors) == (0, "")
+    assert json.loads(out.read_text())["prompt"] == "to be"
+    out.unlink()
+    for line, message in (
+        ('"ab\\ud800"', "line 2: half a surrogate pair at character 2"),
+        ("[" * 100_000, "line 2: no JSON"),
+    ):
+        prompts.write_text(f'"to be"\n{line}\n')
+        status, _, errors = _generate(run, f"--prompts={prompts}", f"--out={out}", "--max_tokens=2")
+        assert status == 2
+        assert message in errors
+        assert "Traceback" not in errors
+        assert not out.exists()
+
+
 def test_a_text_ends_after_a_stop_string(run):
     whole = _generate(run, "--prompt=to be", "--temperature=0", "--max_tokens=30")[1].decode().removesuffix("\n")
     stop = whole[7:10]
@@ -119,6 +178,8 @@ def test_a_text_ends_after_a_stop_string(run):
         (["--prompt_file=/nowhere"], "--prompt_file=/nowhere cannot be read"),
         (["--state=/nowhere"], "/nowhere does not exist"),
         (["--prompt=a", "--top_p=2"], "top_p=2.0 must lie in (0, 1]"),
+        (["--prompt=a", "--seed=-1"], "--seed=-1"),
+        (["--prompt=a", f"--seed={2**64}"], f"--seed={2**64}"),
     ],
 )
 def test_mistakes_are_one_message(run, arguments, message):
