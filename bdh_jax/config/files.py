@@ -48,7 +48,7 @@ def load_config(named: str, where: str = "--config") -> Any:
     except ConfigError as error:
         raise ConfigError(f"{where}={named}: {error}") from None
     except Exception as error:
-        raise ConfigError(f"{where}={named}: get_config failed: {_describe(error, path)}") from error
+        raise ConfigError(f"{where}={named}: get_config failed: {describe(error, path)}") from error
 
 
 def import_file(path: str | Path, where: str = "") -> ModuleType:
@@ -75,7 +75,7 @@ def import_file(path: str | Path, where: str = "") -> ModuleType:
         del sys.modules[name]
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{where or path}: {path.name} cannot be executed: {_describe(error, path)}") from error
+        raise ConfigError(f"{where or path}: {path.name} cannot be executed: {describe(error, path)}") from error
     return module
 
 
@@ -96,7 +96,7 @@ def import_attribute(named: str, where: str) -> Any:
             raise ConfigError(
                 f"{where}={named!r}: there is no module {error.name!r} on the Python path; the folder you start from is on it"
             ) from error
-        raise ConfigError(f"{where}={named!r}: module {module!r} cannot be imported: {_describe(error)}") from error
+        raise ConfigError(f"{where}={named!r}: module {module!r} cannot be imported: {describe(error)}") from error
     if not hasattr(imported, attribute):
         raise ConfigError(f"{where}={named!r}: module {module!r} has no {attribute!r}")
     return getattr(imported, attribute)
@@ -109,7 +109,7 @@ def put_folder_on_path() -> None:
         sys.path.insert(0, here)
 
 
-def _describe(error: BaseException, path: Path | None = None) -> str:
+def describe(error: BaseException, path: Path | None = None) -> str:
     """The error's kind and first line, and the last line of the file (any file, without ``path``) that led to it."""
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} ({Path(error.filename or '?').name}, line {error.lineno})"

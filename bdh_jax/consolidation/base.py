@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from bdh_jax.config import ConfigError
+from bdh_jax.config.files import describe
 from bdh_jax.fast_weights.state import Activity, FastState
 from bdh_jax.types import Slow
 
@@ -202,6 +203,16 @@ def check(function: Function, slow: Slow, fast: FastState) -> None:
             "the consolidation function is not jittable: it uses the value of a traced array in Python (if, int, float, "
             f"range, a mask as an index, numpy). Use jnp.where, jax.lax.cond or jax.lax.top_k instead. JAX says: {reason}"
         ) from error
+    except KeyError as error:
+        name = error.args[0] if error.args else None
+        if name in slow:
+            raise
+        hint = "build the model with FastWeightConfig(synapse=True)" if name == "synapse" else "name one of these"
+        raise ConsolidationError(
+            f"the consolidation function asks for {name!r} ({describe(error)}), and the slow weights are {', '.join(slow)}; {hint}"
+        ) from error
+    except SystemExit as error:
+        raise ConsolidationError(f"the consolidation function ended the program: {describe(error)}") from error
     except (AttributeError, TypeError) as error:
         if "NoneType" not in str(error) and not isinstance(getattr(error, "obj", None), type(fast)):
             raise

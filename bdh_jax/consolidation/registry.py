@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bdh_jax.config import ConfigError
+from bdh_jax.config.files import describe
 from bdh_jax.config.options import options_of
 from bdh_jax.config.table import Table
 from bdh_jax.consolidation.base import Consolidation, Function, as_consolidation, is_factory
@@ -54,7 +55,12 @@ def make_function(name: str, **options: Any) -> Function:
             inspect.signature(found).bind(**options)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{where} cannot be called with the options {options}: {error}") from None
-        made = found(**options)
+        try:
+            made = found(**options)
+        except ConfigError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise ConfigError(f"{where} cannot be called with the options {options}: {describe(error)}") from error
         try:
             as_consolidation(made)
         except ConfigError as error:

@@ -9,17 +9,21 @@ Axis letters: see :mod:`bdh_jax.types`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax import export
 
 from bdh_jax.parallel.axes import Leaf, is_leaf
 
 Axes = tuple[str, ...]
+T = TypeVar("T")
 
 
 def array(*axes: str, dtype: str = "state") -> Any:
@@ -32,9 +36,33 @@ def array(*axes: str, dtype: str = "state") -> Any:
     return flax.struct.field(default=None, metadata={"axes": axes, "dtype": dtype})
 
 
+def exportable(kind: type[T]) -> type[T]:
+    """Let ``jax.export`` write functions that take or return this ``flax.struct`` dataclass; its static fields must be JSON."""
+    # A class that is defined again, in a notebook, is another one under the same name: the first stays.
+    with contextlib.suppress(ValueError):
+        export.register_pytree_node_serialization(
+            kind,
+            serialized_name=f"{kind.__module__}.{kind.__qualname__}",
+            serialize_auxdata=lambda static: json.dumps(static).encode(),
+            deserialize_auxdata=lambda static: tuple(json.loads(static)),
+            from_children=lambda static, children: _from_children(kind, static, children),
+        )
+    return kind
+
+
+def _from_children(kind: type[Any], static: Iterable[Any], children: Iterable[Any]) -> Any:
+    fields = dataclasses.fields(kind)
+    names = [[f.name for f in fields if f.metadata.get("pytree_node", True) == is_node] for is_node in (True, False)]
+    return kind(**dict(zip(names[0], children, strict=True)), **dict(zip(names[1], static, strict=True)))
+
+
 class State:
     """Base of pytrees of arrays with declared axes. Subclasses are ``flax.struct`` dataclasses whose fields are :func:`array`, other
     states, tuples of states, or static."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        exportable(cls)
 
     def map_arrays(self, function: Callable[[Axes, Any], Any]) -> Self:
         """The same state with ``function(axes, array)`` in place of every array that is there."""
@@ -288,6 +316,7 @@ class LayerState(State):
     use: Use | None = None
 
 
+@exportable
 @flax.struct.dataclass
 class Activity:
     """How much each row of the fast weights was used in an episode. It is what a consolidation function looks at.

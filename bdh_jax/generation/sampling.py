@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdh_jax.config import ConfigError, check_types
-from bdh_jax.fast_weights.state import FastState
+from bdh_jax.fast_weights.state import FastState, exportable
 from bdh_jax.models.bdh import BDH, BDHConfig
 from bdh_jax.types import Slow
 
@@ -62,6 +62,7 @@ class Sampling:
                 raise ConfigError(f"{name}={share} must lie in (0, 1], or be None to keep all tokens")
 
 
+@exportable
 @flax.struct.dataclass
 class GenerationState:
     """What a model has read so far, for B sequences.

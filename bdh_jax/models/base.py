@@ -128,6 +128,7 @@ class Weight(NamedTuple):
         return jax.ShapeDtypeStruct(self.shape, self.dtype)
 
 
+@states.exportable
 @flax.struct.dataclass
 class ModelOutput:
     """What one call of a model returns.
@@ -488,6 +489,12 @@ def _declare(module: nn.Module, declared: Mapping[str, Any]) -> Slow:
         if isinstance(weight, Mapping):
             slow[name] = _Group(nn.FrozenDict(weight), name=name)()
             continue
+        if not module.is_initializing() and not module.has_variable("params", name):
+            path = ".".join((*module.path, name))
+            raise ValueError(
+                f"the slow weights have no {path!r} {weight.shape}, which this configuration declares; add the one to start from: "
+                f'model.init_slow(jax.random.key(0))["{path}"], or change the configuration'
+            )
         array = module.param(name, weight.init, weight.shape, weight.dtype)
         slow[name] = array if weight.trained else jax.lax.stop_gradient(array)
     return slow

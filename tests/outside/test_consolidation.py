@@ -86,3 +86,38 @@ def test_mistakes_are_one_line(folder, override, message):
     assert message in errors
     assert "Traceback" not in errors
     assert not (folder / "wrong").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def f(:", "consolidation.function='broken:f': module 'broken' cannot be imported: SyntaxError"),
+        ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero (broken.py, line 1)"),
+        ("import sys; sys.exit(0)", "cannot be imported: SystemExit: 0 (broken.py, line 1)"),
+        ("def f(rate=1.0):\n    raise SystemExit", "cannot be called with the options {}: SystemExit (broken.py, line 2)"),
+        ("def f(rate=1.0):\n    return {}['a']", "cannot be called with the options {}: KeyError: 'a' (broken.py, line 2)"),
+        (
+            "def f(slow, fast, activity):\n    raise SystemExit(0)",
+            "the consolidation function ended the program: SystemExit: 0 (broken.py, line 2)",
+        ),
+        (
+            "def f(slow, fast, activity):\n    return {**slow, 'synapse': slow['synapse'] + 1}",
+            "asks for 'synapse' (KeyError: 'synapse' (broken.py, line 2)), and the slow weights are decoder, embed, encoder, encoder_v, "
+            "lm_head; build the model with FastWeightConfig(synapse=True)",
+        ),
+    ],
+)
+def test_a_function_that_cannot_be_used_here_is_one_line_and_nothing_is_trained(folder, text, message):
+    (folder / "broken.py").write_text(text)
+    command = [
+        "bdh_jax",
+        "train",
+        "--config=configs/nback.py:smoke",
+        "--config.consolidation.function=broken:f",
+        "--workdir=broken",
+    ]
+    status, output, errors = run_text(*command, folder=folder)
+    assert (status, output) == (2, ""), errors
+    assert message in errors
+    assert "Traceback" not in errors
+    assert not list((folder / "broken").glob("checkpoints/*"))

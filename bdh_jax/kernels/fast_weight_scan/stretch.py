@@ -53,7 +53,7 @@ def coefficients(
     valid = jnp.ones((length,), bool) if valid is None else valid
     episode = jnp.zeros((length,), jnp.int32) if reset is None else jnp.cumsum(reset, dtype=jnp.int32)
     before = exclusive_count(valid)
-    total = before[-1] + valid[-1]
+    total = before[-1] + valid[-1].astype(jnp.int32)
 
     def power(steps: jax.Array, where: jax.Array) -> jax.Array:
         """λ^steps where ``where`` holds, zero elsewhere."""
