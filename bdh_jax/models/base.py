@@ -490,10 +490,10 @@ def _declare(module: nn.Module, declared: Mapping[str, Any]) -> Slow:
             slow[name] = _Group(nn.FrozenDict(weight), name=name)()
             continue
         if not module.is_initializing() and not module.has_variable("params", name):
-            path = ".".join((*module.path, name))
+            path = (*module.path, name)
             raise ValueError(
-                f"the slow weights have no {path!r} {weight.shape}, which this configuration declares; add the one to start from: "
-                f'model.init_slow(jax.random.key(0))["{path}"], or change the configuration'
+                f"the slow weights have no {'.'.join(path)!r} {weight.shape}, which this configuration declares; add the one to start from: "
+                f"model.init_slow(jax.random.key(0)){''.join(f'[{part!r}]' for part in path)}, or change the configuration"
             )
         array = module.param(name, weight.init, weight.shape, weight.dtype)
         slow[name] = array if weight.trained else jax.lax.stop_gradient(array)

@@ -80,7 +80,7 @@ def test_a_weight_that_a_configuration_declares_and_a_run_has_not_is_named():
     other = BDH(dataclasses.replace(CONFIG, fast=FAST["hebbian"]))
     with pytest.raises(
         ValueError,
-        match=r"have no 'synapse' \(2, 2, 16, 8\), .* add the one .*model.init_slow\(jax.random.key\(0\)\)\[\"synapse\"\]",
+        match=r"have no 'synapse' \(2, 2, 16, 8\), .* add the one .*model.init_slow\(jax.random.key\(0\)\)\['synapse'\]",
     ):
         other.apply({"params": slow}, TOKENS)
     slow["synapse"] = other.init_slow(jax.random.key(0))["synapse"]
