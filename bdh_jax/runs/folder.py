@@ -17,17 +17,66 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import pydantic
 
 from bdh_jax.config.convert import to_dict
+from bdh_jax.config.records import RecordError, Schema, parse, parse_json, write_whole
 
 RUN, RESULTS, METRICS, CHECKPOINTS = "run.json", "results.json", "metrics.jsonl", "checkpoints"
 
 
 class CheckpointError(Exception):
     """A folder that cannot be resumed from or loaded. The message names it and the remedy."""
+
+
+class DamagedError(CheckpointError):
+    """A file or checkpoint that is not what was written.
+
+    Attributes:
+      path: of it.
+      reason: in a few words.
+    """
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(
+            f"{path} cannot be read ({reason}). It may be damaged: restore it from a copy, or use another --workdir; nothing was changed"
+        )
+        self.path, self.reason = path, reason
+
+
+class RunFile(Schema):
+    """``run.json``."""
+
+    config: dict[str, Any]
+    text: str | None = None
+    """Fingerprint of the text that was trained on."""
+    files: tuple[str, ...] = ()
+    """What else the task keeps in the folder."""
+    starts: list[dict[str, Any]]
+
+
+class _Best(Schema):
+    step: pydantic.NonNegativeInt
+    primary: float
+
+
+class _Results(Schema):
+    """``results.json`` of one seed."""
+
+    config: dict[str, Any]
+    seed: int
+    steps: pydantic.NonNegativeInt
+    seconds: float
+    primary: float
+    evaluation: dict[str, dict[str, Any]]
+    note: str
+    best: _Best
+
+
+_Schema = TypeVar("_Schema", bound=Schema)
 
 
 def _as_stored(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -89,12 +138,13 @@ def finished(workdir: Path, record: Record) -> dict[str, Any] | None:
     metrics = workdir / METRICS
     if metrics.exists() and metrics.stat().st_size and not (workdir / RUN).exists():
         raise CheckpointError(f"{metrics} is not of this run, which has no {RUN} yet; move it, or use another --workdir")
-    for name in (RESULTS, RUN):
+    for name, kind in ((RESULTS, _Results), (RUN, RunFile)):
         if (workdir / name).exists():
             stored = read_json(workdir / name)
-            if not isinstance(stored, dict) or "config" not in stored:
+            if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
                 raise CheckpointError(f"{workdir / name} is not of a training run; move it, or use another --workdir")
             check_same_config(workdir, stored["config"], record)
+            read_record(workdir / name, kind)
     return read_json(workdir / RESULTS) if (workdir / RESULTS).exists() else None
 
 
@@ -106,7 +156,7 @@ def trained_texts(folders: Iterable[Path]) -> dict[Path, str]:
     """
     texts = {}
     for folder in folders:
-        text = read_json(folder / RUN).get("text") if (folder / RUN).exists() else None
+        text = read_run(folder).text if (folder / RUN).exists() else None
         if text is not None:
             texts[folder] = text
     first = next(iter(texts), None)
@@ -138,9 +188,31 @@ def read_json(path: Path) -> Any:
     Raises:
       CheckpointError: if it is not JSON.
     """
+    return _read(path, parse_json)
+
+
+def read_record(path: Path, schema: type[_Schema]) -> _Schema:
+    """Read a JSON file of a run that must hold what its schema says.
+
+    Raises:
+      CheckpointError: names the first thing that is wrong with it.
+    """
+    return _read(path, lambda content: parse(content, schema))
+
+
+def read_run(workdir: Path) -> RunFile:
+    """Read ``run.json`` of a folder.
+
+    Raises:
+      CheckpointError: if it is missing or damaged.
+    """
+    return read_record(workdir / RUN, RunFile)
+
+
+def _read(path: Path, parser: Callable[[bytes], Any]) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return parser(path.read_bytes())
+    except (OSError, RecordError) as error:
         raise unreadable(path, error) from error
 
 
@@ -158,21 +230,15 @@ def write_text(path: Path, content: str) -> None:
     if jax.process_index() != 0:
         return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, content)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}. Use another --workdir") from error
 
 
-def unreadable(path: Path, error: Exception) -> CheckpointError:
+def unreadable(path: Path, error: Exception) -> DamagedError:
     """The error of a file of a run that cannot be read, with its remedy."""
-    reason = str(error).strip().split("\n")[0][:300]
-    return CheckpointError(
-        f"{path} cannot be read ({type(error).__name__}: {reason}). It may be truncated. "
-        "Restore it from a copy, remove it to go on from what is left, or use another --workdir; nothing was changed"
-    )
+    reason = str(error).strip().partition("\n")[0][:300]
+    return DamagedError(path, reason if isinstance(error, RecordError) else f"{type(error).__name__}: {reason}")
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -27,7 +27,7 @@ from bdh_jax.runs.folder import (
     CheckpointError,
     check_text,
     finished,
-    read_json,
+    read_run,
     trained_texts,
     write_json,
     write_text,
@@ -162,7 +162,9 @@ class _Training:
             except CheckpointError:
                 self._checkpoints.close()
                 raise
-            trees, progress = self._checkpoints.restore(saved_trees(self._target))
+            trees, progress = self._checkpoints.restore(
+                saved_trees(self._target), lambda trees: restored_state(trees, self._target).step
+            )
             state = restored_state(trees, self._target)
             _LOGGER.info("resuming %s at step %d", self._workdir, progress.step)
         self._write_run_file(progress.step)
@@ -260,7 +262,6 @@ class _Training:
                 self._reporter.training(step, row)
 
     def _describe_divergence(self, step: int, metrics: Any) -> str:
-        self._checkpoints.wait()
         last = self._checkpoints.last_step
         good = "none was saved yet" if last is None else f"step {last}, in {self._workdir / CHECKPOINTS}"
         what, remedy = self._cause_of_divergence(metrics)
@@ -304,8 +305,6 @@ class _Training:
     def _save(self, state: TrainState, step: int, evaluated: bool, score: float | None) -> None:
         with self._clock.paused():
             self._checkpoints.save(saved_trees(state), self._progress(step, evaluated), score)
-            # A save in the background would be lost with the process, and with it more work than a save interval.
-            self._checkpoints.wait()
 
     def _stop_if_asked(
         self, state: TrainState, step: int, evaluated: bool, pending: collections.deque[tuple[int, Any]]
@@ -326,11 +325,17 @@ class _Training:
 
     def _progress(self, step: int, evaluated: bool) -> RunProgress:
         seconds = self._seconds_before + time.perf_counter() - self._started
-        return RunProgress(step, seconds, self._clock.seconds, self._clock.tokens, evaluated)
+        return RunProgress(
+            step=step,
+            seconds=seconds,
+            training_seconds=self._clock.seconds,
+            tokens=self._clock.tokens,
+            evaluated=evaluated,
+        )
 
     def _write_run_file(self, step: int) -> None:
         path = self._workdir / RUN
-        starts = read_json(path)["starts"] if step > 0 and path.exists() else []
+        starts = list(read_run(self._workdir).starts) if step > 0 and path.exists() else []
         starts.append(describe_start(step, self._setup.seed))
         files = self._task.files
         write_json(

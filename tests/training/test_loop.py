@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import signal
+import threading
 
 import jax
 import numpy as np
@@ -148,7 +149,7 @@ def test_best_and_last_are_both_kept(tiny, successor, tmp_path, monkeypatch):
     results = loop.train(setup_of(config), task, tmp_path)
     assert results["best"] == {"step": 2, "primary": 0.5}
     assert results["primary"] == 0.125
-    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 8]
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 6, 8]
     best, last = load(tmp_path)[1], load(tmp_path, "last")[1]
     monkeypatch.chdir(tmp_path.parent)
     _assert_same_bits(load(tmp_path.name)[1], best)
@@ -225,17 +226,18 @@ def test_what_cannot_run_here_writes_nothing(tiny, successor, tmp_path):
 
 def test_every_save_is_on_disk_before_training_goes_on(tiny, successor, tmp_path, monkeypatch):
     """A process that is killed later then loses at most a save interval."""
-    events = []
-    for name in ("save", "wait"):
-        real = getattr(Checkpoints, name)
-        monkeypatch.setattr(
-            Checkpoints, name, lambda self, *a, name=name, real=real: (events.append(name), real(self, *a))[1]
-        )
+    saved, real = [], Checkpoints.save
+
+    def save(self, trees, progress, primary=None):
+        real(self, trees, progress, primary)
+        saved.append((progress.step, sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())[-1]))
+
+    monkeypatch.setattr(Checkpoints, "save", save)
     config = tiny()
-    loop.train(setup_of(config), successor(config, lambda what, number: events.append(what)), tmp_path)
-    saves = [i for i, event in enumerate(events) if event == "save"]
-    assert len(saves) >= 2
-    assert all(events[i + 1] == "wait" for i in saves)
+    loop.train(setup_of(config), successor(config), tmp_path)
+    assert saved == [(3, 3), (4, 4), (6, 6)]
+    others = [thread.name for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+    assert not others
 
 
 def test_a_checkpoint_that_was_being_replaced_is_put_back(finished, tmp_path):
@@ -264,10 +266,11 @@ def test_a_checkpoint_that_could_not_be_replaced_is_kept(finished, tmp_path, mon
     last = checkpoints.last_step
     kept = _files(folder / "checkpoints" / str(last))
     trees = {"slow": {"embed": np.zeros(2)}, "optimizer": {"step": np.int32(last)}}
+    progress = RunProgress(step=last, seconds=0.0, training_seconds=0.0, tokens=0, evaluated=True)
     with monkeypatch.context() as patch:
-        patch.setattr("orbax.checkpoint.CheckpointManager.save", _disk_is_full)
+        patch.setattr("orbax.checkpoint.Checkpointer.save", _disk_is_full)
         with pytest.raises(CheckpointError, match="no checkpoint can be written"):
-            checkpoints.save(trees, RunProgress(last, 0.0, 0.0, 0, True), 0.5)
+            checkpoints.save(trees, progress, 0.5)
     checkpoints.close()
     assert _files(folder / "checkpoints" / str(last)) == kept
     again = Checkpoints(folder, record_of(config))
