@@ -37,7 +37,7 @@ def logged():
 
 
 def trees(step: int) -> dict:
-    slow = {"embed": jnp.arange(300.0) + step, "head": jnp.full((4, 5), step, jnp.bfloat16)}
+    slow = {"embed": jnp.sin(jnp.arange(3000.0)) + step, "head": jnp.full((4, 5), step, jnp.bfloat16)}
     return {"slow": slow, "optimizer": {"step": jnp.int32(step), "state": (jnp.ones(7) * step,)}}
 
 
@@ -89,8 +89,9 @@ def flip(path: Path, at: float = 0.5) -> None:
 
 
 def array_file(checkpoint: Path, item: str = "slow") -> Path:
-    """The largest file of an item."""
-    return max((path for path in (checkpoint / item).rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    """The largest file of an item, which is that of its arrays if it has some."""
+    found = [path for path in (checkpoint / item).rglob("d/*" if item != "info" else "*") if path.is_file()]
+    return max(found, key=lambda path: path.stat().st_size)
 
 
 def test_the_last_two_and_the_best_are_kept(tmp_path):
@@ -120,7 +121,7 @@ def test_digests_do_not_depend_on_the_mesh():
 def damages(path: Path, draw: random.Random):
     """Name → content: what may become of a file."""
     content = path.read_bytes()
-    for _ in range(3):
+    for _ in range(2):
         changed, place = bytearray(content), draw.randrange(len(content))
         changed[place] ^= 1 << draw.randrange(8)
         yield f"byte {place} is {changed[place]}", bytes(changed)
@@ -158,7 +159,7 @@ def test_whatever_is_damaged_is_noticed_or_harmless(tmp_path, caplog):
             noticed, harmless = noticed + (where.step == 3), harmless + (where.step == 4)
             shutil.rmtree(copy)
             path.write_bytes(whole)
-    assert noticed > harmless > 0
+    assert min(noticed, harmless) > 10
 
 
 @pytest.mark.parametrize("item", ["slow", "optimizer", "info"])
