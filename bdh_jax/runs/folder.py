@@ -53,7 +53,7 @@ class RunFile(Schema):
     config: dict[str, Any]
     text: str | None = None
     """Fingerprint of the text that was trained on."""
-    files: tuple[str, ...] = ()
+    files: list[str] = pydantic.Field(default_factory=list)
     """What else the task keeps in the folder."""
     starts: list[dict[str, Any]]
 

@@ -22,6 +22,7 @@ from bdh_jax.parallel.mesh import make_mesh
 from bdh_jax.runs.checkpoint import Checkpoints, RunProgress
 from bdh_jax.runs.folder import (
     CHECKPOINTS,
+    METRICS,
     RESULTS,
     RUN,
     CheckpointError,
@@ -34,7 +35,7 @@ from bdh_jax.runs.folder import (
 )
 from bdh_jax.runs.lock import only_writer
 from bdh_jax.runs.provenance import describe_start
-from bdh_jax.runs.reporter import Reporter
+from bdh_jax.runs.reporter import Reporter, read_rows
 from bdh_jax.tasks.base import Batch, Task
 from bdh_jax.tasks.scores import Evaluation
 from bdh_jax.training.hooks import make_hooks
@@ -154,6 +155,7 @@ class _Training:
     def run(self) -> dict[str, Any]:
         progress = RunProgress(step=0, seconds=0.0, training_seconds=0.0, tokens=0, evaluated=False)
         if self._checkpoints.last_step is None:
+            self._check_begun()
             state = init_state(self._model, self._optimizer, self._mesh, self._init_key, self._hooks, self._carried_rows)
         else:
             try:
@@ -202,6 +204,26 @@ class _Training:
         }
         write_json(self._workdir / RESULTS, results)
         return results
+
+    def _check_begun(self) -> None:
+        """Say that a run begins anew, or refuse to if it had been saved: its checkpoints are gone then.
+
+        Raises:
+          CheckpointError: names the step that it had come to.
+        """
+        if not (self._workdir / RUN).exists():
+            return
+        starts = [start.get("step") for start in read_run(self._workdir).starts]
+        reached = max((row["step"] for row in read_rows(self._workdir / METRICS, until=self._setup.train.steps)), default=0)
+        # What is measured of a step is written after the save before it.
+        if any(starts) or reached > self._setup.train.checkpoint_every:
+            raise CheckpointError(
+                f"{self._workdir} holds a run that had come to step {reached}, and {self._workdir / CHECKPOINTS} holds no checkpoint of it: "
+                "restore that folder, or begin anew in another --workdir; nothing was changed"
+            )
+        _LOGGER.warning(
+            "%s holds a run that ended before its first checkpoint, at step %d: it begins anew", self._workdir, reached
+        )
 
     def _train_and_evaluate(self, state: TrainState, start: RunProgress) -> Evaluation:
         """Train to the end. Returns the evaluation of the final state."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 import signal
 import threading
@@ -189,7 +190,7 @@ def test_a_damaged_checkpoint_is_named_and_kept(tiny, successor, kill_at, tmp_pa
     with pytest.raises(loop.Interrupted):
         loop.train(setup_of(config), successor(config, kill_at(signal.SIGTERM, "batch", 2)), tmp_path)
     folder = tmp_path / "checkpoints" / "3"
-    damaged = ["info/metadata", "metrics/metrics", "slow/_METADATA", "slow/d/*", "optimizer/manifest.ocdbt", "optimizer/d/*"]
+    damaged = ["info/metadata", "slow/_METADATA", "slow/d/*", "optimizer/manifest.ocdbt", "optimizer/d/*"]
     for pattern in damaged:
         (path,) = folder.glob(pattern)
         content = path.read_bytes()
@@ -297,6 +298,86 @@ def test_metrics_that_stay_are_not_written_again(finished, tmp_path, monkeypatch
     assert [row["step"] for row in read_rows(path, until=UNTIL_END)][-1] == 3
     path.write_bytes(left + b'{"step": 4, "lo')
     assert [row["step"] for row in read_rows(path, until=UNTIL_END)][-1] == 3
+
+
+def test_a_damaged_line_of_the_metrics_takes_no_other_with_it(finished, tmp_path, caplog):
+    """Only a last line cut short goes without a word; of any other a copy is kept, and the log says so."""
+    logging.getLogger("bdh_jax").propagate = True
+    lines = [json.dumps({"step": step, "loss": 0.5}) for step in range(1, 1001)]
+    path = tmp_path / "metrics.jsonl"
+    for number, (damaged, what) in enumerate(
+        [('{"step": 6, "lo~', "line 6, it is no JSON"), ('{"step": 994}', "line 6, is of a later")]
+    ):
+        path.write_text("\n".join([*lines[:5], damaged, *lines[6:], '{"step": 1001, "lo']))
+        content = path.read_bytes()
+        with pytest.raises(CheckpointError, match=what):
+            read_rows(path, until=990)
+        caplog.clear()
+        Reporter(tmp_path, steps=2000, start=990, title="", accuracy_name="recall").close()
+        assert [row["step"] for row in read_rows(path, until=UNTIL_END)] == [*range(1, 6), *range(7, 991)]
+        aside = tmp_path / f"metrics.jsonl.damaged{'-1' if number else ''}"
+        assert aside.read_bytes() == content
+        assert f"metrics.jsonl, {what}" in caplog.text
+        assert str(aside) in caplog.text
+    caplog.clear()
+    path.write_text("\n".join([*lines[:20], '{"step": 21, "lo']))
+    Reporter(tmp_path, steps=2000, start=20, title="", accuracy_name="recall").close()
+    assert path.read_text() == "".join(line + "\n" for line in lines[:20])
+    assert not caplog.text
+
+
+def test_checkpoints_that_are_gone_are_said(tiny, successor, kill_at, tmp_path, caplog):
+    """A run that had saved is not begun anew over its own metrics; one killed before its first save is, and the log says so."""
+    logging.getLogger("bdh_jax").propagate = True
+    config = tiny()
+    with pytest.raises(loop.Interrupted):
+        loop.train(setup_of(config), successor(config, kill_at(signal.SIGTERM, "batch", 4)), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    before = _files(tmp_path)
+    with pytest.raises(CheckpointError, match=r"had come to step 5, and .*checkpoints holds no checkpoint of it: restore"):
+        loop.train(setup_of(config), successor(config), tmp_path)
+    assert _files(tmp_path) == before
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    loop.train(setup_of(config), successor(config), tmp_path)
+    assert "ended before its first checkpoint, at step 1: it begins anew" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.json", {"starts": []}, r"run.json is not of a training run"),
+        ("run.json", {"config": 3, "starts": []}, r"run.json is not of a training run"),
+        ("run.json", {"config": "its own"}, r"run.json cannot be read \(starts: Field required\)"),
+        ("run.json", {"config": "its own", "starts": 3}, r"run.json cannot be read \(starts: .*list, and is 3\)"),
+        (
+            "run.json",
+            {"config": "its own", "starts": [], "files": [1]},
+            r"run.json cannot be read \(files.0: .*string, and is 1\)",
+        ),
+        ("run.json", {"config": "its own", "starts": [], "text": ["[/red]"]}, r"run.json cannot be read \(text: .*string"),
+        ("results.json", {"config": "its own"}, r"results.json cannot be read \(seed: Field required\)"),
+        ("results.json", {"config": "its own", "evaluation": []}, r"results.json cannot be read \(seed: Field required\)"),
+        ("results.json", "[" * 100_000, r"results.json cannot be read \(it is nested too deeply\)"),
+        (
+            "metrics.jsonl",
+            '{"step": -1}\n',
+            r"metrics.jsonl, line 1, has no step \(step: .*greater than or equal to 0, and is -1\)",
+        ),
+        ("metrics.jsonl", '{"step": 1.5}\n', r"metrics.jsonl, line 1, has no step \(step: .*integer, and is 1.5\)"),
+    ],
+)
+def test_malformed_files_of_a_run_are_one_line_each(name, content, message, tiny, successor, tmp_path):
+    config = tiny()
+    own = record_of(config).config
+    (tmp_path / "run.json").write_text(json.dumps({"config": own, "starts": []}))
+    if isinstance(content, dict):
+        content = json.dumps({**content, **({"config": own} if content.get("config") == "its own" else {})})
+    (tmp_path / name).write_text(content)
+    before = _files(tmp_path)
+    with pytest.raises(CheckpointError, match=message) as refused:
+        loop.train(setup_of(config), successor(config), tmp_path)
+    assert "\n" not in str(refused.value)
+    assert _files(tmp_path) == before
 
 
 def test_files_of_others_are_not_touched(finished, tiny, successor, tmp_path):
