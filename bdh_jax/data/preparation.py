@@ -6,6 +6,7 @@ Interrupted, the same call goes on after the last shard.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
+from bdh_jax.config.records import write_whole
 from bdh_jax.data import shards as prepared
 from bdh_jax.data.corpus import build_corpus, draw
 from bdh_jax.data.documents import DataError, find_files, read_documents, text_package
@@ -45,12 +47,11 @@ def prepare(
       The manifest.
 
     Raises:
-      DataError: if the text cannot be read, the folder holds other text, or there is nothing for one of the two sides.
+      DataError: if the text cannot be read, the folder holds other text or cannot be written to, or there is nothing for one of the two
+        sides.
     """
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be made: {error.strerror}; name another folder") from error
     files = None
     if prepared.is_prepared(folder):
         manifest = prepared.read_manifest(folder)
@@ -62,7 +63,8 @@ def prepare(
             files = _files(source, folder)
             _check_files(folder, manifest, files)
     else:
-        if any(folder.iterdir()):
+        # The lock of a command, and what was being written when a process was killed, are hidden files.
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise DataError(f"{folder} is not empty and holds no prepared text; name another folder with --out")
         files = _files(source, folder)
         chosen = _make_tokenizer(folder, source, files, tokenizer, tokenizer_documents)
@@ -75,14 +77,25 @@ def prepare(
             "complete": False,
             "shards": [],
         }
-        prepared.write_manifest(folder, manifest)
+        try:
+            with _writing(folder):
+                prepared.write_manifest(folder, manifest)
+        except BaseException:
+            # Without a manifest the tokenizer would be a file of somebody else's.
+            (folder / prepared.TOKENIZER).unlink(missing_ok=True)
+            raise
     if not manifest["complete"]:
         _write_shards(folder, manifest, files, chosen, shard_tokens, console or rich.console.Console(stderr=True))
     return manifest
 
 
 def _write_shards(
-    folder: Path, manifest: dict[str, Any], files: list[Path], tokenizer: Tokenizer, shard_tokens: int, console: rich.console.Console
+    folder: Path,
+    manifest: dict[str, Any],
+    files: list[Path],
+    tokenizer: Tokenizer,
+    shard_tokens: int,
+    console: rich.console.Console,
 ) -> None:
     source, done = manifest["source"], manifest["documents_read"]
     parts: dict[str, list[np.ndarray]] = {split: [] for split in prepared.SPLITS}
@@ -94,11 +107,13 @@ def _write_shards(
             if arrays:
                 number = sum(shard.split == split for shard in manifest["shards"])
                 corpus = build_corpus(arrays, lambda array: array)
-                manifest["shards"].append(prepared.write_shard(folder, split, number, corpus))
+                with _writing(folder):
+                    manifest["shards"].append(prepared.write_shard(folder, split, number, corpus))
                 arrays.clear()
         waiting = 0
         manifest["documents_read"] = done
-        prepared.write_manifest(folder, manifest)
+        with _writing(folder):
+            prepared.write_manifest(folder, manifest)
 
     columns = (
         rich.progress.TextColumn("{task.description}"),
@@ -126,7 +141,18 @@ def _write_shards(
                 "change the share, into another --out"
             )
     manifest["complete"] = True
-    prepared.write_manifest(folder, manifest)
+    with _writing(folder):
+        prepared.write_manifest(folder, manifest)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written to: {error.strerror}. What is prepared is kept: make room, and the same command goes on"
+        ) from error
 
 
 def _files(source: dict[str, Any], folder: Path) -> list[Path]:
@@ -190,7 +216,8 @@ def _make_tokenizer(folder: Path, source: dict[str, Any], files: list[Path], pat
         content = load_tokenizer(path).content
     else:
         return load_tokenizer(None)
-    (folder / prepared.TOKENIZER).write_text(content, encoding="utf-8")
+    with _writing(folder):
+        write_whole(folder / prepared.TOKENIZER, content)
     return load_tokenizer(folder / prepared.TOKENIZER)
 
 
