@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import json
 import logging
@@ -123,6 +124,9 @@ def check_writable(path: Path) -> None:
             folder = folder.parent
         if not folder.is_dir():
             raise ConfigError(f"{path} cannot be written: {folder} is a file; name another place")
+        longest = max(len(os.fsencode(part)) for part in path.parts)
+        if longest > os.pathconf(folder, "PC_NAME_MAX"):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         # Rights do not say all: some file systems take no files at all.
         with tempfile.TemporaryFile(dir=folder):
             pass

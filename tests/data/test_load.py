@@ -30,6 +30,8 @@ def _prepare(folder, tokenizer=None, per_shard=5, complete=True):
             shards.append(prepared.write_shard(folder, split, number, corpus))
     manifest = {
         "format": prepared.FORMAT,
+        "source": {},
+        "documents_read": 0,
         "tokenizer": (tokenizer or byte_tokenizer()).name,
         "complete": complete,
         "shards": shards,
