@@ -332,7 +332,7 @@ class Architecture(abc.ABC):
     ) -> FastState | BatchMean | None:
         """The state after the last token, from those of the layers and what they share."""
         del fast
-        return None if setup.final == "none" else FastState(layers, shared, call.places.end_position)
+        return finish_state(FastState(layers, shared, call.places.end_position), setup)
 
     def layers(self, weights: Slow, inputs: Inputs, setup: Setup) -> tuple[jax.Array, Any, _Seen]:
         """Layer after layer over the tokens at hand: x [B, T, D], the next state and what was seen on the way."""

@@ -12,6 +12,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bdh_jax.config import require
+
 RULES: dict[str, str | None] = {
     "batch": "data",
     "head": "heads",
@@ -62,8 +64,10 @@ def spec_of(axes: tuple[str, ...], mesh: Mesh, *, batched: bool = True) -> P:
       batched: False says that the batch axis has length 1 and is not split.
 
     Raises:
-      KeyError: for an axis that ``RULES`` does not know.
+      ConfigError: for an axis that ``RULES`` does not know.
     """
+    for axis in axes:
+        require(axis in RULES, f"an array has the axis {axis!r}, which is not one of {', '.join(RULES)}; use one of them")
     on = [RULES[axis] if batched or axis != "batch" else None for axis in axes]
     return P(*(name if name is not None and mesh.shape[name] > 1 else None for name in on))
 

@@ -32,8 +32,8 @@ class Batch(NamedTuple):
     """int32, what is to be predicted at each position. Every valid position has a target; elsewhere it is a padding id."""
     answer: np.ndarray
     """float32, 1 where an answer token is predicted, else 0."""
-    weights: np.ndarray
-    """float32 loss weights chosen by the task."""
+    loss_weights: np.ndarray
+    """float32, chosen by the task."""
     valid: np.ndarray
     """bool, False for padding."""
     reset: np.ndarray

@@ -33,7 +33,7 @@ class Layout(NamedTuple):
 
     places: dict[Kind, np.ndarray]
     """For each kind [E,T] int64: index into the flattened batch."""
-    weights: dict[Kind, float]
+    loss_weights: dict[Kind, float]
     """Loss weight of an answer token, for each kind."""
     reset: np.ndarray
     """[B,T] bool."""
@@ -74,14 +74,14 @@ def assemble(layout: Layout, encoded: Mapping[Kind, Encoded], *, padding: int) -
       padding: id of tokens and targets where there is no episode.
 
     Returns:
-      A batch [B,T]. ``weights`` are on answers only, and give all kinds the same share of the loss however many there are.
+      A batch [B,T]. ``loss_weights`` are on answers only, and give all kinds the same share of the loss however many there are.
     """
     size = layout.reset.shape
     batch = Batch(
         tokens=np.full(size, padding, np.int32),
         targets=np.full(size, padding, np.int32),
         answer=np.zeros(size, np.float32),
-        weights=np.zeros(size, np.float32),
+        loss_weights=np.zeros(size, np.float32),
         valid=np.zeros(size, bool),
         reset=layout.reset.copy(),
     )
@@ -90,6 +90,6 @@ def assemble(layout: Layout, encoded: Mapping[Kind, Encoded], *, padding: int) -
         batch.tokens.ravel()[places] = tokens
         batch.targets.ravel()[places] = targets
         batch.answer.ravel()[places] = answer
-        batch.weights.ravel()[places] = answer * np.float32(layout.weights[kind])
+        batch.loss_weights.ravel()[places] = answer * np.float32(layout.loss_weights[kind])
         batch.valid.ravel()[places] = valid
     return batch

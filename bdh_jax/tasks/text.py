@@ -14,7 +14,7 @@ import scipy.special
 
 from bdh_jax.config import ConfigError
 from bdh_jax.data.config import DataConfig
-from bdh_jax.data.corpus import Corpus, consecutive_windows, Window, grain_library, training_windows, window
+from bdh_jax.data.corpus import Corpus, Window, consecutive_windows, grain_library, training_windows, window
 from bdh_jax.data.documents import DataError
 from bdh_jax.data.load import TextData, load_text
 from bdh_jax.data.shards import TOKENIZER

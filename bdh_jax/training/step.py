@@ -75,7 +75,7 @@ def loss_weights(batch: Batch, loss: Loss) -> jax.Array:
     if loss == "answer":
         return batch.answer
     if loss == "weights":
-        return batch.weights
+        return batch.loss_weights
     return jnp.ones(batch.tokens.shape, jnp.float32) if batch.valid is None else batch.valid.astype(jnp.float32)
 
 

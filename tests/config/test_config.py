@@ -160,7 +160,9 @@ def test_the_text_experiments():
     assert max(carried.model.attention_decay) < 1  # without forgetting it hardly learns: docs/language.md
     with pytest.raises(ConfigError, match="'gpt' and 'fast' do not go together"):
         module.get_config("gpt,fast")
-    with pytest.raises(ConfigError, match=rr"config\.model\.architecture='bert' is not a model\. Valid names: bdh, gpt; or module:name"):
+    with pytest.raises(
+        ConfigError, match=r"config\.model\.architecture='bert' is not a model\. Valid names: bdh, gpt; or module:name"
+    ):
         experiment_from({**to_dict(ExperimentConfig(task=NBackConfig())), "model": {"architecture": "bert"}})
 
 
@@ -358,7 +360,11 @@ def test_a_mesh_divides_the_rows_beside_those_of_a_batch():
     [
         (dict(n_head=4, n_neurons=32), dict(heads=3), "mesh.heads=3 does not divide the heads of model.n_head=4"),
         (dict(n_head=4, n_neurons=24), dict(neurons=2), "mesh.neurons=2 does not divide the 6 neurons .* pairs them"),
-        (dict(n_head=4, fast=FastWeightConfig(keep_gram=True)), dict(heads=2), "mesh.heads=2 and mesh.neurons=1 split the rows"),
+        (
+            dict(n_head=4, fast=FastWeightConfig(keep_gram=True)),
+            dict(heads=2),
+            "mesh.heads=2 and mesh.neurons=1 split the rows",
+        ),
     ],
 )
 def test_a_model_says_what_mesh_it_fits(model, mesh, message):

@@ -33,7 +33,8 @@ from rich.table import Table
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
-NOT_COPIED = (".git", ".venv", "runs", ".*_cache", ".hypothesis", "__pycache__", "build", "*.egg-info")
+NOT_COPIED = (".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info")
+NOT_COPIED_FROM_ROOT = ("runs", "build")  # what was trained and built; packages and tests may have folders of the same name
 TESTS_FAILED = 1  # pytest's exit statuses: 0 all passed, 1 some failed, 2 to 5 nothing was found out
 
 
@@ -118,6 +119,12 @@ def try_fault(source: Path, fault: Fault, whole: bool) -> Outcome:
     return Outcome(noticed, by, time.monotonic() - start)
 
 
+def left_out(folder: str, names: list[str]) -> set[str]:
+    """What of a folder does not belong to the copy, as ``shutil.copytree`` asks for it."""
+    patterns = (*NOT_COPIED, *NOT_COPIED_FROM_ROOT) if Path(folder) == ROOT else NOT_COPIED
+    return set(shutil.ignore_patterns(*patterns)(folder, names))
+
+
 def passes_unchanged(source: Path, tests: tuple[str, ...]) -> str:
     """Whether tests pass without a fault. Returns what went wrong, or nothing."""
     status, output = run_tests(source, tests, None)
@@ -145,7 +152,7 @@ def main() -> int:
     red, outcomes = {}, {}
     with tempfile.TemporaryDirectory(prefix="bdh_jax-mutation-") as folder, ThreadPoolExecutor(arguments.jobs) as pool:
         source = Path(folder) / "source"  # what is edited meanwhile stays out
-        shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*NOT_COPIED))
+        shutil.copytree(ROOT, source, ignore=left_out)
         say(f"{len(faults)} faults; first their tests without them, {len(selections)} selections")
         running = {pool.submit(passes_unchanged, source, tests): tests for tests in selections}
         for number, future in enumerate(as_completed(running), start=1):

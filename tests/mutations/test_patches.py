@@ -27,6 +27,13 @@ def test_the_patch_applies_and_names_tests_that_exist(fault):
     assert all((ROOT / file).exists() for file in files)
 
 
+def test_the_copy_leaves_out_what_was_trained_and_no_code():
+    assert run.left_out(str(ROOT), ["runs", "docs", ".git", "bdh_jax.egg-info"]) == {"runs", ".git", "bdh_jax.egg-info"}
+    for folder in ("bdh_jax", "tests"):
+        assert run.left_out(str(ROOT / folder), ["runs", "__pycache__"]) == {"__pycache__"}
+        assert (ROOT / folder / "runs").is_dir()
+
+
 def test_a_patch_without_its_two_lines_is_refused(tmp_path):
     path = tmp_path / "x.patch"
     path.write_text("Fault: something\n--- a/x\n+++ b/x\n")

@@ -376,7 +376,7 @@ def test_arrays_lie_where_their_axes_say():
     assert sharding.specs(declared, mesh, batched=False)["rows"] == P(None, "heads", "neurons")
     # An axis of length one splits nothing.
     assert sharding.specs(declared, make_mesh(MeshConfig(heads=2)))["rows"] == P(None, "heads", None)
-    with pytest.raises(KeyError, match="feature"):
+    with pytest.raises(ConfigError, match="the axis 'feature', which is not one of batch, head"):
         sharding.spec_of(("feature",), mesh)
 
 

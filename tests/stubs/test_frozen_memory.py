@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bdh_jax import BDH, BDHConfig, FastState, FastWeightConfig
+from bdh_jax.models.gpt import GPTConfig
 from tests.compiled import apply, init
 
 TOKENS = np.random.default_rng(0).integers(0, 11, (2, 8)).astype(np.int32)
@@ -115,3 +116,16 @@ def test_forms_agree_on_frozen_tokens_among_others(rule, implementation):
     ]
     np.testing.assert_allclose(outs[1].logits, outs[0].logits, rtol=1e-9, atol=1e-9)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), outs[1].fast, outs[0].fast)
+
+
+def test_a_model_that_attends_does_not_see_what_was_not_written():
+    """Changing a frozen token of a GPT changes what is said at that token, and nothing else."""
+    model = GPTConfig(vocab_size=11, n_layer=2, d_model=16, n_head=2, dropout=0.0, init_std=0.3, dtype="float64").build()
+    slow, write = init(model, 0), jnp.ones((2, 8), bool).at[:, 3].set(False)
+    other = TOKENS.copy()
+    other[:, 3] = (other[:, 3] + 1) % 11
+    before, after = (apply(model, slow, tokens, write=write, state="none").logits for tokens in (TOKENS, other))
+    np.testing.assert_array_equal(np.delete(before, 3, axis=1), np.delete(after, 3, axis=1))
+    assert np.abs(before - after)[:, 3].max() > 1e-3
+    written = apply(model, slow, other, state="none").logits - apply(model, slow, TOKENS, state="none").logits
+    assert np.abs(written[:, 4:]).max() > 1e-3

@@ -354,10 +354,10 @@ def test_weights_give_every_set_its_share():
     batch = task(batch_size=32, mixture=("n2", "n8")).batch(0)
     share = collections.Counter()
     for row, a, b in episodes_of(batch):
-        share[b - a] += float(batch.weights[row, a:b].sum())
+        share[b - a] += float(batch.loss_weights[row, a:b].sum())
     assert share[18] == pytest.approx(share[66])
     assert sum(share.values()) == pytest.approx(batch.answer.sum())
-    assert ((batch.weights > 0) == (batch.answer == 1)).all()
+    assert ((batch.loss_weights > 0) == (batch.answer == 1)).all()
 
 
 @pytest.mark.parametrize(("encoding", "lengths"), [("integer", (18, 34, 66)), ("text", (90, 170, 330))])

@@ -120,9 +120,9 @@ def test_documents_start_anew_or_run_on(tmp_path):
     one, other = apart.batch(0), together.batch(0)
     np.testing.assert_array_equal(one.tokens, other.tokens)
     assert one.reset.any()
-    assert (one.weights == 0).any()
+    assert (one.loss_weights == 0).any()
     assert not other.reset.any()
-    assert (other.weights == 1).all()
+    assert (other.loss_weights == 1).all()
 
 
 def test_a_score_survives_json():

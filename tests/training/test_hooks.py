@@ -36,6 +36,15 @@ def remember(model, *, rate=1.0, every=1):
     return Hooks(updates=(Update("remember", init, update, collect=("code",), every=every),))
 
 
+def grow(model):
+    """Adds to a number of the embedding more from step to step: what it remembers decides what it does."""
+
+    def update(slow, taps, batch, history):
+        return {**slow, "embed": slow["embed"].at[0, 0].add(history)}, history + 0.1
+
+    return Hooks(updates=(Update("grow", lambda slow: jnp.zeros(()), update),))
+
+
 def damp(model, *, factor=0.5):
     """Reads with a smaller decoder."""
     return Hooks(prepare=(Prepare(lambda slow, batch: {**slow, "decoder": factor * slow["decoder"]}),))
@@ -119,7 +128,7 @@ def test_what_prepares_may_leave_a_batch_alone(tiny, successor):
 
 
 def test_a_killed_run_resumes_with_the_history_of_its_hooks(tiny, successor, kill_at, tmp_path):
-    setup = setup_of(tiny(**named("remember", "damp"), hook_options={"rate": 0.1, "factor": 0.7}))
+    setup = setup_of(tiny(**named("remember", "grow", "damp"), hook_options={"rate": 0.1, "factor": 0.7}))
     config = tiny()
     loop.train(setup, successor(config), tmp_path / "whole")
     with pytest.raises(loop.Interrupted):

@@ -161,7 +161,7 @@ def test_nan_stops_and_is_never_saved(tiny, successor, tmp_path):
     config = tiny(steps=9, evaluate_every=9, checkpoint_every=2, log_every=4)
     task = successor(config)
     batch = task.batch
-    task.batch = lambda step: batch(step)._replace(weights=batch(step).weights * (np.nan if step == 4 else 1))
+    task.batch = lambda step: batch(step)._replace(loss_weights=batch(step).loss_weights * (np.nan if step == 4 else 1))
     with pytest.raises(loop.NonFiniteError, match="at step 5.*Last good checkpoint: step 4"):
         loop.train(setup_of(config), task, tmp_path)
     assert Checkpoints(tmp_path, record_of(config)).last_step == 4

@@ -44,7 +44,7 @@ def ragged(tiny, successor):
     lengths = np.array([6, 1, 4, 6, 2, 5, 6, 3])[:, None]
     valid = np.arange(6)[None] < lengths
     answer = (np.arange(6)[None] == lengths - 1).astype(np.float32)
-    return batch._replace(valid=valid, answer=answer, weights=batch.weights * valid)
+    return batch._replace(valid=valid, answer=answer, loss_weights=batch.loss_weights * valid)
 
 
 def _setup(config):
@@ -56,7 +56,7 @@ def _setup(config):
 
 def test_loss_weights_select_the_positions_they_name(ragged):
     np.testing.assert_array_equal(loss_weights(ragged, "answer"), ragged.answer)
-    np.testing.assert_array_equal(loss_weights(ragged, "weights"), ragged.weights)
+    np.testing.assert_array_equal(loss_weights(ragged, "weights"), ragged.loss_weights)
     np.testing.assert_array_equal(loss_weights(ragged, "all"), ragged.valid.astype(np.float32))
     np.testing.assert_array_equal(loss_weights(ragged._replace(valid=None), "all"), np.ones((8, 6), np.float32))
 

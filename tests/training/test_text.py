@@ -82,7 +82,7 @@ def test_a_carried_state_is_what_the_tokens_before_left(experiment, mesh):
         losses.append(float(metrics["loss"]))
     tokens, targets, reset, weights = (
         np.concatenate([getattr(task.batch(n), name) for n in range(3)], axis=1)
-        for name in ("tokens", "targets", "reset", "weights")
+        for name in ("tokens", "targets", "reset", "loss_weights")
     )
     assert not reset[:, 1:].any(), "the rows of this seed should not jump within three windows"
     out = apply(config.model.build(), slow, tokens)
