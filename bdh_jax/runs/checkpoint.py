@@ -183,7 +183,8 @@ class Checkpoints:
         with self._writing():
             self._clear()
             arrays = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-            self._checkpointer.save(new, args=ocp.args.Composite(info=ocp.args.JsonSave(info), **arrays))
+            with _quietly():
+                self._checkpointer.save(new.absolute(), args=ocp.args.Composite(info=ocp.args.JsonSave(info), **arrays))
             # One that cannot be read is no checkpoint, whatever the library says.
             saved = _read_info(new)
             for name, tree in trees.items():
@@ -395,7 +396,7 @@ def _read(path: Path, target: Mapping[str, Any], info: _Info, *, alone: bool = F
     trees, failed = {}, None
     try:
         for name, item in items.items():
-            with closing(ocp.StandardCheckpointHandler()) as handler:
+            with _quietly(), closing(ocp.StandardCheckpointHandler()) as handler:
                 trees[name] = handler.restore((path / name).absolute(), args=item)
     except Exception as error:  # Orbax documents none, and raises those of several libraries
         failed = unreadable(path, error)
@@ -418,7 +419,8 @@ def _saved_shapes(path: Path) -> Any:
     """What to restore the slow weights of a checkpoint to: on the default device."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
-        saved = ocp.StandardCheckpointHandler().metadata(path.absolute() / "slow")
+        with _quietly(), closing(ocp.StandardCheckpointHandler()) as handler:
+            saved = handler.metadata(path.absolute() / "slow")
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
             dict(saved),
@@ -431,6 +433,17 @@ def _saved_shapes(path: Path) -> Any:
 def _on_host(leaf: Any) -> np.ndarray:
     """What makes Orbax read a leaf into the host's memory: an array of its shape, which itself takes none."""
     return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Orbax logs what it raises as well, with its traceback."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _wrong(path: Path, reason: str) -> DamagedError:

@@ -6,7 +6,10 @@ It holds::
     metrics.jsonl            one object a line
     tensorboard/             the same as event files
     checkpoints/<step>/      slow weights, optimiser state, history of the consolidation, progress with the configuration that made them
+                             and digests of all arrays; of the last two saves and of the best evaluation
     results.json             at the end
+
+What was found damaged stays there as ``checkpoints/damaged-<step>`` and ``metrics.jsonl.damaged``, for whoever wants to look at it.
 
 A run over several seeds holds one such folder ``seed<k>`` each, and its own ``results.json``.
 """

@@ -361,6 +361,15 @@ def test_a_process_whose_save_failed_ends(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "said: no checkpoint can be written into" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_may_be_named_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(Path("run"), 2, 3)
+    assert same(load_slow("run")[1], trees(3)["slow"])
+    with opened(Path("run")) as checkpoints:
+        assert same(checkpoints.restore(target(), step_of)[0], trees(3))
 
 
 def test_a_run_that_trains_can_be_loaded_all_the_while(tmp_path, monkeypatch, caplog):
