@@ -262,7 +262,8 @@ def run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
             setup = setup_of(config)
             results, _ = train_in(workdir, setup, lambda: make_task(setup))
     if jax.process_index() == 0:
-        rich.console.Console().print(results_table(results))
+        # Names come from a file, which may hold what rich would take for markup.
+        rich.console.Console(markup=False).print(results_table(results))
     return results
 
 

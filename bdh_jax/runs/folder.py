@@ -66,6 +66,14 @@ class _Best(Schema):
     primary: float
 
 
+class _Score(Schema):
+    """Of one evaluation set: its name, and numbers."""
+
+    __pydantic_extra__: dict[str, float | None]
+    name: str
+    extra: dict[str, float]
+
+
 class _Results(Schema):
     """``results.json`` of one seed."""
 
@@ -74,9 +82,16 @@ class _Results(Schema):
     steps: pydantic.NonNegativeInt
     seconds: float
     primary: float
-    evaluation: dict[str, dict[str, Any]]
+    evaluation: dict[str, _Score]
     note: str
     best: _Best
+
+
+class Summary(Schema):
+    """``results.json`` of several seeds, as far as it is read again."""
+
+    config: dict[str, Any]
+    seeds: list[int]
 
 
 _Schema = TypeVar("_Schema", bound=Schema)

@@ -380,6 +380,35 @@ def test_malformed_files_of_a_run_are_one_line_each(name, content, message, tiny
     assert _files(tmp_path) == before
 
 
+def test_results_with_a_malformed_score_are_one_line(finished, tmp_path, capsys):
+    config, workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    path = tmp_path / "run" / "results.json"
+    results = json.loads(path.read_text())
+
+    def with_score(**changes):
+        score = {key: value for key, value in {**results["evaluation"]["succ"], **changes}.items() if value != "gone"}
+        path.write_text(json.dumps(results | {"evaluation": {"succ": score}}))
+        return run(config, tmp_path / "run")
+
+    for changes, message in (
+        ({"credit": "high"}, "evaluation.succ.credit: .*number, and is 'high'"),
+        ({"extra": 3}, "evaluation.succ.extra: .*dictionary, and is 3"),
+        ({"name": ["[/red]"]}, "evaluation.succ.name: .*string"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"results.json cannot be read \({message}"):
+            with_score(**changes)
+    with pytest.raises(ConfigError, match="a score of these results has no credit; restore results.json"):
+        with_score(credit="gone")
+    with_score(name="[/red]")
+    assert "[/red]" in capsys.readouterr().out
+    several = tmp_path / "several"
+    several.mkdir()
+    (several / "results.json").write_text(json.dumps({"config": {}, "seeds": ["a"]}))
+    with pytest.raises(CheckpointError, match=r"results.json cannot be read \(seeds.0: .*integer, and is 'a'\)"):
+        run(dataclasses.replace(config, seeds=(0,)), several)
+
+
 def test_files_of_others_are_not_touched(finished, tiny, successor, tmp_path):
     config, _, _ = finished
     single, several = tmp_path / "single", tmp_path / "several"
