@@ -10,7 +10,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from bdh_jax.data.documents import DataError, _zstd, find_files, read_documents
+from bdh_jax.data.content import zstd_library
+from bdh_jax.data.documents import DataError, find_files, read_documents
 
 TEXTS = ["Ein Käfer.", "zwei\nZeilen", "x" * 300_000]
 
@@ -24,7 +25,7 @@ def _write(path, content: bytes) -> None:
         content = gzip.compress(content)
     elif path.suffix == ".zst":
         # Two frames, as concatenated files have.
-        compress = _zstd(path).compress
+        compress = zstd_library(str(path)).compress
         content = compress(content[:100]) + compress(content[100:])
     path.write_bytes(content)
 
@@ -109,7 +110,7 @@ def test_files_are_found_by_path_folder_and_glob_each_once_and_in_order(tmp_path
 
 
 def test_a_package_that_is_absent_is_named_with_what_installs_it(tmp_path, monkeypatch):
-    (tmp_path / "x.parquet").write_bytes(b"")
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(
         DataError, match=r'x\.parquet is Parquet, which needs a package .* not installed: pip install "bdh_jax\[text\]"'
