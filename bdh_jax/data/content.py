@@ -270,7 +270,7 @@ def on_disk(file: BinaryIO, place: str) -> BinaryIO:
     Raises:
       DataError: if there is no room for it.
     """
-    copy = tempfile.TemporaryFile()
+    copy = tempfile.TemporaryFile()  # noqa: SIM115, whoever asked closes it
     try:
         while block := file.read(BLOCK):
             write_temporary(copy, block, place)

@@ -82,7 +82,7 @@ def join_pieces(pieces: Iterable[tuple[np.ndarray, bool]]) -> Corpus:
             count += len(piece)
             _write(file, np.ascontiguousarray(piece))
             if isinstance(file, io.BytesIO) and file.tell() > MEMORY_BYTES:
-                memory, file = file, tempfile.TemporaryFile()
+                memory, file = file, tempfile.TemporaryFile()  # noqa: SIM115, closed below
                 _write(file, memory.getbuffer())
         if isinstance(file, io.BytesIO):
             tokens = np.frombuffer(file.getbuffer(), dtype)

@@ -91,7 +91,9 @@ def expanded(name: str) -> Path:
     try:
         return path.expanduser()
     except RuntimeError as error:
-        raise DataError(f"{name!r} names no file in {Path.cwd()}, and ~ no user's home; write ./{name} for a file of that name") from error
+        raise DataError(
+            f"{name!r} names no file in {Path.cwd()}, and ~ no user's home; write ./{name} for a file of that name"
+        ) from error
 
 
 def find_files(pattern: str) -> list[Path]:
@@ -107,12 +109,16 @@ def find_files(pattern: str) -> list[Path]:
     parts = [part.strip() for part in pattern.split(",")]
     if len(parts) > 1 and os.path.exists(pattern):
         if all(part and os.path.exists(expanded(part)) for part in parts):
-            raise DataError(f"{pattern!r} is the name of a file, and of {len(parts)} files with commas between; write ? for a comma of a name")
+            raise DataError(
+                f"{pattern!r} is the name of a file, and of {len(parts)} files with commas between; write ? for a comma of a name"
+            )
         parts = [pattern]
     found: dict[str, Path] = {}
     for part in parts:
         if not part:
-            raise DataError(f"{pattern!r} has an empty part: name a file, a folder or a glob, without a comma too many (is a variable unset?)")
+            raise DataError(
+                f"{pattern!r} has an empty part: name a file, a folder or a glob, without a comma too many (is a variable unset?)"
+            )
         path = expanded(part)
         if os.path.isdir(path):
             files = sorted(_below(path))
@@ -132,7 +138,9 @@ def _below(folder: Path) -> Iterator[Path]:
     """Files in a folder and below, also where links lead, but each folder once."""
 
     def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename} cannot be read ({error.strerror}); make it readable, or name other folders") from error
+        raise DataError(
+            f"{error.filename} cannot be read ({error.strerror}); make it readable, or name other folders"
+        ) from error
 
     seen = set()
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
@@ -179,7 +187,11 @@ def read_pieces(path: Path, column: str = TEXT_COLUMN, tally: Tally | None = Non
     """As :func:`read_documents`, but a plain file comes in pieces, and may be of any size."""
     tally = Tally() if tally is None else tally
     if not os.path.isfile(path):
-        kind = "is a pipe or device, which cannot be read twice; write it to a file" if os.path.exists(path) else "does not exist"
+        kind = (
+            "is a pipe or device, which cannot be read twice; write it to a file"
+            if os.path.exists(path)
+            else "does not exist"
+        )
         raise DataError(f"{path} {kind}")
     tally.files += 1
     try:
@@ -251,10 +263,15 @@ class _Reader:
         with zipfile.ZipFile(file) as archive:
             members = sorted((m for m in archive.infolist() if not m.is_dir()), key=lambda member: member.filename)
             names = {member.filename for member in members}
-            for inside, what in (("[Content_Types].xml", "an Office document"), ("mimetype", "an e-book or an OpenDocument file")):
+            for inside, what in (
+                ("[Content_Types].xml", "an Office document"),
+                ("mimetype", "an e-book or an OpenDocument file"),
+            ):
                 if inside in names:
                     raise DataError(f"{self.place} is {what}, which is not read as text; convert it to text")
-            members = [m for m in members if not any(p.startswith((".", "__MACOSX")) for p in PurePosixPath(m.filename).parts)]
+            members = [
+                m for m in members if not any(p.startswith((".", "__MACOSX")) for p in PurePosixPath(m.filename).parts)
+            ]
             if not members:
                 raise DataError(f"{self.place} is a zip archive without a file; name other files")
             for member in members:
@@ -262,7 +279,11 @@ class _Reader:
                 if member.flag_bits & 1:
                     raise DataError(f"{place} is encrypted; unpack the archive, and name its folder")
                 reader = _Reader(
-                    place, PurePosixPath(member.filename).name, self.column, self.tally, f" in {content.ZIP.removeprefix('a ')}{self.around}"
+                    place,
+                    PurePosixPath(member.filename).name,
+                    self.column,
+                    self.tally,
+                    f" in {content.ZIP.removeprefix('a ')}{self.around}",
                 )
                 with archive.open(member) as opened:
                     yield from reader.pieces(opened)
@@ -290,11 +311,15 @@ class _Reader:
     def _array(self, file: BinaryIO) -> Iterator[bytes]:
         whole = file.read(DOCUMENT_BYTES + 1)
         if len(whole) > DOCUMENT_BYTES:
-            raise DataError(f"{self.place} is a JSON array of more than {DOCUMENT_BYTES:,} bytes; write it as JSON lines: jq -c '.[]' FILE")
+            raise DataError(
+                f"{self.place} is a JSON array of more than {DOCUMENT_BYTES:,} bytes; write it as JSON lines: jq -c '.[]' FILE"
+            )
         try:
             rows = _parse(whole.removeprefix(content.BOM))
         except ValueError as error:
-            raise DataError(f"{self.place} starts as a JSON array and is none ({first_line(error)}). It may be truncated there") from error
+            raise DataError(
+                f"{self.place} starts as a JSON array and is none ({first_line(error)}). It may be truncated there"
+            ) from error
         except RecursionError as error:
             raise DataError(f"{self.place} is JSON nested too deeply to be read") from error
         for number, row in enumerate(rows, 1):

@@ -95,7 +95,9 @@ def _load_prepared(config: DataConfig) -> tuple[Corpus, Corpus, Tokenizer]:
     train, validation, tokenizer = prepared.load(folder)
     documents, tokens = (train.documents + validation.documents, len(train.tokens) + len(validation.tokens))
     beginning = shown(tokenizer.decode(train.tokens[:240]))
-    _LOGGER.info("prepared text of %s: %s documents, %s tokens; it begins %s", folder, f"{documents:,}", f"{tokens:,}", beginning)
+    _LOGGER.info(
+        "prepared text of %s: %s documents, %s tokens; it begins %s", folder, f"{documents:,}", f"{tokens:,}", beginning
+    )
     return train, validation, tokenizer
 
 

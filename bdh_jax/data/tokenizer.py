@@ -111,7 +111,9 @@ def load_tokenizer(path: str | Path | None) -> Tokenizer:
             )
         back = whole[np.repeat(offsets[ids] - (np.cumsum(size) - size), size) + np.arange(len(document))]
         if back.tobytes() != document:
-            raise DataError(f"{path} makes other bytes of a document than it holds (an unknown token, or two of one id); it cannot be used")
+            raise DataError(
+                f"{path} makes other bytes of a document than it holds (an unknown token, or two of one id); it cannot be used"
+            )
         return ids
 
     encode(b"a  b\n c1 \xc3\xa9")  # says so now, and not after hours
