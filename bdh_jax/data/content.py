@@ -115,12 +115,12 @@ def kind_of(head: bytes, name: str, place: str, column: str) -> str:
     return _kind_of_text(head, place, column)
 
 
-def without_ending(name: str, kind: str) -> str:
-    """The name of what a compressed file holds."""
+def without_ending(name: str) -> str:
+    """The name of what a compressed file holds, also where its ending is that of another compression."""
     path = PurePath(name)
     if path.suffix.lower() == ".tgz":
         return path.with_suffix(".tar").name
-    return path.stem if _CLAIMS.get(path.suffix.lower()) == kind else name
+    return path.stem if _CLAIMS.get(path.suffix.lower()) in COMPRESSED else name
 
 
 def _kind_of_text(head: bytes, place: str, column: str) -> str:

@@ -223,7 +223,7 @@ class _Reader:
             if self.around.count(" in ") > 3:
                 raise DataError(f"{self.place} is compressed more than four times over; unpack it")
             inner = dataclasses.replace(
-                self, name=content.without_ending(self.name, kind), around=f" in {kind.removeprefix('a ')}{self.around}"
+                self, name=content.without_ending(self.name), around=f" in {kind.removeprefix('a ')}{self.around}"
             )
             yield from inner.pieces(content.decompressed(again, kind, self.place))
             return
