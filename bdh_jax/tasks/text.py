@@ -102,7 +102,11 @@ class Text(TaskBase):
             ("validation", self.validation, _numbers(total, config.evaluation_windows)),
         ):
             if not _predicted(corpus, config.length, windows):
-                of = "" if windows is None or len(windows) == total else f" that task.evaluation_windows={len(windows)} chooses"
+                of = (
+                    ""
+                    if windows is None or len(windows) == total
+                    else f" that task.evaluation_windows={len(windows)} chooses"
+                )
                 raise DataError(
                     f"the {name} text{of} ({len(corpus.tokens):,} tokens in {corpus.documents:,} documents) has no token to predict, since the "
                     "first one of a document is not. Give longer documents, or task.document_resets=False, which reads all as one"

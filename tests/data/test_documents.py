@@ -172,7 +172,14 @@ def test_rows_are_known_by_their_first_lines(tmp_path, name):
     ):
         path.write_bytes(content)
         assert list(read_documents(path)) == [b"one", b"two"]
-    for content in (b"{\\rtf1 text}\n", b"{x}: a set\n", b"[Music]\n[1]", b'"quoted"\n', b'["a", "b"]', b'{\n  "name": "x"\n}\n'):
+    for content in (
+        b"{\\rtf1 text}\n",
+        b"{x}: a set\n",
+        b"[Music]\n[1]",
+        b'"quoted"\n',
+        b'["a", "b"]',
+        b'{\n  "name": "x"\n}\n',
+    ):
         path.write_bytes(content)
         assert list(read_documents(path)) == [content]
 
@@ -238,7 +245,12 @@ def test_a_format_that_is_known_by_its_name_only_is_refused(tmp_path, name):
 
 def test_a_damaged_second_part_is_noticed(tmp_path):
     """Libraries of bzip2 and xz take it for the end of the file."""
-    for name, compress in (("a.bz2", bz2.compress), ("a.xz", lzma.compress), ("a.gz", gzip.compress), ("a.zst", OPENED["zstd"])):
+    for name, compress in (
+        ("a.bz2", bz2.compress),
+        ("a.xz", lzma.compress),
+        ("a.gz", gzip.compress),
+        ("a.zst", OPENED["zstd"]),
+    ):
         (tmp_path / name).write_bytes(compress(b"one") + b"\x01" + compress(b"two")[1:])
         with pytest.raises(DataError, match=f"{name} cannot be read .*damaged"):
             list(read_documents(tmp_path / name))

@@ -170,7 +170,9 @@ def test_documents_of_one_token_are_refused_before_training(tmp_path):
     path = tmp_path / "ones.jsonl"
     path.write_text('{"text": "x"}\n' * 90)
     data = DataConfig(str(path))
-    with pytest.raises(DataError, match=r"the training text \(81 tokens in 81 documents\) has no token to predict.*document_resets"):
+    with pytest.raises(
+        DataError, match=r"the training text \(81 tokens in 81 documents\) has no token to predict.*document_resets"
+    ):
         TextConfig(length=4).make(seed=0, batch_size=2, data=data)
     assert TextConfig(length=4, document_resets=False).make(seed=0, batch_size=2, data=data).batch(0).weights.all()
     # Long documents first: what is validated on is of one token each.
@@ -184,6 +186,8 @@ def test_documents_of_one_token_are_refused_before_training(tmp_path):
     with pytest.raises(DataError, match="the training text"):
         TextConfig(**task).make(seed=0, batch_size=2, data=data)
     path.write_text('{"text": "abcdefgh"}\n' + '{"text": "x"}\n' * 81 + f'{{"text": "{"abc" * 30}"}}\n')
-    with pytest.raises(DataError, match=r"the validation text that task.evaluation_windows=1 chooses \(161 tokens in 72 documents\)"):
+    with pytest.raises(
+        DataError, match=r"the validation text that task.evaluation_windows=1 chooses \(161 tokens in 72 documents\)"
+    ):
         TextConfig(**task, evaluation_windows=1).make(seed=0, batch_size=2, data=data)
     TextConfig(**task).make(seed=0, batch_size=2, data=data)
