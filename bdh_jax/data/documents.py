@@ -108,7 +108,7 @@ def find_files(pattern: str) -> list[Path]:
     """
     parts = [part.strip() for part in pattern.split(",")]
     if len(parts) > 1 and os.path.exists(pattern):
-        if all(part and os.path.exists(expanded(part)) for part in parts):
+        if all(part and os.path.exists(os.path.expanduser(part)) for part in parts):
             raise DataError(
                 f"{pattern!r} is the name of a file, and of {len(parts)} files with commas between; write ? for a comma of a name"
             )

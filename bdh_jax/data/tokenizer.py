@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,15 +63,16 @@ def load_tokenizer(path: str | Path | None) -> Tokenizer:
         return byte_tokenizer()
     path = expanded(str(path))
     tokenizers = tokenizers_library()
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"tokenizer {path} does not exist; name a tokenizer.json, or leave it out for bytes")
     try:
         content = path.read_text(encoding="utf-8")
+        kind = json.loads(content)
+        _check_model(kind, path)
         inner = tokenizers.Tokenizer.from_str(content)
         inner.no_truncation()
         inner.no_padding()
-        kind = json.loads(content)
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, DataError):
         raise
     except BaseException as error:  # the library raises plain Exception, and what its Rust code panics with is not even that
         raise DataError(f"{path} is no tokenizer.json of the tokenizers library ({first_line(error)})") from error
@@ -79,10 +81,6 @@ def load_tokenizer(path: str | Path | None) -> Tokenizer:
         raise DataError(
             f"{path}: its decoder is {' and '.join(decoders) or None} and its normalizer {' and '.join(normalizers) or None}; only byte-level "
             "tokenizers without a normalizer keep every byte, such as those `python -m bdh_jax prepare --train_tokenizer` makes"
-        )
-    if dropout := kind["model"].get("dropout"):
-        raise DataError(
-            f"{path}: its model has a dropout of {dropout}, with which one text has another encoding each time; set it to null in the file"
         )
     try:
         pieces = _pieces(inner, path)
@@ -163,6 +161,24 @@ def tokenizers_library() -> Any:
     """
     parts = ("decoders", "models", "pre_tokenizers", "trainers")
     return text_package("a BPE", "tokenizers", *(f"tokenizers.{part}" for part in parts))
+
+
+def _check_model(kind: Any, path: Path) -> None:
+    """Refuse what the library would take for a model, and is none that is deterministic and over bytes."""
+    model = kind.get("model") if isinstance(kind, dict) else None
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        name = model.get("type") if isinstance(model, dict) else type(kind).__name__
+        raise DataError(f"{path} is no tokenizer.json of a BPE, which alone keeps every byte: its model is {name!r:.40}")
+    if dropout := model.get("dropout"):
+        raise DataError(
+            f"{path}: its model has a dropout of {dropout!r:.40}, with which one text has another encoding each time; set it to null in the file"
+        )
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        # The library cuts a prefix off as so many bytes, also in the midst of a character, and the process aborts.
+        if model.get(name):
+            raise DataError(
+                f"{path}: its model has {name}={model[name]!r:.40}, which no byte-level BPE has; set it to null in the file"
+            )
 
 
 def _parts(component: Any, name: str) -> list[str]:

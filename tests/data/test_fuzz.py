@@ -190,10 +190,10 @@ def _tokenizer(data: st.DataObject) -> None:
         if not isinstance(at, dict) or not at:
             continue
         key = data.draw(st.sampled_from(sorted(at)))
-        if key == "vocab" and isinstance(at[key], dict) and data.draw(st.booleans()):
+        if key == "vocab" and isinstance(at[key], dict) and at[key] and data.draw(st.booleans()):
             at[key] = {**at[key], data.draw(st.sampled_from(sorted(at[key]))): data.draw(st.integers(-1, 2**33))}
         elif data.draw(st.booleans()):
-            at[key] = data.draw(odd)
+            at[key] = json.loads(json.dumps(data.draw(odd)))
         else:
             del at[key]
         if not isinstance(kind.get("model"), dict):

@@ -210,6 +210,14 @@ def test_a_tokenizer_that_encodes_differently_each_time_or_changes_bytes_is_refu
         load_tokenizer(_changed(bpe, tmp_path / "a.json", model=lambda model: {**model, "dropout": 0.1}))
     assert load_tokenizer(_changed(bpe, tmp_path / "a.json", model=lambda model: {**model, "dropout": 0.0})).vocab_size > 256
 
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):  # of one the library aborts the process
+        with pytest.raises(DataError, match=f"its model has {name}='x', which no byte-level BPE has"):
+            load_tokenizer(_changed(bpe, tmp_path / "a.json", model=lambda model, name=name: {**model, name: "x"}))
+    with pytest.raises(
+        DataError, match="is no tokenizer.json of a BPE, which alone keeps every byte: its model is 'WordLevel'"
+    ):
+        load_tokenizer(_changed(bpe, tmp_path / "a.json", model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}))
+
     def without_h(model):  # which becomes another token of one byte
         vocabulary = {("\u0100h" if token == "h" else token): number for token, number in model["vocab"].items()}
         return {**model, "vocab": vocabulary, "merges": [], "unk_token": "x"}
