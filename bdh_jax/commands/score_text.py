@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rich.box
@@ -142,9 +143,9 @@ def _from_empty(task: Text, config: ModelConfig) -> Callable[[Slow], float]:
         predict = make(slow)
         with language.scoring_bar(len(task.validation.tokens)) as advance:
 
-            def counted(tokens: np.ndarray, valid: np.ndarray, reset: np.ndarray | None = None) -> np.ndarray:
+            def counted(tokens: np.ndarray, valid: np.ndarray, *rest: Any) -> Any:
                 advance(int(valid.sum()))
-                return predict(tokens, valid, reset)
+                return predict(tokens, valid, *rest)
 
             return task.evaluate(counted).rows[0].bits_per_byte
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ import rich.progress
 from bdh_jax.config.records import write_whole
 from bdh_jax.data import shards as prepared
 from bdh_jax.data.corpus import build_corpus, draw
-from bdh_jax.data.documents import DataError, find_files, read_documents, text_package
+from bdh_jax.data.documents import DataError, Tally, find_files, read_documents, text_package
 from bdh_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+_LOGGER = logging.getLogger("bdh_jax")
 
 
 def prepare(
@@ -182,9 +185,19 @@ def _check_files(folder: Path, manifest: dict[str, Any], files: list[Path]) -> N
 def _documents(source: dict[str, Any], files: list[Path], skip: int) -> Iterator[bytes]:
     """The documents that ``source`` names, without the first ``skip``."""
     if source["files"] is not None:
-        every = (text for path in files for text in read_documents(path, source["column"]))
-        return itertools.islice(every, skip, source["documents"])
+        return itertools.islice(_of_files(files, source["column"]), skip, source["documents"])
     return itertools.islice(_rows(source, skip), None if source["documents"] is None else max(source["documents"] - skip, 0))
+
+
+def _of_files(files: list[Path], column: str) -> Iterator[bytes]:
+    """The documents of files. What they are is logged with the first one, and what was read after the last."""
+    tally = Tally()
+    for path in files:
+        for document in read_documents(path, column, tally):
+            if tally.documents == 1:
+                _LOGGER.info("reading %d files; in the first: %s", len(files), tally)
+            yield document
+    _LOGGER.info("read %s", tally)
 
 
 def _rows(source: dict[str, Any], skip: int) -> Iterator[bytes]:
@@ -194,6 +207,8 @@ def _rows(source: dict[str, Any], skip: int) -> Iterator[bytes]:
         rows = datasets.load_dataset(source["dataset"], source["name"], split=source["split"], streaming=True).skip(skip)
         for number, row in enumerate(rows, skip):
             text = row.get(source["column"])
+            if text is None and source["column"] in row:
+                text = ""  # a null row is left out, as of files, and counted, so that an interrupted preparation goes on after it
             if not isinstance(text, str):
                 raise DataError(
                     f"{source['dataset']}, row {number}: no text in column {source['column']!r} (there is {', '.join(row)}); name the column "

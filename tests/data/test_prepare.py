@@ -81,6 +81,20 @@ def test_an_interrupted_preparation_goes_on(source, kind, tmp_path, monkeypatch)
     assert preparation.prepare(tmp_path / "cut", source, shard_tokens=1000) == whole
 
 
+@pytest.mark.parametrize("kind", ["files", "dataset"])
+def test_null_rows_are_left_out(source, kind, tmp_path):
+    folder = tmp_path / "local"
+    folder.mkdir()
+    rows = [{"text": text if number % 5 else None} for number, text in enumerate(TEXTS)]
+    (folder / "stories.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {**source, "files": str(folder)}
+    if kind == "dataset":
+        source = {**source, "files": None, "dataset": str(folder), "split": "train"}
+    preparation.prepare(tmp_path / "out", source, shard_tokens=1000)
+    train, validation = _read(tmp_path / "out")
+    assert sorted(train + validation) == sorted(text for number, text in enumerate(TEXTS) if number % 5)
+
+
 def test_a_tokenizer_is_trained_first_and_kept(source, tmp_path):
     source = {**source, "train_tokenizer": 300, "documents": 150}
     manifest = preparation.prepare(tmp_path / "out", source, shard_tokens=10**6, tokenizer_documents=50)
