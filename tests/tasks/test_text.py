@@ -174,7 +174,7 @@ def test_documents_of_one_token_are_refused_before_training(tmp_path):
         DataError, match=r"the training text \(81 tokens in 81 documents\) has no token to predict.*document_resets"
     ):
         TextConfig(length=4).make(seed=0, batch_size=2, data=data)
-    assert TextConfig(length=4, document_resets=False).make(seed=0, batch_size=2, data=data).batch(0).weights.all()
+    assert TextConfig(length=4, document_resets=False).make(seed=0, batch_size=2, data=data).batch(0).loss_weights.all()
     # Long documents first: what is validated on is of one token each.
     path.write_text(f'{{"text": "{"abc" * 30}"}}\n' * 9 + '{"text": "x"}\n' * 90)
     with pytest.raises(DataError, match=r"the validation text \(90 tokens in 90 documents\) has no token to predict"):
