@@ -239,7 +239,7 @@ FORMS = {
     "oja": {"implementation": "parallel", "rule": "oja", "address_norm": "kwta", "address_active": 30, "n_layer": 1},
 }
 
-LONG = ("chunked", "shift", "gated delta", "oja")
+LONG = ("chunked", "shift", "gated delta")
 """In `make test-full` only: what they say of a mesh the others say, too, but for their own rules, which the contract holds."""
 
 
