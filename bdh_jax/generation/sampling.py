@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 
 import flax.struct
@@ -22,13 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdh_jax.config import ConfigError
+from bdh_jax.config import ConfigError, check_types
 from bdh_jax.fast_weights.state import FastState
 from bdh_jax.models.bdh import BDH, BDHConfig
 from bdh_jax.types import Slow
 
 PREFILL_CHUNK = 256
 """Tokens of a prompt that one call of the model reads."""
+_KEYS = "threefry2x32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Sampling:
     """Draw ids below this only, greedily too: a model may have more than its tokenizer knows. None: all."""
 
     def __post_init__(self) -> None:
-        if not (self.temperature >= 0 and np.isfinite(self.temperature)):
+        check_types(self)
+        if not self.temperature >= 0:
             raise ConfigError(f"temperature={self.temperature} must be ≥ 0; 0 takes the most likely token")
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k={self.top_k} must be at least 1, or None to keep all tokens")
@@ -73,22 +76,41 @@ class GenerationState:
 
 
 def filter_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """Logits [..., V] divided by the temperature (> 0), −∞ where a filter drops the token."""
-    logits = logits.astype(jnp.promote_types(jnp.float32, logits.dtype)) / sampling.temperature
+    """Logits [..., V], less the largest, divided by the temperature (> 0); −∞ where a filter drops the token."""
+    logits = logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
+    limits = jnp.finfo(logits.dtype)
+    # The largest is 0 however small the temperature: two that overflow to ∞ would be alike.
+    logits = logits - jnp.max(logits, axis=-1, keepdims=True)
+    logits = logits / min(max(sampling.temperature, float(limits.tiny)), float(limits.max))
     dropped = jnp.array(-jnp.inf, logits.dtype)
     if sampling.top_k is not None:
         least = jax.lax.top_k(logits, min(sampling.top_k, logits.shape[-1]))[0][..., -1:]
         logits = jnp.where(logits >= least, logits, dropped)
-    if sampling.top_p is not None:
-        ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
-        probability = jax.nn.softmax(ordered, axis=-1)
-        before = jnp.cumsum(probability, axis=-1) - probability  # of all more likely tokens; 0 for the most likely
-        kept = jnp.where(before < sampling.top_p, ordered, jnp.inf)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        ordered = jnp.sort(logits, axis=-1)
+        # Of a token and all less likely ones. Sums from the other end come out near 1, where thousands of tokens vanish in the rounding.
+        share = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
+        kept = jnp.where(share > 1 - sampling.top_p, ordered, ordered[..., -1:])
         logits = jnp.where(logits >= jnp.min(kept, axis=-1, keepdims=True), logits, dropped)
     if sampling.min_p is not None:
         floor = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(jnp.asarray(sampling.min_p, logits.dtype))
         logits = jnp.where(logits >= floor, logits, dropped)
     return logits
+
+
+def key_of(seed: int) -> jax.Array:
+    """The typed key of a seed: every seed has its own, whatever implementation of random numbers is the default.
+
+    Args:
+      seed: 0 to 2⁶⁴ − 1, of Python or NumPy.
+
+    Raises:
+      ValueError: for any other.
+    """
+    number = _whole(seed)
+    if not 0 <= number < 2**64:
+        raise ValueError(f"seed={number} must lie in 0 to 2**64 - 1, for each text")
+    return jax.random.wrap_key_data(np.array([number >> 32, number & 0xFFFFFFFF], np.uint32), impl=_KEYS)
 
 
 def sample(logits: jax.Array, keys: jax.Array, positions: jax.Array, sampling: Sampling) -> jax.Array:
@@ -99,13 +121,21 @@ def sample(logits: jax.Array, keys: jax.Array, positions: jax.Array, sampling: S
 
     Args:
       logits: [B, V].
-      keys: [B] typed PRNG keys, one a sequence.
+      keys: [B] typed PRNG keys, one a sequence, of :func:`key_of`. Those of other implementations are refused: under ``vmap`` they
+        draw from their neighbours' keys.
       positions: [B] integers, tokens read so far.
       sampling: see :class:`Sampling`.
 
     Returns:
       [B] int32.
+
+    Raises:
+      ValueError: for keys of another implementation.
     """
+    if str(jax.random.key_impl(keys)) != _KEYS:
+        raise ValueError(
+            f"keys are of {jax.random.key_impl(keys)}, with which a row depends on its neighbours; make {_KEYS} keys (key_of)"
+        )
     if sampling.vocab_size is not None:
         known = jnp.arange(logits.shape[-1]) < sampling.vocab_size
         logits = jnp.where(known[None], logits, jnp.array(-jnp.inf, logits.dtype))
@@ -194,7 +224,7 @@ def generate(
       state: of :func:`prefill`, of a file or of an earlier call. Its buffers are given up.
       max_tokens: of each sequence.
       sampling: how tokens are drawn.
-      seeds: one for each sequence, or one that row b of the batch adds its number to.
+      seeds: one for each sequence, or one that row b of the batch adds its number to; 0 to 2⁶⁴ − 1 each.
       stop: called with (row, tokens of that row so far) after each token; true ends that row, whose state then stays after
         that token.
       on_state: called with the state after every token; hold on to the last one only, the others are given up.
@@ -203,15 +233,15 @@ def generate(
       For each step the B new tokens; None in rows that have ended. Ends when all rows have.
 
     Raises:
-      ValueError: for max_tokens < 0, or seeds that are not one for each sequence.
+      ValueError: for max_tokens < 0, seeds that are not one for each sequence, or one out of range.
     """
     batch = state.logits.shape[0]
     if max_tokens < 0:
         raise ValueError(f"max_tokens={max_tokens} must be ≥ 0")
-    numbers = [seeds + row for row in range(batch)] if isinstance(seeds, int) else list(seeds)
+    numbers = list(seeds) if np.ndim(seeds) else [_whole(seeds) + row for row in range(batch)]
     if len(numbers) != batch:
         raise ValueError(f"seeds has {len(numbers)} numbers and the state {batch} sequences; give one for each")
-    keys = jnp.stack([jax.random.key(number) for number in numbers])
+    keys = jnp.stack([key_of(number) for number in numbers])
     written: list[list[int]] = [[] for _ in range(batch)]
     going = np.ones(batch, bool)
     for _ in range(max_tokens):
@@ -270,6 +300,13 @@ def _step(
     tokens = sample(state.logits, keys, state.fast.position, sampling)
     out = model.apply({"params": slow}, tokens[:, None], state.fast, valid=going[:, None])
     return tokens, GenerationState(out.fast, jnp.where(going[:, None], out.logits[:, 0], state.logits))
+
+
+def _whole(seed: int) -> int:
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise ValueError(f"seed={seed!r} must be a whole number") from None
 
 
 def _ids(prompt: Sequence[int], index: int, vocab_size: int) -> np.ndarray:

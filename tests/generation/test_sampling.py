@@ -14,6 +14,7 @@ from bdh_jax.generation.sampling import (
     check_memory,
     filter_logits,
     generate,
+    key_of,
     memory_needed,
     prefill,
     sample,
@@ -84,6 +85,71 @@ def test_seeds_decide_and_rows_differ():
     assert one[1] == text(model, slow, prompts, sampling=hot, seeds=2)[0]
 
 
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_a_row_does_not_depend_on_its_neighbours_whatever_the_default_keys(implementation):
+    model, slow = make(CONFIG)
+    hot = Sampling(temperature=3.0)
+    with jax.default_prng_impl(implementation):
+        together = text(model, slow, PROMPTS, sampling=hot, seeds=[5, 6, 7])
+        alone = text(model, slow, PROMPTS[2:], sampling=hot, seeds=[7])
+    assert together[2:] == alone
+    assert together == text(model, slow, PROMPTS, sampling=hot, seeds=[5, 6, 7])
+    logits, keys = jnp.zeros((2, VOCAB)), jax.random.split(jax.random.key(0, impl="rbg"), 2)
+    with pytest.raises(ValueError, match="keys are of rbg, with which a row depends on its neighbours"):
+        sample(logits, keys, jnp.zeros(2, jnp.int32), hot)
+
+
+def test_every_seed_has_its_own_stream_and_others_are_refused():
+    seeds = [0, 1, 2**31, 2**32, 2**32 + 1, 2**63 - 1, 2**63, 2**64 - 1]
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            assert len({tuple(map(int, jax.random.bits(key_of(seed), 4))) for seed in seeds}) == len(seeds)
+            for seed in (0, 5, 2**31):
+                np.testing.assert_array_equal(jax.random.key_data(key_of(seed)), jax.random.key_data(jax.random.key(seed)))
+    for seed in (-1, 2**64):
+        with pytest.raises(ValueError, match=rf"seed={seed} must lie in 0 to 2\*\*64 - 1"):
+            key_of(seed)
+    with pytest.raises(ValueError, match="seed=1.5 must be a whole number"):
+        key_of(1.5)
+
+
+def test_numbers_of_numpy_are_numbers():
+    model, slow = make(CONFIG)
+    hot = Sampling(temperature=3.0, top_k=9, top_p=0.5, vocab_size=VOCAB)
+    other = Sampling(np.float64(3), np.int64(9), np.float64(0.5), vocab_size=np.int32(VOCAB))
+    assert other == hot
+    assert [type(value) for value in (other.temperature, other.top_k)] == [float, int]
+    expected = text(model, slow, PROMPTS[:2], sampling=hot, seeds=3)
+    assert text(model, slow, PROMPTS[:2], sampling=other, seeds=np.int64(3)) == expected
+    assert text(model, slow, PROMPTS[:2], sampling=other, seeds=np.array([3, 4])) == expected
+    for change, message in (
+        ({"top_k": "3"}, "top_k='3' must be a whole number"),
+        ({"top_p": "1"}, "top_p='1' must be a number"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Sampling(**change)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("temperature", [1e-30, 1e-38, 1e-46, 5e-324])
+def test_a_tiny_temperature_takes_the_most_likely_token(dtype, temperature):
+    logits = jnp.asarray(np.random.default_rng(3).normal(size=(6, 40)) * 30, dtype)
+    keys = jnp.stack([key_of(number) for number in range(6)])
+    drawn = sample(logits, keys, jnp.zeros(6, jnp.int32), Sampling(temperature, vocab_size=39))
+    np.testing.assert_array_equal(drawn, np.argmax(logits[:, :39], axis=-1))
+
+
+def test_top_p_of_one_drops_nothing_and_near_one_only_what_it_says():
+    logits = jnp.asarray(np.random.default_rng(4).normal(size=50_257) * 4, jnp.float32)
+    kept = np.isfinite(filter_logits(jnp.append(logits, -2000.0), Sampling(top_p=1.0)))
+    assert kept.all()
+    chances = np.sort(np.asarray(jax.nn.softmax(logits.astype(jnp.float64))))
+    dropped = np.sum(np.cumsum(chances) <= 1e-6)
+    assert dropped > 100
+    kept = np.isfinite(filter_logits(logits, Sampling(top_p=1 - 1e-6)))
+    assert np.sum(~kept) == pytest.approx(dropped, rel=0.01)
+
+
 def test_a_row_that_stops_yields_none_and_keeps_its_state():
     model, slow = make(CONFIG)
     free = text(model, slow, PROMPTS, sampling=GREEDY)
@@ -126,7 +192,7 @@ def test_filters_keep_what_their_definition_says(top_k, top_p, min_p):
         if min_p is not None:
             kept &= np.exp(row - row.max()) >= min_p
         np.testing.assert_array_equal(np.isfinite(have), kept)
-        np.testing.assert_allclose(have[kept], row[kept])
+        np.testing.assert_allclose(have[kept], row[kept] - row.max(), atol=1e-12)
 
 
 def test_samples_have_the_probabilities_of_the_filtered_logits():
@@ -147,7 +213,7 @@ def test_samples_have_the_probabilities_of_the_filtered_logits():
     ("change", "message"),
     [
         ({"temperature": -1.0}, "temperature=-1.0 must be ≥ 0"),
-        ({"temperature": float("nan")}, "temperature=nan must be"),
+        ({"temperature": float("nan")}, "temperature=nan must be finite"),
         ({"top_k": 0}, "top_k=0 must be at least 1"),
         ({"top_p": 0.0}, r"top_p=0.0 must lie in \(0, 1\]"),
         ({"min_p": 1.5}, r"min_p=1.5 must lie in \(0, 1\]"),
