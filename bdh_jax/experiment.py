@@ -26,7 +26,7 @@ from bdh_jax.models.base import ModelConfig
 from bdh_jax.models.registry import MODELS
 from bdh_jax.parallel.mesh import MeshConfig
 from bdh_jax.runs.checkpoint import Which, load_slow
-from bdh_jax.runs.folder import RUN, CheckpointError, Record, config_json, read_json, seed_folders
+from bdh_jax.runs.folder import CheckpointError, Record, config_json, read_run, seed_folders
 from bdh_jax.runs.lock import only_writer
 from bdh_jax.runs.older import in_todays_words, model_in_todays_words
 from bdh_jax.tasks import TASKS, TaskConfig
@@ -164,7 +164,7 @@ def read_experiment(workdir: Path) -> ExperimentConfig:
       CheckpointError: if the folder has no readable record.
       ConfigError: if the record names a class that is not there.
     """
-    return experiment_from(in_todays_words(read_json(workdir / RUN)["config"]))
+    return experiment_from(in_todays_words(read_run(workdir).config))
 
 
 def tokenizer_of(workdir: Path) -> Tokenizer:
@@ -177,7 +177,7 @@ def tokenizer_of(workdir: Path) -> Tokenizer:
     if not task.reads_text:
         raise ConfigError(f"{workdir} was trained on the task {task.name!r}, not on text: its tokens are no bytes")
     path = workdir / TOKENIZER
-    if TOKENIZER in read_json(workdir / RUN).get("files", ()) and not path.exists():
+    if TOKENIZER in read_run(workdir).files and not path.exists():
         raise ConfigError(f"{path} is missing, without which the model's tokens mean nothing; restore it")
     return load_tokenizer(path if path.exists() else None)
 
@@ -308,7 +308,8 @@ def run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
             setup = setup_of(config)
             results, _ = train_in(workdir, setup, lambda: make_task(setup))
     if jax.process_index() == 0:
-        rich.console.Console().print(results_table(results))
+        # Names come from a file, which may hold what rich would take for markup.
+        rich.console.Console(markup=False).print(results_table(results))
     return results
 
 

@@ -52,3 +52,8 @@ def pytest_collection_finish():
     # it again and again.
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+
+
+def pytest_make_parametrize_id(val):
+    """Contents of files are no names: some hold the time, others a hundred thousand brackets."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None

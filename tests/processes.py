@@ -53,6 +53,10 @@ class Command:
     def send_signal(self, number: int) -> None:
         os.kill(self._process.pid, number)
 
+    def errors(self) -> bytes:
+        """What it has said so far on standard error."""
+        return self._errors.read_bytes() if self._errors.exists() else b""
+
     def wait(self) -> tuple[int, bytes, bytes]:
         """Its exit status, or minus the signal that killed it, output and errors."""
         self._process.join(300)

@@ -26,6 +26,7 @@ from bdh_jax.data.corpus import Corpus, window
 from bdh_jax.data.documents import DataError
 from bdh_jax.fast_weights.state import FastState
 from bdh_jax.models.base import ModelConfig
+from bdh_jax.tasks.text import LOGITS_BYTES
 from bdh_jax.types import Slow
 
 Costs = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
@@ -190,7 +191,8 @@ def _costs(
     # A long context is read in chunks with a state; a short one, or one of a model without a state, at once.
     with_state = config.has_state and (context is None or context > CHUNK)
     empty = config.build().init_fast(rows) if with_state else None
-    step = CHUNK if with_state else context
+    most = max(1, LOGITS_BYTES // (rows * config.vocab_size * config.state_dtype.itemsize))
+    step = min(CHUNK, most) if with_state else context
     state, read = empty, np.zeros((rows, 1), np.int64)
     with scoring_bar(length) as advance:
         done = 0
@@ -201,7 +203,7 @@ def _costs(
             size = min(step, (length if context is None else context) - here)
             pieces = [window(corpus, row * (total // rows) + done, size) for row in range(rows)]
             tokens, targets, reset, weight = (np.stack(arrays) for arrays in zip(*pieces, strict=True))
-            losses, state = _run(config, with_state, slow, tokens, targets, reset, state)
+            losses, state = _run(config, with_state, most, slow, tokens, targets, reset, state)
             count = read + np.arange(size)
             distance = count - np.maximum.accumulate(np.where(reset, count, 0), axis=1)
             yield distance, np.asarray(losses, np.float64), weight, token_bytes[targets]
@@ -210,16 +212,32 @@ def _costs(
             advance(size)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _run(
     config: ModelConfig,
     with_state: bool,
+    most: int,
     slow: Slow,
     tokens: jax.Array,
     targets: jax.Array,
     reset: jax.Array,
     state: FastState | None,
 ) -> tuple[jax.Array, FastState | None]:
-    kind = "full" if with_state else "none"
-    out = config.build().apply({"params": slow}, tokens, state, reset=reset, state=kind)
-    return optax.softmax_cross_entropy_with_integer_labels(out.logits, targets), out.fast
+    """Costs [B,T] and the next state; logits are made of ``most`` tokens at a time."""
+    model, length = config.build(), tokens.shape[1]
+    if with_state or length <= most:
+        out = model.apply({"params": slow}, tokens, state, reset=reset, state="full" if with_state else "none")
+        return optax.softmax_cross_entropy_with_integer_labels(out.logits, targets), out.fast
+    x = model.apply({"params": slow}, tokens, reset=reset, method="hidden")
+
+    def costs(first: jax.Array) -> jax.Array:
+        logits = model.architecture.readout(slow, jax.lax.dynamic_slice_in_dim(x, first, most, axis=1))
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, jax.lax.dynamic_slice_in_dim(targets, first, most, axis=1)
+        )
+
+    # The last part starts earlier, so that all are of one length.
+    starts = np.minimum(np.arange(0, length, most), length - most)
+    parts = jax.lax.map(costs, jnp.asarray(starts))
+    whole = jnp.moveaxis(parts[:-1], 0, 1).reshape(len(tokens), -1)
+    return jnp.concatenate([whole, parts[-1][:, whole.shape[1] - length :]], axis=1), None

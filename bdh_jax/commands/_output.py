@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import rich.console
 
 from bdh_jax.config import ConfigError
+from bdh_jax.config.records import whole_file, write_whole
 from bdh_jax.runs.folder import CHECKPOINTS, RUN, seed_folders
 from bdh_jax.runs.lock import only_writer
 
@@ -24,8 +27,8 @@ def table_console(width: int = 100) -> rich.console.Console:
     return console if console.is_terminal else rich.console.Console(width=width)
 
 
-def new_file(name: str | None) -> Path | None:
-    """Where ``--out`` lets a command write its scores, asked before it measures anything; None without it.
+def new_file(name: str | None, flag: str = "out") -> Path | None:
+    """Where a flag lets a command write what it makes, asked before it makes anything; None without it.
 
     Raises:
       ConfigError: if the file exists, or cannot be written.
@@ -33,23 +36,37 @@ def new_file(name: str | None) -> Path | None:
     if not name:
         return None
     path = Path(name)
-    if path.exists():
-        raise ConfigError(f"--out={path} exists; name another file, or delete it first")
     check_writable(path)
+    if os.path.lexists(path):
+        raise ConfigError(f"--{flag}={path} exists; name another file, or delete it first")
     return path
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write scores as JSON.
+    """Write scores as JSON, whole or not at all.
 
     Raises:
       ConfigError: if the file cannot be written.
     """
+    write_output(path, json.dumps(record, indent=2) + "\n")
+
+
+def write_output(path: Path, content: str) -> None:
+    """Write a text, whole or not at all.
+
+    Raises:
+      ConfigError: if the file cannot be written.
+    """
+    with _writing(path):
+        write_whole(path, content)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        yield
     except OSError as error:
-        raise ConfigError(f"--out={path} cannot be written: {error.strerror}; name another file") from error
+        raise ConfigError(f"{path} cannot be written: {error.strerror}; make room, or name another file") from error
 
 
 @contextlib.contextmanager
@@ -81,22 +98,38 @@ def save_figure(plot: Callable[[], Any], path: Path) -> None:
     Args:
       plot: makes a ``matplotlib.figure.Figure``.
       path: where it goes.
+
+    Raises:
+      ConfigError: if the file cannot be written.
     """
     if importlib.util.find_spec("matplotlib") is None:
         logging.getLogger("bdh_jax").warning('%s is not drawn: figures need matplotlib, pip install -e ".[plot]"', path)
         return
-    plot().savefig(path, dpi=150)
+    figure = plot()
+    with _writing(path), whole_file(path) as part:
+        figure.savefig(part, dpi=150, format=path.suffix[1:])
 
 
 def check_writable(path: Path) -> None:
-    """Ask whether a file can be written later, so that hours of work do not end in one that cannot. Nothing is made.
+    """Ask whether a file can be written later, so that hours of work do not end in one that cannot. Nothing is left there.
 
     Raises:
-      ConfigError: if its folder, or the nearest one that exists, is no folder or may not be written to.
+      ConfigError: if its folder, or the nearest one that exists, is no folder or cannot be written to, or the name is impossible.
     """
-    folder = path.parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        reason = "may not be written to" if folder.is_dir() else "is a file"
-        raise ConfigError(f"{path} cannot be written: {folder} {reason}; name another place")
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()
+        folder = path.parent
+        while not os.path.lexists(folder):
+            folder = folder.parent
+        if not folder.is_dir():
+            raise ConfigError(f"{path} cannot be written: {folder} is a file; name another place")
+        longest = max(len(os.fsencode(part)) for part in path.parts)
+        if longest > os.pathconf(folder, "PC_NAME_MAX"):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        # Rights do not say all: some file systems take no files at all.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path} cannot be written: {reason}; name another place") from error

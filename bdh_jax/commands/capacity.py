@@ -7,7 +7,6 @@ docs/capacity.md says more.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from absl import flags
 
 from bdh_jax.analysis import fact_capacity as capacity
 from bdh_jax.commands._flags import numbers
-from bdh_jax.commands._output import result_files, save_figure, table_console
+from bdh_jax.commands._output import result_files, save_figure, table_console, write_record
 from bdh_jax.config import ConfigError
 from bdh_jax.experiment import load_bdh
 from bdh_jax.models.bdh import BDH
@@ -59,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
             list(dict.fromkeys(kinds)), rules=_RULES.value, seeds=range(_SEEDS.value), trained=_trained(), console=console
         )
         record = {"entries": result.to_dict(), "start": describe_start(0, 0)}
-        files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_record(files["results.json"], record)
         save_figure(result.plot, files["figure.png"])
         console.print(result.table())
 

@@ -26,7 +26,7 @@ import rich.console
 import rich.progress
 from absl import flags
 
-from bdh_jax.commands._output import check_writable
+from bdh_jax.commands._output import new_file, write_output
 from bdh_jax.config import ConfigError
 from bdh_jax.data.tokenizer import Tokenizer
 from bdh_jax.experiment import load_bdh, tokenizer_of
@@ -77,10 +77,7 @@ def main(argv: Sequence[str]) -> int:
     if _PROMPTS.value and (_STATE.value or _SAVE_STATE.value):
         raise ConfigError("--prompts writes each text from an empty state; leave out --state and --save_state")
     for flag in (_OUT, _SAVE_STATE):
-        if flag.value and Path(flag.value).exists():
-            raise ConfigError(f"--{flag.name}={flag.value} exists; name another file, or delete it first")
-        if flag.value:
-            check_writable(Path(flag.value))
+        new_file(flag.value, flag.name)
     workdir = Path(_WORKDIR.value)
     config, slow = load_bdh(workdir, _WHICH.value)
     tokenizer = tokenizer_of(workdir)
@@ -144,8 +141,7 @@ def _write_many(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling
         {"prompt": prompt, "text": b"".join(written).decode(errors="replace")}
         for prompt, written in zip(prompts, pieces, strict=True)
     ]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_output(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _stopper(pieces: list[list[bytes]], tokenizer: Tokenizer) -> Callable[[int, list[int]], bool]:

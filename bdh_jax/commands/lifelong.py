@@ -10,7 +10,6 @@ Rows that are done wait in ``unfinished.json`` there until all are: the same com
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from bdh_jax.commands._flags import define_config, numbers
-from bdh_jax.commands._output import result_files, save_figure, table_console
+from bdh_jax.commands._output import result_files, save_figure, table_console, write_record
 from bdh_jax.config import ConfigError
 from bdh_jax.consolidation import make_function
 from bdh_jax.experiment import load_bdh, read_experiment
@@ -114,7 +113,7 @@ def main(argv: Sequence[str]) -> None:
             raise KeyboardInterrupt(f"aborted; rows that are done wait in {unfinished} for the same command") from None
         result = sweep.results[0] if len(facts) == 1 else sweep
         record = {**result.to_dict(), "least_squares": solved, "start": describe_start(0, config.seed)}
-        files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_record(files["results.json"], record)
         save_figure(result.plot, files["figure.png"])
         files["course.png"].unlink(missing_ok=True)
         if len(facts) == 1:

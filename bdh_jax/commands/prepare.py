@@ -22,6 +22,7 @@ from bdh_jax.config import ConfigError
 from bdh_jax.data import shards as prepared
 from bdh_jax.data.documents import TEXT_COLUMN
 from bdh_jax.data.preparation import prepare
+from bdh_jax.runs.lock import only_writer
 
 _DATASET = flags.DEFINE_string("dataset", None, "Data set of the Hugging Face hub, or a local folder in one of its formats.")
 _NAME = flags.DEFINE_string("name", None, "Configuration of the data set, such as sample-10BT.")
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     """Prepare what the flags name.
 
     Raises:
-      ConfigError: a flag is missing or wrong.
+      ConfigError: a flag is missing or wrong, or another process writes to the folder.
       DataError: the text cannot be read, or the folder holds other text.
     """
     del argv
@@ -63,14 +64,15 @@ def main(argv: Sequence[str]) -> None:
         "validation_share": _SHARE.value,
         "train_tokenizer": _TRAIN_TOKENIZER.value,
     }
-    manifest = prepare(
-        Path(_OUT.value),
-        source,
-        shard_tokens=_SHARD_TOKENS.value,
-        tokenizer=_TOKENIZER.value,
-        tokenizer_documents=_TOKENIZER_DOCUMENTS.value,
-        console=rich.console.Console(stderr=True),
-    )
+    with only_writer(Path(_OUT.value)):
+        manifest = prepare(
+            Path(_OUT.value),
+            source,
+            shard_tokens=_SHARD_TOKENS.value,
+            tokenizer=_TOKENIZER.value,
+            tokenizer_documents=_TOKENIZER_DOCUMENTS.value,
+            console=rich.console.Console(stderr=True),
+        )
     print(_summary(Path(_OUT.value), manifest))
 
 

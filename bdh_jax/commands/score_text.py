@@ -8,9 +8,9 @@ the model switched off; the bytes of its state beside a transformer's cache; and
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rich.box
@@ -18,7 +18,7 @@ import rich.table
 from absl import flags
 
 from bdh_jax.analysis import language
-from bdh_jax.commands._output import result_files, save_figure, table_console
+from bdh_jax.commands._output import result_files, save_figure, table_console, write_record
 from bdh_jax.config import ConfigError
 from bdh_jax.experiment import ExperimentConfig, load, read_experiment
 from bdh_jax.models.base import ModelConfig
@@ -117,7 +117,7 @@ def _score(workdir: Path, files: dict[str, Path]) -> None:
             f"\nstate of one text: {state / 2**20:.2f} MiB; a transformer's cache of equal layers and width is as large after "
             f"{equal:,} tokens"
         )
-    files["results.json"].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_record(files["results.json"], record)
     save_figure(lambda: language.plot_positions(positions, length), files["figure.png"])
 
 
@@ -143,9 +143,9 @@ def _from_empty(task: Text, config: ModelConfig) -> Callable[[Slow], float]:
         predict = make(slow)
         with language.scoring_bar(len(task.validation.tokens)) as advance:
 
-            def counted(tokens: np.ndarray, valid: np.ndarray, reset: np.ndarray | None = None) -> np.ndarray:
+            def counted(tokens: np.ndarray, valid: np.ndarray, *rest: Any) -> Any:
                 advance(int(valid.sum()))
-                return predict(tokens, valid, reset)
+                return predict(tokens, valid, *rest)
 
             return task.evaluate(counted).rows[0].bits_per_byte
 

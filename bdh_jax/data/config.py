@@ -25,4 +25,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        for name in ("path", "validation_path", "column", "tokenizer"):
+            require(
+                getattr(self, name) != "",
+                f"data.{name}='' is empty (is a variable unset?); give it a value, or leave data.{name} out",
+            )
         require(0 < self.validation_share < 1, f"data.validation_share={self.validation_share} must lie in (0, 1)")

@@ -6,15 +6,22 @@ Axis letters: N tokens of a corpus, D documents, T time.
 from __future__ import annotations
 
 import hashlib
+import io
+import tempfile
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bdh_jax.data.documents import DataError, text_package
+from bdh_jax.data.content import write_temporary
+from bdh_jax.data.errors import DataError, text_package
 
 if TYPE_CHECKING:
     import grain
+
+
+MEMORY_BYTES = 2**28
+"""A corpus that is larger, as it is made, lies in a temporary file, from which it is mapped."""
 
 
 class Corpus(NamedTuple):
@@ -48,10 +55,50 @@ def build_corpus(documents: Iterable[Any], encode: Callable[[Any], np.ndarray]) 
     Returns:
       The corpus; documents without a token are left out. Empty if there are none.
     """
-    parts = [array for array in map(encode, documents) if len(array)]
-    lengths = [len(part) for part in parts]
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64) if parts else np.zeros(0, np.int64)
-    return Corpus(np.concatenate(parts) if parts else np.zeros(0, np.uint8), starts)
+    return join_pieces((encode(document), True) for document in documents)
+
+
+def join_pieces(pieces: Iterable[tuple[np.ndarray, bool]]) -> Corpus:
+    """Put documents end to end, which may come in pieces.
+
+    Args:
+      pieces: token ids [N], all of one dtype, and whether a document starts there; pieces without a token are left out.
+
+    Returns:
+      As :func:`build_corpus`.
+
+    Raises:
+      DataError: if there is no room on the disk for what does not fit into ``MEMORY_BYTES``.
+    """
+    file: Any = io.BytesIO()
+    starts, count, dtype = [], 0, np.dtype(np.uint8)
+    try:
+        for piece, first in pieces:
+            if not len(piece):
+                continue
+            dtype = piece.dtype
+            if first:
+                starts.append(count)
+            count += len(piece)
+            _write(file, np.ascontiguousarray(piece))
+            if isinstance(file, io.BytesIO) and file.tell() > MEMORY_BYTES:
+                memory, file = file, tempfile.TemporaryFile()  # noqa: SIM115, closed below
+                _write(file, memory.getbuffer())
+        if isinstance(file, io.BytesIO):
+            tokens = np.frombuffer(file.getbuffer(), dtype)
+        else:
+            tokens = np.memmap(file, dtype, mode="r", shape=(count,))
+    finally:
+        if not isinstance(file, io.BytesIO):
+            file.close()
+    return Corpus(tokens, np.array(starts, np.int64))
+
+
+def _write(file: Any, content: Any) -> None:
+    if isinstance(file, io.BytesIO):
+        file.write(content)
+    else:
+        write_temporary(file, content, "the text")
 
 
 def split_corpus(corpus: Corpus, share: float) -> tuple[Corpus, Corpus]:
@@ -95,7 +142,7 @@ def split_corpus(corpus: Corpus, share: float) -> tuple[Corpus, Corpus]:
 
 def draw(document: np.ndarray) -> float:
     """A number in [0, 1) that the content of a document decides."""
-    digest = hashlib.blake2b(np.ascontiguousarray(document).tobytes(), digest_size=8).digest()
+    digest = hashlib.blake2b(np.ascontiguousarray(document), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 

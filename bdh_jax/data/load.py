@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,12 +13,15 @@ import numpy as np
 
 from bdh_jax.data import shards as prepared
 from bdh_jax.data.config import DataConfig
-from bdh_jax.data.corpus import Corpus, build_corpus, split_corpus
-from bdh_jax.data.documents import DataError, find_files, read_documents, text_package
+from bdh_jax.data.corpus import Corpus, join_pieces, split_corpus
+from bdh_jax.data.documents import Tally, expanded, find_files, read_documents, read_pieces, shown
+from bdh_jax.data.errors import DataError, text_package
 from bdh_jax.data.tokenizer import Tokenizer, load_tokenizer
 
 TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+_LOGGER = logging.getLogger("bdh_jax")
 
 
 class TextData(NamedTuple):
@@ -31,7 +35,7 @@ class TextData(NamedTuple):
 
 
 def load_text(config: DataConfig) -> TextData:
-    """Read the files that a configuration names, and split them.
+    """Read the files that a configuration names, and split them. What was read is logged.
 
     Args:
       config: see :class:`DataConfig`.
@@ -42,7 +46,7 @@ def load_text(config: DataConfig) -> TextData:
     Raises:
       DataError: if a file is missing, damaged or empty, or there is nothing to split.
     """
-    if config.path is not None and prepared.is_prepared(Path(config.path).expanduser()):
+    if config.path is not None and prepared.is_prepared(expanded(config.path)):
         train, validation, tokenizer = _load_prepared(config)
     else:
         tokenizer = load_tokenizer(config.tokenizer)
@@ -82,13 +86,19 @@ def tiny_shakespeare() -> Path:
 
 
 def _load_prepared(config: DataConfig) -> tuple[Corpus, Corpus, Tokenizer]:
-    folder = Path(config.path).expanduser()
+    folder = expanded(config.path)
     for name in ("validation_path", "tokenizer"):
         if getattr(config, name) is not None:
             raise DataError(
                 f"{folder} was prepared with its own {name.removesuffix('_path')}; leave data.{name} out, or prepare it anew"
             )
-    return prepared.load(folder)
+    train, validation, tokenizer = prepared.load(folder)
+    documents, tokens = (train.documents + validation.documents, len(train.tokens) + len(validation.tokens))
+    beginning = shown(tokenizer.decode(train.tokens[:240]))
+    _LOGGER.info(
+        "prepared text of %s: %s documents, %s tokens; it begins %s", folder, f"{documents:,}", f"{tokens:,}", beginning
+    )
+    return train, validation, tokenizer
 
 
 def _read(files: Iterable[Path], column: str, tokenizer: Tokenizer) -> Corpus:
@@ -99,10 +109,17 @@ def _read(files: Iterable[Path], column: str, tokenizer: Tokenizer) -> Corpus:
                 f"{path} is part of prepared text, which is no text to read: name its folder alone, --config.data.path={path.parent}, without "
                 "other files and not as data.validation_path"
             )
-    corpus = build_corpus((document for path in files for document in read_documents(path, column)), tokenizer.encode)
+    tally = Tally()
+    if tokenizer.content is None:  # bytes, which may be cut anywhere
+        pieces = (piece for path in files for piece in read_pieces(path, column, tally))
+        corpus = join_pieces((tokenizer.encode(piece.content), piece.first) for piece in pieces)
+    else:
+        documents = (document for path in files for document in read_documents(path, column, tally))
+        corpus = join_pieces((tokenizer.encode(document), True) for document in documents)
     if not len(corpus.tokens):
         names = ", ".join(map(str, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
         raise DataError(f"{names}: empty, there is no text to read")
+    _LOGGER.info("text of %s: %s", files[0] if len(files) == 1 else os.path.commonpath(map(os.path.abspath, files)), tally)
     return corpus
 
 
@@ -114,6 +131,6 @@ def _fingerprint(train: Corpus, validation: Corpus, tokenizer: Tokenizer) -> str
 
 
 def _hash_of(corpus: Corpus) -> bytes:
-    digest = hashlib.sha256(np.ascontiguousarray(corpus.starts).tobytes())
-    digest.update(np.ascontiguousarray(corpus.tokens).tobytes())
+    digest = hashlib.sha256(np.ascontiguousarray(corpus.starts))
+    digest.update(np.ascontiguousarray(corpus.tokens))
     return digest.digest()

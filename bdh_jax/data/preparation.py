@@ -6,7 +6,9 @@ Interrupted, the same call goes on after the last shard.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,13 @@ import numpy as np
 import rich.console
 import rich.progress
 
+from bdh_jax.config.records import write_whole
 from bdh_jax.data import shards as prepared
 from bdh_jax.data.corpus import build_corpus, draw
-from bdh_jax.data.documents import DataError, find_files, read_documents, text_package
+from bdh_jax.data.documents import DataError, Tally, find_files, read_documents, text_package
 from bdh_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+_LOGGER = logging.getLogger("bdh_jax")
 
 
 def prepare(
@@ -45,12 +50,11 @@ def prepare(
       The manifest.
 
     Raises:
-      DataError: if the text cannot be read, the folder holds other text, or there is nothing for one of the two sides.
+      DataError: if the text cannot be read, the folder holds other text or cannot be written to, or there is nothing for one of the two
+        sides.
     """
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be made: {error.strerror}; name another folder") from error
     files = None
     if prepared.is_prepared(folder):
         manifest = prepared.read_manifest(folder)
@@ -62,7 +66,8 @@ def prepare(
             files = _files(source, folder)
             _check_files(folder, manifest, files)
     else:
-        if any(folder.iterdir()):
+        # The lock of a command, and what was being written when a process was killed, are hidden files.
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise DataError(f"{folder} is not empty and holds no prepared text; name another folder with --out")
         files = _files(source, folder)
         chosen = _make_tokenizer(folder, source, files, tokenizer, tokenizer_documents)
@@ -75,7 +80,13 @@ def prepare(
             "complete": False,
             "shards": [],
         }
-        prepared.write_manifest(folder, manifest)
+        try:
+            with _writing(folder):
+                prepared.write_manifest(folder, manifest)
+        except BaseException:
+            # Without a manifest the tokenizer would be a file of somebody else's.
+            (folder / prepared.TOKENIZER).unlink(missing_ok=True)
+            raise
     if not manifest["complete"]:
         _write_shards(folder, manifest, files, chosen, shard_tokens, console or rich.console.Console(stderr=True))
     return manifest
@@ -99,11 +110,13 @@ def _write_shards(
             if arrays:
                 number = sum(shard.split == split for shard in manifest["shards"])
                 corpus = build_corpus(arrays, lambda array: array)
-                manifest["shards"].append(prepared.write_shard(folder, split, number, corpus))
+                with _writing(folder):
+                    manifest["shards"].append(prepared.write_shard(folder, split, number, corpus))
                 arrays.clear()
         waiting = 0
         manifest["documents_read"] = done
-        prepared.write_manifest(folder, manifest)
+        with _writing(folder):
+            prepared.write_manifest(folder, manifest)
 
     columns = (
         rich.progress.TextColumn("{task.description}"),
@@ -131,7 +144,18 @@ def _write_shards(
                 "change the share, into another --out"
             )
     manifest["complete"] = True
-    prepared.write_manifest(folder, manifest)
+    with _writing(folder):
+        prepared.write_manifest(folder, manifest)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written to: {error.strerror}. What is prepared is kept: make room, and the same command goes on"
+        ) from error
 
 
 def _files(source: dict[str, Any], folder: Path) -> list[Path]:
@@ -161,9 +185,19 @@ def _check_files(folder: Path, manifest: dict[str, Any], files: list[Path]) -> N
 def _documents(source: dict[str, Any], files: list[Path], skip: int) -> Iterator[bytes]:
     """The documents that ``source`` names, without the first ``skip``."""
     if source["files"] is not None:
-        every = (text for path in files for text in read_documents(path, source["column"]))
-        return itertools.islice(every, skip, source["documents"])
+        return itertools.islice(_of_files(files, source["column"]), skip, source["documents"])
     return itertools.islice(_rows(source, skip), None if source["documents"] is None else max(source["documents"] - skip, 0))
+
+
+def _of_files(files: list[Path], column: str) -> Iterator[bytes]:
+    """The documents of files. What they are is logged with the first one, and what was read after the last."""
+    tally = Tally()
+    for path in files:
+        for document in read_documents(path, column, tally):
+            if tally.documents == 1:
+                _LOGGER.info("reading %d files; in the first: %s", len(files), tally)
+            yield document
+    _LOGGER.info("read %s", tally)
 
 
 def _rows(source: dict[str, Any], skip: int) -> Iterator[bytes]:
@@ -173,6 +207,8 @@ def _rows(source: dict[str, Any], skip: int) -> Iterator[bytes]:
         rows = datasets.load_dataset(source["dataset"], source["name"], split=source["split"], streaming=True).skip(skip)
         for number, row in enumerate(rows, skip):
             text = row.get(source["column"])
+            if text is None and source["column"] in row:
+                text = ""  # a null row is left out, as of files, and counted, so that an interrupted preparation goes on after it
             if not isinstance(text, str):
                 raise DataError(
                     f"{source['dataset']}, row {number}: no text in column {source['column']!r} (there is {', '.join(row)}); name the column "
@@ -195,7 +231,8 @@ def _make_tokenizer(folder: Path, source: dict[str, Any], files: list[Path], pat
         content = load_tokenizer(path).content
     else:
         return load_tokenizer(None)
-    (folder / prepared.TOKENIZER).write_text(content, encoding="utf-8")
+    with _writing(folder):
+        write_whole(folder / prepared.TOKENIZER, content)
     return load_tokenizer(folder / prepared.TOKENIZER)
 
 

@@ -17,10 +17,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pydantic
 
+from bdh_jax.config.records import RecordError, Schema, digest_of, parse, whole_file, write_whole
 from bdh_jax.data.corpus import Corpus
 from bdh_jax.data.documents import DataError
 from bdh_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -47,9 +49,49 @@ class Shard(NamedTuple):
         return f"{stem}.npy", f"{stem}.starts.npy"
 
 
+class _Shard(Schema):
+    """:class:`Shard` in the file."""
+
+    split: Literal["train", "validation"]
+    number: pydantic.NonNegativeInt
+    tokens: pydantic.PositiveInt
+    documents: pydantic.PositiveInt
+    sha256: str = pydantic.Field(pattern="^[0-9a-f]{64}$")
+
+
+class _Kind(Schema):
+    """What every version of it has."""
+
+    format: str
+
+
+class _Manifest(Schema):
+    """The file. Those of older versions have neither ``files`` nor a digest."""
+
+    format: Literal["bdh_jax.text.1"]
+    source: dict[str, Any]
+    files: list[list[str | int]] | None = None
+    tokenizer: str
+    documents_read: pydantic.NonNegativeInt
+    complete: bool
+    shards: list[_Shard]
+    digest: str | None = None
+
+
 def is_prepared(folder: Path) -> bool:
-    """Whether a folder was made by ``bdh_jax.data.preparation``."""
-    return (folder / MANIFEST).is_file()
+    """Whether a folder was made by ``bdh_jax.data.preparation``.
+
+    Raises:
+      DataError: if it holds shards and no manifest: their bytes are no text.
+    """
+    if (folder / MANIFEST).is_file():
+        return True
+    shards = [name for split in SPLITS for name in Shard(split, 0, 0, 0, "").files if (folder / name).exists()]
+    if shards:
+        raise DataError(
+            f"{folder} holds {shards[0]} of a prepared text, and its {MANIFEST} is gone; restore it, or prepare the text anew"
+        )
+    return False
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -60,31 +102,44 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        kind = manifest["format"]
-        manifest["shards"] = [Shard(**shard) for shard in manifest["shards"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = path.read_bytes()
+        kind = parse(content, _Kind).format
+        if kind != FORMAT:
+            raise DataError(f"{path} has the format {kind!r}, not {FORMAT!r}; prepare the text anew in another folder")
+        read = parse(content, _Manifest)
+    except (OSError, RecordError) as error:
         raise DataError(
             f"{path} cannot be read ({error}); it may be damaged. Prepare the text anew in another folder"
         ) from error
-    if kind != FORMAT:
-        raise DataError(f"{path} has the format {kind!r}, not {FORMAT!r}; prepare the text anew in another folder")
-    return manifest
+    shards = [Shard(**shard.model_dump()) for shard in read.shards]
+    for split in SPLITS:
+        numbers = [shard.number for shard in shards if shard.split == split]
+        if numbers != list(range(len(numbers))):
+            raise DataError(
+                f"{path} lists the shards {numbers} of {split}; it is damaged. Prepare the text anew in another folder"
+            )
+    return {**read.model_dump(exclude={"digest"}), "shards": shards}
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest, whole or not at all."""
+    """Write the manifest, whole or not at all.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
     content = {**manifest, "shards": [shard._asdict() for shard in manifest["shards"]]}
-    part = folder / (MANIFEST + ".part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    part.replace(folder / MANIFEST)
+    write_whole(folder / MANIFEST, json.dumps({**content, "digest": digest_of(content)}, indent=2) + "\n")
 
 
 def write_shard(folder: Path, split: str, number: int, corpus: Corpus) -> Shard:
-    """Write a shard's two files. It exists once the manifest lists it."""
+    """Write a shard's two files. It exists once the manifest lists it.
+
+    Raises:
+      OSError: if they cannot be written.
+    """
     shard = Shard(split, number, len(corpus.tokens), corpus.documents, "")
     for name, array in zip(shard.files, (corpus.tokens, corpus.starts), strict=True):
-        with (folder / name).open("wb") as file:
+        with whole_file(folder / name) as part, part.open("wb") as file:
             np.save(file, array)
     return shard._replace(sha256=_sha256(folder, shard))
 
@@ -110,11 +165,11 @@ def load(folder: Path) -> tuple[Corpus, Corpus, Tokenizer]:
         shards = [shard for shard in manifest["shards"] if shard.split == split]
         if not shards:
             raise DataError(f"{folder} has no {split} text; prepare more documents")
-        corpora.append(_join(folder, shards))
+        corpora.append(_join(folder, shards, tokenizer.vocab_size))
     return (*corpora, tokenizer)
 
 
-def _join(folder: Path, shards: Sequence[Shard]) -> Corpus:
+def _join(folder: Path, shards: Sequence[Shard], vocab_size: int) -> Corpus:
     tokens, starts, first = [], [], 0
     for shard in shards:
         if _sha256(folder, shard) != shard.sha256:
@@ -122,11 +177,41 @@ def _join(folder: Path, shards: Sequence[Shard]) -> Corpus:
                 f"{folder / shard.files[0]} or its starts file is damaged: the checksum is not the manifest's. Restore the files, or "
                 "prepare the text anew in another folder"
             )
-        tokens.append(np.load(folder / shard.files[0], mmap_mode="r"))
-        starts.append(np.load(folder / shard.files[1]) + first)
+        ids, begins = (_array(folder / name, mmap) for name, mmap in zip(shard.files, ("r", None), strict=True))
+        wrong = _wrong(shard, ids, begins, vocab_size)
+        if wrong:
+            raise DataError(
+                f"{folder / shard.files[0]} or its starts file is damaged: {wrong}. Prepare the text anew in another folder"
+            )
+        tokens.append(ids)
+        starts.append(begins + first)
         first += shard.tokens
     digest = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
     return Corpus(tokens[0] if len(tokens) == 1 else Joined(tokens), np.concatenate(starts), digest)
+
+
+def _array(path: Path, mmap_mode: str | None) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is no array ({error}); restore it, or prepare the text anew in another folder") from error
+
+
+def _wrong(shard: Shard, ids: np.ndarray, starts: np.ndarray, vocab_size: int) -> str:
+    """What is wrong with a shard's arrays; empty if nothing is. A checksum says that they are what was written, not that it was right."""
+    if ids.ndim != 1 or ids.dtype.kind != "u":
+        return f"token ids must be unsigned integers [N], and are {ids.dtype} {list(ids.shape)}"
+    if starts.ndim != 1 or starts.dtype != np.int64:
+        return f"starts must be int64 [D], and are {starts.dtype} {list(starts.shape)}"
+    if (len(ids), len(starts)) != (shard.tokens, shard.documents):
+        return (
+            f"it has {len(ids)} tokens in {len(starts)} documents, and the manifest says {shard.tokens} in {shard.documents}"
+        )
+    if starts[0] != 0 or np.any(np.diff(starts) <= 0) or starts[-1] >= len(ids):
+        return "starts of documents must ascend from 0"
+    # In stretches: the file may be larger than the memory.
+    largest = max(int(ids[first : first + (1 << 24)].max()) for first in range(0, len(ids), 1 << 24))
+    return f"the token id {largest} is not below the vocabulary's size {vocab_size}" if largest >= vocab_size else ""
 
 
 class Joined:

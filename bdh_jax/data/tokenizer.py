@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bdh_jax.data.documents import DataError, text_package
+from bdh_jax.data.documents import expanded
+from bdh_jax.data.errors import DataError, first_line, text_package
 
 BYTE_VOCABULARY = 256
+LARGEST_VOCABULARY = 2**22
+"""A tokenizer.json with larger ids is taken for damaged: every id has a row in the model."""
 
 
 class Tokenizer(NamedTuple):
@@ -52,36 +56,40 @@ def load_tokenizer(path: str | Path | None) -> Tokenizer:
       path: ``tokenizer.json`` of the tokenizers library, of a BPE over bytes; None for bytes.
 
     Raises:
-      DataError: if the file is missing or no tokenizer, or the tokens are not made of bytes: then text could be lost in silence,
-        and bits per byte could not be counted.
+      DataError: if the file is missing or no tokenizer, the tokens are not made of bytes, so that text could be lost in silence and bits
+        per byte could not be counted, or one text has several encodings.
     """
     if path is None:
         return byte_tokenizer()
-    path = Path(path)
+    path = expanded(str(path))
     tokenizers = tokenizers_library()
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"tokenizer {path} does not exist; name a tokenizer.json, or leave it out for bytes")
     try:
         content = path.read_text(encoding="utf-8")
+        kind = json.loads(content)
+        _check_model(kind, path)
         inner = tokenizers.Tokenizer.from_str(content)
         inner.no_truncation()
         inner.no_padding()
-        kind = json.loads(content)
-    except Exception as error:  # the library raises plain Exception
-        raise DataError(f"{path} is no tokenizer.json of the tokenizers library ({error})") from error
-    decoder = (kind.get("decoder") or {}).get("type")
-    if decoder != "ByteLevel" or kind.get("normalizer") is not None:
+    except (KeyboardInterrupt, SystemExit, DataError):
+        raise
+    except BaseException as error:  # the library raises plain Exception, and what its Rust code panics with is not even that
+        raise DataError(f"{path} is no tokenizer.json of the tokenizers library ({first_line(error)})") from error
+    decoders, normalizers = (_parts(kind.get(name), f"{name}s") for name in ("decoder", "normalizer"))
+    if decoders != ["ByteLevel"] or normalizers:
         raise DataError(
-            f"{path}: its decoder is {decoder} and its normalizer {(kind.get('normalizer') or {}).get('type')}; only byte-level "
+            f"{path}: its decoder is {' and '.join(decoders) or None} and its normalizer {' and '.join(normalizers) or None}; only byte-level "
             "tokenizers without a normalizer keep every byte, such as those `python -m bdh_jax prepare --train_tokenizer` makes"
         )
     try:
-        pieces = _pieces(inner)
+        pieces = _pieces(inner, path)
     except KeyError as error:
         raise DataError(
             f"{path}: a token holds {error}, which no byte is written as; it is no byte-level tokenizer"
         ) from error
     lengths = np.array([len(piece) for piece in pieces], np.int64)
+    offsets, whole = np.cumsum(lengths) - lengths, np.frombuffer(b"".join(pieces), np.uint8)
     dtype = np.uint16 if len(pieces) <= 2**16 else np.uint32
 
     def encode(document: bytes) -> np.ndarray:
@@ -93,10 +101,16 @@ def load_tokenizer(path: str | Path | None) -> Tokenizer:
                 "leave data.tokenizer out: bytes are never refused"
             ) from error
         ids = np.array(inner.encode(text, add_special_tokens=False).ids, dtype)
-        if lengths[ids].sum() != len(document):
+        size = lengths[ids]
+        if size.sum() != len(document):
             raise DataError(
-                f"{path} makes {lengths[ids].sum()} bytes of {len(document)}: it drops or adds some (a pre-tokenizer other than byte-level, or "
+                f"{path} makes {size.sum()} bytes of {len(document)}: it drops or adds some (a pre-tokenizer other than byte-level, or "
                 "add_prefix_space); such a tokenizer cannot be used"
+            )
+        back = whole[np.repeat(offsets[ids] - (np.cumsum(size) - size), size) + np.arange(len(document))]
+        if back.tobytes() != document:
+            raise DataError(
+                f"{path} makes other bytes of a document than it holds (an unknown token, or two of one id); it cannot be used"
             )
         return ids
 
@@ -149,17 +163,52 @@ def tokenizers_library() -> Any:
     return text_package("a BPE", "tokenizers", *(f"tokenizers.{part}" for part in parts))
 
 
-def _pieces(inner: Any) -> list[bytes]:
-    """The bytes of each token. A byte-level vocabulary writes every byte as one character of a fixed alphabet."""
+def _check_model(kind: Any, path: Path) -> None:
+    """Refuse what the library would take for a model, and is none that is deterministic and over bytes."""
+    model = kind.get("model") if isinstance(kind, dict) else None
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        name = model.get("type") if isinstance(model, dict) else type(kind).__name__
+        raise DataError(f"{path} is no tokenizer.json of a BPE, which alone keeps every byte: its model is {name!r:.40}")
+    if dropout := model.get("dropout"):
+        raise DataError(
+            f"{path}: its model has a dropout of {dropout!r:.40}, with which one text has another encoding each time; set it to null in the file"
+        )
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        # The library cuts a prefix off as so many bytes, also in the midst of a character, and the process aborts.
+        if model.get(name):
+            raise DataError(
+                f"{path}: its model has {name}={model[name]!r:.40}, which no byte-level BPE has; set it to null in the file"
+            )
+
+
+def _parts(component: Any, name: str) -> list[str]:
+    """The types of a decoder or normalizer, in their order, whatever sequences they lie in."""
+    if not isinstance(component, dict):
+        return []
+    if component.get("type") != "Sequence":
+        return [str(component.get("type"))]
+    return [kind for part in component.get(name) or () for kind in _parts(part, name)]
+
+
+def _pieces(inner: Any, path: Path) -> list[bytes]:
+    """The bytes of each token. A byte-level vocabulary writes every byte as one character of a fixed alphabet. Ids that no token has
+    stand for no byte."""
     byte_of = _byte_of_character()
-    pieces = []
+    vocabulary = inner.get_vocab(with_added_tokens=True)
+    size = 1 + max(vocabulary.values(), default=-1)
+    if not 0 < size <= LARGEST_VOCABULARY:
+        raise DataError(
+            f"{path}: {len(vocabulary)} tokens with ids below {size}, where a vocabulary has 1 to {LARGEST_VOCABULARY}; it may be damaged"
+        )
+    if len(set(vocabulary.values())) < len(vocabulary):
+        raise DataError(f"{path}: two tokens have one id, so that no text can be told from its ids; it may be damaged")
+    pieces = [b""] * size
     added = {token_id: added.content for token_id, added in inner.get_added_tokens_decoder().items()}
-    for token_id in range(inner.get_vocab_size()):
-        token = inner.id_to_token(token_id)
-        if token is None or token_id in added:
-            pieces.append(b"" if token is None else added[token_id].encode())
+    for token, token_id in vocabulary.items():
+        if token_id in added:
+            pieces[token_id] = added[token_id].encode()
         else:
-            pieces.append(bytes(byte_of[character] for character in token))
+            pieces[token_id] = bytes(byte_of[character] for character in token)
     return pieces
 
 

@@ -1,7 +1,8 @@
 """A state of generation in a file: written in one process, continued in another.
 
 A file holds the arrays of a :class:`bdh_jax.generation.sampling.GenerationState` in the safetensors format, and in its header what
-made it: the model's configuration and a hash of the weights. A state of another model or of other weights is refused.
+made it: the model's configuration and a hash of the weights. A state of another model or of other weights is refused, and so is one
+that is not what was saved: the header has a digest of itself and of the arrays.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,18 +18,34 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 import safetensors
 import safetensors.numpy
 
+from bdh_jax.config.records import RecordError, Schema, digest_of, parse, whole_file
 from bdh_jax.fast_weights.state import structs
 from bdh_jax.generation.sampling import GenerationState
 from bdh_jax.models.bdh import BDH, BDHConfig
-from bdh_jax.runs.fingerprint import slow_hash
+from bdh_jax.runs.fingerprint import digests, slow_hash
 from bdh_jax.types import Slow
 
 _FORMATS = "bdh_jax.generation_state."
 FORMAT = f"{_FORMATS}2"
 """Version 1 kept all layers in one array."""
+_LOGGER = logging.getLogger("bdh_jax")
+
+
+class _Header(Schema):
+    """The header, whose values are texts in this format."""
+
+    format: str
+    config: str
+    config_hash: str
+    slow_hash: str
+    batch: str = pydantic.Field(pattern=r"^[1-9]\d{0,8}$")
+    arrays: str | None = None
+    """Hash of the arrays; None of an older version, as the digest of the header."""
+    digest: str | None = None
 
 
 class StateError(ValueError):
@@ -55,12 +73,12 @@ def save_state(path: str | Path, state: GenerationState, model: BDH, slow: Slow,
       overwrite: replace a file that is there.
 
     Raises:
-      StateError: if the file exists and ``overwrite`` is false.
+      StateError: if the file exists and ``overwrite`` is false, or cannot be written; then nothing is left of it.
     """
     path = Path(path)
     if path.exists() and not overwrite:
         raise StateError(f"{path} exists; name another file, or allow it to be replaced")
-    arrays = {_name(key): np.asarray(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    arrays = {_name(key): np.ascontiguousarray(np.asarray(leaf)) for key, leaf in jax.tree_util.tree_leaves_with_path(state)}
     versions = {"jax": jax.__version__, "numpy": np.__version__}
     header = {
         "format": FORMAT,
@@ -70,10 +88,14 @@ def save_state(path: str | Path, state: GenerationState, model: BDH, slow: Slow,
         "batch": str(state.logits.shape[0]),
         "versions": json.dumps(versions),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, part, header)
-    part.replace(path)
+    header["arrays"] = digest_of(digests(arrays))
+    header["digest"] = digest_of(header)
+    try:
+        with whole_file(path) as part:
+            safetensors.numpy.save_file(arrays, part, header)
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise StateError(f"{path} cannot be written ({reason}); make room, or name another file") from error
 
 
 def load_state(path: str | Path, model: BDH, slow: Slow) -> GenerationState:
@@ -85,7 +107,7 @@ def load_state(path: str | Path, model: BDH, slow: Slow) -> GenerationState:
       slow: its weights, which must be those that made the state.
 
     Raises:
-      StateError: for a file that is missing, truncated, no state, or of another model or other weights.
+      StateError: for a file that is missing, damaged, no state, or of another model or other weights.
     """
     path = Path(path)
     try:
@@ -94,7 +116,7 @@ def load_state(path: str | Path, model: BDH, slow: Slow) -> GenerationState:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise StateError(f"{path} does not exist") from None
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
         raise StateError(f"{path} cannot be read ({error}); it may be truncated, or no safetensors file") from error
     written_as = header.get("format", "")
     if not written_as.startswith(_FORMATS):
@@ -105,12 +127,13 @@ def load_state(path: str | Path, model: BDH, slow: Slow) -> GenerationState:
         raise StateError(
             f"{path} is a state of another version: its format is {written_as!r}, not {FORMAT!r}; read the prompt again with this one"
         )
-    if header["config_hash"] != config_hash(model.config):
-        made, now = json.loads(header["config"]), json.loads(json.dumps(dataclasses.asdict(model.config)))
+    read = _checked(path, header, arrays)
+    if read.config_hash != config_hash(model.config):
+        made, now = _config(path, read.config), json.loads(json.dumps(dataclasses.asdict(model.config)))
         raise StateError(f"{path} is a state of another model: {_difference(made, now)}. Load the model that made it")
-    if header["slow_hash"] != slow_hash(slow):
+    if read.slow_hash != slow_hash(slow):
         raise StateError(f"{path} is a state of other weights of the same configuration; load the checkpoint that made it")
-    batch = int(header["batch"])
+    batch = int(read.batch)
     logits = jax.ShapeDtypeStruct((batch, model.config.vocab_size), model.config.state_dtype)
     shapes = GenerationState(structs(model.declared_fast(batch)), logits)
 
@@ -119,9 +142,35 @@ def load_state(path: str | Path, model: BDH, slow: Slow) -> GenerationState:
         if array is None or array.shape != expected.shape or array.dtype != expected.dtype:
             found = "absent" if array is None else f"{array.dtype} {list(array.shape)}"
             raise StateError(f"{path}: {_name(key)} is {found} and must be {expected.dtype} {list(expected.shape)}")
+        if not np.all(np.isfinite(array)):
+            raise StateError(f"{path}: {_name(key)} is NaN or infinite in places; read the prompt again")
+        if np.issubdtype(array.dtype, np.integer) and array.size and array.min() < 0:
+            raise StateError(f"{path}: {_name(key)} is {array.min()} and cannot be negative; read the prompt again")
         return jnp.asarray(array)
 
     return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def _checked(path: Path, header: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> _Header:
+    """The header, if it and the arrays are what was saved."""
+    try:
+        read = parse(json.dumps(dict(header)), _Header)
+        if (read.digest is None) != (read.arrays is None):
+            raise RecordError("its header has lost its digest")
+        if read.arrays is not None and read.arrays != digest_of(digests(arrays)):
+            raise RecordError("its arrays are not those that were saved")
+    except RecordError as error:
+        raise StateError(f"{path} is damaged ({error}); restore it from a copy, or read the prompt again") from error
+    if read.arrays is None:
+        _LOGGER.warning("%s was saved by an older version, without a digest: whether it is damaged cannot be told", path)
+    return read
+
+
+def _config(path: Path, content: str) -> Mapping[str, Any]:
+    try:
+        return parse(content, Schema).model_dump()
+    except RecordError as error:
+        raise StateError(f"{path} is damaged (config: {error}); restore it from a copy, or read the prompt again") from error
 
 
 def _name(key: tuple[Any, ...]) -> str:

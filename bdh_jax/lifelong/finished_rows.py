@@ -5,12 +5,10 @@ A row is taken from the file only for the same streams, weights, code and settin
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import jax
 
 from bdh_jax.config import ConfigError
+from bdh_jax.config.records import write_whole
 from bdh_jax.lifelong.config import LifelongConfig
 from bdh_jax.lifelong.contestants import Contestant
 from bdh_jax.lifelong.result import Row
@@ -113,14 +112,9 @@ class FinishedRows:
     def _write(self) -> None:
         if jax.process_index() != 0:
             return
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}.tmp")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps({"settings": self._settings, "rows": self._rows}), encoding="utf-8")
-            temporary.replace(self._path)
+            write_whole(self._path, json.dumps({"settings": self._settings, "rows": self._rows}))
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
             _LOGGER.warning(
                 "%s cannot be written (%s): after an interruption, rows would be measured again", self._path, error.strerror
             )

@@ -440,6 +440,17 @@ class Model(nn.Module):
         x, fast, (taps, losses, metrics) = _run_layers(self, slow, inputs, final, tuple(collect))
         return ModelOutput(architecture.readout(slow, x), fast, taps, losses, metrics)
 
+    def hidden(self, tokens: jax.Array, *, valid: jax.Array | None = None, reset: jax.Array | None = None) -> jax.Array:
+        """What logits are read from, [B, T, D], in an episode that starts here. ``architecture.readout`` makes logits of it, also of a part
+        of the tokens, where those of all would be too large. Arguments and errors are those of a call."""
+        architecture = self.architecture
+        architecture.check_machine(self.mesh)
+        masks = Masks(valid, reset, None)
+        _check_arguments(architecture, tokens, None, masks, "none", ())
+        slow = self.slow_weights()
+        x = architecture.embed_draws(architecture.embed(slow, tokens), None)
+        return _run_layers(self, slow, Inputs(x, None, masks, None), "none", ())[0]
+
     @nn.compact
     def slow_weights(self) -> Slow:
         """The slow weights, declared to Flax. What is not trained gets no gradient."""

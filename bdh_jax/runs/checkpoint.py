@@ -1,32 +1,56 @@
-"""Checkpoints: the last one, to resume from, and the best one, to use. Orbax stays behind this module."""
+"""Checkpoints: the last two, to resume from, and the best one, to use. Orbax stays behind this module.
+
+A checkpoint is written beside the others, read back, and only then called by its step; what it supersedes goes after that. Every array
+has a digest in the checkpoint's record, which has one of itself: whatever is read is what was saved, or is refused.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import logging
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
+import pydantic
+from jax.experimental import multihost_utils
 
-from bdh_jax.runs.folder import CHECKPOINTS, CheckpointError, Record, check_same_config, seed_folders, unreadable
+from bdh_jax.config.records import SELF, RecordError, Schema, digest_of
+from bdh_jax.runs.fingerprint import digests
+from bdh_jax.runs.folder import (
+    CHECKPOINTS,
+    CheckpointError,
+    DamagedError,
+    Record,
+    check_same_config,
+    read_record,
+    seed_folders,
+    unreadable,
+)
 from bdh_jax.types import Slow
 
-_DELETED = "deleted"
-"""Checkpoints no longer kept are moved here and then deleted: a process killed half-way leaves none that only looks whole."""
+_KEPT = 2
+_SAVING, _DELETED = "saving", "deleted"
+"""A checkpoint is written in the one folder, and moved to the other before it is deleted: a process killed half-way leaves none that
+only looks whole."""
 _NOT_EVALUATED = -1.0
+"""What older versions wrote for the score of a state that was not evaluated."""
+_PATTERNS = "[]*?\\"
+"""Orbax takes a path for a pattern of names, and the library under it takes a backslash for a slash."""
+_TRIES = 20
+_LOGGER = logging.getLogger("bdh_jax")
 Which = Literal["best", "last"]
 
 
-@dataclasses.dataclass(frozen=True)
-class RunProgress:
+class RunProgress(Schema):
     """What a checkpoint knows of the run besides its arrays."""
 
-    step: int
+    step: pydantic.NonNegativeInt
     seconds: float
     """Wall-clock time of the run until then, all its starts added up."""
     training_seconds: float
@@ -37,6 +61,23 @@ class RunProgress:
     """Whether this very step was evaluated."""
 
 
+class _Info(Schema):
+    """The record of a checkpoint."""
+
+    config: dict[str, Any]
+    progress: RunProgress
+    primary: float | None = None
+    digests: dict[str, dict[str, str]] | None = None
+    """Name of a tree → :func:`bdh_jax.runs.fingerprint.digests`; None of an older version."""
+    digest: str | None = None
+
+
+class _OlderMetrics(Schema):
+    """The file in which older versions kept the score."""
+
+    primary: float
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -45,133 +86,190 @@ class Checkpoints:
       record: the configuration that every checkpoint of it must have.
 
     Raises:
-      CheckpointError: if a checkpoint of ``workdir`` is unreadable or was made by another configuration.
+      CheckpointError: if no checkpoint of ``workdir`` is readable though there are some, if they were made by another configuration, or
+        if a folder of this name cannot hold any.
     """
 
     def __init__(self, workdir: Path, record: Record):
+        check_name(workdir)
         self._folder = workdir / CHECKPOINTS
         self._record = record
         self._put_back()
-        self._manager = _open(self._folder) if self._folder.is_dir() else None
-        self._best: tuple[int, float] | None = None
-        self._empty_trash()
+        self._clear()
+        self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        self._infos, self._damaged = _read_infos(self._folder)
         if self.last_step is not None:
-            try:
-                check_same_config(workdir, _read_info(self._manager, self._folder, self.last_step)["config"], record)
-                self._best = _read_best(self._manager, self._folder)
-            except CheckpointError:
-                self._manager.close()
-                raise
+            check_same_config(workdir, self._infos[self.last_step].config, record)
+        elif self._damaged:
+            raise self._damaged[max(self._damaged)]
 
     @property
     def last_step(self) -> int | None:
         """Updates made when the last checkpoint was saved, or None without one."""
-        return None if self._manager is None else self._manager.latest_step()
+        return max(self._infos, default=None)
 
     @property
     def best(self) -> tuple[int, float] | None:
         """(step, primary score) of the best checkpoint by evaluation, or None before the first evaluation."""
-        return self._best
+        scores = [(info.primary, step) for step, info in self._infos.items() if info.primary is not None]
+        return max(scores)[::-1] if scores else None
 
-    def restore(self, target: Mapping[str, Any]) -> tuple[dict[str, Any], RunProgress]:
-        """Read the last checkpoint.
+    def restore(
+        self, target: Mapping[str, Any], step_of: Callable[[Mapping[str, Any]], Any]
+    ) -> tuple[dict[str, Any], RunProgress]:
+        """Read the last checkpoint, or the one before if it is damaged. The log names both then, and the damaged one is set aside.
 
         Args:
           target: name → pytree of shapes, dtypes and shardings to restore to (``jax.ShapeDtypeStruct``), as they were saved.
+          step_of: what was restored → the step that it says it is of.
 
         Returns:
           Name → pytree, and the progress then.
 
         Raises:
-          CheckpointError: if it cannot be read.
+          CheckpointError: if none can be read; nothing is changed then.
         """
-        step = self.last_step
-        items = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in target.items()})
-        try:
-            restored = self._manager.restore(step, args=items)
-        except Exception as error:
-            raise unreadable(self._folder / str(step), error) from error
-        progress = RunProgress(**_read_info(self._manager, self._folder, step)["progress"])
-        return {name: restored[name] for name in target}, progress
+        damaged = dict(self._damaged)
+        for step in sorted(self._infos, reverse=True):
+            try:
+                trees = _read(self._folder / str(step), target, self._infos[step])
+                if int(step_of(trees)) != step:
+                    raise _wrong(self._folder / str(step), f"its arrays are those of step {int(step_of(trees))}")
+                break
+            except DamagedError as error:
+                damaged[step] = error
+        else:
+            raise damaged[max(damaged)]
+        best = self.best
+        if best is not None and best[0] not in damaged and best[0] != step:
+            shapes = jax.tree.map(_on_host, dict(target))
+            try:
+                _read(self._folder / str(best[0]), shapes, self._infos[best[0]])
+            except DamagedError as error:
+                damaged[best[0]] = error
+        for number, error in sorted(damaged.items()):
+            aside = self._set_aside(number)
+            _LOGGER.warning(
+                "%s is damaged (%s); it is kept as %s, and the run goes on from %s",
+                error.path,
+                error.reason,
+                aside,
+                self._folder / str(step),
+            )
+            self._infos.pop(number, None)
+        self._damaged = {}
+        return trees, self._infos[step].progress
 
     def save(self, trees: Mapping[str, Any], progress: RunProgress, primary: float | None = None) -> None:
-        """Save in the background; a later save, :meth:`wait` (which the training calls at once) and :meth:`close` wait for it.
+        """Save, and return when everything is on disk and was read back from there.
 
-        The last checkpoint and the one with the largest ``primary`` (the later one of equals) are kept.
+        The last two checkpoints and the one with the largest ``primary`` (the later one of equals) are kept.
 
         Args:
-          trees: name → pytree of arrays, each with some. They may be donated as soon as this returns. ``slow`` is what
-            :func:`load_slow` reads.
+          trees: name → pytree of arrays, each with some. ``slow`` is what :func:`load_slow` reads.
           progress: at this state.
           primary: the evaluation's score of this very state, if it was evaluated.
 
         Raises:
-          CheckpointError: if it cannot be written; so does :meth:`wait`. Those saved before are kept.
+          CheckpointError: if it cannot be written. Those saved before are kept.
         """
-        if self._manager is None:
-            self._manager = _open(self._folder)
-        if progress.step in self._manager.all_steps():
-            if primary is None:
-                return
-            # Saved when its evaluation was interrupted: once more, with the score. Until that is on disk the first one lies in the trash.
-            self._empty_trash()
-            self._manager.delete(progress.step)
-        info = {"config": self._record.config, "progress": dataclasses.asdict(progress)}
+        step = progress.step
+        if step in self._infos and primary is None:
+            return
+        info = {"config": self._record.config, "progress": progress.model_dump(), "primary": primary}
+        info["digests"] = {name: digests(tree) for name, tree in trees.items()}
+        info[SELF] = digest_of(info)
+        new = self._folder / _SAVING / str(step)
         with self._writing():
-            self._manager.save(
-                progress.step,
-                args=ocp.args.Composite(
-                    info=ocp.args.JsonSave(info),
-                    **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
-                ),
-                metrics={"primary": _NOT_EVALUATED if primary is None else primary},
-            )
-        if primary is not None and (self._best is None or primary >= self._best[1]):
-            self._best = (progress.step, primary)
-
-    def wait(self) -> None:
-        """Return when everything is on disk."""
-        if self._manager is not None:
-            with self._writing():
-                self._manager.wait_until_finished()
-            self._empty_trash()
+            self._clear()
+            arrays = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+            with _quietly():
+                self._checkpointer.save(new.absolute(), args=ocp.args.Composite(info=ocp.args.JsonSave(info), **arrays))
+            # One that cannot be read is no checkpoint, whatever the library says.
+            saved = _read_info(new)
+            for name, tree in trees.items():
+                _read(new, {name: jax.tree.map(_on_host, tree)}, saved)
+            # If this very state was saved when its evaluation was interrupted, it is now once more, with the score.
+            self._put_in_place(new, step)
+            _together()
+        self._infos[step] = saved
+        keep = {*sorted(self._infos)[-_KEPT:], *(self.best or ())[:1]}
+        for old in self._infos.keys() - keep:
+            del self._infos[old]
+            self._delete(old)
+        self._clear()
 
     def close(self) -> None:
-        """As :meth:`wait`, and release what Orbax holds."""
-        if self._manager is not None:
-            self._manager.close()
-            # What replaces a checkpoint may not have come to disk, and then this is the only one.
-            self._put_back()
-            self._empty_trash()
+        """Release what Orbax holds."""
+        self._checkpointer.close()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # Orbax documents none, and raises those of several libraries
-            reason = str(error).strip().split("\n")[0][:300]
+            with suppress(OSError):
+                self._clear()
             raise CheckpointError(
-                f"no checkpoint can be written into {self._folder} ({type(error).__name__}: {reason}). Those that were saved are kept: "
+                f"no checkpoint can be written into {self._folder} ({_reason(error)}). Those that were saved are kept: "
                 "make room, and the same command goes on from the last one"
             ) from error
 
+    def _put_in_place(self, new: Path, step: int) -> None:
+        if jax.process_index() == 0:
+            self._delete(step)
+            new.replace(self._folder / str(step))
+
+    def _delete(self, step: int) -> None:
+        if jax.process_index() == 0 and (self._folder / str(step)).exists():
+            trash = self._folder / _DELETED
+            trash.mkdir(exist_ok=True)
+            shutil.rmtree(trash / str(step), ignore_errors=True)
+            (self._folder / str(step)).replace(trash / str(step))
+
+    def _set_aside(self, step: int) -> Path:
+        names = (f"damaged-{step}" + (f"-{number}" if number else "") for number in range(10**6))
+        aside = next(self._folder / name for name in names if not (self._folder / name).exists())
+        if jax.process_index() == 0:
+            try:
+                (self._folder / str(step)).replace(aside)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self._folder / str(step)} is damaged and cannot be renamed: {error.strerror}; move it"
+                ) from error
+        _together()
+        return aside
+
     def _put_back(self) -> None:
         """A checkpoint newer than all others was being replaced by the same one with a score when the process was killed."""
-        steps = {
-            folder: [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
-            for folder in (self._folder, self._folder / _DELETED)
-        }
-        kept, deleted = (max(numbers, default=-1) for numbers in steps.values())
+        kept, deleted = (max(_steps(folder), default=-1) for folder in (self._folder, self._folder / _DELETED))
         if deleted > kept and jax.process_index() == 0:
             (self._folder / _DELETED / str(deleted)).replace(self._folder / str(deleted))
 
-    def _empty_trash(self) -> None:
+    def _clear(self) -> None:
         if jax.process_index() == 0:
-            shutil.rmtree(self._folder / _DELETED, ignore_errors=True)
+            for name in (_SAVING, _DELETED):
+                shutil.rmtree(self._folder / name, ignore_errors=True)
+
+
+def check_name(workdir: Path) -> None:
+    """Refuse a folder whose checkpoints could not be read again.
+
+    Raises:
+      CheckpointError: names the character that is in the way.
+    """
+    found = [character for character in str(workdir.absolute()) if character in _PATTERNS]
+    if found:
+        raise CheckpointError(
+            f"{workdir.absolute()} cannot hold checkpoints: there is a {found[0]!r} in the path, which the library that writes them takes for "
+            "something else; use another --workdir, or rename the folder"
+        )
 
 
 def load_slow(workdir: str | Path, which: Which = "best") -> tuple[dict[str, Any], Slow]:
-    """The slow weights of a run.
+    """The slow weights of a run, which may be training meanwhile.
+
+    A checkpoint that is damaged is left out, and the log names it and the one that is read instead.
 
     Args:
       workdir: the folder of a run (``seed<k>`` of a run over several seeds).
@@ -181,71 +279,193 @@ def load_slow(workdir: str | Path, which: Which = "best") -> tuple[dict[str, Any
       The part ``model`` of the configuration, from JSON, and the slow weights, on the default device.
 
     Raises:
-      CheckpointError: if there is no checkpoint, or it cannot be read.
+      CheckpointError: if there is no checkpoint, or none can be read.
     """
     workdir = Path(workdir)
     if which not in ("best", "last"):
         raise ValueError(f"which={which!r} is not one of 'best', 'last'")
+    check_name(workdir)
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
         seeds = seed_folders(workdir)
         if seeds:
             raise CheckpointError(f"{workdir} is a run over several seeds; load one of {', '.join(map(str, seeds))}")
         raise CheckpointError(f"{workdir} holds no checkpoints: it should be the --workdir of a training run")
-    manager = _open(folder)
-    try:
-        step = manager.latest_step()
-        if step is None:
-            raise CheckpointError(f"{folder} is empty: the run stopped before its first checkpoint")
-        best = _read_best(manager, folder)
-        if which == "best" and best is not None:
-            step, _ = best
-        config = _read_info(manager, folder, step)["config"]["model"]
+    for _ in range(_TRIES):
+        listed = {step: _identity(folder / str(step)) for step in _steps(folder)}
+        if listed:
+            try:
+                return _load_one(folder, which)
+            except CheckpointError:
+                if listed == {step: _identity(folder / str(step)) for step in _steps(folder)}:
+                    raise
+        elif not any((folder / name).exists() for name in (_SAVING, _DELETED)):
+            break
+        time.sleep(0.1)
+    if listed:
+        raise CheckpointError(
+            f"{folder}: checkpoints come and go faster than they are read; stop the training there, or try again"
+        )
+    raise CheckpointError(f"{folder} is empty: the run stopped before its first checkpoint")
+
+
+def _load_one(folder: Path, which: Which) -> tuple[dict[str, Any], Slow]:
+    """The slow weights of the first sound checkpoint that is wanted.
+
+    Raises:
+      CheckpointError: if there is none, or a checkpoint was replaced meanwhile.
+    """
+    listed = {step: _identity(folder / str(step)) for step in _steps(folder)}
+    infos, damaged = _read_infos(folder, listed)
+    if which == "best":
+        wanted = sorted(infos, key=lambda step: (_score(infos[step]), step), reverse=True)
+    else:
+        wanted = sorted(infos, reverse=True)
+    for step in wanted:
+        path = folder / str(step)
         try:
-            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            saved = ocp.StandardCheckpointHandler().metadata(folder.absolute() / str(step) / "slow")
-            target = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-                dict(saved),
-                is_leaf=lambda leaf: hasattr(leaf, "shape"),
-            )
-            items = ocp.args.Composite(slow=ocp.args.StandardRestore(target))
-            slow = manager.restore(step, args=items)["slow"]
-        except Exception as error:
-            raise unreadable(folder / str(step), error) from error
-    finally:
-        manager.close()
-    return config, slow
+            model = infos[step].config.get("model")
+            if not isinstance(model, dict):
+                raise _wrong(path, "its configuration has no part 'model'")
+            slow = _read(path, {"slow": _saved_shapes(path)}, infos[step], alone=True)["slow"]
+        except DamagedError as error:
+            damaged[step] = error
+        if _identity(path) != listed[step]:
+            raise CheckpointError(f"{path} was replaced while it was read")
+        if step not in damaged:
+            for error in damaged.values():
+                _LOGGER.warning("%s is damaged (%s); %s is read instead", error.path, error.reason, path)
+            return model, slow
+    raise damaged[max(damaged)]
 
 
-def _open(folder: Path) -> ocp.CheckpointManager:
-    keep = checkpoint_managers.AnyPreservationPolicy(
-        [checkpoint_managers.LatestN(1), checkpoint_managers.BestN(get_metric_fn=_primary, n=1)]
-    )
+def _score(info: _Info) -> float:
+    return -np.inf if info.primary is None else info.primary
+
+
+def _steps(folder: Path) -> list[int]:
+    """The steps that a folder has checkpoints of."""
+    return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a checkpoint from another one of the same name; None if it is gone."""
     try:
-        return ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=_primary, todelete_subdir=_DELETED),
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read_infos(folder: Path, listed: Mapping[int, Any] | None = None) -> tuple[dict[int, _Info], dict[int, DamagedError]]:
+    """The records of all checkpoints, and what is wrong with those that cannot be read.
+
+    Raises:
+      CheckpointError: if one of ``listed`` was replaced meanwhile.
+    """
+    infos, damaged = {}, {}
+    for step in _steps(folder) if listed is None else listed:
+        try:
+            infos[step] = _read_info(folder / str(step))
+        except DamagedError as error:
+            if listed is not None and _identity(folder / str(step)) != listed[step]:
+                raise
+            damaged[step] = error
+    return infos, damaged
+
+
+def _read_info(path: Path) -> _Info:
+    info = read_record(path / "info" / "metadata", _Info)
+    if (info.digest is None) != (info.digests is None):
+        raise _wrong(path, "its record has lost its digest")
+    if info.progress.step != int(path.name):
+        raise _wrong(path, f"its record is that of step {info.progress.step}")
+    if info.digests is None:
+        primary = read_record(path / "metrics" / "metrics", _OlderMetrics).primary
+        info = info.model_copy(update={"primary": None if primary == _NOT_EVALUATED else primary})
+    return info
+
+
+def _read(path: Path, target: Mapping[str, Any], info: _Info, *, alone: bool = False) -> dict[str, Any]:
+    """The trees of a checkpoint, as they were saved. All processes call it, but where one reads ``alone``.
+
+    Raises:
+      CheckpointError: if they cannot be read, or are others.
+    """
+    items = {name: ocp.args.StandardRestore(tree) for name, tree in target.items()}
+    trees, failed = {}, None
+    try:
+        for name, item in items.items():
+            with _quietly(), closing(ocp.StandardCheckpointHandler()) as handler:
+                trees[name] = handler.restore((path / name).absolute(), args=item)
+    except Exception as error:  # Orbax documents none, and raises those of several libraries
+        failed = unreadable(path, error)
+    if alone and failed is not None:
+        raise failed
+    if not alone:
+        _check_everywhere(path, failed)
+    if info.digests is None:
+        _LOGGER.warning("%s was saved by an older version, without digests: whether it is damaged cannot be told", path)
+        return trees
+    for name, tree in trees.items():
+        saved, found = info.digests.get(name, {}), digests(tree)
+        different = [leaf for leaf in {**saved, **found} if saved.get(leaf) != found.get(leaf)]
+        if different:
+            raise _wrong(path, f"the array {name}{different[0]} is not the one that was saved")
+    return trees
+
+
+def _saved_shapes(path: Path) -> Any:
+    """What to restore the slow weights of a checkpoint to: on the default device."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    try:
+        with _quietly(), closing(ocp.StandardCheckpointHandler()) as handler:
+            saved = handler.metadata(path.absolute() / "slow")
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+            dict(saved),
+            is_leaf=lambda leaf: hasattr(leaf, "shape"),
         )
     except Exception as error:
-        raise unreadable(folder, error) from error
+        raise unreadable(path, error) from error
 
 
-def _read_info(manager: ocp.CheckpointManager, folder: Path, step: int) -> dict[str, Any]:
+def _on_host(leaf: Any) -> np.ndarray:
+    """What makes Orbax read a leaf into the host's memory: an array of its shape, which itself takes none."""
+    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Orbax logs what it raises as well, with its traceback."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
     try:
-        return manager.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore()))["info"]
-    except Exception as error:
-        raise unreadable(folder / str(step), error) from error
+        yield
+    finally:
+        logger.disabled = before
 
 
-def _read_best(manager: ocp.CheckpointManager, folder: Path) -> tuple[int, float] | None:
-    for step in manager.all_steps():
-        if manager.metrics(step) is None:
-            raise unreadable(folder / str(step) / "metrics", FileNotFoundError("no such file"))
-    step = manager.best_step()
-    primary = _primary(manager.metrics(step))
-    return None if primary == _NOT_EVALUATED else (step, primary)
+def _wrong(path: Path, reason: str) -> DamagedError:
+    return unreadable(path, RecordError(reason))
 
 
-def _primary(metrics: Mapping[str, float]) -> float:
-    return metrics["primary"]
+def _reason(error: Exception) -> str:
+    if isinstance(error, DamagedError):
+        return f"what is read back is not what was written: {error.reason}"
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
+
+
+def _check_everywhere(path: Path, error: DamagedError | None) -> None:
+    """Raise an error of one process in all of them: one that went on alone would wait for the others for ever."""
+    failed = error is not None
+    if jax.process_count() > 1:
+        failed = bool(np.any(multihost_utils.process_allgather(np.array(failed))))
+    if failed:
+        raise error or DamagedError(path, "another process of this run cannot read it; its message says why")
+
+
+def _together() -> None:
+    """Return when every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("bdh_jax.runs.checkpoint")

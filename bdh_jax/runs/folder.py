@@ -6,7 +6,10 @@ It holds::
     metrics.jsonl            one object a line
     tensorboard/             the same as event files
     checkpoints/<step>/      slow weights, optimiser state, history of the consolidation, progress with the configuration that made them
+                             and digests of all arrays; of the last two saves and of the best evaluation
     results.json             at the end
+
+What was found damaged stays there as ``checkpoints/damaged-<step>`` and ``metrics.jsonl.damaged``, for whoever wants to look at it.
 
 A run over several seeds holds one such folder ``seed<k>`` each, and its own ``results.json``.
 """
@@ -17,17 +20,81 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import pydantic
 
 from bdh_jax.config.convert import to_dict
+from bdh_jax.config.records import RecordError, Schema, parse, parse_json, write_whole
 
 RUN, RESULTS, METRICS, CHECKPOINTS = "run.json", "results.json", "metrics.jsonl", "checkpoints"
 
 
 class CheckpointError(Exception):
     """A folder that cannot be resumed from or loaded. The message names it and the remedy."""
+
+
+class DamagedError(CheckpointError):
+    """A file or checkpoint that is not what was written.
+
+    Attributes:
+      path: of it.
+      reason: in a few words.
+    """
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(
+            f"{path} cannot be read ({reason}). It may be damaged: restore it from a copy, or use another --workdir; nothing was changed"
+        )
+        self.path, self.reason = path, reason
+
+
+class RunFile(Schema):
+    """``run.json``."""
+
+    config: dict[str, Any]
+    text: str | None = None
+    """Fingerprint of the text that was trained on."""
+    files: list[str] = pydantic.Field(default_factory=list)
+    """What else the task keeps in the folder."""
+    starts: list[dict[str, Any]]
+
+
+class _Best(Schema):
+    step: pydantic.NonNegativeInt
+    primary: float
+
+
+class _Score(Schema):
+    """Of one evaluation set: its name, and numbers."""
+
+    __pydantic_extra__: dict[str, float | None]
+    name: str
+    extra: dict[str, float]
+
+
+class _Results(Schema):
+    """``results.json`` of one seed."""
+
+    config: dict[str, Any]
+    seed: int
+    steps: pydantic.NonNegativeInt
+    seconds: float
+    primary: float
+    evaluation: dict[str, _Score]
+    note: str
+    best: _Best
+
+
+class Summary(Schema):
+    """``results.json`` of several seeds, as far as it is read again."""
+
+    config: dict[str, Any]
+    seeds: list[int]
+
+
+_Schema = TypeVar("_Schema", bound=Schema)
 
 
 def _as_stored(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -89,12 +156,13 @@ def finished(workdir: Path, record: Record) -> dict[str, Any] | None:
     metrics = workdir / METRICS
     if metrics.exists() and metrics.stat().st_size and not (workdir / RUN).exists():
         raise CheckpointError(f"{metrics} is not of this run, which has no {RUN} yet; move it, or use another --workdir")
-    for name in (RESULTS, RUN):
+    for name, kind in ((RESULTS, _Results), (RUN, RunFile)):
         if (workdir / name).exists():
             stored = read_json(workdir / name)
-            if not isinstance(stored, dict) or "config" not in stored:
+            if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
                 raise CheckpointError(f"{workdir / name} is not of a training run; move it, or use another --workdir")
             check_same_config(workdir, stored["config"], record)
+            read_record(workdir / name, kind)
     return read_json(workdir / RESULTS) if (workdir / RESULTS).exists() else None
 
 
@@ -106,7 +174,7 @@ def trained_texts(folders: Iterable[Path]) -> dict[Path, str]:
     """
     texts = {}
     for folder in folders:
-        text = read_json(folder / RUN).get("text") if (folder / RUN).exists() else None
+        text = read_run(folder).text if (folder / RUN).exists() else None
         if text is not None:
             texts[folder] = text
     first = next(iter(texts), None)
@@ -138,9 +206,31 @@ def read_json(path: Path) -> Any:
     Raises:
       CheckpointError: if it is not JSON.
     """
+    return _read(path, parse_json)
+
+
+def read_record(path: Path, schema: type[_Schema]) -> _Schema:
+    """Read a JSON file of a run that must hold what its schema says.
+
+    Raises:
+      CheckpointError: names the first thing that is wrong with it.
+    """
+    return _read(path, lambda content: parse(content, schema))
+
+
+def read_run(workdir: Path) -> RunFile:
+    """Read ``run.json`` of a folder.
+
+    Raises:
+      CheckpointError: if it is missing or damaged.
+    """
+    return read_record(workdir / RUN, RunFile)
+
+
+def _read(path: Path, parser: Callable[[bytes], Any]) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return parser(path.read_bytes())
+    except (OSError, RecordError) as error:
         raise unreadable(path, error) from error
 
 
@@ -158,21 +248,15 @@ def write_text(path: Path, content: str) -> None:
     if jax.process_index() != 0:
         return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, content)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}. Use another --workdir") from error
 
 
-def unreadable(path: Path, error: Exception) -> CheckpointError:
+def unreadable(path: Path, error: Exception) -> DamagedError:
     """The error of a file of a run that cannot be read, with its remedy."""
-    reason = str(error).strip().split("\n")[0][:300]
-    return CheckpointError(
-        f"{path} cannot be read ({type(error).__name__}: {reason}). It may be truncated. "
-        "Restore it from a copy, remove it to go on from what is left, or use another --workdir; nothing was changed"
-    )
+    reason = str(error).strip().partition("\n")[0][:300]
+    return DamagedError(path, reason if isinstance(error, RecordError) else f"{type(error).__name__}: {reason}")
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
+import pydantic
 import rich.console
 
+from bdh_jax.config.records import RecordError, Schema, parse, parse_json, whole_file
 from bdh_jax.runs.events import EventFile
 from bdh_jax.runs.folder import METRICS, CheckpointError
 from bdh_jax.runs.progress import make_bar
@@ -40,34 +43,60 @@ class Scores(Protocol):
     primary: float
 
 
+class _Row(Schema):
+    """A line of the metrics file, as far as it is read again."""
+
+    step: pydantic.NonNegativeInt
+
+
+class _Rows(NamedTuple):
+    """A metrics file up to a step."""
+
+    rows: list[dict[str, Any]]
+    lines: list[bytes]
+    """What stands in the file for them."""
+    damaged: str
+    """What is wrong with the first line that is none, or with the order of the lines; empty if nothing is."""
+
+
 def read_rows(path: Path, *, until: int) -> list[dict[str, Any]]:
     """The rows of a metrics file up to and including step ``until``.
 
     Rows of later steps, and a last line cut short when the process was killed, belong to work that will be done again.
 
     Raises:
-      CheckpointError: if a line is JSON without a step: some other file lies there.
+      CheckpointError: if a line is damaged, or is JSON without a step: some other file lies there.
     """
-    return _read_rows(path, until)[0]
+    found = _read_rows(path, until)
+    if found.damaged:
+        raise CheckpointError(f"{path}, {found.damaged}: the file is damaged. Restore it from a copy, or take the line out")
+    return found.rows
 
 
-def _read_rows(path: Path, until: int) -> tuple[list[dict[str, Any]], int]:
-    """The rows of :func:`read_rows`, and how many bytes of the file they are."""
-    rows, nbytes = [], 0
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else (), start=1):
+def _read_rows(path: Path, until: int) -> _Rows:
+    rows, kept, damaged, over = [], [], "", 0
+    *lines, torn = (path.read_bytes() if path.exists() else b"").split(b"\n")
+    for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            row = parse_json(line)
+        except RecordError as error:
+            damaged = damaged or f"line {number}, {error}"
+            continue
+        try:
+            step = parse(line, _Row).step
+        except RecordError as error:
             raise CheckpointError(
-                f"{path}, line {number}, has no step: it is not of a training run. Move it, or use another --workdir"
-            )
-        if row["step"] > until or not line.endswith(b"\n"):
-            break
+                f"{path}, line {number}, has no step ({error}): it is not of a training run. Move it, or use another --workdir"
+            ) from None
+        if step > until:
+            over = over or number
+            continue
+        if over and not damaged:
+            damaged = f"line {over}, is of a later step than line {number}"
         rows.append(row)
-        nbytes += len(line)
-    return rows, nbytes
+        kept.append(line + b"\n")
+    del torn
+    return _Rows(rows, kept, damaged)
 
 
 class Reporter:
@@ -91,15 +120,17 @@ class Reporter:
         self.evaluated: set[int] = set()
         self._active = jax.process_index() == 0
         self._progress = None
-        rows, nbytes = _read_rows(workdir / METRICS, start)
-        self.evaluated = {row["step"] for row in rows if "evaluation" in row}
+        found = _read_rows(workdir / METRICS, start)
+        self.evaluated = {row["step"] for row in found.rows if "evaluation" in row}
         if not self._active:
             return
         self._workdir = workdir
         with self._writing():
+            if found.damaged:
+                _set_aside(workdir / METRICS, found)
             self._file = (workdir / METRICS).open("a", encoding="utf-8")
             # Rows that stay are not written again: a full disk takes none of them.
-            self._file.truncate(nbytes)
+            self._file.truncate(sum(map(len, found.lines)))
             self._events = EventFile(workdir / "tensorboard", start=start + 1)
         console = rich.console.Console()
         if console.is_terminal or console.is_jupyter:
@@ -175,3 +206,16 @@ class Reporter:
     def _write(self, row: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
+
+
+def _set_aside(path: Path, found: _Rows) -> None:
+    """Keep a copy of a damaged file, and go on with the lines that are whole."""
+    names = (f"{path.name}.damaged" + (f"-{number}" if number else "") for number in range(10**6))
+    aside = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    with whole_file(aside) as part:
+        shutil.copyfile(path, part)
+    with whole_file(path) as part:
+        part.write_bytes(b"".join(found.lines))
+    _LOGGER.warning(
+        "%s, %s: the file is kept as %s, and the run goes on with the lines that are whole", path, found.damaged, aside
+    )

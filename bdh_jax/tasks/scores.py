@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 from rich import box
 from rich.table import Table
 
+from bdh_jax.config import require
+
 
 @dataclasses.dataclass(frozen=True)
 class Score:
@@ -84,8 +86,17 @@ AnyScore = Score | TextScore
 
 
 def read_score(values: Mapping[str, Any]) -> AnyScore:
-    """The score that ``to_dict`` made ``values`` of."""
+    """The score that ``to_dict`` made ``values`` of.
+
+    Raises:
+      ConfigError: if a number is missing.
+    """
     kind = TextScore if "bits_per_byte" in values else Score
+    missing = [field.name for field in dataclasses.fields(kind) if field.name not in values]
+    require(
+        not missing,
+        f"a score of these results has no {', '.join(missing)}; restore results.json from a copy, or use another --workdir",
+    )
     return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
 
 

@@ -6,7 +6,7 @@ Axis letters: B batch, T time, V vocabulary, W windows.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -26,7 +26,7 @@ from bdh_jax.tasks.scoring import Predict
 Order = Literal["shuffled", "consecutive"]
 
 LOGITS_BYTES = 2**26
-"""Logits of one call of the model during evaluation take at most so much."""
+"""Logits that are held at one time during evaluation take at most so much (of one token of eight rows, if that is more)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +96,21 @@ class Text(TaskBase):
                 f"the validation text has {len(self.validation.tokens)} tokens, and predicting needs at least 2; give more text, or a "
                 "larger data.validation_share"
             )
+        total = -(-(len(self.validation.tokens) - 1) // config.length)
+        for name, corpus, windows in (
+            ("training", train, None),
+            ("validation", self.validation, _numbers(total, config.evaluation_windows)),
+        ):
+            if not _predicted(corpus, config.length, windows):
+                of = (
+                    ""
+                    if windows is None or len(windows) == total
+                    else f" that task.evaluation_windows={len(windows)} chooses"
+                )
+                raise DataError(
+                    f"the {name} text{of} ({len(corpus.tokens):,} tokens in {corpus.documents:,} documents) has no token to predict, since the "
+                    "first one of a document is not. Give longer documents, or task.document_resets=False, which reads all as one"
+                )
 
     def batch(self, step: int) -> Batch:
         """The training batch of a step, each array [batch_size, length]: a pure function of (seed, step)."""
@@ -140,7 +155,8 @@ def score_windows(
     """Score a text in windows end to end.
 
     Args:
-      predict: see :meth:`Text.evaluate`. It is called with one shape, B a multiple of 8.
+      predict: see :meth:`Text.evaluate`. It is called with one shape, B a multiple of 8. Where logits of eight rows would be too large, it
+        gets a fourth argument, the number of tokens whose logits it shall give at a time: see :func:`bdh_jax.training.step.make_predict`.
       corpus: the text, at least two tokens.
       token_bytes: [V], bytes of each token.
       length: tokens of a window; the last one may be shorter, and is then padded.
@@ -151,21 +167,21 @@ def score_windows(
       The score, in float64. The first token of a document is not predicted: nothing before it foretells it.
     """
     total = -(-(len(corpus.tokens) - 1) // length)
-    numbers = np.arange(total) if windows is None or windows >= total else np.arange(windows) * total // windows
-    vocab_size = len(token_bytes)
-    most = min(LOGITS_BYTES // (4 * vocab_size * length), -(-rows // 8) * 8, -(-len(numbers) // 8) * 8)
+    numbers = _numbers(total, windows)
+    token = 4 * len(token_bytes)  # bytes of its logits
+    most = min(LOGITS_BYTES // (token * length), -(-rows // 8) * 8, -(-len(numbers) // 8) * 8)
     rows = max(most // 8 * 8, 8)
+    part = () if rows * length * token <= LOGITS_BYTES else (max(1, LOGITS_BYTES // (token * rows)),)
     nats = right = predicted = size = 0.0
     for first in range(0, len(numbers), rows):
         pieces = [_padded(window(corpus, int(n) * length, length), length) for n in numbers[first : first + rows]]
         tokens, targets, reset, weight, valid = (np.stack(arrays) for arrays in zip(*pieces, strict=True))
         index = np.minimum(np.arange(rows), len(pieces) - 1)
-        logits = np.asarray(predict(tokens[index], valid[index], reset[index]))[: len(pieces)].astype(np.float64)
-        picked = np.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        losses = scipy.special.logsumexp(logits, axis=-1) - picked
+        logits = predict(tokens[index], valid[index], reset[index], *part)
+        losses, best = _losses(logits if part else [logits], targets)
         weight = weight * valid
         nats += float((losses * weight).sum())
-        right += float(((logits.argmax(axis=-1) == targets) * weight).sum())
+        right += float(((best == targets) * weight).sum())
         predicted += float(weight.sum())
         size += float((token_bytes[targets] * weight).sum())
     return TextScore(
@@ -175,6 +191,49 @@ def score_windows(
         loss=nats / predicted,
         accuracy=right / predicted,
     )
+
+
+def _losses(parts: Iterable[np.ndarray], targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cross-entropies [B,T] in float64 and the likeliest tokens [B,T].
+
+    Args:
+      parts: logits [≥ B,t,V] of t tokens after another, T altogether.
+      targets: [B,T].
+    """
+    losses, best = np.empty(targets.shape), np.empty(targets.shape, np.int64)
+    first = 0
+    for part in parts:
+        logits = np.asarray(part)[: len(targets)]
+        time = logits.shape[1]
+        here = slice(first, first + time)
+        logits, aims = logits.reshape(-1, logits.shape[-1]), targets[:, here].reshape(-1, 1)
+        costs, likeliest = np.empty(len(logits)), np.empty(len(logits), np.int64)
+        # Float64 doubles them, and the sum needs as much again.
+        size = max(1, LOGITS_BYTES // (32 * logits.shape[-1]))
+        for start in range(0, len(logits), size):
+            rows = slice(start, start + size)
+            piece = logits[rows].astype(np.float64)
+            picked = np.take_along_axis(piece, aims[rows], axis=-1)[:, 0]
+            costs[rows] = scipy.special.logsumexp(piece, axis=-1) - picked
+            likeliest[rows] = piece.argmax(axis=-1)
+        losses[:, here], best[:, here] = costs.reshape(-1, time), likeliest.reshape(-1, time)
+        first += time
+    return losses, best
+
+
+def _numbers(total: int, windows: int | None) -> np.ndarray:
+    """Numbers of the windows that are evaluated, spread evenly."""
+    return np.arange(total) if windows is None or windows >= total else np.arange(windows) * total // windows
+
+
+def _predicted(corpus: Corpus, length: int, windows: np.ndarray | None) -> int:
+    """How many tokens of some windows are predicted: all but the first of each document. None: of all."""
+    last = len(corpus.tokens) - 1
+    if windows is None:
+        return last + 1 - corpus.documents
+    ends = np.minimum((windows + 1) * length, last)
+    before = np.searchsorted(corpus.starts, [windows * length, ends], side="right")
+    return int((ends - windows * length - (before[1] - before[0])).sum())
 
 
 def _one_document(corpus: Corpus) -> Corpus:

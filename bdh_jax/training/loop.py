@@ -22,19 +22,20 @@ from bdh_jax.parallel.mesh import make_mesh
 from bdh_jax.runs.checkpoint import Checkpoints, RunProgress
 from bdh_jax.runs.folder import (
     CHECKPOINTS,
+    METRICS,
     RESULTS,
     RUN,
     CheckpointError,
     check_text,
     finished,
-    read_json,
+    read_run,
     trained_texts,
     write_json,
     write_text,
 )
 from bdh_jax.runs.lock import only_writer
 from bdh_jax.runs.provenance import describe_start
-from bdh_jax.runs.reporter import Reporter
+from bdh_jax.runs.reporter import Reporter, read_rows
 from bdh_jax.tasks.base import Batch, Task
 from bdh_jax.tasks.scores import Evaluation
 from bdh_jax.training.hooks import make_hooks
@@ -154,6 +155,7 @@ class _Training:
     def run(self) -> dict[str, Any]:
         progress = RunProgress(step=0, seconds=0.0, training_seconds=0.0, tokens=0, evaluated=False)
         if self._checkpoints.last_step is None:
+            self._check_begun()
             state = init_state(self._model, self._optimizer, self._mesh, self._init_key, self._hooks, self._carried_rows)
         else:
             try:
@@ -162,7 +164,9 @@ class _Training:
             except CheckpointError:
                 self._checkpoints.close()
                 raise
-            trees, progress = self._checkpoints.restore(saved_trees(self._target))
+            trees, progress = self._checkpoints.restore(
+                saved_trees(self._target), lambda trees: restored_state(trees, self._target).step
+            )
             state = restored_state(trees, self._target)
             _LOGGER.info("resuming %s at step %d", self._workdir, progress.step)
         self._write_run_file(progress.step)
@@ -200,6 +204,26 @@ class _Training:
         }
         write_json(self._workdir / RESULTS, results)
         return results
+
+    def _check_begun(self) -> None:
+        """Say that a run begins anew, or refuse to if it had been saved: its checkpoints are gone then.
+
+        Raises:
+          CheckpointError: names the step that it had come to.
+        """
+        if not (self._workdir / RUN).exists():
+            return
+        starts = [start.get("step") for start in read_run(self._workdir).starts]
+        reached = max((row["step"] for row in read_rows(self._workdir / METRICS, until=self._setup.train.steps)), default=0)
+        # What is measured of a step is written after the save before it.
+        if any(starts) or reached > self._setup.train.checkpoint_every:
+            raise CheckpointError(
+                f"{self._workdir} holds a run that had come to step {reached}, and {self._workdir / CHECKPOINTS} holds no checkpoint of it: "
+                "restore that folder, or begin anew in another --workdir; nothing was changed"
+            )
+        _LOGGER.warning(
+            "%s holds a run that ended before its first checkpoint, at step %d: it begins anew", self._workdir, reached
+        )
 
     def _train_and_evaluate(self, state: TrainState, start: RunProgress) -> Evaluation:
         """Train to the end. Returns the evaluation of the final state."""
@@ -260,7 +284,6 @@ class _Training:
                 self._reporter.training(step, row)
 
     def _describe_divergence(self, step: int, metrics: Any) -> str:
-        self._checkpoints.wait()
         last = self._checkpoints.last_step
         good = "none was saved yet" if last is None else f"step {last}, in {self._workdir / CHECKPOINTS}"
         what, remedy = self._cause_of_divergence(metrics)
@@ -304,8 +327,6 @@ class _Training:
     def _save(self, state: TrainState, step: int, evaluated: bool, score: float | None) -> None:
         with self._clock.paused():
             self._checkpoints.save(saved_trees(state), self._progress(step, evaluated), score)
-            # A save in the background would be lost with the process, and with it more work than a save interval.
-            self._checkpoints.wait()
 
     def _stop_if_asked(
         self, state: TrainState, step: int, evaluated: bool, pending: collections.deque[tuple[int, Any]]
@@ -326,11 +347,17 @@ class _Training:
 
     def _progress(self, step: int, evaluated: bool) -> RunProgress:
         seconds = self._seconds_before + time.perf_counter() - self._started
-        return RunProgress(step, seconds, self._clock.seconds, self._clock.tokens, evaluated)
+        return RunProgress(
+            step=step,
+            seconds=seconds,
+            training_seconds=self._clock.seconds,
+            tokens=self._clock.tokens,
+            evaluated=evaluated,
+        )
 
     def _write_run_file(self, step: int) -> None:
         path = self._workdir / RUN
-        starts = read_json(path)["starts"] if step > 0 and path.exists() else []
+        starts = list(read_run(self._workdir).starts) if step > 0 and path.exists() else []
         starts.append(describe_start(step, self._setup.seed))
         files = self._task.files
         write_json(

@@ -13,9 +13,11 @@ from bdh_jax.runs.folder import (
     RUN,
     CheckpointError,
     Record,
+    Summary,
     check_same_config,
     finished,
     read_json,
+    read_record,
     seed_folders,
     trained_texts,
     write_json,
@@ -93,11 +95,12 @@ def _check_summary(workdir: Path, seeds: tuple[int, ...], record: Record) -> Non
     stored = read_json(path)
     if not isinstance(stored, dict) or "config" not in stored or "seeds" not in stored:
         raise CheckpointError(f"{path} is not of a training run over several seeds; move it, or use another --workdir")
-    check_same_config(workdir, {**stored["config"], "seeds": list(seeds)}, record)
-    missing = [seed for seed in stored["seeds"] if seed not in seeds]
+    summary = read_record(path, Summary)
+    check_same_config(workdir, {**summary.config, "seeds": list(seeds)}, record)
+    missing = [seed for seed in summary.seeds if seed not in seeds]
     if missing:
-        together = ",".join(map(str, dict.fromkeys([*stored["seeds"], *seeds])))
+        together = ",".join(map(str, dict.fromkeys([*summary.seeds, *seeds])))
         raise CheckpointError(
-            f"{path} has the results of seeds {stored['seeds']}, and --config.seeds={','.join(map(str, seeds))} would leave "
+            f"{path} has the results of seeds {summary.seeds}, and --config.seeds={','.join(map(str, seeds))} would leave "
             f"{missing} out; give --config.seeds={together}, or another --workdir"
         )

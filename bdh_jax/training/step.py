@@ -6,7 +6,7 @@ Axis letters: B batch, T time, V vocabulary, L layer, A accumulation slices.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -269,23 +269,36 @@ def make_keys(seed: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
 def make_predict(model: Model, mesh: Mesh) -> Callable[[Slow], Predict]:
     """Build what a task's evaluation calls.
 
-    ``make_predict(model, mesh)(slow)`` is ``predict(tokens [B,T], valid [B,T], reset=None) -> logits [B,T,V]``. Any B is taken;
-    rows are added and dropped where the mesh needs it. Logits come back as a NumPy array, on every process.
+    ``make_predict(model, mesh)(slow)`` is ``predict(tokens [B,T], valid [B,T], reset=None, size=None) -> logits [B,T,V]``. Any B is
+    taken; rows are added and dropped where the mesh needs it. Logits come back as a NumPy array, on every process; with a ``size`` as an
+    iterator over [B,size,V], of so many tokens after another, the last of which may be fewer.
     """
 
     def logits(slow: Slow, tokens: jax.Array, valid: jax.Array | None, reset: jax.Array | None) -> jax.Array:
         return model.apply({"params": slow}, tokens, valid=valid, reset=reset, state="none").logits
 
+    def hidden(slow: Slow, tokens: jax.Array, valid: jax.Array | None, reset: jax.Array | None) -> jax.Array:
+        return model.apply({"params": slow}, tokens, valid=valid, reset=reset, method="hidden")
+
     jitted = jax.jit(logits, out_shardings=replicated(mesh))
+    jitted_hidden = jax.jit(hidden)
+    readout = jax.jit(model.architecture.readout, out_shardings=replicated(mesh))
 
     def with_slow(slow: Slow) -> Predict:
-        def predict(tokens: np.ndarray, valid: np.ndarray, reset: np.ndarray | None = None) -> np.ndarray:
+        def predict(
+            tokens: np.ndarray, valid: np.ndarray, reset: np.ndarray | None = None, size: int | None = None
+        ) -> np.ndarray | Iterator[np.ndarray]:
             rows = len(tokens)
             index = np.minimum(np.arange(-(-rows // mesh.shape["data"]) * mesh.shape["data"]), rows - 1)
             valid = None if np.all(valid) else valid
             reset = None if reset is None or not np.any(reset) else reset
             masks = [None if mask is None else mask[index] for mask in (valid, reset)]
-            return jax.device_get(jitted(slow, *put((tokens[index], *masks), mesh)))[:rows]
+            arrays = put((tokens[index], *masks), mesh)
+            if size is None:
+                return jax.device_get(jitted(slow, *arrays))[:rows]
+            x = jitted_hidden(slow, *arrays)
+            parts = range(0, tokens.shape[1], size)
+            return (jax.device_get(readout(slow, x[:, first : first + size]))[:rows] for first in parts)
 
         return predict
 

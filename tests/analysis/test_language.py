@@ -75,6 +75,28 @@ def test_distances_are_from_the_start_of_a_context(config, chunk, monkeypatch):
     np.testing.assert_allclose([s.bits_per_byte for s in scores], [each[:, :64].mean(), each[:, 64:].mean()], **CLOSE)
 
 
+@pytest.mark.parametrize("config", [CONFIG, GPT], ids=["bdh", "gpt"])
+def test_logits_are_held_in_parts(config, monkeypatch):
+    """Where those of a chunk or a context would be more than the limit; what is left over at the end counts once."""
+    slow = _slow(config)
+    whole = language.by_position(config, slow, CORPUS, ONES, context=200, rows=2)
+    shapes = []
+    readout = type(config.make_architecture()).readout
+
+    def measured(self, slow, x):
+        shapes.append(x.shape[:2])
+        return readout(self, slow, x)
+
+    monkeypatch.setattr(type(config.make_architecture()), "readout", measured)
+    monkeypatch.setattr(language, "LOGITS_BYTES", 2 * VOCAB * 4 * 33)
+    jax.clear_caches()
+    parts = language.by_position(config, slow, CORPUS, ONES, context=200, rows=2)
+    assert shapes
+    assert max(rows * time for rows, time in shapes) == 2 * 33
+    assert [(p.first, p.last, p.count) for p in parts] == [(p.first, p.last, p.count) for p in whole]
+    np.testing.assert_allclose([p.bits_per_byte for p in parts], [p.bits_per_byte for p in whole], **CLOSE)
+
+
 def test_distances_are_counted_within_documents(monkeypatch):
     monkeypatch.setattr(language, "CHUNK", 24)
     slow = _slow()

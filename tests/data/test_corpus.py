@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+
 import numpy as np
 import pytest
 
-from bdh_jax.data.corpus import Corpus, build_corpus, split_corpus, training_windows, window
+from bdh_jax.data import corpus as corpora
+from bdh_jax.data.corpus import Corpus, build_corpus, join_pieces, split_corpus, training_windows, window
 from bdh_jax.data.documents import DataError
 from bdh_jax.data.tokenizer import byte_tokenizer
 
@@ -29,6 +32,40 @@ def test_documents_stand_end_to_end():
     np.testing.assert_array_equal(corpus.starts, [0, 3, 8])
     assert _documents(corpus) == [b"one", b"three", b"x"]
     assert build_corpus([], BYTES).documents == 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_large_corpus_lies_in_a_file_and_is_the_same(dtype, monkeypatch):
+    pieces = [(np.frombuffer(d, np.uint8).astype(dtype), number % 3 == 0) for number, d in enumerate(_many(300))]
+    small = join_pieces(pieces)
+    assert small.documents == 100
+    np.testing.assert_array_equal(small.document(1), np.concatenate([piece for piece, _ in pieces[3:6]]))
+    monkeypatch.setattr(corpora, "MEMORY_BYTES", 1000)
+    large = join_pieces(pieces)
+    assert isinstance(large.tokens, np.memmap)
+    assert large.tokens.dtype == dtype
+    np.testing.assert_array_equal(large.tokens, small.tokens)
+    np.testing.assert_array_equal(large.starts, small.starts)
+    for one, other in zip(split_corpus(small, 0.1), split_corpus(large, 0.1), strict=True):
+        assert _documents(one) == _documents(other)
+
+
+def test_a_full_disk_is_named(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class File:
+        write = full
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(corpora, "MEMORY_BYTES", 10)
+    monkeypatch.setattr(corpora.tempfile, "TemporaryFile", File)
+    with pytest.raises(
+        DataError, match=r"the text is too large for .* \(No space left on device\).*let TMPDIR name a folder"
+    ):
+        join_pieces([(np.zeros(100, np.uint8), True)])
 
 
 def test_a_split_of_many_documents_is_by_content():

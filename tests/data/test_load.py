@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 
 import numpy as np
 import pytest
 
+from bdh_jax.config import ConfigError
 from bdh_jax.data import load as loading
 from bdh_jax.data import shards as prepared
 from bdh_jax.data.config import DataConfig
@@ -30,6 +32,8 @@ def _prepare(folder, tokenizer=None, per_shard=5, complete=True):
             shards.append(prepared.write_shard(folder, split, number, corpus))
     manifest = {
         "format": prepared.FORMAT,
+        "source": {},
+        "documents_read": 0,
         "tokenizer": (tokenizer or byte_tokenizer()).name,
         "complete": complete,
         "shards": shards,
@@ -66,6 +70,33 @@ def test_an_empty_file_and_a_missing_one_are_named(tmp_path):
         load_text(DataConfig(str(empty)))
     with pytest.raises(DataError, match="names no file in"):
         load_text(DataConfig(str(tmp_path / "absent*.txt")))
+
+
+def test_what_was_read_is_said_in_one_line(bpe, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("bdh_jax"), "propagate", True)
+    caplog.set_level(logging.INFO, "bdh_jax")
+    (tmp_path / "a.json").write_text('{"text": "zwölf\\nK\u00e4fer"}\n{"text": null}\n{"text": "' + "x" * 100 + '"}\n')
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"\xff" * 10))
+    (tmp_path / "empty").touch()
+    load_text(DataConfig(str(tmp_path)))
+    said = "3 files, 3 documents, 123 bytes (1 × JSON lines, 1 × bytes in gzip, 1 × empty); 1 null rows left out; it begins 'zwölf\\nKäfer'"
+    assert [record.getMessage() for record in caplog.records] == [f"text of {tmp_path}: {said}"]
+    caplog.clear()
+    (tmp_path / "b.txt.gz").unlink()
+    load_text(DataConfig(str(tmp_path / "a.json"), tokenizer=str(bpe)))
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"text of {tmp_path / 'a.json'}: 1 file, 2 documents, 113 bytes (1 × JSON lines)")
+    caplog.clear()
+    load_text(DataConfig(str(_prepare(tmp_path / "prepared"))))
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"prepared text of {tmp_path / 'prepared'}: 14 documents, ")
+    assert record.getMessage().endswith("it begins 'The cat sees the cat.The cat hears the cat.The cat knows the'")
+
+
+@pytest.mark.parametrize("name", ["path", "validation_path", "tokenizer", "column"])
+def test_an_empty_value_is_refused(name):
+    with pytest.raises(ConfigError, match=rf"data.{name}='' is empty \(is a variable unset\?\)"):
+        DataConfig(**{name: ""})
 
 
 def test_any_bytes_are_text(tmp_path):
@@ -141,6 +172,80 @@ def test_tokenizers_that_lose_bytes_are_refused(bpe, tmp_path):
         load_tokenizer(tmp_path / "absent.json")
     with pytest.raises(DataError, match=r"a document is no UTF-8 \(byte 0xff at 2\)"):
         load_tokenizer(bpe).encode(b"ab\xff")
+
+
+def _changed(bpe, path, **changes):
+    kind = json.loads(bpe.read_text())
+    for name, value in changes.items():
+        kind[name] = value(kind[name]) if callable(value) else value
+    path.write_text(json.dumps(kind))
+    return path
+
+
+def test_ids_with_gaps_count_up_to_the_largest(bpe, tmp_path):
+    plain = load_tokenizer(bpe)
+    last = plain.vocab_size - 1
+
+    def moved(model):
+        vocabulary = {token: 1000 if number == last else number for token, number in model["vocab"].items()}
+        return {**model, "vocab": vocabulary}
+
+    tokenizer = load_tokenizer(_changed(bpe, tmp_path / "gaps.json", model=moved))
+    assert tokenizer.vocab_size == 1001
+    assert tokenizer.token_bytes[last:1000].sum() == 0
+    for sentence in SENTENCES:
+        ids = tokenizer.encode(sentence)
+        assert ids.max() < tokenizer.vocab_size
+        assert tokenizer.decode(ids) == sentence
+        np.testing.assert_array_equal(np.where(ids == 1000, last, ids), plain.encode(sentence))
+    assert any(1000 in tokenizer.encode(sentence) for sentence in SENTENCES)
+    for token, number, message in (("far", 2**31, "ids below 2147483649"), ("two", 70, "two tokens have one id")):
+        odd = lambda model, token=token, number=number: {**model, "vocab": {**model["vocab"], token: number}}  # noqa: E731
+        with pytest.raises(DataError, match=message):
+            load_tokenizer(_changed(bpe, tmp_path / "odd.json", model=odd))
+
+
+def test_a_tokenizer_that_encodes_differently_each_time_or_changes_bytes_is_refused(bpe, tmp_path):
+    with pytest.raises(
+        DataError, match=r"a dropout of 0.1, with which one text has another encoding each time; set it to null"
+    ):
+        load_tokenizer(_changed(bpe, tmp_path / "a.json", model=lambda model: {**model, "dropout": 0.1}))
+    assert load_tokenizer(_changed(bpe, tmp_path / "a.json", model=lambda model: {**model, "dropout": 0.0})).vocab_size > 256
+
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):  # of one the library aborts the process
+        with pytest.raises(DataError, match=f"its model has {name}='x', which no byte-level BPE has"):
+            load_tokenizer(_changed(bpe, tmp_path / "a.json", model=lambda model, name=name: {**model, name: "x"}))
+    with pytest.raises(
+        DataError, match="is no tokenizer.json of a BPE, which alone keeps every byte: its model is 'WordLevel'"
+    ):
+        load_tokenizer(_changed(bpe, tmp_path / "a.json", model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}))
+
+    def without_h(model):  # which becomes another token of one byte
+        vocabulary = {("\u0100h" if token == "h" else token): number for token, number in model["vocab"].items()}
+        return {**model, "vocab": vocabulary, "merges": [], "unk_token": "x"}
+
+    tokenizer = load_tokenizer(_changed(bpe, tmp_path / "a.json", model=without_h))
+    with pytest.raises(DataError, match="makes other bytes of a document than it holds"):
+        tokenizer.encode(b"he")
+
+
+def test_parts_may_lie_in_sequences(bpe, tmp_path):
+    nested = lambda name: lambda part: {"type": "Sequence", name: [{"type": "Sequence", name: [part]}]}  # noqa: E731
+    path = _changed(
+        bpe,
+        tmp_path / "nested.json",
+        decoder=nested("decoders"),
+        pre_tokenizer=nested("pretokenizers"),
+        normalizer={"type": "Sequence", "normalizers": []},
+    )
+    np.testing.assert_array_equal(load_tokenizer(path).encode(SENTENCES[0]), load_tokenizer(bpe).encode(SENTENCES[0]))
+    for name, odd, message in (
+        ("decoder", {"type": "Sequence", "decoders": []}, "its decoder is None"),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}]}, "its normalizer NFC"),
+        ("pre_tokenizer", {"type": "Sequence", "pretokenizers": []}, "it drops or adds some"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_tokenizer(_changed(bpe, tmp_path / "odd.json", **{name: odd}))
 
 
 @pytest.mark.parametrize("per_shard", [100, 5])

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import random
+import resource
+import time
 
+import numpy as np
 import pytest
 
+from bdh_jax.config.records import digest_of
 from bdh_jax.data import preparation
 from bdh_jax.data import shards as prepared
 from bdh_jax.data.config import DataConfig
 from bdh_jax.data.documents import DataError
 from bdh_jax.data.load import load_text
+from bdh_jax.runs.lock import only_writer
+from tests.processes import Command
 
 TEXTS = [f"Story {i}: once upon a time there were {i * i} mice." for i in range(200)]
 
@@ -72,6 +79,20 @@ def test_an_interrupted_preparation_goes_on(source, kind, tmp_path, monkeypatch)
     # Once complete, nothing is read again.
     monkeypatch.setattr(preparation, "_documents", None)
     assert preparation.prepare(tmp_path / "cut", source, shard_tokens=1000) == whole
+
+
+@pytest.mark.parametrize("kind", ["files", "dataset"])
+def test_null_rows_are_left_out(source, kind, tmp_path):
+    folder = tmp_path / "local"
+    folder.mkdir()
+    rows = [{"text": text if number % 5 else None} for number, text in enumerate(TEXTS)]
+    (folder / "stories.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {**source, "files": str(folder)}
+    if kind == "dataset":
+        source = {**source, "files": None, "dataset": str(folder), "split": "train"}
+    preparation.prepare(tmp_path / "out", source, shard_tokens=1000)
+    train, validation = _read(tmp_path / "out")
+    assert sorted(train + validation) == sorted(text for number, text in enumerate(TEXTS) if number % 5)
 
 
 def test_a_tokenizer_is_trained_first_and_kept(source, tmp_path):
@@ -140,3 +161,149 @@ def test_what_cannot_be_prepared_is_named(source, tmp_path):
     (folder / "a.jsonl").write_text('{"body": "x"}\n')
     with pytest.raises(DataError, match=r"no text in column 'text' \(there is body\)"):
         preparation.prepare(tmp_path / "three", {**missing, "dataset": str(folder)}, shard_tokens=1000)
+
+
+def _manifest(folder, **changes):
+    """Change a manifest and give it the digest of what it says now."""
+    values = json.loads((folder / "manifest.json").read_text()) | changes
+    (folder / "manifest.json").write_text(json.dumps(values | {"digest": digest_of(values)}))
+
+
+def _shard(folder, **arrays):
+    """Change a shard's arrays together with its checksum."""
+    values = json.loads((folder / "manifest.json").read_text())
+    for name, array in arrays.items():
+        np.save(folder / ("train-00000.npy" if name == "tokens" else "train-00000.starts.npy"), array, allow_pickle=True)
+    (row,) = (row for row in values["shards"] if row["split"] == "train")
+    row["sha256"] = prepared._sha256(folder, prepared.Shard(**row))
+    _manifest(folder, shards=values["shards"])
+
+
+@pytest.fixture
+def ready(source, tmp_path):
+    preparation.prepare(tmp_path / "out", source, shard_tokens=10**6)
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": lambda ids: ids.astype(np.uint16) + 200}, r"token id \d+ is not below the vocabulary's size 256"),
+        ({"tokens": lambda ids: ids.astype(np.float32)}, r"unsigned integers \[N\], and are float32"),
+        ({"tokens": lambda ids: ids.astype(np.int16)}, "unsigned integers"),
+        ({"tokens": lambda ids: ids[:-1]}, "the manifest says"),
+        ({"tokens": lambda ids: np.array([{}])}, "is no array"),
+        ({"starts": lambda starts: starts[::-1]}, "starts of documents must ascend from 0"),
+        ({"starts": lambda starts: starts - 1}, "must ascend from 0"),
+        ({"starts": lambda starts: starts * 10**6}, "must ascend from 0"),
+        ({"starts": lambda starts: starts.astype(np.float64)}, "starts must be int64"),
+    ],
+)
+def test_values_of_a_shard_are_looked_at(changes, message, ready):
+    names = {"tokens": "train-00000.npy", "starts": "train-00000.starts.npy"}
+    _shard(ready, **{name: change(np.load(ready / names[name])) for name, change in changes.items()})
+    with pytest.raises(DataError, match=message) as refused:
+        _read(ready)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"complete": "yes"}, "complete: .*boolean, and is 'yes'"),
+        ({"documents_read": -3}, "documents_read: .*and is -3"),
+        ({"source": []}, "source: .*dictionary"),
+        ({"shards": [{"split": "trian"}]}, "shards.0.split: Input should be 'train' or 'validation', and is 'trian'"),
+        ({"shards": [{"split": "train", "number": 0.5}]}, "shards.0.number: .*integer"),
+        ({"shards": {}}, "shards: .*list"),
+        ({"format": "bdh_jax.text.9"}, "has the format 'bdh_jax.text.9'"),
+        ({"format": None}, "format: .*string, and is None"),
+    ],
+)
+def test_a_malformed_manifest_is_one_line(changes, message, ready):
+    _manifest(ready, **changes)
+    with pytest.raises(DataError, match=message) as refused:
+        _read(ready)
+    assert "\n" not in str(refused.value)
+
+
+def test_whatever_is_damaged_is_noticed_or_harmless(ready):
+    """Every file of a prepared text in turn: bits flipped, its end cut off, and gone."""
+    whole, draw, noticed = _read(ready), random.Random(0), 0
+    for path in sorted(ready.iterdir()):
+        content = path.read_bytes()
+        flipped = []
+        for _ in range(20):
+            changed = bytearray(content)
+            changed[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+            flipped.append(bytes(changed))
+        for damaged in (*flipped, content[: len(content) // 2], b"", None):
+            if damaged is None:
+                path.unlink()
+            else:
+                path.write_bytes(damaged)
+            try:
+                assert _read(ready) == whole
+            except DataError:
+                noticed += 1
+        path.write_bytes(content)
+    assert noticed > 100
+
+
+def test_a_full_disk_costs_nothing_that_was_prepared(source, tmp_path):
+    whole = preparation.prepare(tmp_path / "whole", source, shard_tokens=1000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (100, 900, 1500, 3000):  # the manifest, a shard, the manifest as it grows
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(DataError, match="out cannot be written to: File too large.*the same command goes on"):
+                preparation.prepare(tmp_path / "out", source, shard_tokens=1000)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+    assert preparation.prepare(tmp_path / "out", source, shard_tokens=1000) == whole
+    assert _read(tmp_path / "out") == _read(tmp_path / "whole")
+
+
+def test_a_tokenizer_without_a_manifest_is_not_left_behind(source, tmp_path, monkeypatch):
+    def full(folder, manifest):
+        raise OSError(28, "No space left on device")
+
+    source = {**source, "train_tokenizer": 300, "documents": 150}
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared, "write_manifest", full)
+        with pytest.raises(DataError, match="No space left"):
+            preparation.prepare(tmp_path / "out", source, shard_tokens=1000)
+    assert preparation.prepare(tmp_path / "out", source, shard_tokens=1000)["complete"]
+
+
+def test_nothing_is_written_through_a_link(source, tmp_path):
+    """Whatever a temporary file would be called: what others have put there stays as it is."""
+    (tmp_path / "mine").write_text("mine")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for name in (".manifest.json.part", ".train-00000.npy"):
+        (folder / name).symlink_to(tmp_path / "mine")
+    preparation.prepare(folder, source, shard_tokens=1000)
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").symlink_to(tmp_path / "mine")
+    with pytest.raises(DataError, match="it is no JSON"):
+        preparation.prepare(folder, source, shard_tokens=1000)
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_two_commands_in_one_folder_prepare_one_after_the_other(source, tmp_path):
+    """The second waits for the first, and finds its work done."""
+    folder = tmp_path / "out"
+    arguments = ["prepare", f"--files={source['files']}", f"--out={folder}", "--validation_share=0.2", "--shard_tokens=500"]
+    with only_writer(folder):
+        commands = [Command("bdh_jax", *arguments) for _ in range(2)]
+        while not all(b"waiting up to" in command.errors() or command.ended() for command in commands):
+            time.sleep(0.05)
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+    ended = [command.wait() for command in commands]
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    assert ended[0][1] == ended[1][1]
+    train, validation = _read(folder)
+    assert sorted(train + validation) == sorted(TEXTS)
+    assert not (folder / ".lock").exists()

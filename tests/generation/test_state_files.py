@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import random
+import resource
 import sys
 
 import jax
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 
 from bdh_jax import BDH
@@ -56,6 +60,78 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path):
         load_state(tmp_path / "older", model, slow)
     save_state(path, prefill(model, slow, PROMPTS[:1]), model, slow, overwrite=True)
     assert load_state(path, model, slow).logits.shape == (1, VOCAB)
+
+
+def test_whatever_is_damaged_is_noticed_or_harmless(tmp_path):
+    """Bytes of a state, one flipped bit at a time, and its ends cut off: what is read is what was saved, or is refused in a line."""
+    model, slow = make(CONFIG)
+    state = prefill(model, slow, PROMPTS)
+    path = tmp_path / "state.safetensors"
+    save_state(path, state, model, slow)
+    whole, draw = path.read_bytes(), random.Random(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    refused = 0
+    places = [*range(8), *draw.sample(range(8, header), 60), *draw.sample(range(header, len(whole)), 60)]
+    for place in places:
+        changed = bytearray(whole)
+        changed[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(changed)
+        try:
+            read = load_state(path, model, slow)
+        except StateError:
+            refused += 1
+            continue
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), state, read)
+        assert place < header, "a changed array was taken"
+    assert refused > 100
+    for length in (0, 7, header // 2, header, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(StateError):
+            load_state(path, model, slow)
+
+
+def _write(path, model, slow, **changes):
+    """A state without a digest, as older versions wrote it, with arrays changed."""
+    with safetensors.safe_open(path, framework="numpy") as file:
+        header, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for key in ("digest", "arrays"):
+        header.pop(key)
+    safetensors.numpy.save_file(arrays | changes.pop("arrays", {}), path, {**header, **changes})
+
+
+def test_a_state_without_a_digest_is_read_with_a_warning_and_its_values_are_looked_at(tmp_path, caplog):
+    logging.getLogger("bdh_jax").propagate = True
+    model, slow = make(CONFIG)
+    state = prefill(model, slow, PROMPTS)
+    for changes, message in (
+        ({"arrays": {"logits": np.full((3, VOCAB), np.nan)}}, "logits is NaN or infinite in places"),
+        ({"arrays": {"fast.position": np.array([1, -7, 2], np.int32)}}, "fast.position is -7 and cannot be negative"),
+        ({"batch": "-1"}, r"is damaged \(batch: .*, and is '-1'\)"),
+        ({"config_hash": "0", "config": "{"}, "is damaged .config: it is no JSON"),
+    ):
+        path = tmp_path / "state.safetensors"
+        save_state(path, state, model, slow, overwrite=True)
+        _write(path, model, slow, **changes)
+        with pytest.raises(StateError, match=message):
+            load_state(path, model, slow)
+    save_state(path, state, model, slow, overwrite=True)
+    _write(path, model, slow)
+    caplog.clear()
+    assert text_from(model, slow, load_state(path, model, slow)) == text_from(model, slow, state)
+    assert "without a digest" in caplog.text
+
+
+def test_a_full_disk_leaves_no_half_of_a_state(tmp_path):
+    model, slow = make(CONFIG)
+    path = tmp_path / "state.safetensors"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        with pytest.raises(StateError, match="state.safetensors cannot be written .*make room"):
+            save_state(path, prefill(model, slow, PROMPTS), model, slow)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def _continue_saved(path: str) -> None:

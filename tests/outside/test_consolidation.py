@@ -29,7 +29,10 @@ def succeed(command, folder):
     return output, errors
 
 
-@pytest.mark.parametrize(("number", "name", "options"), [(0, "blend", {"gain": 0.5}), (1, "waning", {"half_life": 3})])
+@pytest.mark.parametrize(
+    ("number", "name", "options"),
+    [(0, "blend", {"gain": 0.5}), pytest.param(1, "waning", {"half_life": 3}, marks=pytest.mark.full)],
+)
 def test_it_is_trained_with_and_its_option_counts(folder, number, name, options):
     command = commands(PAGE)[number]
     succeed(command, folder)

@@ -239,8 +239,13 @@ FORMS = {
     "oja": {"implementation": "parallel", "rule": "oja", "address_norm": "kwta", "address_active": 30, "n_layer": 1},
 }
 
+LONG = ("chunked", "shift", "gated delta")
+"""In `make test-full` only: what they say of a mesh the others say, too, but for their own rules, which the contract holds."""
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, id=name, marks=[pytest.mark.full] if name in LONG else []) for name, form in FORMS.items()]
+)
 def test_every_form_gives_the_same_on_a_mesh(form):
     """Logits, final state, its batch mean, what ``collect`` returns, gradients; and every leaf of the state lies in shards."""
     fast_names = {field.name for field in dataclasses.fields(FastWeightConfig)}

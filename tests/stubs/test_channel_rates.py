@@ -82,6 +82,7 @@ def test_it_computes_what_it_should(name):
         np.testing.assert_allclose(fast.memory[0, b], S, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("name", "form"), [(name, form) for name in NAMES for form in NAMES[name][1:]])
 def test_every_form_that_it_has_agrees(name, form):
     slow = weights(name, layers=2)
@@ -118,6 +119,7 @@ def test_a_shared_S_is_kept_once_a_token():
     np.testing.assert_allclose(final, np.broadcast_to(once[..., None], final.shape), rtol=1e-9)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", NAMES)
 def test_channels_are_spread_over_a_mesh_as_rows_are(name):
     slow, mesh = weights(name), make_mesh(MeshConfig(data=2, heads=2, neurons=2))

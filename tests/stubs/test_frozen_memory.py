@@ -107,8 +107,8 @@ def test_frozen_tokens_leave_only_their_place():
     np.testing.assert_array_equal(out.position, fast.position)
 
 
-@pytest.mark.parametrize("implementation", ["chunked", "parallel"])
-@pytest.mark.parametrize("rule", ["hebbian", "delta"])
+@pytest.mark.parametrize("implementation", [pytest.param("chunked", marks=pytest.mark.full), "parallel"])
+@pytest.mark.parametrize("rule", ["hebbian", pytest.param("delta", marks=pytest.mark.full)])
 def test_forms_agree_on_frozen_tokens_among_others(rule, implementation):
     outs = [
         apply(model, slow, TOKENS, write=jnp.asarray(WRITE))

@@ -47,7 +47,7 @@ def one_step(config):
     return before, jax.device_get(state.slow), task.batch(0), model
 
 
-@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize("slices", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_linear_layers_change_by_their_own_inputs_and_outputs(slices):
     config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, accumulation=slices))
     before, after, batch, model = one_step(config)

@@ -38,7 +38,7 @@ def run(mesh=None, form="parallel", dropout=0.0):
         return apply(init(config.build(), 0))
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.full), 0.3])
 @pytest.mark.parametrize("shape", [{"data": 4}, {"data": 2, "heads": 2, "neurons": 2}], ids=str)
 def test_a_mesh_changes_nothing(shape, dropout):
     whole, found = run(dropout=dropout), run(make_mesh(MeshConfig(**shape)), dropout=dropout)

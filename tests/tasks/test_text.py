@@ -12,6 +12,7 @@ from bdh_jax.data.config import DataConfig
 from bdh_jax.data.corpus import Corpus, consecutive_windows
 from bdh_jax.data.documents import DataError
 from bdh_jax.tasks import TextConfig, TextScore
+from bdh_jax.tasks import text as text_task
 from bdh_jax.tasks.scores import read_score
 from bdh_jax.tasks.text import score_windows
 
@@ -142,3 +143,51 @@ def test_what_cannot_be_trained_on_is_refused(text, tmp_path):
         TextConfig(length=0)
     with pytest.raises(ConfigError, match="task.evaluation_windows=0 must be at least 1, or None for all"):
         TextConfig(evaluation_windows=0)
+
+
+def test_logits_of_a_large_vocabulary_are_held_in_parts(monkeypatch):
+    """The limit holds where one window of eight rows would break it, and the score is the same to the bit."""
+    vocab_size, length = 4000, 16
+    rng = np.random.default_rng(0)
+    corpus = Corpus(rng.integers(0, vocab_size, 200).astype(np.uint16), np.array([0, 50]))
+    table = rng.normal(size=(vocab_size, vocab_size)).astype(np.float32)
+    ones = np.ones(vocab_size, np.int64)
+    whole = score_windows(lambda tokens, *_: table[tokens], corpus, ones, length)
+    limit, held = 2**20, []
+    monkeypatch.setattr(text_task, "LOGITS_BYTES", limit)
+
+    def predict(tokens, valid, reset, size):
+        for first in range(0, length, size):
+            held.append(table[tokens[:, first : first + size]])
+            assert held[-1].nbytes <= limit
+            yield held[-1]
+
+    assert score_windows(predict, corpus, ones, length) == whole
+    assert len(held) == 2 * length // 8  # 13 windows in calls of eight, eight tokens at a time
+
+
+def test_documents_of_one_token_are_refused_before_training(tmp_path):
+    path = tmp_path / "ones.jsonl"
+    path.write_text('{"text": "x"}\n' * 90)
+    data = DataConfig(str(path))
+    with pytest.raises(
+        DataError, match=r"the training text \(81 tokens in 81 documents\) has no token to predict.*document_resets"
+    ):
+        TextConfig(length=4).make(seed=0, batch_size=2, data=data)
+    assert TextConfig(length=4, document_resets=False).make(seed=0, batch_size=2, data=data).batch(0).loss_weights.all()
+    # Long documents first: what is validated on is of one token each.
+    path.write_text(f'{{"text": "{"abc" * 30}"}}\n' * 9 + '{"text": "x"}\n' * 90)
+    with pytest.raises(DataError, match=r"the validation text \(90 tokens in 90 documents\) has no token to predict"):
+        TextConfig(length=4).make(seed=0, batch_size=2, data=data)
+    # Or at least in the windows that are evaluated.
+    path.write_text('{"text": "x"}\n' * 91 + f'{{"text": "{"abc" * 30}"}}\n')
+    task = {"length": 4, "document_resets": True}
+    data = DataConfig(str(path), validation_share=0.9)
+    with pytest.raises(DataError, match="the training text"):
+        TextConfig(**task).make(seed=0, batch_size=2, data=data)
+    path.write_text('{"text": "abcdefgh"}\n' + '{"text": "x"}\n' * 81 + f'{{"text": "{"abc" * 30}"}}\n')
+    with pytest.raises(
+        DataError, match=r"the validation text that task.evaluation_windows=1 chooses \(161 tokens in 72 documents\)"
+    ):
+        TextConfig(**task, evaluation_windows=1).make(seed=0, batch_size=2, data=data)
+    TextConfig(**task).make(seed=0, batch_size=2, data=data)

@@ -79,6 +79,6 @@ def test_a_checkpoint_that_cannot_be_written_is_one_message(tiny, successor, tmp
         raise ValueError("RESOURCE_EXHAUSTED: write failed\nmore")
 
     config = tiny()
-    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", full)
+    monkeypatch.setattr("orbax.checkpoint.Checkpointer.save", full)
     with pytest.raises(CheckpointError, match=r"no checkpoint can be written into .*RESOURCE_EXHAUSTED: write failed\)"):
         loop.train(setup_of(config), successor(config), tmp_path)

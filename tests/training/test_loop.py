@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 import signal
+import threading
 
 import jax
 import numpy as np
@@ -148,7 +150,7 @@ def test_best_and_last_are_both_kept(tiny, successor, tmp_path, monkeypatch):
     results = loop.train(setup_of(config), task, tmp_path)
     assert results["best"] == {"step": 2, "primary": 0.5}
     assert results["primary"] == 0.125
-    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 8]
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 6, 8]
     best, last = load(tmp_path)[1], load(tmp_path, "last")[1]
     monkeypatch.chdir(tmp_path.parent)
     _assert_same_bits(load(tmp_path.name)[1], best)
@@ -188,7 +190,7 @@ def test_a_damaged_checkpoint_is_named_and_kept(tiny, successor, kill_at, tmp_pa
     with pytest.raises(loop.Interrupted):
         loop.train(setup_of(config), successor(config, kill_at(signal.SIGTERM, "batch", 2)), tmp_path)
     folder = tmp_path / "checkpoints" / "3"
-    damaged = ["info/metadata", "metrics/metrics", "slow/_METADATA", "slow/d/*", "optimizer/manifest.ocdbt", "optimizer/d/*"]
+    damaged = ["info/metadata", "slow/_METADATA", "slow/d/*", "optimizer/manifest.ocdbt", "optimizer/d/*"]
     for pattern in damaged:
         (path,) = folder.glob(pattern)
         content = path.read_bytes()
@@ -225,17 +227,18 @@ def test_what_cannot_run_here_writes_nothing(tiny, successor, tmp_path):
 
 def test_every_save_is_on_disk_before_training_goes_on(tiny, successor, tmp_path, monkeypatch):
     """A process that is killed later then loses at most a save interval."""
-    events = []
-    for name in ("save", "wait"):
-        real = getattr(Checkpoints, name)
-        monkeypatch.setattr(
-            Checkpoints, name, lambda self, *a, name=name, real=real: (events.append(name), real(self, *a))[1]
-        )
+    saved, real = [], Checkpoints.save
+
+    def save(self, trees, progress, primary=None):
+        real(self, trees, progress, primary)
+        saved.append((progress.step, sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())[-1]))
+
+    monkeypatch.setattr(Checkpoints, "save", save)
     config = tiny()
-    loop.train(setup_of(config), successor(config, lambda what, number: events.append(what)), tmp_path)
-    saves = [i for i, event in enumerate(events) if event == "save"]
-    assert len(saves) >= 2
-    assert all(events[i + 1] == "wait" for i in saves)
+    loop.train(setup_of(config), successor(config), tmp_path)
+    assert saved == [(3, 3), (4, 4), (6, 6)]
+    others = [thread.name for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+    assert not others
 
 
 def test_a_checkpoint_that_was_being_replaced_is_put_back(finished, tmp_path):
@@ -264,10 +267,11 @@ def test_a_checkpoint_that_could_not_be_replaced_is_kept(finished, tmp_path, mon
     last = checkpoints.last_step
     kept = _files(folder / "checkpoints" / str(last))
     trees = {"slow": {"embed": np.zeros(2)}, "optimizer": {"step": np.int32(last)}}
+    progress = RunProgress(step=last, seconds=0.0, training_seconds=0.0, tokens=0, evaluated=True)
     with monkeypatch.context() as patch:
-        patch.setattr("orbax.checkpoint.CheckpointManager.save", _disk_is_full)
+        patch.setattr("orbax.checkpoint.Checkpointer.save", _disk_is_full)
         with pytest.raises(CheckpointError, match="no checkpoint can be written"):
-            checkpoints.save(trees, RunProgress(last, 0.0, 0.0, 0, True), 0.5)
+            checkpoints.save(trees, progress, 0.5)
     checkpoints.close()
     assert _files(folder / "checkpoints" / str(last)) == kept
     again = Checkpoints(folder, record_of(config))
@@ -294,6 +298,115 @@ def test_metrics_that_stay_are_not_written_again(finished, tmp_path, monkeypatch
     assert [row["step"] for row in read_rows(path, until=UNTIL_END)][-1] == 3
     path.write_bytes(left + b'{"step": 4, "lo')
     assert [row["step"] for row in read_rows(path, until=UNTIL_END)][-1] == 3
+
+
+def test_a_damaged_line_of_the_metrics_takes_no_other_with_it(finished, tmp_path, caplog):
+    """Only a last line cut short goes without a word; of any other a copy is kept, and the log says so."""
+    logging.getLogger("bdh_jax").propagate = True
+    lines = [json.dumps({"step": step, "loss": 0.5}) for step in range(1, 1001)]
+    path = tmp_path / "metrics.jsonl"
+    for number, (damaged, what) in enumerate(
+        [('{"step": 6, "lo~', "line 6, it is no JSON"), ('{"step": 994}', "line 6, is of a later")]
+    ):
+        path.write_text("\n".join([*lines[:5], damaged, *lines[6:], '{"step": 1001, "lo']))
+        content = path.read_bytes()
+        with pytest.raises(CheckpointError, match=what):
+            read_rows(path, until=990)
+        caplog.clear()
+        Reporter(tmp_path, steps=2000, start=990, title="", accuracy_name="recall").close()
+        assert [row["step"] for row in read_rows(path, until=UNTIL_END)] == [*range(1, 6), *range(7, 991)]
+        aside = tmp_path / f"metrics.jsonl.damaged{'-1' if number else ''}"
+        assert aside.read_bytes() == content
+        assert f"metrics.jsonl, {what}" in caplog.text
+        assert str(aside) in caplog.text
+    caplog.clear()
+    path.write_text("\n".join([*lines[:20], '{"step": 21, "lo']))
+    Reporter(tmp_path, steps=2000, start=20, title="", accuracy_name="recall").close()
+    assert path.read_text() == "".join(line + "\n" for line in lines[:20])
+    assert not caplog.text
+
+
+def test_checkpoints_that_are_gone_are_said(tiny, successor, kill_at, tmp_path, caplog):
+    """A run that had saved is not begun anew over its own metrics; one killed before its first save is, and the log says so."""
+    logging.getLogger("bdh_jax").propagate = True
+    config = tiny()
+    with pytest.raises(loop.Interrupted):
+        loop.train(setup_of(config), successor(config, kill_at(signal.SIGTERM, "batch", 4)), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    before = _files(tmp_path)
+    with pytest.raises(CheckpointError, match=r"had come to step 5, and .*checkpoints holds no checkpoint of it: restore"):
+        loop.train(setup_of(config), successor(config), tmp_path)
+    assert _files(tmp_path) == before
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    loop.train(setup_of(config), successor(config), tmp_path)
+    assert "ended before its first checkpoint, at step 1: it begins anew" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.json", {"starts": []}, r"run.json is not of a training run"),
+        ("run.json", {"config": 3, "starts": []}, r"run.json is not of a training run"),
+        ("run.json", {"config": "its own"}, r"run.json cannot be read \(starts: Field required\)"),
+        ("run.json", {"config": "its own", "starts": 3}, r"run.json cannot be read \(starts: .*list, and is 3\)"),
+        (
+            "run.json",
+            {"config": "its own", "starts": [], "files": [1]},
+            r"run.json cannot be read \(files.0: .*string, and is 1\)",
+        ),
+        ("run.json", {"config": "its own", "starts": [], "text": ["[/red]"]}, r"run.json cannot be read \(text: .*string"),
+        ("results.json", {"config": "its own"}, r"results.json cannot be read \(seed: Field required\)"),
+        ("results.json", {"config": "its own", "evaluation": []}, r"results.json cannot be read \(seed: Field required\)"),
+        ("results.json", "[" * 100_000, r"results.json cannot be read \(it is nested too deeply\)"),
+        (
+            "metrics.jsonl",
+            '{"step": -1}\n',
+            r"metrics.jsonl, line 1, has no step \(step: .*greater than or equal to 0, and is -1\)",
+        ),
+        ("metrics.jsonl", '{"step": 1.5}\n', r"metrics.jsonl, line 1, has no step \(step: .*integer, and is 1.5\)"),
+    ],
+)
+def test_malformed_files_of_a_run_are_one_line_each(name, content, message, tiny, successor, tmp_path):
+    config = tiny()
+    own = record_of(config).config
+    (tmp_path / "run.json").write_text(json.dumps({"config": own, "starts": []}))
+    if isinstance(content, dict):
+        content = json.dumps({**content, **({"config": own} if content.get("config") == "its own" else {})})
+    (tmp_path / name).write_text(content)
+    before = _files(tmp_path)
+    with pytest.raises(CheckpointError, match=message) as refused:
+        loop.train(setup_of(config), successor(config), tmp_path)
+    assert "\n" not in str(refused.value)
+    assert _files(tmp_path) == before
+
+
+def test_results_with_a_malformed_score_are_one_line(finished, tmp_path, capsys):
+    config, workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    path = tmp_path / "run" / "results.json"
+    results = json.loads(path.read_text())
+
+    def with_score(**changes):
+        score = {key: value for key, value in {**results["evaluation"]["succ"], **changes}.items() if value != "gone"}
+        path.write_text(json.dumps(results | {"evaluation": {"succ": score}}))
+        return run(config, tmp_path / "run")
+
+    for changes, message in (
+        ({"credit": "high"}, "evaluation.succ.credit: .*number, and is 'high'"),
+        ({"extra": 3}, "evaluation.succ.extra: .*dictionary, and is 3"),
+        ({"name": ["[/red]"]}, "evaluation.succ.name: .*string"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"results.json cannot be read \({message}"):
+            with_score(**changes)
+    with pytest.raises(ConfigError, match="a score of these results has no credit; restore results.json"):
+        with_score(credit="gone")
+    with_score(name="[/red]")
+    assert "[/red]" in capsys.readouterr().out
+    several = tmp_path / "several"
+    several.mkdir()
+    (several / "results.json").write_text(json.dumps({"config": {}, "seeds": ["a"]}))
+    with pytest.raises(CheckpointError, match=r"results.json cannot be read \(seeds.0: .*integer, and is 'a'\)"):
+        run(dataclasses.replace(config, seeds=(0,)), several)
 
 
 def test_files_of_others_are_not_touched(finished, tiny, successor, tmp_path):

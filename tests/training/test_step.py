@@ -244,5 +244,8 @@ def test_predict_takes_any_number_of_rows(tiny):
     valid = np.arange(5)[None] < np.array([5, 2, 3])[:, None]
     plain = make_predict(BDH(config.model), make_mesh(MeshConfig()))(jax.device_get(state.slow))(tokens, valid)
     logits = make_predict(model, mesh)(state.slow)(tokens, valid)
+    parts = list(make_predict(model, mesh)(state.slow)(tokens, valid, None, 4))
+    assert [part.shape[1] for part in parts[:-1]] == [4] * (len(parts) - 1)
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), logits, rtol=1e-6, atol=1e-6)
     assert isinstance(logits, np.ndarray)
     np.testing.assert_allclose(logits[valid], plain[valid], rtol=1e-4, atol=1e-6)

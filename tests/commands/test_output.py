@@ -1,0 +1,68 @@
+"""Where commands write: asked before the work, and whole or not at all after it."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+
+from bdh_jax.commands import _output as output
+from bdh_jax.config import ConfigError
+
+
+@pytest.fixture
+def full_disk():
+    """No file may become larger than a few bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("there/x.json", "exists; name another file"),
+        ("link", "exists; name another file"),
+        ("there/x.json/y.json", "x.json is a file; name another place|Not a directory; name another place"),
+        ("a" * 256, "File name too long; name another place"),
+        ("b/" + "a" * 300 + "/x", "File name too long; name another place"),
+        ("a\0b", "null byte; name another place"),
+        ("/proc/x", "cannot be written: No such file or directory; name another place"),
+    ],
+)
+def test_an_impossible_place_is_refused_before_the_work(name, reason, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "x.json").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=reason) as refused:
+        output.new_file(str(tmp_path / name))
+    assert "\n" not in str(refused.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_place_that_can_be_made_is_not_made_yet(tmp_path):
+    assert output.new_file(str(tmp_path / "new" / "x.json")) == tmp_path / "new" / "x.json"
+    assert output.new_file(None) is None
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path):
+    class Figure:
+        def savefig(self, path, **more):
+            Path(path).write_bytes(bytes(1000))
+
+    (tmp_path / "old.json").write_text("{}")
+    for write in (
+        lambda path: output.write_record(path, {"a": [1] * 1000}),
+        lambda path: output.write_output(path, "a" * 1000),
+        lambda path: output.save_figure(Figure, path),
+    ):
+        for name in ("old.json", "new.json"):
+            with pytest.raises(ConfigError, match=rf"{name} cannot be written: File too large; make room"):
+                write(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
+    assert (tmp_path / "old.json").read_text() == "{}"
