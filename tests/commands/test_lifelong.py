@@ -99,6 +99,7 @@ def test_it_prints_tables_writes_files_and_never_replaces_them(trained):
     assert "Traceback" not in errors
 
 
+@pytest.mark.full
 def test_several_numbers_of_facts_are_compared(trained, tmp_path):
     arguments = [CONFIG, f"--workdir={trained}", f"--out={tmp_path}", "--facts=48,32", "--streams=1"]
     functions = "--functions=none,tests.commands.test_lifelong:unchanged"

@@ -168,8 +168,8 @@ print("ended")
     ("name", "form", "batch", "rows"),
     [
         ("solve", "solve", 4, 256),
-        ("solve_positive", "solve", 4, 512),
-        ("solve_unit_lower", "solve", 64, 64),
+        pytest.param("solve_positive", "solve", 4, 512, marks=pytest.mark.full),
+        pytest.param("solve_unit_lower", "solve", 64, 64, marks=pytest.mark.full),
         ("solve_unit_lower", "jax.vmap(solve)", 64, 64),
     ],
 )

@@ -124,7 +124,7 @@ def small():
         yield model, slow, tokens, {"valid": valid, "reset": reset}, fast
 
 
-@pytest.mark.parametrize("cuts", [[4], [1, 2, 7], list(range(1, LENGTH))], ids=str)
+@pytest.mark.parametrize("cuts", [[4], pytest.param([1, 2, 7], marks=pytest.mark.full), list(range(1, LENGTH))], ids=str)
 def test_any_split_into_calls_equals_one_call(small, cuts):
     model, slow, tokens, masks, start = small
     whole = model.apply({"params": slow}, tokens, start, **masks)

@@ -106,6 +106,7 @@ def test_taps_of_slices_are_those_of_the_whole_batch(tiny, successor, count):
     assert np.abs(whole.collected["read"]).max() > 1e-3
 
 
+@pytest.mark.full
 def test_gradients_flow_through_what_prepares(tiny, successor):
     config = tiny(model={"dropout": 0.0})
     model, batch = BDH(config.model), successor(config).batch(0)._replace(valid=None, reset=None)
