@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import scipy.special
 
-from bdh_jax.config import ConfigError
+from bdh_jax.config import ConfigError, check_types
 from bdh_jax.data.config import DataConfig
 from bdh_jax.data.corpus import Corpus, Window, consecutive_windows, grain_library, training_windows, window
 from bdh_jax.data.documents import DataError
@@ -44,6 +44,7 @@ class TextConfig(TaskConfig):
     """Validate on so many windows, spread evenly; None takes the whole validation text."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.length < 1:
             raise ConfigError(f"task.length={self.length} must be at least 1")
         if self.order not in ("shuffled", "consecutive"):
