@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
@@ -18,6 +19,7 @@ from bdh_jax.commands._flags import parse
 from bdh_jax.config import ConfigError
 from bdh_jax.data.documents import DataError
 from bdh_jax.generation.state_files import StateError
+from bdh_jax.runs import signals
 from bdh_jax.runs.folder import CheckpointError
 from bdh_jax.training.loop import Interrupted, NonFiniteError
 
@@ -26,12 +28,13 @@ _HELP = {f"{dashes}{name}" for dashes in ("-", "--") for name in ("h", "help", "
 
 
 def run(command: ModuleType, argv: Sequence[str]) -> None:
-    """Run a command and exit: 0 finished, 1 diverged, 2 a mistake in what was asked, 130 or 143 interrupted.
+    """Run a command and exit: 0 finished, 1 diverged, 2 a mistake in what was asked, 128 + n stopped by signal n.
 
     Args:
       command: module with ``main(argv)``, which has defined its flags.
       argv: the program and its flags. ``--help`` among them shows the command's docstring and flags, and exits with 0.
     """
+    signals.listen()
     keep_freed_memory()
     app.run(lambda rest: _status(command, rest), argv=list(argv), flags_parser=lambda given: _parse_flags(command, given))
 
@@ -55,15 +58,22 @@ def _flags_of(command: ModuleType) -> str:
 def _status(command: ModuleType, argv: Sequence[str]) -> int | None:
     _set_up_logging()
     try:
-        return command.main(argv)
+        with signals.raising():
+            return command.main(argv)
     except (ConfigError, CheckpointError, DataError, StateError) as error:
         return _fail(error, USAGE_ERROR)
     except NonFiniteError as error:
         return _fail(error, 1)
     except Interrupted as error:
-        return _fail(error, 128 + error.signal_number)
+        return _stopped(error, error.signal_number)
     except KeyboardInterrupt as error:
-        return _fail(str(error) or "aborted; what was not yet saved is lost", 130)
+        return _stopped(error, signals.number_of(error))
+
+
+def _stopped(error: BaseException, number: int) -> int:
+    status = _fail(str(error) or "aborted; what was not yet saved is lost", 128 + number)
+    # Of several processes each tells the others at exit that it goes.
+    return status if jax.distributed.is_initialized() else signals.leave(status)
 
 
 def _set_up_logging() -> None:

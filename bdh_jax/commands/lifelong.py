@@ -30,6 +30,7 @@ from bdh_jax.lifelong.stream import StreamConfig
 from bdh_jax.models.bdh import BDH
 from bdh_jax.runs.folder import seed_folders
 from bdh_jax.runs.provenance import describe_start
+from bdh_jax.runs.signals import Stopped, number_of
 from bdh_jax.tasks.facts import FactsConfig
 
 _CONFIG = define_config()
@@ -107,10 +108,12 @@ def main(argv: Sequence[str]) -> None:
             sweep = lifelong_sweep.run(
                 BDH(models[0][0]), slows, rows, facts=facts, config=config, rates=rates, finished=finished, console=console
             )
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             if not len(finished):
                 raise
-            raise KeyboardInterrupt(f"aborted; rows that are done wait in {unfinished} for the same command") from None
+            raise Stopped(
+                number_of(stopped), f"aborted; rows that are done wait in {unfinished} for the same command"
+            ) from None
         result = sweep.results[0] if len(facts) == 1 else sweep
         record = {**result.to_dict(), "least_squares": solved, "start": describe_start(0, config.seed)}
         write_record(files["results.json"], record)

@@ -6,12 +6,10 @@ import collections
 import dataclasses
 import logging
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -36,6 +34,7 @@ from bdh_jax.runs.folder import (
 from bdh_jax.runs.lock import only_writer
 from bdh_jax.runs.provenance import describe_start
 from bdh_jax.runs.reporter import Reporter, read_rows
+from bdh_jax.runs.signals import name_of, noting
 from bdh_jax.tasks.base import Batch, Task
 from bdh_jax.tasks.scores import Evaluation
 from bdh_jax.training.hooks import make_hooks
@@ -51,10 +50,10 @@ _LOGGER = logging.getLogger("bdh_jax")
 
 
 class Interrupted(Exception):
-    """SIGTERM or Ctrl-C stopped the training; everything was saved first.
+    """A signal (:mod:`bdh_jax.runs.signals`) stopped the training; everything was saved first.
 
     Attributes:
-      signal_number: which of the two.
+      signal_number: which one.
     """
 
     def __init__(self, message: str, signal_number: int):
@@ -84,7 +83,7 @@ def train(setup: Setup, task: Task, workdir: Path) -> dict[str, Any]:
       ConfigError: if the setup cannot run here, or another process writes to ``workdir``; nothing has been written then.
       CheckpointError: if ``workdir`` holds a run of another configuration, or a checkpoint that cannot be read.
       NonFiniteError: if loss or gradient is not finite. That state is never saved.
-      Interrupted: after SIGTERM or Ctrl-C, once the state is saved. A second Ctrl-C aborts at once.
+      Interrupted: after Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, once the state is saved. A second Ctrl-C aborts at once.
     """
     with only_writer(workdir):
         return train_in(workdir, setup, lambda: task)[0]
@@ -146,8 +145,8 @@ class _Training:
 
     @property
     def signal_number(self) -> int | None:
-        """The signal that came during :meth:`run`, if any did."""
-        return self._signals.number
+        """The signal that came during :meth:`run`, if any did. Of several processes none is told alone."""
+        return None if jax.process_count() > 1 else self._signals.number
 
     def _put(self, batch: Batch) -> Batch:
         return put_batch(batch, self._mesh, may_reset=self._task.may_reset)
@@ -181,7 +180,7 @@ class _Training:
             accuracy_name=self._task.accuracy_name,
         )
         try:
-            with _signals() as self._signals:
+            with noting(together=jax.process_count() > 1) as self._signals:
                 evaluation = self._train_and_evaluate(state, progress)
         finally:
             try:
@@ -304,8 +303,8 @@ class _Training:
         predict = self._predict(state.slow)
 
         def interruptible(*arrays: Any) -> Any:
-            if self._signals.number is not None:
-                self._save_and_stop(state, step, evaluated, self._signals.number)
+            if self.signal_number is not None:
+                self._save_and_stop(state, step, evaluated, self.signal_number)
             return predict(*arrays)
 
         with self._clock.paused():
@@ -331,9 +330,9 @@ class _Training:
     def _stop_if_asked(
         self, state: TrainState, step: int, evaluated: bool, pending: collections.deque[tuple[int, Any]]
     ) -> None:
-        number = self._signals.number
+        number = self.signal_number
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-            number = signal.SIGTERM
+            number = self._signals.number or signal.SIGTERM
         if number is not None:
             self._look_at(pending)
             self._save_and_stop(state, step, evaluated, number)
@@ -406,37 +405,3 @@ class _Clock:
         """Tokens a second since the last call."""
         (seconds, tokens), self._last = self._last, (self.seconds, self.tokens)
         return (self.tokens - tokens) / (self._last[0] - seconds) if self.tokens > tokens else None
-
-
-@dataclasses.dataclass
-class _Signals:
-    number: int | None = None
-
-
-def name_of(number: int) -> str:
-    """What a signal is called."""
-    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-
-
-@contextmanager
-def _signals() -> Iterator[_Signals]:
-    """Turn SIGTERM and the first Ctrl-C into a number to look at; a second Ctrl-C aborts.
-
-    Nothing is changed with several processes, where JAX hears SIGTERM and agrees on a step to stop at, nor outside the
-    main thread, where Python allows no handlers.
-    """
-    received = _Signals()
-    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        received.number = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -22,9 +22,10 @@ from bdh_jax.runs.folder import (
     trained_texts,
     write_json,
 )
+from bdh_jax.runs.signals import name_of
 from bdh_jax.tasks.base import Task
 from bdh_jax.tasks.scores import summarise
-from bdh_jax.training.loop import Interrupted, name_of, train_in
+from bdh_jax.training.loop import Interrupted, train_in
 from bdh_jax.training.setup import Setup
 
 
