@@ -19,6 +19,7 @@ from ml_collections.config_flags import tuple_parser
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import any_value, rebuild, to_config_dict
 from bdh_jax.config.options import Options
+from bdh_jax.config.paths import check_local, read_path
 from bdh_jax.experiment import ExperimentConfig, load_experiment
 
 # The flags that are defined here belong to the command that asks for them.
@@ -45,6 +46,18 @@ def define_config() -> ConfigFlag:
     return _CONFIG
 
 
+def define_path(name: str, text: str, *, several: bool = False, stream: bool = False) -> flags.FlagHolder[str | None]:
+    """Define a flag that names a file or folder. Its value is the path, as :func:`bdh_jax.config.paths.read_path` reads it.
+
+    Args:
+      name: of the flag.
+      text: its help.
+      several: paths, folders or globs with commas between, which are read later, each by itself.
+      stream: "-" is standard input, no path.
+    """
+    return flags.DEFINE(_PathParser(name, several, stream), name, None, text, serializer=flags.ArgumentSerializer())
+
+
 def parse(argv: list[str]) -> list[str]:
     """Parse the command line into absl's flags and the :class:`ConfigFlag`.
 
@@ -58,10 +71,19 @@ def parse(argv: list[str]) -> list[str]:
     argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
     if "config" in flags.FLAGS:
         _CONFIG.value, argv = read_config(argv)
-    rest = flags.FLAGS(argv)
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.IllegalFlagValueError as error:
+        # Absl would name the flag and its value once more.
+        raise error.__context__ if isinstance(error.__context__, ConfigError) else error from None
     if len(rest) > 1:
         raise ConfigError(f"{rest[1]!r} is not a flag; flags are written --name=value")
     return rest
+
+
+def joins_others() -> bool:
+    """Whether the configuration asks for several processes, which have to find each other before JAX looks at its devices."""
+    return _CONFIG.value is not None and _CONFIG.value.mesh.distributed
 
 
 def read_config(argv: Sequence[str]) -> tuple[ExperimentConfig | None, list[str]]:
@@ -101,6 +123,25 @@ def numbers(flag: str, texts: Sequence[str], kind: type[_Number]) -> list[_Numbe
         return [kind(text) for text in texts]
     except ValueError:
         raise ConfigError(f"--{flag}={','.join(texts)} must be numbers with commas between them") from None
+
+
+class _PathParser(flags.ArgumentParser[str]):
+    """Parses a path. An empty one is as good as none: what a flag without a value means is the command's to say."""
+
+    syntactic_help = ""
+
+    def __init__(self, name: str, several: bool, stream: bool):
+        self._where, self._several, self._stream = f"--{name}", several, stream
+
+    def parse(self, argument: str) -> str:
+        if self._several:
+            check_local(argument, self._where)
+        if self._several or not argument or self._stream and argument == "-":
+            return argument
+        return read_path(argument, self._where)
+
+    def flag_type(self) -> str:
+        return "path"
 
 
 class _OptionalParser(flags.ArgumentParser):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib.util
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import rich.console
 
 from bdh_jax.config import ConfigError
+from bdh_jax.config.paths import check_writable
 from bdh_jax.config.records import whole_file, write_whole
 from bdh_jax.runs.folder import CHECKPOINTS, RUN, seed_folders
 from bdh_jax.runs.lock import only_writer
@@ -108,28 +107,3 @@ def save_figure(plot: Callable[[], Any], path: Path) -> None:
     figure = plot()
     with _writing(path), whole_file(path) as part:
         figure.savefig(part, dpi=150, format=path.suffix[1:])
-
-
-def check_writable(path: Path) -> None:
-    """Ask whether a file can be written later, so that hours of work do not end in one that cannot. Nothing is left there.
-
-    Raises:
-      ConfigError: if its folder, or the nearest one that exists, is no folder or cannot be written to, or the name is impossible.
-    """
-    try:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            path.lstat()
-        folder = path.parent
-        while not os.path.lexists(folder):
-            folder = folder.parent
-        if not folder.is_dir():
-            raise ConfigError(f"{path} cannot be written: {folder} is a file; name another place")
-        longest = max(len(os.fsencode(part)) for part in path.parts)
-        if longest > os.pathconf(folder, "PC_NAME_MAX"):
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        # Rights do not say all: some file systems take no files at all.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"{path} cannot be written: {reason}; name another place") from error

@@ -15,10 +15,11 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from bdh_jax.commands._allocator import keep_freed_memory
-from bdh_jax.commands._flags import parse
+from bdh_jax.commands._flags import joins_others, parse
 from bdh_jax.config import ConfigError
 from bdh_jax.data.documents import DataError
 from bdh_jax.generation.state_files import StateError
+from bdh_jax.parallel.devices import check_devices
 from bdh_jax.runs import signals
 from bdh_jax.runs.folder import CheckpointError
 from bdh_jax.training.loop import Interrupted, NonFiniteError
@@ -59,6 +60,8 @@ def _status(command: ModuleType, argv: Sequence[str]) -> int | None:
     _set_up_logging()
     try:
         with signals.raising():
+            if not joins_others():
+                check_devices()
             return command.main(argv)
     except (ConfigError, CheckpointError, DataError, StateError) as error:
         return _fail(error, USAGE_ERROR)

@@ -13,7 +13,7 @@ import rich.console
 from absl import flags
 
 from bdh_jax.analysis import ablations
-from bdh_jax.commands._flags import define_config
+from bdh_jax.commands._flags import define_config, define_path
 from bdh_jax.commands._output import new_file, write_record
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import to_dict
@@ -21,9 +21,9 @@ from bdh_jax.experiment import load_bdh, read_experiment
 from bdh_jax.runs.folder import seed_folders
 
 _CONFIG = define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run, of one seed or several.")
+_WORKDIR = define_path("workdir", "Folder of a training run, of one seed or several.")
 _WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint to score.")
-_OUT = flags.DEFINE_string("out", None, "New file for the scores, as JSON; without it they are only printed.")
+_OUT = define_path("out", "New file for the scores, as JSON; without it they are only printed.")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from bdh_jax.analysis import fact_capacity as capacity
-from bdh_jax.commands._flags import numbers
+from bdh_jax.commands._flags import define_path, numbers
 from bdh_jax.commands._output import result_files, save_figure, table_console, write_record
 from bdh_jax.config import ConfigError
 from bdh_jax.experiment import load_bdh
@@ -23,8 +23,8 @@ from bdh_jax.runs.provenance import describe_start
 from bdh_jax.tasks.facts import VOCABULARY
 from bdh_jax.types import Slow
 
-_OUT = flags.DEFINE_string("out", None, "Folder for results.json and figure.png.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run with configs/lifelong.py, of one seed or several.")
+_OUT = define_path("out", "Folder for results.json and figure.png.")
+_WORKDIR = define_path("workdir", "Folder of a training run with configs/lifelong.py, of one seed or several.")
 _RULES = flags.DEFINE_list("rules", list(capacity.RULES), "Write rules.")
 _ROWS = flags.DEFINE_list("rows", ["128", "256", "512", "1024"], "Numbers of rows K.")
 _ACTIVE = flags.DEFINE_list("active", ["0.01", "0.03", "0.1", "0.3", "1"], "Shares of active rows, at --at_rows.")

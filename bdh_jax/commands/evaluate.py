@@ -12,7 +12,7 @@ from pathlib import Path
 import rich.console
 from absl import flags
 
-from bdh_jax.commands._flags import define_config
+from bdh_jax.commands._flags import define_config, define_path
 from bdh_jax.commands._output import new_file, write_record
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import to_dict
@@ -22,9 +22,9 @@ from bdh_jax.tasks import Task
 from bdh_jax.training.step import make_predict
 
 _CONFIG = define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run (of one seed).")
+_WORKDIR = define_path("workdir", "Folder of a training run (of one seed).")
 _WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint to score.")
-_OUT = flags.DEFINE_string("out", None, "New file for the scores, as JSON; without it they are only printed.")
+_OUT = define_path("out", "New file for the scores, as JSON; without it they are only printed.")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ import rich.console
 import rich.progress
 from absl import flags
 
+from bdh_jax.commands._flags import define_path
 from bdh_jax.commands._output import new_file, write_output
 from bdh_jax.config import ConfigError
 from bdh_jax.data.tokenizer import Tokenizer
@@ -35,14 +36,14 @@ from bdh_jax.generation.state_files import load_state, save_state
 from bdh_jax.models.bdh import BDH
 from bdh_jax.types import Slow
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run on text (of one seed).")
+_WORKDIR = define_path("workdir", "Folder of a training run on text (of one seed).")
 _WHICH = flags.DEFINE_enum("which", "best", ["last", "best"], "Which checkpoint to use.")
 _PROMPT = flags.DEFINE_string("prompt", None, "Text to continue.")
-_PROMPT_FILE = flags.DEFINE_string("prompt_file", None, 'File whose content is continued; "-" is standard input.')
-_PROMPTS = flags.DEFINE_string("prompts", None, 'File of prompts, a JSON string or {"prompt": …} on each line.')
-_OUT = flags.DEFINE_string("out", None, "New file for the texts that --prompts asks for, as JSON lines.")
-_STATE = flags.DEFINE_string("state", None, "Go on from this state, which --save_state wrote.")
-_SAVE_STATE = flags.DEFINE_string("save_state", None, "New file for the state at the end.")
+_PROMPT_FILE = define_path("prompt_file", 'File whose content is continued; "-" is standard input.', stream=True)
+_PROMPTS = define_path("prompts", 'File of prompts, a JSON string or {"prompt": …} on each line.')
+_OUT = define_path("out", "New file for the texts that --prompts asks for, as JSON lines.")
+_STATE = define_path("state", "Go on from this state, which --save_state wrote.")
+_SAVE_STATE = define_path("save_state", "New file for the state at the end.")
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Tokens to write, of each text.", lower_bound=0)
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Logits are divided by it; 0 takes the most likely token.")
 _TOP_K = flags.DEFINE_integer("top_k", None, "Keep the k most likely tokens.")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from bdh_jax.commands._flags import define_config, numbers
+from bdh_jax.commands._flags import define_config, define_path, numbers
 from bdh_jax.commands._output import result_files, save_figure, table_console, write_record
 from bdh_jax.config import ConfigError
 from bdh_jax.consolidation import make_function
@@ -34,8 +34,8 @@ from bdh_jax.runs.signals import Stopped, number_of
 from bdh_jax.tasks.facts import FactsConfig
 
 _CONFIG = define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run, of one seed or several.")
-_OUT = flags.DEFINE_string("out", None, "Folder for results.json and figures; default: lifelong in the workdir.")
+_WORKDIR = define_path("workdir", "Folder of a training run, of one seed or several.")
+_OUT = define_path("out", "Folder for results.json and figures; default: lifelong in the workdir.")
 _WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint to test.")
 _FACTS = flags.DEFINE_list("facts", ["1024"], "Facts of a stream; several numbers to compare them.")
 _STREAMS = flags.DEFINE_integer("streams", 10, "Test streams.")

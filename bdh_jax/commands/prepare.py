@@ -18,22 +18,23 @@ from typing import Any
 import rich.console
 from absl import flags
 
+from bdh_jax.commands._flags import define_path
 from bdh_jax.config import ConfigError
 from bdh_jax.data import shards as prepared
 from bdh_jax.data.documents import TEXT_COLUMN
 from bdh_jax.data.preparation import prepare
 from bdh_jax.runs.lock import only_writer
 
-_DATASET = flags.DEFINE_string("dataset", None, "Data set of the Hugging Face hub, or a local folder in one of its formats.")
+_DATASET = define_path("dataset", "Data set of the Hugging Face hub, or a local folder in one of its formats.")
 _NAME = flags.DEFINE_string("name", None, "Configuration of the data set, such as sample-10BT.")
 _SPLIT = flags.DEFINE_string("split", "train", "Split of the data set to read.")
-_FILES = flags.DEFINE_string("files", None, "Files to read instead: paths, folders or globs, with commas between.")
+_FILES = define_path("files", "Files to read instead: paths, folders or globs, with commas between.", several=True)
 _COLUMN = flags.DEFINE_string("column", TEXT_COLUMN, "Column that holds the text.")
-_OUT = flags.DEFINE_string("out", None, "Folder for the shards.")
+_OUT = define_path("out", "Folder for the shards.")
 _DOCUMENTS = flags.DEFINE_integer("documents", None, "Read so many documents; default all.", lower_bound=1)
 _SHARE = flags.DEFINE_float("validation_share", 0.005, "Share of the documents for validation.")
 _SHARD_TOKENS = flags.DEFINE_integer("shard_tokens", 100_000_000, "Tokens of a shard.", lower_bound=1)
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "tokenizer.json of a byte-level BPE; default: bytes.")
+_TOKENIZER = define_path("tokenizer", "tokenizer.json of a byte-level BPE; default: bytes.")
 _TRAIN_TOKENIZER = flags.DEFINE_integer("train_tokenizer", None, "Train a BPE of so many tokens first.", lower_bound=257)
 _TOKENIZER_DOCUMENTS = flags.DEFINE_integer("tokenizer_documents", 10_000, "On so many documents.", lower_bound=1)
 

@@ -18,6 +18,7 @@ import rich.table
 from absl import flags
 
 from bdh_jax.analysis import language
+from bdh_jax.commands._flags import define_path
 from bdh_jax.commands._output import result_files, save_figure, table_console, write_record
 from bdh_jax.config import ConfigError
 from bdh_jax.experiment import ExperimentConfig, load, read_experiment
@@ -30,9 +31,9 @@ from bdh_jax.tasks.text import Text
 from bdh_jax.training.optimizer import Slow
 from bdh_jax.training.step import make_predict
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run on text, of one seed or several.")
+_WORKDIR = define_path("workdir", "Folder of a training run on text, of one seed or several.")
 _WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint to score.")
-_OUT = flags.DEFINE_string("out", None, "Folder for results.json and figure.png; default: score in the workdir.")
+_OUT = define_path("out", "Folder for results.json and figure.png; default: score in the workdir.")
 _CONTEXT = flags.DEFINE_integer("context", 16384, "Tokens of the longest context.", lower_bound=64)
 _GPT_CONTEXT = flags.DEFINE_integer(
     "gpt_context", 1024, "The same for a GPT, whose cost grows with its square.", lower_bound=64

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from bdh_jax.config.base import ConfigError
+from bdh_jax.config.paths import check_local, read_path
 
 
 def load_config(named: str, where: str = "--config") -> Any:
@@ -32,8 +33,9 @@ def load_config(named: str, where: str = "--config") -> Any:
     Raises:
       ConfigError: if there is no such file, it cannot be executed, has no ``get_config``, or that refuses the variant.
     """
+    check_local(named, where)
     file, colon, variant = named.partition(":")
-    path = Path(file)
+    path = Path(read_path(file, where))
     if not path.is_file():
         raise ConfigError(f"{where}={named}: there is no file {file!r} in {Path.cwd()}")
     if path.suffix != ".py":

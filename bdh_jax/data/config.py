@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from bdh_jax.config.base import check_types, require
+from bdh_jax.config.paths import check_local
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,4 +31,7 @@ class DataConfig:
                 getattr(self, name) != "",
                 f"data.{name}='' is empty (is a variable unset?); give it a value, or leave data.{name} out",
             )
+        for name in ("path", "validation_path", "tokenizer"):
+            if getattr(self, name) is not None:
+                check_local(getattr(self, name), f"data.{name}")
         require(0 < self.validation_share < 1, f"data.validation_share={self.validation_share} must lie in (0, 1)")

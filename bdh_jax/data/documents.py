@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
+from bdh_jax.config.base import ConfigError
+from bdh_jax.config.paths import expand_home
 from bdh_jax.data import content
 from bdh_jax.data.errors import DataError, first_line, text_package
 
@@ -85,15 +87,10 @@ def expanded(name: str) -> Path:
     Raises:
       DataError: for ~ with the name of nobody.
     """
-    path = Path(name)
-    if not name.startswith("~") or os.path.exists(name):
-        return path
     try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise DataError(
-            f"{name!r} names no file in {Path.cwd()}, and ~ no user's home; write ./{name} for a file of that name"
-        ) from error
+        return Path(expand_home(name))
+    except ConfigError as error:
+        raise DataError(str(error)) from None
 
 
 def find_files(pattern: str) -> list[Path]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bdh_jax.config.paths import read_path
 from bdh_jax.data import shards as prepared
 from bdh_jax.data.config import DataConfig
 from bdh_jax.data.corpus import Corpus, join_pieces, split_corpus
@@ -72,7 +73,7 @@ def tiny_shakespeare() -> Path:
       DataError: if it cannot be downloaded.
     """
     pooch = text_package("downloading tiny Shakespeare (without it, name your own text: --config.data.path=FILE)", "pooch")
-    folder = Path(os.environ.get("BDH_JAX_CACHE") or pooch.os_cache("bdh_jax"))
+    folder = Path(read_path(os.environ.get("BDH_JAX_CACHE") or str(pooch.os_cache("bdh_jax")), "BDH_JAX_CACHE"))
     pooch.get_logger().setLevel("WARNING")
     try:
         return Path(

@@ -17,6 +17,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
+from bdh_jax.config.paths import check_writable
 from bdh_jax.config.records import write_whole
 from bdh_jax.data import shards as prepared
 from bdh_jax.data.corpus import build_corpus, draw
@@ -52,6 +53,7 @@ def prepare(
     Raises:
       DataError: if the text cannot be read, the folder holds other text or cannot be written to, or there is nothing for one of the two
         sides.
+      ConfigError: if no file can be made in the folder, before anything is read.
     """
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,12 +65,14 @@ def prepare(
         if chosen.name != manifest["tokenizer"] or tokenizer is not None and load_tokenizer(tokenizer).name != chosen.name:
             raise DataError(f"{folder} was begun with another tokenizer; name another --out")
         if not manifest["complete"]:
+            check_writable(folder / prepared.MANIFEST)
             files = _files(source, folder)
             _check_files(folder, manifest, files)
     else:
         # The lock of a command, and what was being written when a process was killed, are hidden files.
         if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise DataError(f"{folder} is not empty and holds no prepared text; name another folder with --out")
+        check_writable(folder / prepared.MANIFEST)
         files = _files(source, folder)
         chosen = _make_tokenizer(folder, source, files, tokenizer, tokenizer_documents)
         manifest = {

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 import pydantic
 from jax.experimental import multihost_utils
 
+from bdh_jax.config.paths import check_local
 from bdh_jax.config.records import SELF, RecordError, Schema, digest_of
 from bdh_jax.runs.fingerprint import digests
 from bdh_jax.runs.folder import (
@@ -280,7 +281,9 @@ def load_slow(workdir: str | Path, which: Which = "best") -> tuple[dict[str, Any
 
     Raises:
       CheckpointError: if there is no checkpoint, or none can be read.
+      ConfigError: if ``workdir`` is no path of this machine.
     """
+    check_local(workdir, "workdir")
     workdir = Path(workdir)
     if which not in ("best", "last"):
         raise ValueError(f"which={which!r} is not one of 'best', 'last'")

@@ -29,6 +29,8 @@ from bdh_jax.config.convert import to_dict
 from bdh_jax.config.records import RecordError, Schema, parse, parse_json, write_whole
 
 RUN, RESULTS, METRICS, CHECKPOINTS = "run.json", "results.json", "metrics.jsonl", "checkpoints"
+BELOW = 255
+"""Bytes of the longest path in a run's folder: what Orbax is writing has long names."""
 
 
 class CheckpointError(Exception):

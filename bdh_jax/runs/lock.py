@@ -13,6 +13,7 @@ import filelock
 import jax
 
 from bdh_jax.config import ConfigError
+from bdh_jax.config.paths import check_path
 
 LOCK = ".lock"
 """The file, with the process and host that hold the folder. It is gone when they are done, and the system frees it of a killed one."""
@@ -32,8 +33,9 @@ def only_writer(folder: Path) -> Iterator[None]:
       folder: what the block writes to. One that the same process holds already counts as held by another.
 
     Raises:
-      ConfigError: if another process holds it, and does so for ``WAIT`` seconds more.
+      ConfigError: if no folder can be called so, or another process holds it, and does so for ``WAIT`` seconds more.
     """
+    check_path(folder, "folder")
     if jax.process_index() != 0:
         yield
         return

@@ -16,9 +16,11 @@ import jax
 from jax.experimental import multihost_utils
 
 from bdh_jax.config import ConfigError
+from bdh_jax.config.paths import check_writable
 from bdh_jax.parallel.mesh import make_mesh
 from bdh_jax.runs.checkpoint import Checkpoints, RunProgress
 from bdh_jax.runs.folder import (
+    BELOW,
     CHECKPOINTS,
     METRICS,
     RESULTS,
@@ -105,6 +107,7 @@ def train_in(
     """
     if (results := finished(workdir, setup.record)) is not None:
         return results, None
+    check_writable(workdir / RUN, BELOW)
     task = make_task()
     for folder, text in trained_texts(others).items():
         check_text(folder, text, task.fingerprint)
