@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -84,9 +85,9 @@ def is_prepared(folder: Path) -> bool:
     Raises:
       DataError: if it holds shards and no manifest: their bytes are no text.
     """
-    if (folder / MANIFEST).is_file():
+    if os.path.isfile(folder / MANIFEST):  # False also of a list of names that is too long to be one
         return True
-    shards = [name for split in SPLITS for name in Shard(split, 0, 0, 0, "").files if (folder / name).exists()]
+    shards = [name for split in SPLITS for name in Shard(split, 0, 0, 0, "").files if os.path.exists(folder / name)]
     if shards:
         raise DataError(
             f"{folder} holds {shards[0]} of a prepared text, and its {MANIFEST} is gone; restore it, or prepare the text anew"
