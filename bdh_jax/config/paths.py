@@ -77,7 +77,7 @@ def check_local(names: str | os.PathLike[str], where: str) -> None:
         found = _SCHEME.match(name.strip())
         require(
             found is None,
-            f"{where}={_shown(name)} is no path of this machine: only local files are read and written, no {found and found[1]}://; name a "
+            f"{where}={_shown(name.strip())} is no path of this machine: only local files are read and written, no {found and found[1]}://; name a "
             "local path (copy the files, or mount the store)",
         )
 

@@ -62,6 +62,8 @@ class _Listener:
     listens: bool = False
     notes: bool = False
     """A training saves, however long that takes."""
+    mask: set[int] = dataclasses.field(default_factory=set)
+    """The signals that were blocked before the process forked."""
 
 
 _LISTENER = _Listener()
@@ -85,7 +87,7 @@ def listen() -> None:
     heard, told = os.pipe()
     os.set_blocking(told, False)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_forget)
     threading.Thread(target=_watch, args=(heard,), name="signals", daemon=True).start()
     for number in _handled():
         signal.signal(number, _end_now)
@@ -210,12 +212,22 @@ def _watch(heard: int) -> None:
                 deadline = time.monotonic() + GRACE
 
 
+def _hold() -> None:
+    """No signal while the process forks: the child has the handlers until it forgets them."""
+    _LISTENER.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _handled())
+
+
+def _release() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _LISTENER.mask)
+
+
 def _forget() -> None:
     """A forked process is another one: what it is told is not told to the one that made it."""
     _LISTENER.listens = False
     signal.set_wakeup_fd(-1)
     for number in _handled():
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _release()
 
 
 def _leave_terminal(number: int) -> None:
