@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -16,6 +19,7 @@ from bdh_jax.commands._output import save_figure
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import change
 from bdh_jax.experiment import load_experiment
+from bdh_jax.parallel.devices import check_devices
 from tests.processes import ROOT, Command, run_text
 
 SMOKE = "--config=configs/nback.py:smoke"
@@ -147,9 +151,15 @@ def test_another_configuration_in_the_same_folder_exits_with_2(smoke):
     assert json.loads((workdir / "results.json").read_text())["config"]["optimizer"]["clip_norm"] is None
 
 
-def test_signals_save_and_set_the_exit_status(tmp_path):
-    """SIGTERM and Ctrl-C, to two runs at once; each leaves the checkpoint it names."""
-    expected = {signal.SIGTERM: 143, signal.SIGINT: 130}
+@pytest.mark.parametrize(
+    "expected",
+    [
+        {signal.SIGTERM: 143, signal.SIGINT: 130},
+        pytest.param({signal.SIGHUP: 129, signal.SIGUSR1: 138}, marks=pytest.mark.full),
+    ],
+)
+def test_signals_save_and_set_the_exit_status(tmp_path, expected):
+    """Two of them, to two runs at once; each leaves the checkpoint it names."""
     runs = {
         number: (
             tmp_path / str(number),
@@ -180,6 +190,7 @@ BAD = {
     "indivisible width": ([SMOKE, "--config.model.n_head=3"], ["n_neurons=64", "n_head=3", "use n_neurons="]),
     "vocabulary": ([SMOKE, "--config.model.vocab_size=100"], ["model.vocab_size=100", "set model.vocab_size=130"]),
     "implementation": ([SMOKE, "--config.model.kernel=pallas"], ["pallas"]),
+    "unwritable place": ([SMOKE, "--workdir=/proc/run"], ["/proc/run/run.json cannot be written: ", "; name another place"]),
 }
 
 
@@ -196,6 +207,65 @@ def test_bad_input_exits_with_2_and_one_message(tmp_path, name):
     for text in expected:
         assert text in errors
     assert not workdir.exists()
+
+
+PATHS = {
+    "train": ([SMOKE, "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run is no path of this machine"),
+    "prepare": (["--files=README.md,hdfs://name/x", "--out=new"], "--files=hdfs://name/x is no path of this machine"),
+    "generate": (["--workdir=.", "--prompt=a", f"--save_state={'x' * 256}"], ": File name too long; name another place"),
+    "evaluate": ([SMOKE, "--workdir=.", "--out=~nobody-of-that-name/x"], "~ no user's home"),
+}
+
+
+@pytest.mark.parametrize("command", PATHS)
+def test_what_is_no_path_is_refused_before_the_work(command):
+    arguments, message = PATHS[command]
+    before = sorted(ROOT.iterdir())
+    status, output, errors = _run(*arguments, command=command)
+    assert (status, output) == (2, "")
+    assert errors.startswith("error: --")
+    assert errors.count("\n") == 1
+    assert message in errors
+    assert sorted(ROOT.iterdir()) == before
+
+
+def test_a_string_flag_of_a_command_is_a_path_or_a_name():
+    """Whoever adds one says which: names of files are read by `define_path` alone."""
+    names = {"config", "prompt", "reference", "name", "split", "column"}
+    for file in (ROOT / "bdh_jax" / "commands").glob("*.py"):
+        found = set(re.findall(r'DEFINE_string\(\s*"(\w+)"', file.read_text()))
+        assert found <= names, f"{file.name}: define_path, or a name that is no path"
+
+
+@pytest.mark.parametrize("platform", ["nonsense", "cuda", "tpu"])
+def test_devices_that_are_not_there_are_one_line(platform, monkeypatch):
+    def missing():
+        raise {"cuda": AssertionError()}.get(platform, RuntimeError(f"no {platform}\nmore (set JAX_PLATFORMS='')"))
+
+    monkeypatch.setattr("jax.devices", missing)
+    monkeypatch.setenv("JAX_PLATFORMS", platform)
+    reason = "its plugin or device is missing" if platform == "cuda" else f"no {platform}"
+    with pytest.raises(
+        ConfigError, match=rf"^JAX_PLATFORMS={platform}: .* \({reason}\); unset the variable.*=cpu"
+    ) as refused:
+        check_devices()
+    assert "\n" not in str(refused.value)
+    assert (f'".[{platform}]"' in str(refused.value)) == (platform != "nonsense")
+
+
+def test_devices_are_asked_for_before_the_work(tmp_path):
+    """In a process of its own: JAX reads the variable when it is imported."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "bdh_jax", "train", SMOKE, f"--workdir={tmp_path / 'run'}"],
+        env=os.environ | {"JAX_PLATFORMS": "nonsense"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: JAX_PLATFORMS=nonsense: ")
+    assert ended.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

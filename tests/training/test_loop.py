@@ -95,6 +95,8 @@ def test_a_finished_run_is_not_run_again(finished, successor):
         (signal.SIGTERM, "batch", 1, 2),
         (signal.SIGTERM, "batch", 2, 3),
         (signal.SIGINT, "batch", 4, 5),
+        (signal.SIGHUP, "batch", 2, 3),
+        (signal.SIGUSR1, "evaluate", 0, 4),
         (signal.SIGTERM, "evaluate", 0, 4),
         (signal.SIGTERM, "evaluate", 1, 6),
     ],
