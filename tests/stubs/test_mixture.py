@@ -44,9 +44,9 @@ def test_where_the_router_chooses_one_expert_its_block_is_what_counts(slow, name
     bias = jnp.where(jnp.arange(2) == EXPERTS.index(name), 0, -jnp.inf)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.nn, "softmax", lambda scores: jnp.broadcast_to(jnp.exp(bias), scores.shape))
-        out = model.apply({"params": chosen}, TOKENS)
+        out = jax.jit(lambda slow: model.apply({"params": slow}, TOKENS))(chosen)
     inputs = Inputs(architecture.embed(slow, jnp.asarray(TOKENS)), None, Masks())
-    x, fast, _ = architecture.experts[name].layers(slow[name], inputs, Setup("full"))
+    x, fast, _ = jax.jit(lambda w: architecture.experts[name].layers(w, inputs, Setup("full")))(slow[name])
     close(out.logits, architecture.readout(slow, x))
     if name == "bdh":
         close(tuple(layer.bdh for layer in out.fast.layers), fast.layers)
@@ -95,11 +95,13 @@ def test_the_balance_is_part_of_the_loss(slow):
 def test_dropout_is_each_expert_s_own(slow):
     model = dataclasses.replace(CONFIG, dropout=0.5).build()
     arguments = {"deterministic": False, "rngs": {"dropout": jax.random.key(1)}}
-    dropped = [model.apply({"params": slow}, TOKENS, **arguments).logits for _ in range(2)]
+    forward = jax.jit(lambda slow: model.apply({"params": slow}, TOKENS, **arguments).logits)
+    dropped = [forward(slow) for _ in range(2)]
     close(*dropped)
     assert np.abs(dropped[0] - apply(MODEL, slow, TOKENS).logits).max() > 1e-3
 
 
+@pytest.mark.full
 def test_it_is_trained_on_a_mesh_and_loaded(tmp_path):
     config = ExperimentConfig(
         task=NBackConfig(evaluation_sequences=8),

@@ -117,6 +117,7 @@ def test_gradients_flow_through_what_prepares(tiny, successor):
     np.testing.assert_allclose(prepared.gradient["decoder"], 0.5 * by_hand.gradient["decoder"], rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.full
 def test_what_prepares_may_leave_a_batch_alone(tiny, successor):
     config = tiny(model={"dropout": 0.0})
     model, batch = BDH(config.model), successor(config).batch(0)._replace(valid=None, reset=None)
