@@ -182,7 +182,8 @@ def _check_leaves(named: str, folder: Path, slow: Slow, declared: Slow) -> None:
 
 def _check_tokens(named: str, folder: Path, weights: Weights, task: Task) -> None:
     values = in_todays_words(weights.config).get("task", {})
-    kind = TASKS.get(values.get("name"), f"{folder / RUN}: config.task.name")
+    name = values.get("name")
+    kind = type(task.config) if name == task.config.name else TASKS.get(name, f"{folder / RUN}: config.task.name")
     trained = from_config_dict(kind, values, "config.task")
     there = trained.token_meaning(trained_tokenizer(folder) if trained.reads_text else None)
     here = task.config.token_meaning(task.tokenizer)

@@ -508,7 +508,9 @@ def test_the_start_of_another_configuration_is_not_written_over(tiny, successor,
         loop.train(setup_of(config), successor(config, killed), tmp_path)
     before = _files(tmp_path)
     assert not [path for path in before if path.parts[0] == "checkpoints"]
-    with pytest.raises(CheckpointError, match=r"another configuration: train.evaluate_every: there 4, now 2. Use another --workdir, or the"):
+    with pytest.raises(
+        CheckpointError, match=r"another configuration: train.evaluate_every: there 4, now 2. Use another --workdir, or the"
+    ):
         loop.train(setup_of(other), successor(other), tmp_path)
     assert _files(tmp_path) == before
     assert loop.train(setup_of(config), successor(config), tmp_path)["steps"] == 6
