@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import from_config_dict
+from bdh_jax.data.errors import DataError
 from bdh_jax.data.shards import TOKENIZER
 from bdh_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bdh_jax.runs.checkpoint import Weights, read_slow
@@ -86,17 +87,38 @@ def read_start(setup: Setup, task: Task, declared: Slow) -> Start:
     Raises:
       ConfigError: if the weights are of another architecture or other shapes, or know other tokens; it names what does not fit.
       CheckpointError: if there is no such checkpoint, or it cannot be read.
+      DataError: if the tokenizer of the other run cannot be read.
     """
+    start, failed = None, None
+    try:
+        start = _read_start(setup, task, declared)
+    except (ConfigError, CheckpointError, DataError) as error:
+        failed = error
+    if jax.process_count() > 1:
+        # One that went on alone would wait for the others for ever.
+        steps = multihost_utils.process_allgather(np.array(-1 if start is None else start.origin["step"]))
+        if start is not None and len(set(steps.tolist())) > 1:
+            failed = CheckpointError(
+                f"train.init_from={setup.train.init_from}: this process reads step {start.origin['step']}, and others read another one, or none; "
+                "let all of them see the same folder, and name a step: FOLDER@STEP"
+            )
+    if failed is not None:
+        raise failed
+    _LOGGER.info("starting from the weights of %s at step %d", start.origin["folder"], start.origin["step"])
+    return start
+
+
+def _read_start(setup: Setup, task: Task, declared: Slow) -> Start:
+    """As :func:`read_start`, in this process alone."""
     named = setup.train.init_from
     folder, step = find_source(named, setup.seed)
-    weights = _read_together(folder, step)
+    weights = read_slow(folder, "last" if step is None else step, on_host=True)
     _check_architecture(named, setup, weights)
     _check_leaves(named, folder, weights.slow, declared)
     _check_tokens(named, folder, weights, task)
     for key, (there, now) in changes(weights.config, setup.record).result.items():
         if key.startswith("model."):
             _LOGGER.info("train.init_from=%s: %s was %s there and is %s now", named, key, there, now)
-    _LOGGER.info("starting from the weights of %s at step %d", folder, weights.step)
     return Start(weights.slow, {"folder": str(folder), "step": weights.step, "slow": slow_hash(weights.slow)})
 
 
@@ -131,24 +153,6 @@ def trained_tokenizer(folder: Path) -> Tokenizer:
     if not path.exists() and TOKENIZER in read_run(folder).files:
         raise ConfigError(f"{path} is missing, without which the model's tokens mean nothing; restore it")
     return load_tokenizer(path if path.exists() else None)
-
-
-def _read_together(folder: Path, step: int | None) -> Weights:
-    """The weights, the same ones in every process. If one of them cannot read, none goes on: it would wait for the others for ever."""
-    weights, failed = None, None
-    try:
-        weights = read_slow(folder, "last" if step is None else step, on_host=True)
-    except CheckpointError as error:
-        failed = error
-    if jax.process_count() > 1:
-        steps = multihost_utils.process_allgather(np.array(-1 if weights is None else weights.step))
-        if failed is None and len(set(steps.tolist())) > 1:
-            failed = CheckpointError(
-                f"{folder}: one process reads step {weights.step}, another one none or another; name a step: train.init_from={folder}@STEP"
-            )
-    if failed is not None:
-        raise failed
-    return weights
 
 
 def _check_architecture(named: str, setup: Setup, weights: Weights) -> None:
