@@ -18,10 +18,10 @@ from bdh_jax.analysis.contributions import make_contributions
 from bdh_jax.config import ConfigError, check_types, require
 from bdh_jax.config.convert import from_config_dict
 from bdh_jax.config.files import load_config
+from bdh_jax.config.identity import HOW, WHERE, keys_of
 from bdh_jax.consolidation.config import ConsolidationConfig
 from bdh_jax.data.config import DataConfig
-from bdh_jax.data.shards import TOKENIZER
-from bdh_jax.data.tokenizer import Tokenizer, load_tokenizer
+from bdh_jax.data.tokenizer import Tokenizer
 from bdh_jax.models.base import ModelConfig
 from bdh_jax.models.registry import MODELS
 from bdh_jax.parallel.mesh import MeshConfig
@@ -34,6 +34,7 @@ from bdh_jax.tasks.base import Task
 from bdh_jax.tasks.scores import results_table
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 from bdh_jax.training.hooks import consolidation_hook, named_hooks
+from bdh_jax.training.init_from import trained_tokenizer
 from bdh_jax.training.loop import train_in
 from bdh_jax.training.seeds import train_seeds
 from bdh_jax.training.setup import Setup
@@ -52,7 +53,7 @@ class ExperimentConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     consolidation: ConsolidationConfig = ConsolidationConfig()
-    mesh: MeshConfig = MeshConfig()
+    mesh: MeshConfig = dataclasses.field(default=MeshConfig(), metadata=HOW)
     seed: int = 0
     seeds: tuple[int, ...] = ()
     """Several seeds: each runs in its own folder ``seed<k>`` of the workdir, and the table gives mean and spread."""
@@ -176,10 +177,7 @@ def tokenizer_of(workdir: Path) -> Tokenizer:
     task = read_experiment(workdir).task
     if not task.reads_text:
         raise ConfigError(f"{workdir} was trained on the task {task.name!r}, not on text: its tokens are no bytes")
-    path = workdir / TOKENIZER
-    if TOKENIZER in read_run(workdir).files and not path.exists():
-        raise ConfigError(f"{path} is missing, without which the model's tokens mean nothing; restore it")
-    return load_tokenizer(path if path.exists() else None)
+    return trained_tokenizer(workdir)
 
 
 def load(workdir: str | Path, which: Which = "best") -> tuple[ModelConfig, Slow]:
@@ -214,7 +212,7 @@ def load_bdh(workdir: str | Path, which: Which = "best") -> tuple[ModelConfig, S
 
 def record_of(config: ExperimentConfig) -> Record:
     """What the folder of a run says of its experiment."""
-    return Record(config_json(config), _with_defaults)
+    return Record(config_json(config), _with_defaults, keys_of(config, HOW), keys_of(config, WHERE))
 
 
 def setup_of(config: ExperimentConfig) -> Setup:
@@ -277,7 +275,7 @@ def _memory() -> int | None:
 def run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
     """Train what a configuration asks for, in one folder or one a seed, write ``results.json`` and print its table.
 
-    A folder that holds an unfinished run of the same configuration is resumed; a finished one is only printed.
+    A folder that holds an unfinished run of the same result is resumed (``bdh_jax.config.identity``); a finished one is only printed.
 
     Args:
       config: the experiment.

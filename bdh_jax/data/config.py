@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from bdh_jax.config.base import check_types, require
+from bdh_jax.config.identity import WHERE
 from bdh_jax.config.paths import check_local
 
 
@@ -12,16 +13,16 @@ from bdh_jax.config.paths import check_local
 class DataConfig:
     """The text of a task that reads one (``bdh_jax.data``)."""
 
-    path: str | None = None
+    path: str | None = dataclasses.field(default=None, metadata=WHERE)
     """Files to train on: one or several paths, folders or globs, with commas between; or a folder that ``bdh_jax.data.preparation``
     made, which has its own split, column and tokenizer. None takes tiny Shakespeare, downloaded once."""
-    validation_path: str | None = None
+    validation_path: str | None = dataclasses.field(default=None, metadata=WHERE)
     """Files to validate on; None keeps back ``validation_share`` of the others."""
     validation_share: float = 0.1
     """Of the documents, by their content; of the tokens if there are fewer than 100 documents."""
-    column: str = "text"
+    column: str = dataclasses.field(default="text", metadata=WHERE)
     """Of JSON lines and Parquet files."""
-    tokenizer: str | None = None
+    tokenizer: str | None = dataclasses.field(default=None, metadata=WHERE)
     """A byte-level BPE, as the file ``tokenizer.json`` of the tokenizers library; None: bytes are the tokens."""
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from bdh_jax.config import ConfigError
+from bdh_jax.config.identity import HOW
 from bdh_jax.fast_weights import state as states
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.fast_weights.masks import Masks, Places, places
@@ -49,7 +50,7 @@ class ModelConfig:
     dropout: float = 0.0
     dtype: DType = "float32"
     """Compute dtype. Parameters and states are float32 (float64 when this is float64)."""
-    remat: bool = False
+    remat: bool = dataclasses.field(default=False, metadata=HOW)
     """Recompute each layer in the backward pass instead of keeping its activations."""
 
     @property

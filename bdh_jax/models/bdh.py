@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from bdh_jax.config import ConfigError, check_types, require, require_choice, require_sizes
+from bdh_jax.config.identity import HOW
 from bdh_jax.fast_weights.addresses import shift_to_previous
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.fast_weights.masks import Places, keep
@@ -85,11 +86,11 @@ class BDHConfig(ModelConfig):
     """In (0, 1], what a valid token leaves of the attention's state, for all heads or one for each. 1 is the published code; the
     paper's matrix U may damp as well as rotate. Below 1 a head sees about the last 1 / (1 − decay) tokens, and so do addresses
     made of its gated codes."""
-    implementation: Implementation = "auto"
-    kernel: Kernel = "auto"
-    chunk_size: int = 128
+    implementation: Implementation = dataclasses.field(default="auto", metadata=HOW)
+    kernel: Kernel = dataclasses.field(default="auto", metadata=HOW)
+    chunk_size: int = dataclasses.field(default=128, metadata=HOW)
     """Tokens per chunk of the chunked form."""
-    remat: bool = False
+    remat: bool = dataclasses.field(default=False, metadata=HOW)
     """Recompute each layer in the backward pass instead of keeping its activations."""
     fast: FastWeightConfig = FastWeightConfig()
 

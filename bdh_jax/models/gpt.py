@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from bdh_jax.config import check_types, require, require_choice, require_sizes
+from bdh_jax.config.identity import HOW
 from bdh_jax.fast_weights.masks import Places
 from bdh_jax.layers.rotary import rope, rope_angles, rope_frequencies
 from bdh_jax.models.base import Architecture, Call, DType, Inputs, LayerOutput, Model, ModelConfig, Setup, Weight
@@ -40,7 +41,7 @@ class GPTConfig(ModelConfig):
     """Compute dtype. Parameters are float32 (float64 when this is float64)."""
     init_std: float = 0.02
     rope_theta: float = 10000.0
-    remat: bool = False
+    remat: bool = dataclasses.field(default=False, metadata=HOW)
     """Recompute each layer in the backward pass instead of keeping its activations."""
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -71,6 +71,15 @@ class _Info(Schema):
     digests: dict[str, dict[str, str]] | None = None
     """Name of a tree → :func:`bdh_jax.runs.fingerprint.digests`; None of an older version."""
     digest: str | None = None
+
+
+class Weights(NamedTuple):
+    """What a checkpoint has for another run."""
+
+    config: dict[str, Any]
+    """The whole configuration of its run, from JSON; ``model`` is a part of it."""
+    step: int
+    slow: Slow
 
 
 class _OlderMetrics(Schema):
@@ -284,9 +293,24 @@ def load_slow(workdir: str | Path, which: Which = "best") -> tuple[dict[str, Any
       ConfigError: if ``workdir`` is no path of this machine.
     """
     check_local(workdir, "workdir")
-    workdir = Path(workdir)
     if which not in ("best", "last"):
         raise ValueError(f"which={which!r} is not one of 'best', 'last'")
+    weights = read_slow(workdir, which)
+    return weights.config["model"], weights.slow
+
+
+def read_slow(workdir: str | Path, which: Which | int, *, on_host: bool = False) -> Weights:
+    """As :func:`load_slow`, with what the weights are of.
+
+    Args:
+      workdir: the folder of a run.
+      which: "best", "last", or the step of a checkpoint, in whose place no other one is read.
+      on_host: give arrays of NumPy instead.
+
+    Raises:
+      CheckpointError: if there is no such checkpoint, or none can be read.
+    """
+    workdir = Path(workdir)
     check_name(workdir)
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
@@ -298,7 +322,7 @@ def load_slow(workdir: str | Path, which: Which = "best") -> tuple[dict[str, Any
         listed = {step: _identity(folder / str(step)) for step in _steps(folder)}
         if listed:
             try:
-                return _load_one(folder, which)
+                return _load_one(folder, which, on_host)
             except CheckpointError:
                 if listed == {step: _identity(folder / str(step)) for step in _steps(folder)}:
                     raise
@@ -312,7 +336,7 @@ def load_slow(workdir: str | Path, which: Which = "best") -> tuple[dict[str, Any
     raise CheckpointError(f"{folder} is empty: the run stopped before its first checkpoint")
 
 
-def _load_one(folder: Path, which: Which) -> tuple[dict[str, Any], Slow]:
+def _load_one(folder: Path, which: Which | int, on_host: bool) -> Weights:
     """The slow weights of the first sound checkpoint that is wanted.
 
     Raises:
@@ -322,15 +346,21 @@ def _load_one(folder: Path, which: Which) -> tuple[dict[str, Any], Slow]:
     infos, damaged = _read_infos(folder, listed)
     if which == "best":
         wanted = sorted(infos, key=lambda step: (_score(infos[step]), step), reverse=True)
-    else:
+    elif which == "last":
         wanted = sorted(infos, reverse=True)
+    elif which not in listed:
+        raise CheckpointError(
+            f"{folder} has no checkpoint of step {which}, but of {', '.join(map(str, sorted(listed)))}; name one of them"
+        )
+    else:
+        wanted = [which] if which in infos else []
+        damaged = {step: error for step, error in damaged.items() if step == which}
     for step in wanted:
         path = folder / str(step)
         try:
-            model = infos[step].config.get("model")
-            if not isinstance(model, dict):
+            if not isinstance(infos[step].config.get("model"), dict):
                 raise _wrong(path, "its configuration has no part 'model'")
-            slow = _read(path, {"slow": _saved_shapes(path)}, infos[step], alone=True)["slow"]
+            slow = _read(path, {"slow": _saved_shapes(path, on_host)}, infos[step], alone=True)["slow"]
         except DamagedError as error:
             damaged[step] = error
         if _identity(path) != listed[step]:
@@ -338,7 +368,7 @@ def _load_one(folder: Path, which: Which) -> tuple[dict[str, Any], Slow]:
         if step not in damaged:
             for error in damaged.values():
                 _LOGGER.warning("%s is damaged (%s); %s is read instead", error.path, error.reason, path)
-            return model, slow
+            return Weights(infos[step].config, step, slow)
     raise damaged[max(damaged)]
 
 
@@ -418,14 +448,14 @@ def _read(path: Path, target: Mapping[str, Any], info: _Info, *, alone: bool = F
     return trees
 
 
-def _saved_shapes(path: Path) -> Any:
-    """What to restore the slow weights of a checkpoint to: on the default device."""
+def _saved_shapes(path: Path, on_host: bool) -> Any:
+    """What to restore the slow weights of a checkpoint to: on the host, or on the default device."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
         with _quietly(), closing(ocp.StandardCheckpointHandler()) as handler:
             saved = handler.metadata(path.absolute() / "slow")
         return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+            lambda leaf: _on_host(leaf) if on_host else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
             dict(saved),
             is_leaf=lambda leaf: hasattr(leaf, "shape"),
         )

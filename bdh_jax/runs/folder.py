@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import pydantic
@@ -61,6 +62,8 @@ class RunFile(Schema):
     files: list[str] = pydantic.Field(default_factory=list)
     """What else the task keeps in the folder."""
     starts: list[dict[str, Any]]
+    init_from: dict[str, Any] | None = None
+    """Whose slow weights the run started from: folder, step, and a hash of them; None of its own random ones."""
 
 
 class _Best(Schema):
@@ -111,6 +114,18 @@ class Record:
     """The whole of it as JSON keeps it (:func:`config_json`)."""
     complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _as_stored
     """What an older record means today: with the keys that did not exist yet, at the defaults that it ran with."""
+    how: frozenset[str] = frozenset()
+    """Keys that do not identify the result, with dots between their parts (``bdh_jax.config.identity.HOW``)."""
+    where: frozenset[str] = frozenset()
+    """Keys that the fingerprint of a text stands for (``bdh_jax.config.identity.WHERE``)."""
+
+
+class Changes(NamedTuple):
+    """Keys whose values differ between a stored configuration and one of now → both values as JSON, or "absent"."""
+
+    result: dict[str, tuple[str, str]]
+    how: dict[str, tuple[str, str]]
+    where: dict[str, tuple[str, str]]
 
 
 def config_json(config: Any) -> dict[str, Any]:
@@ -123,30 +138,59 @@ def seed_folders(workdir: Path) -> list[Path]:
     return sorted(path for path in workdir.glob("seed*") if path.name[4:].isdigit() and path.is_dir())
 
 
-def check_same_config(workdir: Path, stored: Mapping[str, Any], record: Record) -> None:
-    """Refuse a folder that another configuration made.
+def changes(stored: Mapping[str, Any], record: Record) -> Changes:
+    """What differs between a stored configuration, from JSON, and that of a record."""
+    old, new = _flatten(record.complete(stored)), _flatten(record.config)
+    shown = [{key: json.dumps(value) for key, value in flat.items()} for flat in (old, new)]
+    found = Changes({}, {}, {})
+    for key in dict.fromkeys([*old, *new]):
+        there, now = (values.get(key, "absent") for values in shown)
+        if there != now:
+            kind = found.how if _among(key, record.how) else found.where if _among(key, record.where) else found.result
+            kind[key] = there, now
+    return found
+
+
+def check_same_config(
+    workdir: Path, stored: Mapping[str, Any], record: Record, folders: Iterable[Path] | None = None
+) -> None:
+    """Refuse a folder of another result.
+
+    Where a text lies is compared only if no fingerprint of it was kept: the fingerprint says more (:func:`check_text`).
 
     Args:
       workdir: the folder.
       stored: the configuration that it holds, from JSON.
       record: the one that it should hold.
+      folders: those with the fingerprint; ``workdir`` by default.
 
     Raises:
-      CheckpointError: names every key that differs.
+      CheckpointError: names every key that differs, and how to start from these weights.
     """
-    old, new = _flatten(record.complete(stored)), _flatten(record.config)
-    shown = [{key: json.dumps(value) for key, value in flat.items()} for flat in (old, new)]
-    different = [
-        f"  {key}: there {shown[0].get(key, 'absent')}, now {shown[1].get(key, 'absent')}"
-        for key in dict.fromkeys([*old, *new])
-        if shown[0].get(key) != shown[1].get(key)
-    ]
-    if different:
-        raise CheckpointError(
-            f"{workdir} holds a run of another configuration:\n"
-            + "\n".join(different)
-            + "\nUse another --workdir, or the configuration that made it; nothing was changed"
-        )
+    found = changes(stored, record)
+    different = dict(found.result)
+    if found.where and not trained_texts([workdir] if folders is None else folders):
+        different |= found.where
+    if not different:
+        return
+    named = "; ".join(f"{key}: there {there}, now {now}" for key, (there, now) in different.items())
+    weights = _weights_of(workdir)
+    begin = "" if weights is None else f" and --config.train.init_from={shlex.quote(str(weights))} to start from its weights"
+    raise CheckpointError(
+        f"{workdir} holds a run of another configuration: {named}. Use another --workdir{begin}, or the configuration that made it to go on "
+        "with it; nothing was changed"
+    )
+
+
+def _weights_of(workdir: Path) -> Path | None:
+    """The run that has weights to start from: of a folder of one seed that of all seeds; None if nothing was saved."""
+    run = workdir.parent if workdir in seed_folders(workdir.parent) else workdir
+    folders = [folder / CHECKPOINTS for folder in (workdir, *seed_folders(workdir)) if (folder / CHECKPOINTS).is_dir()]
+    return run if any(path.name.isdecimal() for folder in folders for path in folder.iterdir()) else None
+
+
+def _among(key: str, names: frozenset[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def finished(workdir: Path, record: Record) -> dict[str, Any] | None:

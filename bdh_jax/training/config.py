@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from bdh_jax.config.base import check_types, require, require_choice, require_sizes
+from bdh_jax.config.identity import HOW
 from bdh_jax.config.options import Options
 from bdh_jax.parallel.mesh import MeshConfig
 
@@ -61,11 +62,15 @@ class TrainConfig:
     carry_state: bool = False
     """Start each step from the fast state that the step before left in the same row, without a gradient into it: truncated
     backpropagation through time. For tasks whose rows go on from batch to batch."""
-    log_contributions: bool = False
+    log_contributions: bool = dataclasses.field(default=False, metadata=HOW)
     """With each evaluation, log what fast weights and synapse add to the output of a layer, relative to the decoder's part."""
     evaluate_every: int = 100
-    checkpoint_every: int = 200
-    log_every: int = 10
+    """Steps from one evaluation to the next. They decide which checkpoint is the best one."""
+    checkpoint_every: int = dataclasses.field(default=200, metadata=HOW)
+    log_every: int = dataclasses.field(default=10, metadata=HOW)
+    init_from: str | None = None
+    """Start from the slow weights of another run: its folder, for the newest checkpoint, or ``FOLDER@STEP``. Optimiser, step and data
+    begin anew (``bdh_jax.training.init_from``). A run that goes on does not read them again."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -77,6 +82,10 @@ class TrainConfig:
             f"train.batch_size={self.batch_size} is not divisible by train.accumulation={self.accumulation}",
         )
         require_choice("train.loss", self.loss, Loss)
+        require(
+            self.init_from != "",
+            "train.init_from='' is empty (is a variable unset?); name the folder of a run, or leave train.init_from out",
+        )
         object.__setattr__(self, "hook_options", Options(self.hook_options))
         for name in self.hooks:
             require(

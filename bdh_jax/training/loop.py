@@ -26,6 +26,7 @@ from bdh_jax.runs.folder import (
     RESULTS,
     RUN,
     CheckpointError,
+    changes,
     check_text,
     finished,
     read_run,
@@ -40,9 +41,10 @@ from bdh_jax.runs.signals import name_of, noting
 from bdh_jax.tasks.base import Batch, Task
 from bdh_jax.tasks.scores import Evaluation
 from bdh_jax.training.hooks import make_hooks
+from bdh_jax.training.init_from import check_same_start, read_start
 from bdh_jax.training.optimizer import make_optimizer
 from bdh_jax.training.setup import Setup
-from bdh_jax.training.state import TrainState, abstract_state, init_state, restored_state, saved_trees
+from bdh_jax.training.state import TrainState, abstract_state, init_state, restored_state, saved_trees, state_from
 from bdh_jax.training.step import make_keys, make_predict, make_train_step, put_batch
 from bdh_jax.training.throughput import peak_flops, peak_memory, training_flops_per_token
 
@@ -99,32 +101,36 @@ def train_in(
     Args:
       workdir: the run's folder.
       setup: what to train, and how.
-      make_task: makes the task. A finished run does not call it: the task's text may be gone by then.
-      others: folders of the same run, which must have the same text.
+      make_task: makes the task. A finished run does not call it: the task's text may be gone by then. But if it lies elsewhere now than
+        the folder says, it must be the same text.
+      others: folders of the same run, which must have the same text, and have started from the same weights of another one.
 
     Returns:
       The results, and the signal that came too late to interrupt anything, or None.
     """
-    if (results := finished(workdir, setup.record)) is not None:
+    results = finished(workdir, setup.record)
+    if results is not None and not changes(results["config"], setup.record).where:
         return results, None
     check_writable(workdir / RUN, BELOW)
     task = make_task()
-    for folder, text in trained_texts(others).items():
+    for folder, text in trained_texts(others if results is None else [workdir]).items():
         check_text(folder, text, task.fingerprint)
+    if results is not None:
+        return results, None
     if task.vocab_size > setup.model.vocab_size:
         raise ConfigError(
             f"model.vocab_size={setup.model.vocab_size} is too small: the task has token ids up to {task.vocab_size - 1}; "
             f"set model.vocab_size={task.vocab_size} or more"
         )
-    training = _Training(setup, task, workdir)
+    training = _Training(setup, task, workdir, others)
     return training.run(), training.signal_number
 
 
 class _Training:
     """One run from its start or last checkpoint to its end. Built without writing anything."""
 
-    def __init__(self, setup: Setup, task: Task, workdir: Path):
-        self._task, self._workdir = task, workdir
+    def __init__(self, setup: Setup, task: Task, workdir: Path, others: Sequence[Path]):
+        self._task, self._workdir, self._others = task, workdir, others
         self._started = time.perf_counter()
         self._mesh = make_mesh(setup.mesh)
         # data=-1 is a number now, which has to divide what a configuration's number has to.
@@ -155,23 +161,11 @@ class _Training:
         return put_batch(batch, self._mesh, may_reset=self._task.may_reset)
 
     def run(self) -> dict[str, Any]:
-        progress = RunProgress(step=0, seconds=0.0, training_seconds=0.0, tokens=0, evaluated=False)
-        if self._checkpoints.last_step is None:
-            self._check_begun()
-            state = init_state(self._model, self._optimizer, self._mesh, self._init_key, self._hooks, self._carried_rows)
-        else:
-            try:
-                for folder, text in trained_texts([self._workdir]).items():
-                    check_text(folder, text, self._task.fingerprint)
-            except CheckpointError:
-                self._checkpoints.close()
-                raise
-            trees, progress = self._checkpoints.restore(
-                saved_trees(self._target), lambda trees: restored_state(trees, self._target).step
-            )
-            state = restored_state(trees, self._target)
-            _LOGGER.info("resuming %s at step %d", self._workdir, progress.step)
-        self._write_run_file(progress.step)
+        try:
+            state, progress = self._begin() if self._checkpoints.last_step is None else self._go_on()
+        except BaseException:
+            self._checkpoints.close()
+            raise
         self._clock = _Clock(progress.training_seconds, progress.tokens)
         self._seconds_before = progress.seconds
         steps = self._setup.train.steps
@@ -218,7 +212,7 @@ class _Training:
         starts = [start.get("step") for start in read_run(self._workdir).starts]
         reached = max((row["step"] for row in read_rows(self._workdir / METRICS, until=self._setup.train.steps)), default=0)
         # What is measured of a step is written after the save before it.
-        if any(starts) or reached > self._setup.train.checkpoint_every:
+        if any(starts) or reached > self._checkpoint_every_before():
             raise CheckpointError(
                 f"{self._workdir} holds a run that had come to step {reached}, and {self._workdir / CHECKPOINTS} holds no checkpoint of it: "
                 "restore that folder, or begin anew in another --workdir; nothing was changed"
@@ -226,6 +220,44 @@ class _Training:
         _LOGGER.warning(
             "%s holds a run that ended before its first checkpoint, at step %d: it begins anew", self._workdir, reached
         )
+
+    def _checkpoint_every_before(self) -> int:
+        """What ``train.checkpoint_every`` was when the run began."""
+        train = read_run(self._workdir).config.get("train")
+        every = train.get("checkpoint_every") if isinstance(train, dict) else None
+        return every if isinstance(every, int) else self._setup.train.checkpoint_every
+
+    def _begin(self) -> tuple[TrainState, RunProgress]:
+        """The state before the first step."""
+        self._check_begun()
+        parts, origin = (self._model, self._optimizer, self._mesh), None
+        if self._setup.train.init_from is None:
+            state = init_state(*parts, self._init_key, self._hooks, self._carried_rows)
+        else:
+            slow, origin = read_start(self._setup, self._task, self._target.slow)
+            check_same_start(origin, [folder for folder in self._others if folder != self._workdir])
+            state = state_from(*parts, slow, self._hooks, self._carried_rows)
+        self._write_run_file([describe_start(0, self._setup.seed)], origin)
+        return state, RunProgress(step=0, seconds=0.0, training_seconds=0.0, tokens=0, evaluated=False)
+
+    def _go_on(self) -> tuple[TrainState, RunProgress]:
+        """The state of the last checkpoint."""
+        for folder, text in trained_texts([self._workdir]).items():
+            check_text(folder, text, self._task.fingerprint)
+        trees, progress = self._checkpoints.restore(
+            saved_trees(self._target), lambda trees: restored_state(trees, self._target).step
+        )
+        start, starts, origin, shown = describe_start(progress.step, self._setup.seed), [], None, ""
+        if (self._workdir / RUN).exists():
+            before = read_run(self._workdir)
+            found = changes(before.config, self._setup.record)
+            different = found.how | found.where
+            starts, origin = before.starts, before.init_from
+            start["changed"] = {key: {"there": there, "now": now} for key, (there, now) in different.items()}
+            shown = "".join(f", {key}={now} instead of {there}" for key, (there, now) in different.items())
+        _LOGGER.info("resuming %s at step %d%s", self._workdir, progress.step, shown)
+        self._write_run_file([*starts, start], origin)
+        return restored_state(trees, self._target), progress
 
     def _train_and_evaluate(self, state: TrainState, start: RunProgress) -> Evaluation:
         """Train to the end. Returns the evaluation of the final state."""
@@ -357,15 +389,16 @@ class _Training:
             evaluated=evaluated,
         )
 
-    def _write_run_file(self, step: int) -> None:
-        path = self._workdir / RUN
-        starts = list(read_run(self._workdir).starts) if step > 0 and path.exists() else []
-        starts.append(describe_start(step, self._setup.seed))
+    def _write_run_file(self, starts: list[dict[str, Any]], origin: dict[str, Any] | None) -> None:
         files = self._task.files
-        write_json(
-            path,
-            {"config": self._setup.record.config, "text": self._task.fingerprint, "files": list(files), "starts": starts},
-        )
+        values = {
+            "config": self._setup.record.config,
+            "text": self._task.fingerprint,
+            "files": list(files),
+            "starts": starts,
+            "init_from": origin,
+        }
+        write_json(self._workdir / RUN, values)
         # What a task needs to be used later and cannot be made again from the configuration alone, such as a tokenizer.
         for name, content in files.items():
             write_text(self._workdir / name, content)

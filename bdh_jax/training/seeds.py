@@ -25,6 +25,7 @@ from bdh_jax.runs.folder import (
 from bdh_jax.runs.signals import name_of
 from bdh_jax.tasks.base import Task
 from bdh_jax.tasks.scores import summarise
+from bdh_jax.training.init_from import find_source
 from bdh_jax.training.loop import Interrupted, train_in
 from bdh_jax.training.setup import Setup
 
@@ -58,6 +59,11 @@ def train_seeds(
     for folder in seed_folders(workdir):
         _check_folder(folder, setup_of(int(folder.name[4:])).record)
     trained_texts(seed_folders(workdir))
+    for seed in seeds:
+        source = setup_of(seed).train.init_from
+        if source is not None and not (workdir / f"seed{seed}" / RUN).exists():
+            # Said before the first seed has trained, not after it.
+            find_source(source, seed)
     runs: dict[str, dict[str, Any]] = {}
     for seed in seeds:
         setup = setup_of(seed)
@@ -97,7 +103,7 @@ def _check_summary(workdir: Path, seeds: tuple[int, ...], record: Record) -> Non
     if not isinstance(stored, dict) or "config" not in stored or "seeds" not in stored:
         raise CheckpointError(f"{path} is not of a training run over several seeds; move it, or use another --workdir")
     summary = read_record(path, Summary)
-    check_same_config(workdir, {**summary.config, "seeds": list(seeds)}, record)
+    check_same_config(workdir, {**summary.config, "seeds": list(seeds)}, record, seed_folders(workdir))
     missing = [seed for seed in summary.seeds if seed not in seeds]
     if missing:
         together = ",".join(map(str, dict.fromkeys([*summary.seeds, *seeds])))

@@ -64,6 +64,25 @@ def init_state(
     return jax.jit(initialise, out_shardings=out_shardings)(key)
 
 
+def state_from(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    slow: Slow,
+    hooks: Hooks = NO_HOOKS,
+    carried_rows: int | None = None,
+) -> TrainState:
+    """As :func:`init_state`, from slow weights that are there already: arrays on the host, the same in every process."""
+    fresh = jax.jit(_starter(model, optimizer, hooks, carried_rows))
+    placed = jax.tree.map(
+        lambda leaf, sharding: jax.make_array_from_callback(leaf.shape, sharding, lambda part: leaf[part]),
+        slow,
+        shardings(model.declared_slow(), mesh),
+    )
+    out_shardings = state_shardings(model, optimizer, mesh, jax.eval_shape(fresh, placed), hooks)
+    return jax.jit(fresh, out_shardings=out_shardings)(placed)
+
+
 def abstract_state(
     model: Model,
     optimizer: optax.GradientTransformation,
@@ -133,10 +152,16 @@ def restored_state(trees: Mapping[str, Any], target: TrainState) -> TrainState:
 def _initialiser(
     model: Model, optimizer: optax.GradientTransformation, hooks: Hooks, carried_rows: int | None
 ) -> Callable[[jax.Array], TrainState]:
-    def init(key: jax.Array) -> TrainState:
-        slow = model.init_slow(key)
+    start = _starter(model, optimizer, hooks, carried_rows)
+    return lambda key: start(model.init_slow(key))
+
+
+def _starter(
+    model: Model, optimizer: optax.GradientTransformation, hooks: Hooks, carried_rows: int | None
+) -> Callable[[Slow], TrainState]:
+    def start(slow: Slow) -> TrainState:
         trained, _ = split_trained(slow, model.declared_slow())
         fast = () if carried_rows is None else model.init_fast(carried_rows)
         return TrainState(jnp.zeros((), jnp.int32), slow, optimizer.init(trained), hooks.init(slow), fast)
 
-    return init
+    return start

@@ -251,7 +251,10 @@ def _values(annotation):
     raise TypeError(annotation)
 
 
-_BY_NAME = {"rule": st.sampled_from(RULES.names())}
+_BY_NAME = {
+    "rule": st.sampled_from(RULES.names()),
+    "init_from": st.sampled_from([None, "runs/other", "runs/other@5"]),
+}
 
 
 def _valid(cls):
@@ -262,7 +265,7 @@ def _valid(cls):
             return None
 
     kinds = {name: kind for name, kind in typing.get_type_hints(cls).items() if not dataclasses.is_dataclass(kind)}
-    fields = {name: _BY_NAME[name] if kind is str else _values(kind) for name, kind in kinds.items()}
+    fields = {name: _BY_NAME[name] if name in _BY_NAME else _values(kind) for name, kind in kinds.items()}
     if "rule" in fields:
         fields["options"] = st.just(Options()) | st.floats(0.01, 10).map(lambda ridge: Options(ridge=ridge))
     return st.fixed_dictionaries(fields).map(build).filter(lambda config: config is not None)

@@ -12,6 +12,7 @@ import socket
 import time
 
 import numpy as np
+import pytest
 
 from tests.processes import Command, run_text
 
@@ -42,15 +43,18 @@ def _job() -> int:
     raise RuntimeError("no port is free")
 
 
-def _start(monkeypatch, workdir) -> list[Command]:
-    """Two processes of one run with a device each."""
+def _start(monkeypatch, workdir, *of_each: str) -> list[Command]:
+    """Two processes of one run with a device each, and an argument of its own if there are some."""
     flags = os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", "")
     common = {"SLURM_JOB_ID": _job(), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": 2, "XLA_FLAGS": flags}
     commands = []
     for rank in range(2):
         for name, value in {**common, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}.items():
             monkeypatch.setenv(name, str(value))
-        commands.append(Command(*RUN, f"--workdir={workdir}", "--config.mesh.distributed=True", "--config.mesh.data=-1"))
+        more = of_each[rank : rank + 1]
+        commands.append(
+            Command(*RUN, f"--workdir={workdir}", "--config.mesh.distributed=True", "--config.mesh.data=-1", *more)
+        )
     return commands
 
 
@@ -86,3 +90,25 @@ def test_two_processes_stop_together_and_resume_to_the_losses_of_one(tmp_path, m
     # Gradients are sums over the processes, in another order: the bound is that between meshes, and 2e-7 was seen.
     steps = range(1, STEPS + 1)
     np.testing.assert_allclose([two[step] for step in steps], [one[step] for step in steps], rtol=1e-5)
+
+
+@pytest.mark.full
+def test_two_processes_start_from_one_run_and_both_refuse_what_one_cannot_see(tmp_path, monkeypatch):
+    source, steps = tmp_path / "source", "--config.train.steps=20"
+    status, _, errors = run_text(*RUN, f"--workdir={source}", steps)
+    assert status == 0, errors
+    init = f"--config.train.init_from={source}"
+    with monkeypatch.context() as environment:
+        ends = [command.wait() for command in _start(environment, tmp_path / "two", init, init)]
+        assert [status for status, _, _ in ends] == [0, 0], ends
+        elsewhere = f"--config.train.init_from={tmp_path / 'nowhere'}"
+        ends = [command.wait() for command in _start(environment, tmp_path / "torn", init, elsewhere)]
+    assert [status for status, _, _ in ends] == [2, 2], ends
+    assert b"this process reads step 20, and others read another one, or none" in ends[0][2]
+    assert b"there is no folder" in ends[1][2]
+    assert not (tmp_path / "torn").exists()
+    status, _, errors = run_text(*RUN, f"--workdir={tmp_path / 'one'}", init)
+    assert status == 0, errors
+    one, two = _losses(tmp_path / "one"), _losses(tmp_path / "two")
+    assert list(one) == list(two) == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-5)

@@ -500,7 +500,7 @@ def test_load_names_what_is_missing(tmp_path):
 
 def test_the_start_of_another_configuration_is_not_written_over(tiny, successor, tmp_path):
     """Also where the run was killed before it had saved anything but what it had measured."""
-    config, other = tiny(), tiny(log_every=2)
+    config, other = tiny(), tiny(evaluate_every=2)
 
     def killed(what, number):
         if (what, number) == ("batch", 2):
@@ -510,7 +510,9 @@ def test_the_start_of_another_configuration_is_not_written_over(tiny, successor,
         loop.train(setup_of(config), successor(config, killed), tmp_path)
     before = _files(tmp_path)
     assert not [path for path in before if path.parts[0] == "checkpoints"]
-    with pytest.raises(CheckpointError, match=r"(?s)another configuration:.*train.log_every: there 1, now 2"):
+    with pytest.raises(
+        CheckpointError, match=r"another configuration: train.evaluate_every: there 4, now 2. Use another --workdir, or the"
+    ):
         loop.train(setup_of(other), successor(other), tmp_path)
     assert _files(tmp_path) == before
     assert loop.train(setup_of(config), successor(config), tmp_path)["steps"] == 6
