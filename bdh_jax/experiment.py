@@ -26,7 +26,17 @@ from bdh_jax.models.base import ModelConfig
 from bdh_jax.models.registry import MODELS
 from bdh_jax.parallel.mesh import MeshConfig
 from bdh_jax.runs.checkpoint import Which, load_slow
-from bdh_jax.runs.folder import CheckpointError, Record, config_json, read_run, seed_folders
+from bdh_jax.runs.folder import (
+    RESULTS,
+    RUN,
+    CheckpointError,
+    Record,
+    Summary,
+    config_json,
+    read_record,
+    read_run,
+    seed_folders,
+)
 from bdh_jax.runs.lock import only_writer
 from bdh_jax.runs.older import in_todays_words, model_in_todays_words
 from bdh_jax.tasks import TASKS, TaskConfig
@@ -54,6 +64,7 @@ class ExperimentConfig:
     consolidation: ConsolidationConfig = ConsolidationConfig()
     mesh: MeshConfig = MeshConfig()
     seed: int = 0
+    """Decides the initial weights, the batches and all that is drawn in training."""
     seeds: tuple[int, ...] = ()
     """Several seeds: each runs in its own folder ``seed<k>`` of the workdir, and the table gives mean and spread."""
 
@@ -141,11 +152,11 @@ def load_experiment(named: str, where: str = "--config") -> ExperimentConfig:
     """The experiment of a configuration file, which is executed once.
 
     Args:
-      named: ``FILE.py`` or ``FILE.py:VARIANT``.
+      named: ``NAME`` of one that comes with the package, or ``FILE.py``, either with ``:VARIANT`` after it.
       where: what names the file, for messages.
 
     Raises:
-      ConfigError: if there is no such file or variant, or it is no experiment.
+      ConfigError: if there is no such name, file or variant, or it is no experiment.
     """
     config = load_config(named, where)
     if isinstance(config, ml_collections.ConfigDict):
@@ -165,6 +176,26 @@ def read_experiment(workdir: Path) -> ExperimentConfig:
       ConfigError: if the record names a class that is not there.
     """
     return experiment_from(in_todays_words(read_run(workdir).config))
+
+
+def experiment_in(workdir: Path) -> ExperimentConfig | None:
+    """The experiment of the run that a folder holds; None if it holds none.
+
+    Of a run over several seeds that has not come to its end nobody knows how many there are to be: it has no ``seeds`` here.
+
+    Raises:
+      CheckpointError: if the folder's record cannot be read.
+      ConfigError: if the record names a class that is not there.
+    """
+    if (workdir / RUN).exists():
+        return read_experiment(workdir)
+    folders = seed_folders(workdir)
+    if not folders:
+        return None
+    first = dataclasses.replace(read_experiment(folders[0]), seed=ExperimentConfig.seed)
+    if (workdir / RESULTS).exists():
+        return dataclasses.replace(first, seeds=tuple(read_record(workdir / RESULTS, Summary).seeds))
+    return first
 
 
 def tokenizer_of(workdir: Path) -> Tokenizer:

@@ -44,9 +44,13 @@ class ModelConfig:
     architecture: str = ""
     """Name in the table of models (``bdh_jax.models.registry``), or ``module:Class`` of a configuration of your own."""
     vocab_size: int = 256
+    """V, tokens that there are; ids are 0 … V − 1."""
     n_layer: int = 1
+    """L, layers."""
     d_model: int = 64
+    """D, width of the residual stream."""
     dropout: float = 0.0
+    """Share of the activations that are set to zero in training."""
     dtype: DType = "float32"
     """Compute dtype. Parameters and states are float32 (float64 when this is float64)."""
     remat: bool = False
