@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import rich.console
 
 from bdh_jax.analysis.contributions import make_contributions
 from bdh_jax.config import ConfigError, check_types, require
 from bdh_jax.config.convert import from_config_dict
 from bdh_jax.config.files import load_config
+from bdh_jax.console import show
 from bdh_jax.consolidation.config import ConsolidationConfig
 from bdh_jax.data.config import DataConfig
 from bdh_jax.data.shards import TOKENIZER
@@ -339,8 +339,7 @@ def run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
             setup = setup_of(config)
             results, _ = train_in(workdir, setup, lambda: make_task(setup))
     if jax.process_index() == 0:
-        # Names come from a file, which may hold what rich would take for markup.
-        rich.console.Console(markup=False).print(results_table(results))
+        show(results_table(results))
     return results
 
 

@@ -33,7 +33,9 @@ def main(argv: Sequence[str]) -> None:
     """
     del argv
     if _CONFIG.value is None:
-        raise ConfigError("name an experiment, such as `bdh config nback`, or a run with --workdir; `bdh list` has all experiments")
+        raise ConfigError(
+            "name an experiment, such as `bdh config nback`, or a run with --workdir; `bdh list` has all experiments"
+        )
     parts = sections(_CONFIG.value)
     if _JSON.value:
         print(json.dumps([key.to_dict() for part in parts for key in part.keys], indent=2))
@@ -53,7 +55,7 @@ def _shown(key: Key) -> str:
 
 def _filled(text: str, indent: int, hang: int = 0) -> str:
     return textwrap.fill(
-        text.replace("``", ""),
+        text.replace("``", "`"),
         WIDTH,
         initial_indent=" " * indent,
         subsequent_indent=" " * (indent + hang),

@@ -40,7 +40,9 @@ def folder() -> Path:
     for place in (_PACKAGE / "configs", _PACKAGE.parent / "configs"):
         if place.is_dir():
             return place
-    raise ConfigError(f"the experiments of the package are missing: there is no {_PACKAGE / 'configs'}; install bdh_jax again")
+    raise ConfigError(
+        f"the experiments of the package are missing: there is no {_PACKAGE / 'configs'}; install bdh_jax again"
+    )
 
 
 def experiments() -> dict[str, Experiment]:

@@ -296,7 +296,16 @@ def test_tables_fit_100_columns_and_say_everything(result):
     assert "importance_weighted" in text_of(result.course_table())
     assert "100 100 100 100" in text_of(result.course_table())
     main = text_of(result.table())
-    for expected in ("importance_weighted", "0.0003", "Δ recall", "harm", "known", "bits/B", "2 models × 2 streams", "–"):
+    for expected in (
+        "importance_weighted",
+        "0.0003",
+        "Δ recall",
+        "harm",
+        "harm to known",
+        "bits per byte",
+        "2 models × 2 streams",
+        "–",
+    ):
         assert expected in main
 
 
@@ -390,7 +399,7 @@ def test_all_tables_are_printed_whole_on_a_narrow_terminal(result, monkeypatch, 
     monkeypatch.setenv("COLUMNS", "60")
     result.print()
     printed = capsys.readouterr().out
-    for expected in ("bits/B", " ms", "cos 1", "by episodes since"):
+    for expected in ("bits per", " ms", "cosine 1", "by episodes since"):
         assert expected in printed
     assert "…" not in printed.replace("0 … ", "")
 
