@@ -23,6 +23,8 @@ WIDTH = 80
 """Columns that everything fits."""
 _KEY_WIDTH = 30
 """Columns of a table's first column, beyond which a name goes on in the next line."""
+_BETWEEN = 2
+"""Columns between those of a table."""
 _LOGGER = logging.getLogger("bdh_jax")
 
 
@@ -198,7 +200,9 @@ def show(*tables: Table, keys: int = 1) -> None:
             console.print()
         if table.title:
             console.print(Text(str(table.title), style="bold"), overflow="fold")
-        for part in _split(table, keys, console.width):
+        for part_number, part in enumerate(_split(table, keys, console.width)):
+            if part_number:
+                console.print()
             console.print(part)
         if table.caption:
             console.print(Text(str(table.caption)), width=min(console.width, 100), overflow="fold")
@@ -209,11 +213,10 @@ def _split(table: Table, keys: int, width: int) -> list[Table]:
     names = range(min(keys, len(table.columns)))
     least = [_least(table, number, number in names) for number in range(len(table.columns))]
     rest = [number for number in range(len(least)) if number not in names]
-    between = 2
-    taken = sum(least[number] + between for number in names)
+    taken = sum(least[number] + _BETWEEN for number in names)
     parts: list[list[int]] = [[]]
     for number in rest:
-        if parts[-1] and taken + sum(least[n] + between for n in parts[-1]) + least[number] > width:
+        if parts[-1] and taken + sum(least[n] + _BETWEEN for n in (*parts[-1], number)) > width:
             parts.append([])
         parts[-1].append(number)
     return [_part(table, [*names, *part], least, width) for part in parts]
@@ -228,8 +231,8 @@ def _least(table: Table, number: int, is_key: bool) -> int:
 
 
 def _part(table: Table, numbers: Sequence[int], least: Sequence[int], width: int) -> Table:
-    part = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
-    room = width - sum(least[number] + 2 for number in numbers)
+    part = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    room = width - sum(least[number] + _BETWEEN for number in numbers)
     for number in numbers:
         column = table.columns[number]
         wanted = min(max(0, cell_len(str(column.header)) - least[number]), max(0, room))
@@ -241,8 +244,13 @@ def _part(table: Table, numbers: Sequence[int], least: Sequence[int], width: int
         )
     columns = [list(table.columns[number].cells) for number in numbers]
     for cells in zip(*columns, strict=True):
-        part.add_row(*(Text(str(cell)) for cell in cells))
+        part.add_row(*(Text(_broken(str(cell))) for cell in cells))
     return part
+
+
+def _broken(cell: str) -> str:
+    """A long name of the form ``module:function=1`` goes on in the next line after its colon."""
+    return cell.replace(":", ":\n", 1) if cell_len(cell) > _KEY_WIDTH and " " not in cell else cell
 
 
 def suggest(*commands: str) -> None:

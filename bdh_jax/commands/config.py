@@ -1,8 +1,8 @@
 """Show every key of an experiment with its value, type, range and meaning: ``bdh config nback``.
 
-    bdh config nback:text --config.model.n_layer=4      with what this would change
-    bdh config --workdir=runs/nback                     of a run
-    bdh config mine.py --json                           for a program
+    bdh config nback:text --config.model.n_layer=4    with a key changed
+    bdh config --workdir=runs/nback                   of a run
+    bdh config mine.py --json                         for a program
 
 A key is changed with ``--config.KEY=VALUE`` wherever an experiment is named.
 """

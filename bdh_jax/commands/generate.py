@@ -3,12 +3,13 @@
 The prompt is read once, in chunks; then every token costs the same, however long the text has become. The text streams to standard
 output, messages go to standard error.
 
-    --prompt_file=FILE          read a long prompt from a file ("-": standard input)
-    --prompts=FILE --out=FILE   many prompts, one JSON string or {"prompt": …} a
-                                line; each is continued as if it were alone
-    --save_state=FILE           what the model has read and written, to go on from
-                                in another process
-    --state=FILE                go on from there, with or without a prompt
+    --prompt_file=FILE         read a long prompt from a file, or from "-",
+                               standard input
+    --prompts=FILE --out=FILE  many prompts, one JSON string or {"prompt": …} a
+                               line; each is continued as if it were alone
+    --save_state=FILE          what the model has read and written, to go on
+                               from in another process
+    --state=FILE               go on from there, with or without a prompt
     --temperature --top_k --top_p --min_p --seed --stop --max_tokens
 """
 

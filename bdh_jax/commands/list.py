@@ -21,7 +21,11 @@ def main(argv: Sequence[str]) -> None:
         print(f"{name}\n{textwrap.fill(experiment.line, WIDTH, initial_indent='  ', subsequent_indent='  ')}")
         for variant, line in experiment.variants.items():
             indent = " " * (width + 4)
-            print(textwrap.fill(line, WIDTH, initial_indent=f"    {variant:<{width}}", subsequent_indent=indent))
+            print(
+                textwrap.fill(
+                    line.replace("``", "`"), WIDTH, initial_indent=f"    {variant:<{width}}", subsequent_indent=indent
+                )
+            )
         print()
     print("bdh train NAME:VARIANT,VARIANT --workdir=runs/NAME    trains one")
     print("bdh config NAME:VARIANT                               shows its keys")

@@ -335,6 +335,7 @@ def _load_one(folder: Path, which: Which) -> tuple[dict[str, Any], Slow]:
         if step not in damaged:
             for error in damaged.values():
                 _LOGGER.warning("%s is damaged (%s); %s is read instead", error.path, error.reason, path)
+            _LOGGER.info("read %s", path)
             return model, slow
     raise damaged[max(damaged)]
 

@@ -276,7 +276,7 @@ def test_commands_are_listed_and_misspelt_ones_named():
     status, output, _ = run_text("bdh_jax", "--help")
     assert status == 0
     files = {path.stem for path in (ROOT / "bdh_jax" / "commands").glob("[a-z]*.py")}
-    assert {line.split()[0] for line in output.splitlines()[2:]} == {name.replace("_", "-") for name in files}
+    assert set(re.findall(r"^  (\S+) ", output, re.MULTILINE)) == {name.replace("_", "-") for name in files}
     status, output, errors = run_text("bdh_jax", "tran")
     assert (status, output) == (2, "")
     assert "error: there is no command 'tran'. Did you mean train?" in errors
