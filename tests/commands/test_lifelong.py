@@ -133,7 +133,7 @@ def test_an_interrupted_run_goes_on(trained, tmp_path, monkeypatch):
     status, _, errors = run_text("bdh_jax", "lifelong", *arguments, "--functions=none", "--layers=1")
     assert status == 2
     assert "interrupted run (1), which differs from this one in layers" in errors
-    status, output, errors = run_text("bdh_jax", "lifelong", *arguments, "--functions=none")
+    status, _, errors = run_text("bdh_jax", "lifelong", *arguments, "--functions=none")
     assert status == 0, errors
     assert "unfinished.json holds rows of an interrupted run (1); those that fit are taken" in errors
     assert "none: recall" in errors
