@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import rich.console
 
 from bdh_jax.analysis.contributions import make_contributions
 from bdh_jax.config import ConfigError, check_types, require
 from bdh_jax.config.convert import from_config_dict
 from bdh_jax.config.files import load_config
 from bdh_jax.config.identity import HOW, WHERE, keys_of
+from bdh_jax.console import show
 from bdh_jax.consolidation.config import ConsolidationConfig
 from bdh_jax.data.config import DataConfig
 from bdh_jax.data.tokenizer import Tokenizer
@@ -26,7 +26,17 @@ from bdh_jax.models.base import ModelConfig
 from bdh_jax.models.registry import MODELS
 from bdh_jax.parallel.mesh import MeshConfig
 from bdh_jax.runs.checkpoint import Which, load_slow
-from bdh_jax.runs.folder import CheckpointError, Record, config_json, read_run, seed_folders
+from bdh_jax.runs.folder import (
+    RESULTS,
+    RUN,
+    CheckpointError,
+    Record,
+    Summary,
+    config_json,
+    read_record,
+    read_run,
+    seed_folders,
+)
 from bdh_jax.runs.lock import only_writer
 from bdh_jax.runs.older import in_todays_words, model_in_todays_words
 from bdh_jax.tasks import TASKS, TaskConfig
@@ -55,6 +65,7 @@ class ExperimentConfig:
     consolidation: ConsolidationConfig = ConsolidationConfig()
     mesh: MeshConfig = dataclasses.field(default=MeshConfig(), metadata=HOW)
     seed: int = 0
+    """Decides the initial weights, the batches and all that is drawn in training."""
     seeds: tuple[int, ...] = ()
     """Several seeds: each runs in its own folder ``seed<k>`` of the workdir, and the table gives mean and spread."""
 
@@ -142,11 +153,11 @@ def load_experiment(named: str, where: str = "--config") -> ExperimentConfig:
     """The experiment of a configuration file, which is executed once.
 
     Args:
-      named: ``FILE.py`` or ``FILE.py:VARIANT``.
+      named: ``NAME`` of one that comes with the package, or ``FILE.py``, either with ``:VARIANT`` after it.
       where: what names the file, for messages.
 
     Raises:
-      ConfigError: if there is no such file or variant, or it is no experiment.
+      ConfigError: if there is no such name, file or variant, or it is no experiment.
     """
     config = load_config(named, where)
     if isinstance(config, ml_collections.ConfigDict):
@@ -166,6 +177,26 @@ def read_experiment(workdir: Path) -> ExperimentConfig:
       ConfigError: if the record names a class that is not there.
     """
     return experiment_from(in_todays_words(read_run(workdir).config))
+
+
+def experiment_in(workdir: Path) -> ExperimentConfig | None:
+    """The experiment of the run that a folder holds; None if it holds none.
+
+    Of a run over several seeds that has not come to its end nobody knows how many there are to be: it has no ``seeds`` here.
+
+    Raises:
+      CheckpointError: if the folder's record cannot be read.
+      ConfigError: if the record names a class that is not there.
+    """
+    if (workdir / RUN).exists():
+        return read_experiment(workdir)
+    folders = seed_folders(workdir)
+    if not folders:
+        return None
+    first = dataclasses.replace(read_experiment(folders[0]), seed=ExperimentConfig.seed)
+    if (workdir / RESULTS).exists():
+        return dataclasses.replace(first, seeds=tuple(read_record(workdir / RESULTS, Summary).seeds))
+    return first
 
 
 def tokenizer_of(workdir: Path) -> Tokenizer:
@@ -306,8 +337,7 @@ def run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
             setup = setup_of(config)
             results, _ = train_in(workdir, setup, lambda: make_task(setup))
     if jax.process_index() == 0:
-        # Names come from a file, which may hold what rich would take for markup.
-        rich.console.Console(markup=False).print(results_table(results))
+        show(results_table(results))
     return results
 
 

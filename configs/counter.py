@@ -5,8 +5,11 @@
 takes an hour of one busy CPU core and reaches 0.994, 0.994, 0.999 and 0.998 of the ceiling on vargap1, vargap2, repeated8 and n16 (mean
 of seeds 0, 1, 2); docs/counter.md says what it takes.
 
-Variants follow a colon: ``--config=configs/counter.py:smoke`` runs a tiny model for a few steps. Any key can be overridden, as in
-``configs/nback.py``. A model trained on n-back is scored on these sets, without training, by
+Variants follow a colon: ``--config=configs/counter.py:smoke``.
+
+    smoke   a tiny model for a few steps: does it run?
+
+Any key can be overridden, as in ``configs/nback.py``. A model trained on n-back is scored on these sets, without training, by
 
     python -m bdh_jax evaluate --workdir=runs/nback --config=configs/counter.py
 """

@@ -1,4 +1,6 @@
-"""Facts: what a model learns before the lifelong benchmark (docs/lifelong.md).
+"""Facts: what a model learns before the lifelong benchmark.
+
+The benchmark is described in docs/lifelong.md.
 
     python -m bdh_jax.main --config=configs/lifelong.py --workdir=runs/lifelong
     python -m bdh_jax lifelong --config=configs/lifelong.py --workdir=runs/lifelong

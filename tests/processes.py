@@ -7,11 +7,17 @@ the server's.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import multiprocessing
 import os
+import pty
 import runpy
+import struct
 import sys
 import tempfile
+import termios
+import threading
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +86,41 @@ def run_text(module: str, *arguments: object, folder: Path = ROOT) -> tuple[int,
     """The same with output and errors as text."""
     status, output, errors = run(module, *arguments, folder=folder)
     return status, output.decode(), errors.decode()
+
+
+def run_in_terminal(module: str, *arguments: object, columns: int = 80, folder: Path = ROOT) -> tuple[int, str]:
+    """Its exit status, and all that it writes to a terminal that is so many columns wide, control sequences included."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+    files = [Path(os.ttyname(theirs))] * 3
+    arguments = tuple(map(str, arguments))
+    process = _SERVER.Process(
+        target=_command, args=(files, environment | {"TERM": "xterm-256color"}, folder, module, list(arguments)), daemon=True
+    )
+    process.start()
+    written: list[bytes] = []
+
+    def read() -> None:
+        # Nobody holds the other end any more: that is how a terminal ends.
+        with contextlib.suppress(OSError):
+            while piece := os.read(ours, 65536):
+                written.append(piece)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    process.join(300)
+    late = process.exitcode is None
+    if late:
+        process.kill()
+        process.join()
+    os.close(theirs)
+    reader.join()
+    os.close(ours)
+    output = b"".join(written).decode()
+    if late:
+        raise TimeoutError(f"{module} {arguments} has not ended after 300 s: {output}")
+    return process.exitcode, output
 
 
 def _command(files: list[Path], environment: dict[str, str], folder: Path, module: str, arguments: list[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 PACKAGE = ROOT / "bdh_jax"
-EVERYWHERE = {"config", "types"}
+EVERYWHERE = {"config", "console", "types"}
 """Rooms that all others import: they are drawn without arrows."""
 
 
@@ -96,7 +96,8 @@ def reachable(room, drawn):
 
 
 def rooms():
-    return {path.stem for path in PACKAGE.iterdir() if path.stem != "__pycache__" and not path.stem.startswith("__")}
+    found = (path for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py")
+    return {path.stem for path in found if not path.stem.startswith("__")}
 
 
 def imports():

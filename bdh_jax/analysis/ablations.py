@@ -13,25 +13,22 @@ Axis letters: E sequences, P pairs, B batch, T time, L layer, H head, N neurons 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import logging
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.box
-import rich.console
-import rich.progress
 import rich.table
 
 from bdh_jax.analysis.fast_states import empty_memory, shuffle_rows
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import change
+from bdh_jax.console import Progress
 from bdh_jax.fast_weights.config import AddressSource
 from bdh_jax.fast_weights.state import FastState
 from bdh_jax.models.bdh import BDH, BDHConfig
@@ -52,8 +49,6 @@ CONTEXTS = (1, 2, 4, 8, 16)
 """Pairs that ``context_last`` leaves, in turn."""
 STATE_BYTES = 2**31
 """States of one batch take at most so much; the last batch of a set is filled up with copies."""
-
-_LOGGER = logging.getLogger("bdh_jax")
 
 
 @runtime_checkable
@@ -383,14 +378,14 @@ def run(config: BDHConfig, slow: Slow, task: Task) -> AblationResult:
     scores: dict[str, dict[str, Score]] = {}
     addresses: list[AddressCosine] = []
     measured = sets if config.fast.enabled else {}
-    with _progress(len(work) + len(measured)) as done:
+    with Progress("ablations", len(work) + len(measured)) as progress:
         for name, data, ablation in work:
             predict = _build(ablation, config, slow, data)
             scores.setdefault(ablation, {})[name] = _score(name, data, predict(data.encoded.tokens))
-            done(f"{ablation} {name} {scores[ablation][name].ratio:.3f}")
+            progress.advance(1, f"{ablation} {name} {scores[ablation][name].ratio:.3f}")
         for name, data in measured.items():
             addresses.extend(address_cosines(config, slow, name, data))
-            done(f"addresses {name}")
+            progress.advance(1, f"addresses {name}")
     return AblationResult(scores=scores, addresses=tuple(addresses))
 
 
@@ -470,22 +465,3 @@ def _score(name: str, data: EvaluationSet, logits: np.ndarray) -> Score:
         credit=float(credit(answers, data.values, data.candidates).mean()),
         ceiling=float(ceiling(data.values, data.candidates).mean()),
     )
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """Gives ``done(what)``, to be called after each of ``total`` pieces of work: a bar in a terminal, plain log lines elsewhere."""
-    console = rich.console.Console()
-    if not (console.is_terminal or console.is_jupyter):
-        count = iter(range(1, total + 1))
-        yield lambda what: _LOGGER.info("%d/%d  %s", next(count), total, what)
-        return
-    columns = (
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.TimeRemainingColumn(),
-    )
-    with rich.progress.Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("", total=total)
-        yield lambda what: progress.update(bar, advance=1, description=what)

@@ -20,17 +20,16 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from scipy import integrate, optimize, stats
 
 from bdh_jax.analysis import probes
 from bdh_jax.config import ConfigError
+from bdh_jax.console import Progress
 from bdh_jax.fast_weights.rules import scan_rule
 from bdh_jax.fast_weights.rules.mesa import ridge_solution
 from bdh_jax.kernels.fast_weight_scan import fast_weight_scan
 from bdh_jax.models.bdh import BDH
-from bdh_jax.runs.progress import Progress
 from bdh_jax.tasks.facts import VALUES, combinations
 from bdh_jax.types import Slow
 
@@ -328,7 +327,6 @@ def measure(
     rules: Sequence[CapacityRule] = RULES,
     seeds: Sequence[int] = (0, 1, 2),
     trained: Sequence[tuple[BDH, Slow]] = (),
-    console: Console | None = None,
 ) -> CapacityResult:
     """F95 of every rule with every kind of address.
 
@@ -338,7 +336,6 @@ def measure(
       seeds: one trial each.
       trained: models with fast weights whose vocabulary is that of :mod:`bdh_jax.tasks.facts`; the addresses of their first layer are
         those of its keys of training, each alone on a fresh state, and there is one trial for each model.
-      console: where progress goes.
 
     Returns:
       :class:`CapacityResult`.
@@ -352,7 +349,7 @@ def measure(
         if rule not in RULES:
             raise ConfigError(f"rule {rule!r} is not one of {', '.join(RULES)}")
     entries = []
-    with Progress("capacity", len(rules) * (len(kinds) + bool(trained)), console) as progress:
+    with Progress("capacity", len(rules) * (len(kinds) + bool(trained))) as progress:
         for kind in kinds:
             for rule in rules:
                 expected = theory(rule, kind)
@@ -362,7 +359,7 @@ def measure(
                 f95 = tuple(search(functools.partial(_draw_seeded, kind, seed), seed=seed) for seed in seeds)
                 active = 1.0 if kind.active is None else max(1, round(kind.active * kind.rows)) / kind.rows
                 entries.append(Entry(rule, kind.name, kind.rows, active, f95, expected, max(f95) >= most))
-                progress.advance(_line(entries[-1]))
+                progress.advance(1, _line(entries[-1]), keep=True)
         if trained:
             pools = [_trained_addresses(*model, seed) for seed, model in enumerate(trained)]
             rows = pools[0].shape[-1]
@@ -374,7 +371,7 @@ def measure(
                 )
                 active = float(np.mean([np.mean(pool > 0) for pool in pools]))
                 entries.append(Entry(rule, _TRAINED, rows, active, f95, None, max(f95) >= most))
-                progress.advance(_line(entries[-1]))
+                progress.advance(1, _line(entries[-1]), keep=True)
     return CapacityResult(tuple(entries))
 
 

@@ -5,10 +5,9 @@ Axis letters: B batch, T time, L layer, K neurons over all heads, D model width,
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import rich.box
-import rich.console
-import rich.progress
 import rich.table
 
 from bdh_jax.analysis.ablations import weights_of, without_writes
 from bdh_jax.config.convert import change
+from bdh_jax.console import Progress
 from bdh_jax.data.corpus import Corpus, window
 from bdh_jax.data.documents import DataError
 from bdh_jax.fast_weights.state import FastState
@@ -135,15 +133,6 @@ def ablations(config: ModelConfig, slow: Slow) -> dict[str, tuple[ModelConfig, S
     return variants
 
 
-@contextlib.contextmanager
-def scoring_bar(total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error, in a terminal only. Yields a function that advances it by so many tokens of ``total``."""
-    console = rich.console.Console(stderr=True)
-    with rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("scoring", total=total)
-        yield lambda tokens: progress.advance(bar, tokens)
-
-
 def positions_table(scores: dict[str, Sequence[PositionScore]], title: str) -> rich.table.Table:
     """Bits per byte: one row for each distance, one column for each model."""
     table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, show_edge=False)
@@ -194,7 +183,7 @@ def _costs(
     most = max(1, LOGITS_BYTES // (rows * config.vocab_size * config.state_dtype.itemsize))
     step = min(CHUNK, most) if with_state else context
     state, read = empty, np.zeros((rows, 1), np.int64)
-    with scoring_bar(length) as advance:
+    with Progress("tokens", length) as progress:
         done = 0
         while done < length:
             here = done if context is None else done % context
@@ -209,7 +198,7 @@ def _costs(
             yield distance, np.asarray(losses, np.float64), weight, token_bytes[targets]
             read = distance[:, -1:] + 1
             done += size
-            advance(size)
+            progress.advance(size)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -1,15 +1,16 @@
-"""From ``python -m bdh_jax COMMAND …`` to the command's module."""
+"""From ``bdh COMMAND …`` (or ``python -m bdh_jax COMMAND …``) to the command's module."""
 
 from __future__ import annotations
 
 import ast
 import difflib
 import importlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bdh_jax.commands._help import list_of
 from bdh_jax.commands._process import USAGE_ERROR, run
+from bdh_jax.console import show_error
 
 
 def commands() -> dict[str, str]:
@@ -28,13 +29,12 @@ def main(argv: Sequence[str]) -> int:
     known = commands()
     name = argv[1] if len(argv) > 1 else ""
     if name in ("", "-h", "-help", "--help", "help"):
-        print("python -m bdh_jax COMMAND --flag=value …  (COMMAND --help lists the flags of one)\n")
-        print("\n".join(f"  {command:<12} {text.rstrip('.')}" for command, text in known.items()))
+        print(list_of(known))
         return 0 if name else USAGE_ERROR
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
-        print(f"error: there is no command {name!r}.{hint} Commands: {', '.join(known)}", file=sys.stderr)
+        show_error(f"there is no command {name!r}.{hint} Commands: {', '.join(known)}")
         return USAGE_ERROR
     run(importlib.import_module(f"bdh_jax.commands.{name.replace('-', '_')}"), [f"{argv[0]} {name}", *argv[2:]])
     return 0

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ml_collections
@@ -20,7 +21,7 @@ from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import any_value, rebuild, to_config_dict
 from bdh_jax.config.options import Options
 from bdh_jax.config.paths import check_local, read_path
-from bdh_jax.experiment import ExperimentConfig, load_experiment
+from bdh_jax.experiment import ExperimentConfig, experiment_in, load_experiment
 
 # The flags that are defined here belong to the command that asks for them.
 flags.disclaim_key_flags()
@@ -39,9 +40,16 @@ _CONFIG = ConfigFlag()
 
 
 def define_config() -> ConfigFlag:
-    """Define ``--config=FILE.py[:variant]``, whose keys are overridden by ``--config.key=value``."""
+    """Define ``--config=NAME[:variant]``, whose keys are overridden by ``--config.key=value``.
+
+    The name may also be the first argument, and the run in ``--workdir``, where the command has that flag, knows its own.
+    """
     flags.DEFINE_string(
-        "config", None, "Configuration file and variant, such as configs/nback.py:smoke; --config.KEY=VALUE changes a key."
+        "config",
+        None,
+        "Experiment and variants, such as nback:smoke (`bdh list` names all), or a file of your own, mine.py:variant. It may also stand "
+        "alone, as the first argument. --config.KEY=VALUE changes a key (`bdh config nback` names all). Default: that of the run in "
+        "--workdir.",
     )
     return _CONFIG
 
@@ -70,14 +78,15 @@ def parse(argv: list[str]) -> list[str]:
     """
     argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
     if "config" in flags.FLAGS:
-        _CONFIG.value, argv = read_config(argv)
+        _CONFIG.value, argv = read_config(with_flag(argv))
     try:
         rest = flags.FLAGS(argv)
     except flags.IllegalFlagValueError as error:
         # Absl would name the flag and its value once more.
         raise error.__context__ if isinstance(error.__context__, ConfigError) else error from None
     if len(rest) > 1:
-        raise ConfigError(f"{rest[1]!r} is not a flag; flags are written --name=value")
+        first = ", and an experiment comes before them" if "config" in flags.FLAGS else ""
+        raise ConfigError(f"{rest[1]!r} is not a flag; flags are written --name=value{first}")
     return rest
 
 
@@ -86,24 +95,47 @@ def joins_others() -> bool:
     return _CONFIG.value is not None and _CONFIG.value.mesh.distributed
 
 
+def with_flag(argv: Sequence[str]) -> list[str]:
+    """The command line with an experiment that is its first argument made a flag.
+
+    Raises:
+      ConfigError: if a flag names one as well.
+    """
+    program, *rest = argv
+    if not rest or rest[0].startswith("-"):
+        return list(argv)
+    named = next((argument for argument in rest if re.match(r"--?config(=|$)", argument)), None)
+    if named is not None:
+        raise ConfigError(f"{rest[0]!r} and {named} name an experiment each; give one of them")
+    return [program, f"--config={rest[0]}", *rest[1:]]
+
+
 def read_config(argv: Sequence[str]) -> tuple[ExperimentConfig | None, list[str]]:
     """The experiment that ``--config`` and its overrides describe, and the command line without the overrides.
+
+    Without ``--config`` it is that of the run in ``--workdir``, and None if there is none.
 
     Raises:
       ConfigError: for a missing file, an unknown variant, a misspelt key, or a value that is ill-typed or out of range.
       flags.Error: for a value that is none of its key's type.
     """
-    named, keys = None, []
+    named: dict[str, str] = {}
+    keys = []
     for index, argument in enumerate(argv):
-        if match := re.fullmatch(r"--?config(?:=(.*))?", argument):
-            named = match.group(1) if match.group(1) is not None else next(iter(argv[index + 1 :]), "")
+        if match := re.fullmatch(r"--?(config|workdir)(?:=(.*))?", argument):
+            named[match[1]] = match[2] if match[2] is not None else next(iter(argv[index + 1 :]), "")
         elif match := re.match(r"--?(?:no)?config\.([^=]+)", argument):
             keys.append(match.group(1))
-    if named is None:
+    if "config" in named:
+        template = load_experiment(named["config"])
+    else:
+        template = experiment_in(Path(named["workdir"])) if named.get("workdir") else None
+    if template is None:
         if keys:
-            raise ConfigError(f"--config.{keys[0]} needs a configuration to change: --config=configs/nback.py")
+            raise ConfigError(
+                f"--config.{keys[0]} needs a configuration to change: name an experiment, such as --config=nback (`bdh list` has all)"
+            )
         return None, list(argv)
-    template = load_experiment(named)
     if not keys:
         return template, list(argv)
     values = to_config_dict(template)

@@ -1,4 +1,4 @@
-"""Where commands write: tables, results and figures, and whether there is room for them."""
+"""Where commands write: results and figures, and whether there is room for them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import rich.console
-
 from bdh_jax.config import ConfigError
 from bdh_jax.config.paths import check_writable
 from bdh_jax.config.records import whole_file, write_whole
 from bdh_jax.runs.folder import CHECKPOINTS, RUN, seed_folders
 from bdh_jax.runs.lock import only_writer
 
-
-def table_console(width: int = 100) -> rich.console.Console:
-    """A console for tables. A log or a file has no width of its own, and rich takes it for 80 columns, which the tables do not fit."""
-    console = rich.console.Console()
-    return console if console.is_terminal else rich.console.Console(width=width)
+_LOGGER = logging.getLogger("bdh_jax")
 
 
 def new_file(name: str | None, flag: str = "out") -> Path | None:
@@ -66,6 +60,7 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}; make room, or name another file") from error
+    _LOGGER.info("wrote %s", path)
 
 
 @contextlib.contextmanager
@@ -102,7 +97,7 @@ def save_figure(plot: Callable[[], Any], path: Path) -> None:
       ConfigError: if the file cannot be written.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        logging.getLogger("bdh_jax").warning('%s is not drawn: figures need matplotlib, pip install -e ".[plot]"', path)
+        _LOGGER.warning('%s is not drawn: figures need matplotlib, pip install "bdh_jax[plot]"', path)
         return
     figure = plot()
     with _writing(path), whole_file(path) as part:

@@ -5,7 +5,6 @@ A mistake of the user is one message on standard error and status 2, never a tra
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -15,8 +14,11 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from bdh_jax.commands._allocator import keep_freed_memory
+from bdh_jax.commands._compiling import tell_of_compilation
 from bdh_jax.commands._flags import joins_others, parse
+from bdh_jax.commands._help import help_of
 from bdh_jax.config import ConfigError
+from bdh_jax.console import show_error, show_messages
 from bdh_jax.data.documents import DataError
 from bdh_jax.generation.state_files import StateError
 from bdh_jax.parallel.devices import check_devices
@@ -42,22 +44,18 @@ def run(command: ModuleType, argv: Sequence[str]) -> None:
 
 def _parse_flags(command: ModuleType, argv: Sequence[str]) -> list[str]:
     if _HELP.intersection(argv[1:]):
-        print(f"{command.__doc__.strip()}\n\nFlags:\n\n{_flags_of(command)}")
+        print(help_of(command))
         sys.exit(0)
     try:
         rest = parse(list(argv))
-    except (flags.Error, ConfigError) as error:
+    except (flags.Error, ConfigError, CheckpointError) as error:
         sys.exit(_fail(error, USAGE_ERROR))
     return rest
 
 
-def _flags_of(command: ModuleType) -> str:
-    # Absl heads the list with the module's name.
-    return flags.FLAGS.module_help(command).strip().partition("\n")[2].rstrip()
-
-
 def _status(command: ModuleType, argv: Sequence[str]) -> int | None:
-    _set_up_logging()
+    _set_up_logging(quiet=getattr(command, "QUIET", False))
+    tell_of_compilation()
     try:
         with signals.raising():
             if not joins_others():
@@ -79,17 +77,13 @@ def _stopped(error: BaseException, number: int) -> int:
     return status if jax.distributed.is_initialized() else signals.leave(status)
 
 
-def _set_up_logging() -> None:
-    """Our own lines at INFO; of the libraries, which share absl's logger, warnings only unless --verbosity asks for more."""
+def _set_up_logging(*, quiet: bool) -> None:
+    """Our own lines; of the libraries, which share absl's logger, warnings only unless --verbosity asks for more."""
     if not flags.FLAGS["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.WARNING)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    logger = logging.getLogger("bdh_jax")
-    logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.INFO)
+    show_messages(quiet=quiet)
 
 
 def _fail(error: Exception | str, status: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    show_error(error)
     return status

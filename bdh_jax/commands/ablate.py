@@ -1,4 +1,4 @@
-"""Score a trained model with parts of it switched off: ``python -m bdh_jax ablate --workdir=runs/nback``.
+"""Score a trained model with parts of it switched off: ``bdh ablate --workdir=runs/nback``.
 
 The model comes from the workdir, and so does the task, unless ``--config`` names another. Of a run over several seeds all models
 are scored, and the tables have mean and spread. docs/ablations.md says what is switched off.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import rich.console
 from absl import flags
 
 from bdh_jax.analysis import ablations
@@ -17,6 +16,7 @@ from bdh_jax.commands._flags import define_config, define_path
 from bdh_jax.commands._output import new_file, write_record
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import to_dict
+from bdh_jax.console import show
 from bdh_jax.experiment import load_bdh, read_experiment
 from bdh_jax.runs.folder import seed_folders
 
@@ -39,14 +39,13 @@ def main(argv: Sequence[str]) -> None:
     workdir = Path(_WORKDIR.value)
     folders = seed_folders(workdir) or [workdir]
     models = [load_bdh(folder, _WHICH.value) for folder in folders]
-    experiment = read_experiment(folders[0]) if _CONFIG.value is None else _CONFIG.value
+    experiment = _CONFIG.value or read_experiment(folders[0])
     task = experiment.task.make(seed=experiment.seed, batch_size=experiment.train.batch_size, data=experiment.data)
     results = [ablations.run(config, slow, task) for config, slow in models]
-    console = rich.console.Console()
-    console.print(ablations.score_table(results))
+    show(ablations.score_table(results))
     if results[0].addresses:
-        console.print()
-        console.print(ablations.address_table(results))
+        print()
+        show(ablations.address_table(results), keys=2)
     if out is not None:
         record = {"task": to_dict(experiment.task), "workdir": _WORKDIR.value, "which": _WHICH.value}
         write_record(

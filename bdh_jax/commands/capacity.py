@@ -1,4 +1,4 @@
-"""How many facts a matrix of fast weights holds: ``python -m bdh_jax capacity --out=runs/capacity``.
+"""How many facts a matrix of fast weights holds: ``bdh capacity --out=runs/capacity``.
 
 Prints a table of F95, the number of facts of which 95 in 100 are recalled, for each write rule and kind of address, and writes
 ``results.json`` and ``figure.png`` into ``--out``. With ``--workdir`` the addresses of a trained model have rows of their own.
@@ -14,8 +14,9 @@ from absl import flags
 
 from bdh_jax.analysis import fact_capacity as capacity
 from bdh_jax.commands._flags import define_path, numbers
-from bdh_jax.commands._output import result_files, save_figure, table_console, write_record
+from bdh_jax.commands._output import result_files, save_figure, write_record
 from bdh_jax.config import ConfigError
+from bdh_jax.console import show
 from bdh_jax.experiment import load_bdh
 from bdh_jax.models.bdh import BDH
 from bdh_jax.runs.folder import seed_folders
@@ -53,14 +54,13 @@ def main(argv: Sequence[str]) -> None:
         kinds += [capacity.Addresses(count, None) for count in rows]
         if not kinds:
             raise ConfigError("--rows and --active name nothing to draw addresses for; give one of them a number")
-        console = table_console()
         result = capacity.measure(
-            list(dict.fromkeys(kinds)), rules=_RULES.value, seeds=range(_SEEDS.value), trained=_trained(), console=console
+            list(dict.fromkeys(kinds)), rules=_RULES.value, seeds=range(_SEEDS.value), trained=_trained()
         )
         record = {"entries": result.to_dict(), "start": describe_start(0, 0)}
         write_record(files["results.json"], record)
         save_figure(result.plot, files["figure.png"])
-        console.print(result.table())
+        show(result.table(), keys=3)
 
 
 def _trained() -> Sequence[tuple[BDH, Slow]]:

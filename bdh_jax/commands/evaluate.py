@@ -1,7 +1,7 @@
-"""Score a trained model on a task, without training: ``python -m bdh_jax evaluate --workdir=runs/nback --config=configs/counter.py``.
+"""Score a trained model on a task, without training: ``bdh evaluate counter --workdir=runs/nback``.
 
-The model comes from the workdir, the task from the configuration; everything else of the configuration is ignored. Prints the
-table, and writes it as JSON if ``--out=FILE`` names a file that is not there yet.
+The model comes from the workdir, the task from the experiment that is named; everything else of that is ignored. Without one it is the
+task that the model was trained on. Prints the table, and writes it as JSON if ``--out=FILE`` names a file that is not there yet.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import rich.console
 from absl import flags
 
 from bdh_jax.commands._flags import define_config, define_path
 from bdh_jax.commands._output import new_file, write_record
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import to_dict
+from bdh_jax.console import show
 from bdh_jax.experiment import load, read_experiment, tokenizer_of
 from bdh_jax.parallel.mesh import MeshConfig, make_mesh
 from bdh_jax.tasks import Task
@@ -35,12 +35,10 @@ def main(argv: Sequence[str]) -> None:
     """
     del argv
     out = new_file(_OUT.value)
-    if _CONFIG.value is None:
-        raise ConfigError("--config is missing: name the configuration of a task, such as --config=configs/counter.py")
     if not _WORKDIR.value:
         raise ConfigError("--workdir is missing: name the folder of a training run, such as --workdir=runs/nback")
-    experiment = _CONFIG.value
     config, slow = load(Path(_WORKDIR.value), _WHICH.value)
+    experiment = _CONFIG.value or read_experiment(Path(_WORKDIR.value))
     task = experiment.task.make(seed=experiment.seed, batch_size=experiment.train.batch_size, data=experiment.data)
     if task.vocab_size > config.vocab_size:
         raise ConfigError(
@@ -49,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
         )
     _check_tokens(Path(_WORKDIR.value), task)
     evaluation = task.evaluate(make_predict(config.build(), make_mesh(MeshConfig()))(slow))
-    rich.console.Console().print(evaluation.table())
+    show(evaluation.table())
     if out is not None:
         record = {"task": to_dict(experiment.task), "workdir": _WORKDIR.value, "which": _WHICH.value}
         write_record(out, {**record, **evaluation.to_dict()})

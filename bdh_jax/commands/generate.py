@@ -1,12 +1,15 @@
-"""Write text with a trained model: ``python -m bdh_jax generate --workdir=runs/text --prompt="To be, or"``.
+"""Write text with a trained model: ``bdh generate --workdir=runs/text --prompt="To be, or"``.
 
 The prompt is read once, in chunks; then every token costs the same, however long the text has become. The text streams to standard
 output, messages go to standard error.
 
-    --prompt_file=FILE            read a long prompt from a file ("-": standard input)
-    --prompts=FILE --out=FILE     many prompts, one JSON string or {"prompt": …} a line; each is continued as if it were alone
-    --save_state=FILE             what the model has read and written, to go on from in another process
-    --state=FILE                  go on from there, with or without a prompt
+    --prompt_file=FILE         read a long prompt from a file, or from "-",
+                               standard input
+    --prompts=FILE --out=FILE  many prompts, one JSON string or {"prompt": …} a
+                               line; each is continued as if it were alone
+    --save_state=FILE          what the model has read and written, to go on
+                               from in another process
+    --state=FILE               go on from there, with or without a prompt
     --temperature --top_k --top_p --min_p --seed --stop --max_tokens
 """
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import logging
 import os
 import signal
 import sys
@@ -22,19 +26,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-import rich.console
-import rich.progress
 from absl import flags
 
 from bdh_jax.commands._flags import define_path
 from bdh_jax.commands._output import new_file, write_output
 from bdh_jax.config import ConfigError
+from bdh_jax.console import Progress
 from bdh_jax.data.tokenizer import Tokenizer
 from bdh_jax.experiment import load_bdh, tokenizer_of
 from bdh_jax.generation.sampling import GenerationState, Sampling, check_memory, generate, prefill
 from bdh_jax.generation.state_files import load_state, save_state
 from bdh_jax.models.bdh import BDH
 from bdh_jax.types import Slow
+
+QUIET = True
+"""The text is all that it writes, unless somebody watches."""
+_LOGGER = logging.getLogger("bdh_jax")
 
 _WORKDIR = define_path("workdir", "Folder of a training run on text (of one seed).")
 _WHICH = flags.DEFINE_enum("which", "best", ["last", "best"], "Which checkpoint to use.")
@@ -52,7 +59,7 @@ _MIN_P = flags.DEFINE_float("min_p", None, "Keep tokens at least this many times
 _SEED = flags.DEFINE_integer(
     "seed", 0, "Of the sampling; prompt b of several has seed + b.", lower_bound=0, upper_bound=2**64 - 1
 )
-_STOP = flags.DEFINE_multi_string("stop", [], "End a text after this string; may be given several times.")
+_STOP = flags.DEFINE_multi_string("stop", [], "End a text after this string.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -119,8 +126,8 @@ def _write_one(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling)
             break
     stream.close()
     seconds = time.perf_counter() - started
-    if pieces and sys.stderr.isatty():
-        print(f"{len(pieces)} tokens, {len(pieces) / seconds:.1f} a second", file=sys.stderr)
+    if pieces:
+        _LOGGER.info("%d tokens, %.1f a second", len(pieces), len(pieces) / seconds)
     if _SAVE_STATE.value:
         save_state(_SAVE_STATE.value, newest[0], model, slow)
     return stream.is_read
@@ -133,10 +140,9 @@ def _write_many(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling
     pieces: list[list[bytes]] = [[] for _ in prompts]
     stop = _stopper(pieces, tokenizer)
     steps = generate(model, slow, state, max_tokens=_MAX_TOKENS.value, sampling=sampling, seeds=_SEED.value, stop=stop)
-    console = rich.console.Console(stderr=True)
-    quiet = not console.is_terminal
-    for _ in rich.progress.track(steps, "writing", _MAX_TOKENS.value, console=console, transient=True, disable=quiet):
-        pass
+    with Progress("writing", _MAX_TOKENS.value) as progress:
+        for _ in steps:
+            progress.advance()
     out = Path(_OUT.value)
     rows = [
         {"prompt": prompt, "text": b"".join(written).decode(errors="replace")}
@@ -168,11 +174,8 @@ def _read(model: BDH, slow: Slow, prompts: Sequence[Sequence[int]], state: Gener
     """Read prompts, with a bar if that takes long."""
     batch, longest = len(prompts), max(len(prompt) for prompt in prompts)
     check_memory(model.config, batch, _available_memory())
-    console = rich.console.Console(stderr=True)
-    progress = rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal)
-    with progress:
-        bar = progress.add_task("reading", total=longest, visible=longest > 4096)
-        return prefill(model, slow, prompts, state, progress=lambda done, total: progress.update(bar, completed=done))
+    with Progress("reading", longest, shown=longest > 4096) as progress:
+        return prefill(model, slow, prompts, state, progress=lambda done, total: progress.to(done))
 
 
 def _available_memory() -> int | None:

@@ -1,6 +1,6 @@
-"""The lifelong benchmark on trained models: ``python -m bdh_jax lifelong --config=configs/lifelong.py --workdir=runs/lifelong``.
+"""The lifelong benchmark on trained models: ``bdh lifelong --workdir=runs/lifelong``.
 
-The models come from the workdir, one or several seeds, the facts they know from the configuration. Prints the tables and writes
+The models come from the workdir, one or several seeds, and so does the number of facts that they know. Prints the tables and writes
 ``results.json``, ``figure.png`` and ``course.png`` (scores along the stream) into ``WORKDIR/lifelong`` or ``--out``. With several
 numbers of facts, ``--facts=256,1024,4096``, tables and figure compare them.
 
@@ -10,6 +10,7 @@ Rows that are done wait in ``unfinished.json`` there until all are: the same com
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,9 @@ from pathlib import Path
 from absl import flags
 
 from bdh_jax.commands._flags import define_config, define_path, numbers
-from bdh_jax.commands._output import result_files, save_figure, table_console, write_record
+from bdh_jax.commands._output import result_files, save_figure, write_record
 from bdh_jax.config import ConfigError
+from bdh_jax.console import show
 from bdh_jax.consolidation import make_function
 from bdh_jax.experiment import load_bdh, read_experiment
 from bdh_jax.lifelong import benchmark as lifelong
@@ -32,6 +34,8 @@ from bdh_jax.runs.folder import seed_folders
 from bdh_jax.runs.provenance import describe_start
 from bdh_jax.runs.signals import Stopped, number_of
 from bdh_jax.tasks.facts import FactsConfig
+
+_LOGGER = logging.getLogger("bdh_jax")
 
 _CONFIG = define_config()
 _WORKDIR = define_path("workdir", "Folder of a training run, of one seed or several.")
@@ -61,18 +65,16 @@ def main(argv: Sequence[str]) -> None:
       ConfigError: a flag is missing or wrong, or results are there already.
     """
     del argv
-    if _CONFIG.value is None:
-        raise ConfigError(
-            "--config is missing: name the configuration of the training, such as --config=configs/lifelong.py"
-        )
     if not _WORKDIR.value:
         raise ConfigError("--workdir is missing: name the folder of a training run, such as --workdir=runs/lifelong")
-    experiment = _CONFIG.value
-    if not isinstance(experiment.task, FactsConfig):
-        raise ConfigError(
-            f"--config has the task {experiment.task.name!r}; the benchmark needs facts, as configs/lifelong.py has"
-        )
     workdir = Path(_WORKDIR.value)
+    folders = seed_folders(workdir) or [workdir]
+    experiment = _CONFIG.value or read_experiment(folders[0])
+    if not isinstance(experiment.task, FactsConfig):
+        named = "--config" if flags.FLAGS["config"].present else f"--workdir={workdir}"
+        raise ConfigError(
+            f"{named} has the task {experiment.task.name!r}; the benchmark needs facts: train with `bdh train lifelong --workdir=…`"
+        )
     out = Path(_OUT.value) if _OUT.value else workdir / "lifelong"
     layers = _layers(experiment.model.memory_slots)
     rows, rates = _rows(_FUNCTIONS.value or list(CONTESTANTS), contestants(_RIDGE.value, layers))
@@ -90,23 +92,19 @@ def main(argv: Sequence[str]) -> None:
         reference=_REFERENCE.value,
     )
     with result_files(out, ("figure.png", "course.png"), overwrite=_OVERWRITE.value) as files:
-        folders = seed_folders(workdir) or [workdir]
         models = [load_bdh(folder, _WHICH.value) for folder in folders]
         for folder in folders:
             _check_trained(folder, experiment.task)
-        console = table_console()
         slows = [slow for _, slow in models]
         solved = {"ridge": _RIDGE.value, "layers": layers}
         unfinished = out / "unfinished.json"
         settings = {**settings_of(slows), "model": dataclasses.asdict(models[0][0]), **solved}
         finished = FinishedRows(unfinished, settings, overwrite=_OVERWRITE.value)
         if len(finished):
-            console.print(
-                f"{unfinished} holds rows of an interrupted run ({len(finished)}); those that fit are taken", soft_wrap=True
-            )
+            _LOGGER.info("%s holds rows of an interrupted run (%d); those that fit are taken", unfinished, len(finished))
         try:
             sweep = lifelong_sweep.run(
-                BDH(models[0][0]), slows, rows, facts=facts, config=config, rates=rates, finished=finished, console=console
+                BDH(models[0][0]), slows, rows, facts=facts, config=config, rates=rates, finished=finished
             )
         except KeyboardInterrupt as stopped:
             if not len(finished):
@@ -122,11 +120,9 @@ def main(argv: Sequence[str]) -> None:
         if len(facts) == 1:
             save_figure(result.plot_course, files["course.png"])
         left = finished.finish()
-        for table in result.tables():
-            console.print(table)
-            console.print()
+        show(*result.tables())
         if left:
-            console.print(f"{unfinished} still holds rows that are not in this table ({left})", soft_wrap=True)
+            _LOGGER.info("%s still holds rows that are not in this table (%d)", unfinished, left)
 
 
 def _check_trained(folder: Path, task: FactsConfig) -> None:

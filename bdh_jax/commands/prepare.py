@@ -1,8 +1,10 @@
-"""Turn a large text into shards of token ids, once: ``python -m bdh_jax prepare --dataset=roneneldan/TinyStories --out=data/stories``.
+"""Turn a large text into shards of token ids, once: ``bdh prepare --files='books/*.txt' --out=data/books``.
 
-    python -m bdh_jax prepare --dataset=HuggingFaceFW/fineweb-edu --name=sample-10BT --documents=200000 --out=data/fineweb
-    python -m bdh_jax prepare --files='books/*.txt.gz' --train_tokenizer=4096 --out=data/books
-    python -m bdh_jax.main --config=configs/text.py --config.data.path=data/stories --workdir=runs/stories
+    bdh prepare --dataset=roneneldan/TinyStories --out=data/stories
+    bdh prepare --dataset=HuggingFaceFW/fineweb-edu --name=sample-10BT \\
+        --documents=200000 --out=data/fineweb
+    bdh prepare --files='books/*.txt.gz' --train_tokenizer=4096 --out=data/books
+    bdh train text --config.data.path=data/stories --workdir=runs/stories
 
 Data sets are streamed by the ``datasets`` library (``pip install "bdh_jax[text]"``); a local folder in one of its formats works too. A
 document's own content decides whether it is for training or validation. Shards and their checksums are listed in ``manifest.json``
@@ -15,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import rich.console
 from absl import flags
 
 from bdh_jax.commands._flags import define_path
 from bdh_jax.config import ConfigError
+from bdh_jax.console import suggest
 from bdh_jax.data import shards as prepared
 from bdh_jax.data.documents import TEXT_COLUMN
 from bdh_jax.data.preparation import prepare
@@ -72,9 +74,9 @@ def main(argv: Sequence[str]) -> None:
             shard_tokens=_SHARD_TOKENS.value,
             tokenizer=_TOKENIZER.value,
             tokenizer_documents=_TOKENIZER_DOCUMENTS.value,
-            console=rich.console.Console(stderr=True),
         )
     print(_summary(Path(_OUT.value), manifest))
+    suggest(f"bdh train text --config.data.path={_OUT.value} --workdir=runs/text")
 
 
 def _summary(folder: Path, manifest: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Score a trained language model beyond its training length: ``python -m bdh_jax score-text --workdir=runs/text``.
+"""Score a trained language model beyond its training length: ``bdh score-text --workdir=runs/text``.
 
 Prints bits per byte of the validation text from empty and from carried states, by the number of tokens read before, and with parts of
 the model switched off; the bytes of its state beside a transformer's cache; and writes ``results.json`` and ``figure.png`` into
@@ -8,6 +8,7 @@ the model switched off; the bytes of its state beside a transformer's cache; and
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from absl import flags
 
 from bdh_jax.analysis import language
 from bdh_jax.commands._flags import define_path
-from bdh_jax.commands._output import result_files, save_figure, table_console, write_record
+from bdh_jax.commands._output import result_files, save_figure, write_record
 from bdh_jax.config import ConfigError
+from bdh_jax.console import WIDTH, Progress, show
 from bdh_jax.experiment import ExperimentConfig, load, read_experiment
 from bdh_jax.models.base import ModelConfig
 from bdh_jax.parallel.mesh import MeshConfig, make_mesh
@@ -66,9 +68,7 @@ def _score(workdir: Path, files: dict[str, Path]) -> None:
     loaded = [load(folder, _WHICH.value) for folder in folders]
     experiment = read_experiment(folders[0])
     if not isinstance(experiment.task, TextConfig):
-        raise ConfigError(
-            f"{workdir} was trained on the task {experiment.task.name!r}, not on text; see python -m bdh_jax evaluate"
-        )
+        raise ConfigError(f"{workdir} was trained on the task {experiment.task.name!r}, not on text; see `bdh evaluate`")
     config, length = loaded[0][0], experiment.task.length
     context = _CONTEXT.value if config.has_state else _GPT_CONTEXT.value
     task = _task(experiment, folders)
@@ -80,7 +80,6 @@ def _score(workdir: Path, files: dict[str, Path]) -> None:
         )
     arguments = (validation, task.data.tokenizer.token_bytes)
 
-    console = table_console()
     record = {"workdir": str(workdir), "which": _WHICH.value, "train_length": length, "start": describe_start(0, 0)}
 
     rows = {f"empty state every {length} tokens": _from_empty(task, config)}
@@ -100,24 +99,22 @@ def _score(workdir: Path, files: dict[str, Path]) -> None:
         bits = [measure(slow) for _, slow in loaded]
         record["whole"][name] = bits
         table.add_row(name, *(f"{b:.4f}" for b in bits))
-    console.print(table)
-    console.print()
+    show(table)
+    print()
 
     positions = {
         folder.name: language.by_position(config, slow, *arguments, context=context)
         for folder, (_, slow) in zip(folders, loaded, strict=True)
     }
     title = f"validation bits per byte in contexts of {context:,} (trained on {length})"
-    console.print(language.positions_table(positions, title))
+    show(language.positions_table(positions, title))
     record["by_position"] = {name: [row._asdict() for row in scores] for name, scores in positions.items()}
     if config.has_state:
         equal = language.equal_context(config)
         state = language.state_bytes(config)
         record["state_bytes"], record["equal_context"] = state, equal
-        console.print(
-            f"\nstate of one text: {state / 2**20:.2f} MiB; a transformer's cache of equal layers and width is as large after "
-            f"{equal:,} tokens"
-        )
+        line = f"state of one text: {state / 2**20:.2f} MiB; a transformer's cache of equal layers and width is as large after {equal:,} tokens"
+        print("\n" + textwrap.fill(line, WIDTH))
     write_record(files["results.json"], record)
     save_figure(lambda: language.plot_positions(positions, length), files["figure.png"])
 
@@ -142,10 +139,10 @@ def _from_empty(task: Text, config: ModelConfig) -> Callable[[Slow], float]:
 
     def bits_per_byte(slow: Slow) -> float:
         predict = make(slow)
-        with language.scoring_bar(len(task.validation.tokens)) as advance:
+        with Progress("tokens", len(task.validation.tokens)) as progress:
 
             def counted(tokens: np.ndarray, valid: np.ndarray, *rest: Any) -> Any:
-                advance(int(valid.sum()))
+                progress.advance(int(valid.sum()))
                 return predict(tokens, valid, *rest)
 
             return task.evaluate(counted).rows[0].bits_per_byte

@@ -1,21 +1,32 @@
-"""Train one experiment: ``python -m bdh_jax.main --config=configs/nback.py --workdir=runs/nback``.
+"""Train one experiment: ``bdh train nback --workdir=runs/nback``.
 
-Run it again to resume, or, once finished, to print the table again. Exit status: 0 finished, 1 loss or gradient not finite,
+    bdh train nback:text,clean --workdir=runs/text    with variants
+    bdh train mine.py --workdir=runs/mine             a file of your own
+    bdh train nback --workdir=runs/wide --config.model.d_model=128
+    bdh train --workdir=runs/nback                    goes on there
+
+``bdh list`` names the experiments, ``bdh config nback`` the keys of one. Run it again to resume, or, once finished, to print the table
+again. ``python -m bdh_jax.main`` takes the same flags. Exit status: 0 finished, 1 loss or gradient not finite,
 2 a mistake in what was asked, 128 + n after signal n: Ctrl-C (130), SIGTERM (143), SIGHUP (129) and SIGUSR1 (138) save first. A second
 Ctrl-C aborts at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 
 from bdh_jax.commands._flags import define_config, define_path
 from bdh_jax.config import ConfigError
-from bdh_jax.experiment import run
+from bdh_jax.console import suggest
+from bdh_jax.experiment import ExperimentConfig, run
 from bdh_jax.parallel.devices import check_devices
+from bdh_jax.tasks.facts import FactsConfig
+
+_LOGGER = logging.getLogger("bdh_jax")
 
 _CONFIG = define_config()
 _WORKDIR = define_path("workdir", "Folder for checkpoints, metrics and results; resumes what it holds.")
@@ -29,7 +40,10 @@ def main(argv: Sequence[str]) -> None:
     """
     del argv
     if _CONFIG.value is None:
-        raise ConfigError("--config is missing: name a configuration, such as --config=configs/nback.py")
+        there = f", and --workdir={_WORKDIR.value} holds no run to go on with" if _WORKDIR.value else ""
+        raise ConfigError(
+            f"--config is missing{there}: name an experiment, such as --config=nback, or a file; `bdh list` has all experiments"
+        )
     if not _WORKDIR.value:
         raise ConfigError("--workdir is missing: name a folder for checkpoints and results, such as --workdir=runs/nback")
     config = _CONFIG.value
@@ -41,4 +55,23 @@ def main(argv: Sequence[str]) -> None:
                 f"mesh.distributed=True: this is no cluster that JAX knows ({error}); set it to False"
             ) from error
         check_devices()
-    run(config, Path(_WORKDIR.value))
+    workdir = Path(_WORKDIR.value)
+    run(config, workdir)
+    if jax.process_index() == 0:
+        _LOGGER.info("results, metrics and checkpoints are in %s", workdir)
+        suggest(*_next(config, workdir))
+
+
+def _next(config: ExperimentConfig, workdir: Path) -> Iterator[str]:
+    """Commands that say more of what was trained."""
+    one = workdir / f"seed{config.seeds[0]}" if config.seeds else workdir
+    if isinstance(config.task, FactsConfig):
+        yield f"bdh lifelong --workdir={workdir}"
+    elif config.task.reads_text:
+        if config.model.has_state:
+            yield f'bdh generate --workdir={one} --prompt="To be"'
+        yield f"bdh score-text --workdir={workdir}"
+    else:
+        yield f"bdh evaluate --workdir={one}"
+        if config.model.has_fast_weights and config.task.token_meaning() == "integers":
+            yield f"bdh ablate --workdir={workdir}"

@@ -17,14 +17,16 @@ from types import ModuleType
 from typing import Any
 
 from bdh_jax.config.base import ConfigError
-from bdh_jax.config.paths import check_local, read_path
+from bdh_jax.config.catalogue import find
+from bdh_jax.config.paths import check_local
 
 
 def load_config(named: str, where: str = "--config") -> Any:
     """What a configuration file returns. The file is executed once by every call.
 
     Args:
-      named: ``FILE.py`` or ``FILE.py:VARIANT``; the file's own ``get_config`` says which variants there are.
+      named: an experiment of the package (:mod:`bdh_jax.config.catalogue`) or ``FILE.py``, either with ``:VARIANT`` after it; the file's own
+        ``get_config`` says which variants there are.
       where: what names the file, for messages.
 
     Returns:
@@ -34,19 +36,14 @@ def load_config(named: str, where: str = "--config") -> Any:
       ConfigError: if there is no such file, it cannot be executed, has no ``get_config``, or that refuses the variant.
     """
     check_local(named, where)
-    file, colon, variant = named.partition(":")
-    path = Path(read_path(file, where))
-    if not path.is_file():
-        raise ConfigError(f"{where}={named}: there is no file {file!r} in {Path.cwd()}")
-    if path.suffix != ".py":
-        raise ConfigError(f"{where}={named}: {file!r} is not a Python file")
+    path, variant = find(named, where)
     function = getattr(import_file(path, f"{where}={named}"), "get_config", None)
     if not callable(function):
-        raise ConfigError(f"{where}={named}: {file!r} has no function get_config")
-    if colon and not inspect.signature(function).parameters:
-        raise ConfigError(f"{where}={named}: get_config of {file!r} takes no variant; leave out {colon + variant!r}")
+        raise ConfigError(f"{where}={named}: {str(path)!r} has no function get_config")
+    if variant is not None and not inspect.signature(function).parameters:
+        raise ConfigError(f"{where}={named}: get_config of {str(path)!r} takes no variant; leave out {':' + variant!r}")
     try:
-        return function(variant) if colon else function()
+        return function() if variant is None else function(variant)
     except ConfigError as error:
         raise ConfigError(f"{where}={named}: {error}") from None
     except Exception as error:

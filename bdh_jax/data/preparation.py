@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich.console
-import rich.progress
 
 from bdh_jax.config.paths import check_writable
 from bdh_jax.config.records import write_whole
+from bdh_jax.console import Progress
 from bdh_jax.data import shards as prepared
 from bdh_jax.data.corpus import build_corpus, draw
 from bdh_jax.data.documents import DataError, Tally, find_files, read_documents, text_package
@@ -34,7 +33,6 @@ def prepare(
     shard_tokens: int,
     tokenizer: str | None = None,
     tokenizer_documents: int = 10_000,
-    console: rich.console.Console | None = None,
 ) -> dict[str, Any]:
     """Prepare a text, or go on where an earlier call stopped.
 
@@ -45,7 +43,6 @@ def prepare(
       shard_tokens: a shard is written once so many tokens are at hand.
       tokenizer: ``tokenizer.json``, or None for bytes.
       tokenizer_documents: documents on which a tokenizer is trained, if ``source`` asks for one.
-      console: where progress is shown.
 
     Returns:
       The manifest.
@@ -92,7 +89,7 @@ def prepare(
             (folder / prepared.TOKENIZER).unlink(missing_ok=True)
             raise
     if not manifest["complete"]:
-        _write_shards(folder, manifest, files, chosen, shard_tokens, console or rich.console.Console(stderr=True))
+        _write_shards(folder, manifest, files, chosen, shard_tokens)
     return manifest
 
 
@@ -102,7 +99,6 @@ def _write_shards(
     files: list[Path],
     tokenizer: Tokenizer,
     shard_tokens: int,
-    console: rich.console.Console,
 ) -> None:
     source, done = manifest["source"], manifest["documents_read"]
     parts: dict[str, list[np.ndarray]] = {split: [] for split in prepared.SPLITS}
@@ -122,15 +118,8 @@ def _write_shards(
         with _writing(folder):
             prepared.write_manifest(folder, manifest)
 
-    columns = (
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.TextColumn("{task.completed:,} documents  {task.fields[tokens]:,} tokens"),
-        rich.progress.TimeElapsedColumn(),
-    )
     tokens = sum(shard.tokens for shard in manifest["shards"])
-    with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("preparing", total=source["documents"], completed=done, tokens=tokens)
+    with Progress("documents", source["documents"], done=done) as progress:
         for document in _documents(source, files, skip=done):
             ids = tokenizer.encode(document)
             done += 1
@@ -139,7 +128,7 @@ def _write_shards(
                 waiting, tokens = waiting + len(ids), tokens + len(ids)
             if waiting >= shard_tokens:
                 flush()
-            progress.update(bar, completed=done, tokens=tokens)
+            progress.to(done, f"{tokens:,} tokens" if progress.is_bar else "")
     flush()
     for split in prepared.SPLITS:
         if not any(shard.split == split for shard in manifest["shards"]):

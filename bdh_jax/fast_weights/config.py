@@ -22,6 +22,7 @@ class FastWeightConfig:
     """Fast weights: the write-back S of shape [H, N, D] per layer and example (see ``bdh_jax.fast_weights.rules``)."""
 
     enabled: bool = True
+    """Whether there are any; False is plain BDH."""
     learning_rate: float = 1.0
     """η ≥ 0, the size of a write."""
     decay: float = 0.95

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from bdh_jax.fast_weights.shown import shown
 from bdh_jax.parallel.axes import Leaf, is_leaf
 
 Axes = tuple[str, ...]
@@ -63,6 +64,9 @@ class State:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         exportable(cls)
+        # A class whose body has a __repr__ keeps it when it becomes a dataclass.
+        if "__repr__" not in cls.__dict__:
+            cls.__repr__ = shown  # type: ignore[method-assign]
 
     def map_arrays(self, function: Callable[[Axes, Any], Any]) -> Self:
         """The same state with ``function(axes, array)`` in place of every array that is there."""
@@ -331,6 +335,8 @@ class Activity:
     strength: jax.Array
     energy: jax.Array
     count: jax.Array
+
+    __repr__ = shown
 
 
 class Written:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdh_jax.config import ConfigError, check_types
+from bdh_jax.fast_weights.shown import shown
 from bdh_jax.fast_weights.state import FastState, exportable
 from bdh_jax.models.bdh import BDH, BDHConfig
 from bdh_jax.types import Slow
@@ -74,6 +75,8 @@ class GenerationState:
 
     fast: FastState
     logits: jax.Array
+
+    __repr__ = shown
 
 
 def filter_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 
 from bdh_jax import consolidation
 from bdh_jax.analysis.probes import answers
 from bdh_jax.config import ConfigError
+from bdh_jax.console import Progress
 from bdh_jax.consolidation import Function
 from bdh_jax.lifelong.config import LifelongConfig
 from bdh_jax.lifelong.contestants import CONTESTANTS, Contestant
@@ -34,7 +34,6 @@ from bdh_jax.lifelong.preconditions import in_episode_recall, measure_preconditi
 from bdh_jax.lifelong.result import LifelongResult, Row
 from bdh_jax.lifelong.stream import Stream, StreamConfig, make_stream
 from bdh_jax.models.bdh import BDH, BDHConfig
-from bdh_jax.runs.progress import Progress
 from bdh_jax.tasks.facts import KINDS, VALUES, VOCABULARY, combinations, initialise_new_ids
 from bdh_jax.types import Slow
 
@@ -101,7 +100,6 @@ def benchmark(
     rates: Mapping[str, float] | None = None,
     new_ids: int | None = 0,
     finished: FinishedRows | None = None,
-    console: Console | None = None,
 ) -> LifelongResult:
     """Benchmark contestants on one or several models, all on the same streams.
 
@@ -115,7 +113,6 @@ def benchmark(
       new_ids: as of :func:`run`.
       finished: rows that are there are taken from it, and those that are measured added. It knows a contestant of your own by its name
         and rates only, unless ``Contestant.own`` is set, which keeps it out.
-      console: where progress is shown: a bar in a terminal or notebook, log lines anywhere else.
 
     Returns:
       A row for each contestant.
@@ -154,18 +151,22 @@ def benchmark(
             before[contestant.name] = row
             chosen |= {contestant.name: row.rate} if contestant.rates else {}
     plays = sum(1 + (0 if c.name in chosen else len(c.rates)) for c in contestants.values()) + len(slows)
-    with Progress(f"{config.stream.facts} facts", plays, console) as progress:
+    with Progress(f"{config.stream.facts} facts", plays) as progress:
         preconditions = []
         for number, slow in enumerate(slows):
             preconditions.append(measure_preconditions(model, slow, raw[number], config.stream, seed=config.seed))
-            progress.advance(f"preconditions of model {number}: " + ("; ".join(preconditions[-1].failures) or "met"))
+            progress.advance(
+                1, f"preconditions of model {number}: " + ("; ".join(preconditions[-1].failures) or "met"), keep=True
+            )
         unharmed = _measure_unharmed(model, slows, config)
         rows = []
         for contestant in contestants.values():
             name = contestant.name
             if name in before:
                 rows.append(before[name])
-                progress.advance(f"{name}: recall {rows[-1].mean('recall'):.3f}, measured before an interruption")
+                progress.advance(
+                    1, f"{name}: recall {rows[-1].mean('recall'):.3f}, measured before an interruption", keep=True
+                )
                 continue
             arena = _Arena(model, contestant, config)
             asked = chosen.get(contestant.rate_of or name)
@@ -175,7 +176,7 @@ def benchmark(
             if finished is not None:
                 finished.add(rows[-1], contestant, config, asked, new_ids=new_ids)
             broken = "" if rows[-1].scores["finite"].all() else "; WEIGHTS NaN OR INFINITE at the end of a stream"
-            progress.advance(f"{name}: recall {rows[-1].mean('recall'):.3f}{broken}")
+            progress.advance(1, f"{name}: recall {rows[-1].mean('recall'):.3f}{broken}", keep=True)
     return LifelongResult(tuple(rows), tuple(preconditions), config)
 
 
@@ -431,7 +432,9 @@ def _tune(
         row = arena.row(slows, unharmed, rate, validation)
         harm = row.mean("harm")
         merit = row.mean("recall") - (0 if np.isnan(harm) else max(0.0, harm))
-        progress.advance(f"{contestant.name}, rate {rate:g}, validation: recall {row.mean('recall'):.3f}, harm {harm:+.3f}")
+        progress.advance(
+            1, f"{contestant.name}, rate {rate:g}, validation: recall {row.mean('recall'):.3f}, harm {harm:+.3f}", keep=True
+        )
         if merit > best:
             best, chosen = merit, rate
     return chosen

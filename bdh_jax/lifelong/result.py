@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from bdh_jax.console import show
 from bdh_jax.lifelong.config import LifelongConfig
 from bdh_jax.lifelong.preconditions import Preconditions
 from bdh_jax.lifelong.stream import StreamConfig
@@ -68,22 +68,22 @@ class Row:
 
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("recall", "recall", ".3f"),
-    ("new_value", "new", ".3f"),
-    ("old_value", "old", ".3f"),
-    ("neither_value", "other", ".3f"),
-    ("in_episode", "in-ep", ".3f"),
+    ("new_value", "new value", ".3f"),
+    ("old_value", "old value", ".3f"),
+    ("neither_value", "other value", ".3f"),
+    ("in_episode", "in episode", ".3f"),
     ("harm", "harm", "+.3f"),
-    ("harm_known", "known", "+.3f"),
+    ("harm_known", "harm to known", "+.3f"),
     ("kilobytes", "kB", ".0f"),
-    ("bits_per_byte", "bits/B", ".4f"),
+    ("bits_per_byte", "bits per byte", ".4f"),
     ("milliseconds", "ms", ".0f"),
 )
 _COURSE: tuple[tuple[str, str], ...] = (
     ("recall", "recall"),
-    ("old_value", "old"),
-    ("in_episode", "in-ep"),
+    ("old_value", "old value"),
+    ("in_episode", "in episode"),
     ("harm", "harm"),
-    ("harm_known", "known"),
+    ("harm_known", "harm to known"),
 )
 PANELS: dict[str, tuple[str, tuple[float | None, float | None]]] = {
     "recall": ("recall after reset", (-0.02, 1.02)),
@@ -95,9 +95,9 @@ PANELS: dict[str, tuple[str, tuple[float | None, float | None]]] = {
 }
 """Score → the label of its panel in :meth:`LifelongResult.plot_course`, and the limits of its axis."""
 _NOTE = (
-    "recall: of all facts after the last reset. new, old, other: of reassigned facts, answered with the value that holds, the one "
-    "before, any other. in-ep: recall within the episodes of the stream. harm, known: drop of recall in unrelated episodes, and of "
-    "facts learned by gradient. kB: synapse and the function's history. bits/B: bits recalled above chance, per byte. ms: an episode. "
+    "recall: of all facts after the last reset. new, old, other value: of reassigned facts, answered with the value that holds, the one "
+    "before, any other. in episode: recall within the episodes of the stream. harm: drop of recall in unrelated episodes; to known: of "
+    "facts learned by gradient. kB: synapse and the function's history. bits per byte: recalled above chance. ms: of an episode. "
     "Δ: against {reference}, mean and half of its 95 % interval over models and streams"
 )
 
@@ -116,7 +116,7 @@ class LifelongResult:
         return [self.preconditions_table(), self.table(), self.retention_table(), self.course_table()]
 
     def table(self) -> Table:
-        """The scores, means over models and streams, as a table that fits 100 columns."""
+        """The scores, means over models and streams."""
         reference = next((row for row in self.rows if row.name == self.config.reference), None)
         models, streams = self.rows[0].scores["recall"].shape
         stream = self.config.stream
@@ -136,7 +136,7 @@ class LifelongResult:
         return table
 
     def retention_table(self) -> Table:
-        """Recall after the last reset by kind of key, and by age, as a table that fits 100 columns."""
+        """Recall after the last reset by kind of key, and by age."""
         names = [name for name in self.rows[0].scores if name.startswith(("kind_", "age_"))]
         table = Table(
             title="recall by kind of key, and by episodes since the fact was shown last",
@@ -152,11 +152,11 @@ class LifelongResult:
         return table
 
     def course_table(self) -> Table:
-        """Scores at every checkpoint, in percent, as a table that fits 100 columns with up to four checkpoints."""
+        """Scores at every checkpoint, in percent."""
         count = self.config.stream.checkpoints
         table = Table(
             title=f"along the stream, at {count} checkpoints: percent, and points of harm",
-            caption="in-ep: of the episodes since the checkpoint before. –: made in the end only, or not defined",
+            caption="in episode: of the episodes since the checkpoint before. –: made in the end only, or not defined",
             box=box.SIMPLE_HEAD,
             show_edge=False,
             padding=0,
@@ -165,12 +165,12 @@ class LifelongResult:
         for _, header in _COURSE:
             table.add_column(header, justify="right", no_wrap=True)
         for row in self.rows:
-            cells = [" ".join(_percent(x, header) for x in row.along(score)) for score, header in _COURSE]
+            cells = [" ".join(_percent(x, score) for x in row.along(score)) for score, _ in _COURSE]
             table.add_row(row.name, *cells)
         return table
 
     def preconditions_table(self) -> Table:
-        """The preconditions, one row a model, as a table that fits 100 columns."""
+        """The preconditions, one row a model."""
         table = Table(
             title="preconditions",
             caption="\n".join(self._failures("NOT MET")) or None,
@@ -179,9 +179,9 @@ class LifelongResult:
             padding=0,
         )
         first = self.preconditions[0]
-        headers = ["model", "dead", *(k.replace("_", " ") for k in first.in_episode), "new, raw"]
+        headers = ["model", "dead keys", *(k.replace("_", " ") for k in first.in_episode), "new, raw"]
         headers += [f"ridge {f}" for f in first.ridge] + [f"written {f}" for f in first.ridge_written]
-        headers += [f"cos {layer + 1}" for layer in range(len(first.drift))]
+        headers += [f"cosine {layer + 1}" for layer in range(len(first.drift))]
         for header in headers:
             table.add_column(header, justify="right")
         for number, model in enumerate(self.preconditions):
@@ -191,12 +191,8 @@ class LifelongResult:
         return table
 
     def print(self) -> None:
-        """Print all tables, in lines long enough for them: a narrow terminal wraps them, and nothing is cut off."""
-        console = Console(soft_wrap=True)
-        console.width = max(console.width, 110)
-        for table in self.tables():
-            console.print(table)
-            console.print()
+        """Print all tables; those that are too wide are split."""
+        show(*self.tables())
 
     def plot(self) -> Any:
         """Recall of the facts so far along the stream, and recall by age at its end.
@@ -307,9 +303,9 @@ def _number(value: float, form: str) -> str:
     return "–" if np.isnan(value) else format(value, form)
 
 
-def _percent(share: float, header: str) -> str:
+def _percent(share: float, score: str) -> str:
     # Of small harm a tenth of a point matters.
-    tenths = header in ("harm", "known") and abs(share) < 0.0995
+    tenths = score in ("harm", "harm_known") and abs(share) < 0.0995
     return _number(100 * share, "z.1f" if tenths else "z.0f")
 
 

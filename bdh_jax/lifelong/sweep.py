@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from bdh_jax.config import ConfigError
@@ -114,7 +113,6 @@ def run(
     rates: Mapping[str, float] | None = None,
     new_ids: int | None = 0,
     finished: FinishedRows | None = None,
-    console: Console | None = None,
 ) -> LifelongSweep:
     """Benchmark contestants at several numbers of facts.
 
@@ -127,7 +125,6 @@ def run(
       rates: contestant → rate.
       new_ids: seed of new embeddings.
       finished: rows of an interrupted run.
-      console: where progress is shown.
 
     Raises:
       ConfigError: for a number of facts that no stream can have or that comes twice, or a model that cannot be used.
@@ -136,6 +133,6 @@ def run(
         raise ConfigError(f"facts={','.join(map(str, facts))} must be one number or several, each once")
     base = LifelongConfig() if config is None else config
     configs = [dataclasses.replace(base, stream=dataclasses.replace(base.stream, facts=number)) for number in sorted(facts)]
-    shared = {"rates": rates, "new_ids": new_ids, "finished": finished, "console": console}
+    shared = {"rates": rates, "new_ids": new_ids, "finished": finished}
     results = [benchmark(model, slows, contestants, config=each, **shared) for each in configs]
     return LifelongSweep(tuple(results), model.config.n_neurons)

@@ -29,6 +29,7 @@ from bdh_jax.config.identity import HOW
 from bdh_jax.fast_weights import state as states
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.fast_weights.masks import Masks, Places, places
+from bdh_jax.fast_weights.shown import shown
 from bdh_jax.fast_weights.state import Activity, BatchMean, FastState, Sizes, batch_mean
 from bdh_jax.parallel import axes as mesh_axes
 from bdh_jax.parallel.collectives import ShardAxes, shard_axes, vary_like
@@ -45,9 +46,13 @@ class ModelConfig:
     architecture: str = ""
     """Name in the table of models (``bdh_jax.models.registry``), or ``module:Class`` of a configuration of your own."""
     vocab_size: int = 256
+    """V, tokens that there are; ids are 0 … V − 1."""
     n_layer: int = 1
+    """L, layers."""
     d_model: int = 64
+    """D, width of the residual stream."""
     dropout: float = 0.0
+    """Share of the activations that are set to zero in training."""
     dtype: DType = "float32"
     """Compute dtype. Parameters and states are float32 (float64 when this is float64)."""
     remat: bool = dataclasses.field(default=False, metadata=HOW)
@@ -148,6 +153,8 @@ class ModelOutput:
     collected: dict[str, jax.Array]
     losses: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
     metrics: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
+
+    __repr__ = shown
 
     @property
     def activity(self) -> Activity | None:

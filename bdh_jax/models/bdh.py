@@ -71,15 +71,19 @@ class BDHConfig(ModelConfig):
     architecture: str = "bdh"
     vocab_size: int = 256
     n_layer: int = 6
+    """L, times that the one layer is applied."""
     d_model: int = 256
     n_head: int = 4
+    """H, heads, each with its own neurons and attention."""
     n_neurons: int = 32768
     """Neurons over all heads; each head has n_neurons / n_head, which must be even for the rotary pairs."""
     dropout: float = 0.1
     dtype: DType = "float32"
     """Compute dtype. Parameters and fast weights are float32 (float64 when this is float64)."""
     init_std: float = 0.02
+    """Standard deviation of the initial weights."""
     rope_theta: float = 65536.0
+    """Base of the rotary wavelengths: the largest is about 2π times as many tokens."""
     attention: Attention = "rope"
     """"rope" is BDH. "shift" replaces rotated keys by the previous token's un-rotated code, the control for λ = 1."""
     attention_decay: tuple[float, ...] = (1.0,)
@@ -87,12 +91,15 @@ class BDHConfig(ModelConfig):
     paper's matrix U may damp as well as rotate. Below 1 a head sees about the last 1 / (1 − decay) tokens, and so do addresses
     made of its gated codes."""
     implementation: Implementation = dataclasses.field(default="auto", metadata=HOW)
+    """Form of the computation: token by token, in chunks, or all at once. It changes speed, never the function; "auto" chooses."""
     kernel: Kernel = dataclasses.field(default="auto", metadata=HOW)
+    """What computes it: XLA, or Pallas on an accelerator. It changes speed, never the function; "auto" chooses."""
     chunk_size: int = dataclasses.field(default=128, metadata=HOW)
     """Tokens per chunk of the chunked form."""
     remat: bool = dataclasses.field(default=False, metadata=HOW)
     """Recompute each layer in the backward pass instead of keeping its activations."""
     fast: FastWeightConfig = FastWeightConfig()
+    """The fast weights."""
 
     def __post_init__(self) -> None:
         check_types(self)

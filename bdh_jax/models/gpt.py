@@ -34,13 +34,16 @@ class GPTConfig(ModelConfig):
     n_layer: int = 6
     d_model: int = 384
     n_head: int = 6
+    """H, heads of the attention."""
     width_factor: int = 4
     """Width of the hidden layer of an MLP, in ``d_model``."""
     dropout: float = 0.1
     dtype: DType = "float32"
     """Compute dtype. Parameters are float32 (float64 when this is float64)."""
     init_std: float = 0.02
+    """Standard deviation of the initial weights."""
     rope_theta: float = 10000.0
+    """Base of the rotary wavelengths: the largest is about 2π times as many tokens."""
     remat: bool = dataclasses.field(default=False, metadata=HOW)
     """Recompute each layer in the backward pass instead of keeping its activations."""
 

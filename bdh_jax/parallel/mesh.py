@@ -31,6 +31,7 @@ class MeshConfig:
     heads: int = 1
     """Divides ``model.n_head``."""
     neurons: int = 1
+    """Divides the neurons of a head."""
     distributed: bool = False
     """Call ``jax.distributed.initialize()`` first: one process per host of a pod."""
 

@@ -368,6 +368,7 @@ def _load_one(folder: Path, which: Which | int, on_host: bool) -> Weights:
         if step not in damaged:
             for error in damaged.values():
                 _LOGGER.warning("%s is damaged (%s); %s is read instead", error.path, error.reason, path)
+            _LOGGER.info("read %s", path)
             return Weights(infos[step].config, step, slow)
     raise damaged[max(damaged)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shutil
@@ -12,14 +13,15 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import pydantic
-import rich.console
 
 from bdh_jax.config.records import RecordError, Schema, parse, parse_json, whole_file
+from bdh_jax.console import Progress
 from bdh_jax.runs.events import EventFile
 from bdh_jax.runs.folder import METRICS, CheckpointError
-from bdh_jax.runs.progress import make_bar
 
 _LOGGER = logging.getLogger("bdh_jax")
+_RISES = 3
+"""Evaluations in a row that are worse than the one before: then a run overfits. One or two are chance."""
 
 
 class SetScore(Protocol):
@@ -29,6 +31,8 @@ class SetScore(Protocol):
     """Its numbers, as names of attributes, and their headings."""
     LOGGED: ClassVar[str]
     """The one that a line of the log shows."""
+    OVERFITS: ClassVar[str | None]
+    """The one that rises when what is trained on is learned by heart; None of a task whose sequences are always new."""
     name: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,7 +104,7 @@ def _read_rows(path: Path, until: int) -> _Rows:
 
 
 class Reporter:
-    """Writes metrics and shows progress: a live bar in a terminal or notebook, plain log lines anywhere else.
+    """Writes metrics, shows progress, and warns of a run that overfits.
 
     Only process 0 of several writes and shows anything.
 
@@ -117,11 +121,10 @@ class Reporter:
 
     def __init__(self, workdir: Path, *, steps: int, start: int, title: str, accuracy_name: str):
         self._steps, self._title, self._accuracy_name = steps, title, accuracy_name
-        self.evaluated: set[int] = set()
-        self._active = jax.process_index() == 0
-        self._progress = None
+        self._active, self._warned = jax.process_index() == 0, False
         found = _read_rows(workdir / METRICS, start)
-        self.evaluated = {row["step"] for row in found.rows if "evaluation" in row}
+        self._evaluations = [(row["step"], row["evaluation"]) for row in found.rows if "evaluation" in row]
+        self.evaluated = {step for step, _ in self._evaluations}
         if not self._active:
             return
         self._workdir = workdir
@@ -132,11 +135,8 @@ class Reporter:
             # Rows that stay are not written again: a full disk takes none of them.
             self._file.truncate(sum(map(len, found.lines)))
             self._events = EventFile(workdir / "tensorboard", start=start + 1)
-        console = rich.console.Console()
-        if console.is_terminal or console.is_jupyter:
-            self._progress = make_bar(console)
-            self._bar = self._progress.add_task(title, total=steps, completed=start, status="")
-            self._progress.start()
+        self._progress = Progress(f"{title} step", steps, done=start)
+        self._progress.start()
 
     def training(self, step: int, row: Mapping[str, float | None]) -> None:
         """Record a step's loss, share of right answers, grad_norm, learning_rate and tokens_per_second (None while not known)."""
@@ -149,17 +149,14 @@ class Reporter:
                     self._events.scalar(f"train/{name}", value, step)
         rate = "" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:,.0f} tokens/s"
         status = f"loss {row['loss']:.4f}  {self._accuracy_name} {row[self._accuracy_name]:.3f}  {rate}"
-        if self._progress is not None:
-            self._progress.update(self._bar, completed=step, status=status)
-        else:
-            _LOGGER.info("%s step %d/%d  %s", self._title, step, self._steps, status)
+        self._progress.to(step, status)
 
     def evaluation(self, step: int, evaluation: Scores, contributions: Mapping[str, Sequence[float]] | None = None) -> None:
         """Record an evaluation, once a step, and what each source adds to each layer's output."""
         if not self._active or step in self.evaluated:
             return
         self.evaluated.add(step)
-        scores = {row.name: row.to_dict() for row in evaluation.rows}
+        scores: dict[str, Any] = {row.name: row.to_dict() for row in evaluation.rows}
         numbers = {"evaluation/primary": evaluation.primary}
         numbers |= {f"evaluation/{row.name}/{name}": getattr(row, name) for row in evaluation.rows for name in row.COLUMNS}
         for name, sizes in (contributions or {}).items():
@@ -171,22 +168,38 @@ class Reporter:
             for name, number in numbers.items():
                 self._events.scalar(name, number, step)
             self._events.flush()
-        scores = "  ".join(f"{row.name} {getattr(row, row.LOGGED):.3f}" for row in evaluation.rows)
-        self.say(f"{self._title} step {step}/{self._steps}  evaluation: {scores}")
+        said = "  ".join(f"{row.name} {getattr(row, row.LOGGED):.3f}" for row in evaluation.rows)
+        self.say(f"{self._title} step {step}/{self._steps}  evaluation: {said}")
+        self._evaluations.append((step, scores))
+        for row in evaluation.rows:
+            self._warn_of_overfitting(row)
 
     def say(self, line: str) -> None:
         """A line above the bar, or in the log."""
-        if self._progress is not None:
-            self._progress.console.print(line, highlight=False)
-        elif self._active:
-            _LOGGER.info("%s", line)
+        if self._active:
+            self._progress.say(line)
+
+    def _warn_of_overfitting(self, row: SetScore) -> None:
+        """Once, when the evaluations of a set have become worse and worse."""
+        if row.OVERFITS is None:
+            return
+        last = self._evaluations[-_RISES - 1 :]
+        numbers = [evaluation[row.name][row.OVERFITS] for _, evaluation in last if row.name in evaluation]
+        rises = [after > before for before, after in itertools.pairwise(numbers)]
+        if len(rises) == _RISES and all(rises) and not self._warned:
+            self._warned = True
+            _LOGGER.warning(
+                "%s overfits: %s of the text that it is not trained on has risen %d times in a row, from %.4f at step %d to %.4f at step %d. "
+                "The best evaluation is kept as a checkpoint (--which=best). More text, fewer train.steps, or a larger model.dropout or "
+                "optimizer.weight_decay help",
+                *(self._title, row.COLUMNS[row.OVERFITS], _RISES, numbers[0], last[0][0], numbers[-1], last[-1][0]),
+            )
 
     def close(self) -> None:
         """Take the bar away and flush the files."""
         if not self._active:
             return
-        if self._progress is not None:
-            self._progress.stop()
+        self._progress.stop()
         with self._writing():
             try:
                 self._file.close()

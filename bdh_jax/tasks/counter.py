@@ -75,6 +75,7 @@ class CounterConfig(TaskConfig):
     queries: int = 1
     """Queries per training sequence, of different pairs in its window (of different keys in "repeated8"); evaluation has one."""
     evaluation_sets: tuple[SetName, ...] = ("vargap1", "vargap2", "repeated8", "n16")
+    """Sets to score, each with its own sequences."""
     evaluation_sequences: int = EVALUATION_SEQUENCES
     """Take the first so many of each evaluation set; 500 is the published benchmark."""
 

@@ -74,6 +74,7 @@ class NBackConfig(TaskConfig):
 
     name: str = "nback"
     encoding: Literal["integer", "text"] = "integer"
+    """Tokens: an id for each key and value, or the bytes of a text such as "K012 V071" (``bdh_jax.tasks.nback``)."""
     clean: bool = False
     """Distinct keys and no id with two meanings: every query has one answer."""
     train_set: Literal["fresh", "published"] = "fresh"
@@ -95,6 +96,7 @@ class NBackConfig(TaskConfig):
     end in the same one. Of other values a digit mostly follows from those before it, so that few sequences teach to recall it by
     the key."""
     evaluation_sets: tuple[SetName, ...] = ("n2", "n4", "n8")
+    """Sets to score, each with its own sequences."""
     evaluation_sequences: int = EVALUATION_SEQUENCES
     """Take the first so many of each evaluation set; 1000 is the published benchmark."""
 

@@ -29,6 +29,8 @@ class Score:
     """The number that a line of the log shows."""
     COMPARED: ClassVar[str] = "ratio"
     """The number that is listed seed by seed."""
+    OVERFITS: ClassVar[str | None] = None
+    """The number that rises when what is trained on is learned by heart; None of a task whose sequences are always new."""
 
     name: str
     count: int
@@ -64,6 +66,7 @@ class TextScore:
     COUNTED: ClassVar[str] = "bytes"
     LOGGED: ClassVar[str] = "bits_per_byte"
     COMPARED: ClassVar[str] = "bits_per_byte"
+    OVERFITS: ClassVar[str | None] = "bits_per_byte"
 
     name: str
     count: int

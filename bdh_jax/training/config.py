@@ -20,13 +20,19 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     """Peak rate."""
     warmup_steps: int = 100
+    """Steps over which the rate rises from zero to its peak."""
     final_fraction: float = 0.0
     """The cosine ends at this fraction of the peak rate."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: the rate falls along a cosine to its final fraction, or stays at the peak."""
     weight_decay: float = 0.1
+    """Share of a matrix that a step takes off, times the rate of the step."""
     b1: float = 0.9
+    """Decay of the mean of the gradients (β₁ of Adam)."""
     b2: float = 0.999
+    """Decay of the mean of their squares (β₂ of Adam)."""
     eps: float = 1e-8
+    """Added to the root of that mean before it divides (ε of Adam)."""
     clip_norm: float | None = 1.0
     """Global gradient norm limit; None does not clip."""
 
@@ -49,6 +55,7 @@ class TrainConfig:
     """The training loop."""
 
     steps: int = 1000
+    """Optimiser steps."""
     batch_size: int = 32
     """Sequences per optimiser step, over all devices and accumulation slices."""
     accumulation: int = 1
@@ -65,9 +72,12 @@ class TrainConfig:
     log_contributions: bool = dataclasses.field(default=False, metadata=HOW)
     """With each evaluation, log what fast weights and synapse add to the output of a layer, relative to the decoder's part."""
     evaluate_every: int = 100
-    """Steps from one evaluation to the next. They decide which checkpoint is the best one."""
+    """Steps from one evaluation to the next; the last step is evaluated in any case. They decide which checkpoint is
+    the best one."""
     checkpoint_every: int = dataclasses.field(default=200, metadata=HOW)
+    """Steps from one save to the next; the best evaluation and the end are saved in any case."""
     log_every: int = dataclasses.field(default=10, metadata=HOW)
+    """Steps from one line of the metrics to the next."""
     init_from: str | None = None
     """Start from the slow weights of another run: its folder, for the newest checkpoint, or ``FOLDER@STEP``. Optimiser, step and data
     begin anew (``bdh_jax.training.init_from``). A run that goes on does not read them again."""

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 
 from bdh_jax.config import ConfigError
 from bdh_jax.config.paths import check_writable
+from bdh_jax.models.base import count_parameters
 from bdh_jax.parallel.mesh import make_mesh
 from bdh_jax.runs.checkpoint import Checkpoints, RunProgress
 from bdh_jax.runs.folder import (
@@ -176,6 +177,7 @@ class _Training:
             title=f"seed {self._setup.seed}",
             accuracy_name=self._task.accuracy_name,
         )
+        self._reporter.say(self._described(progress.step))
         try:
             with noting(together=jax.process_count() > 1) as self._signals:
                 evaluation = self._train_and_evaluate(state, progress)
@@ -200,6 +202,15 @@ class _Training:
         }
         write_json(self._workdir / RESULTS, results)
         return results
+
+    def _described(self, step: int) -> str:
+        weights = count_parameters(self._model.declared_slow())
+        size = f"{self._setup.train.batch_size} × {self._task.sequence_length} tokens"
+        where = f"{self._mesh.size} × {self._mesh.devices.flat[0].platform}"
+        return (
+            f"seed {self._setup.seed}: {weights:,} weights, step {step} to {self._setup.train.steps} of {size}, on {where}; the first step "
+            "compiles"
+        )
 
     def _check_begun(self) -> None:
         """Say that a run begins anew, or refuse to if it had been saved: its checkpoints are gone then.
