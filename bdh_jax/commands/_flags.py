@@ -129,7 +129,7 @@ def read_config(argv: Sequence[str]) -> tuple[ExperimentConfig | None, list[str]
     if "config" in named:
         template = load_experiment(named["config"])
     else:
-        template = experiment_in(Path(named["workdir"])) if named.get("workdir") else None
+        template = experiment_in(Path(read_path(named["workdir"], "--workdir"))) if named.get("workdir") else None
     if template is None:
         if keys:
             raise ConfigError(
