@@ -329,7 +329,7 @@ def test_plain_sums_have_no_limits():
 
 def test_negative_seeds_are_refused():
     for seeds in ({"seed": -1}, {"seeds": (0, -2)}):
-        with pytest.raises(ConfigError, match="must not be negative"):
+        with pytest.raises(ConfigError, match=r"seed=-[12] must lie in 0 to 2\*\*32 - 1"):
             ExperimentConfig(**seeds)
 
 
@@ -422,7 +422,7 @@ def test_a_class_of_ones_own_needs_no_table():
         (lambda: TrainConfig(batch_size=10**15), r"train.batch_size=1000000000000000 must be below 2\*\*31"),
         (lambda: ConsolidationConfig(norm=math.inf), "norm=inf must be finite"),
         (lambda: MeshConfig(data=1.5), "data=1.5 must be a whole number"),
-        (lambda: ExperimentConfig(seed=2**63), r"seed=9223372036854775808, .* must be below 2\*\*32"),
+        (lambda: ExperimentConfig(seed=2**63), r"seed=9223372036854775808 must lie in 0 to 2\*\*32 - 1"),
         (lambda: ExperimentConfig(seed=1.5), "seed=1.5 must be a whole number"),
         (lambda: consolidation.least_squares(ridge="1"), "ridge='1' must be a finite number"),
         (lambda: consolidation.least_squares(background=math.inf), "background=inf must be a finite number"),
