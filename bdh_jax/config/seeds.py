@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bdh_jax.config.base import ConfigError, require
+from bdh_jax.config.base import ConfigError, require, shown
 
 KEYS = "threefry2x32"
 """The implementation."""
@@ -31,11 +31,11 @@ def whole_seed(seed: Any, name: str = "seed", *, below: int = 2**32) -> int:
       ConfigError: for what is no whole number, negative, or too large.
     """
     try:
-        require(not isinstance(seed, bool | np.bool_), f"{name}={seed!r} must be a whole number")
+        require(not isinstance(seed, bool | np.bool_), f"{name}={shown(seed)} must be a whole number")
         number = operator.index(seed)
     except TypeError:
-        raise ConfigError(f"{name}={seed!r} must be a whole number") from None
-    require(0 <= number < below, f"{name}={number} must lie in 0 to 2**{below.bit_length() - 1} - 1")
+        raise ConfigError(f"{name}={shown(seed)} must be a whole number") from None
+    require(0 <= number < below, f"{name}={shown(number)} must lie in 0 to 2**{below.bit_length() - 1} - 1")
     return number
 
 

@@ -77,7 +77,7 @@ class TrainConfig:
             f"train.batch_size={self.batch_size} is not divisible by train.accumulation={self.accumulation}",
         )
         require_choice("train.loss", self.loss, Loss)
-        object.__setattr__(self, "hook_options", Options(self.hook_options))
+        object.__setattr__(self, "hook_options", Options.of("train.hook_options", self.hook_options))
         for name in self.hooks:
             require(
                 ":" in name and self.hooks.count(name) == 1,

@@ -19,6 +19,7 @@ import pytest
 
 from bdh_jax import consolidation
 from bdh_jax.config import ConfigError
+from bdh_jax.config.base import one_line
 from bdh_jax.config.convert import apply_variants, change, from_config_dict, rebuild, to_config_dict, to_dict
 from bdh_jax.config.files import import_file
 from bdh_jax.config.options import Options
@@ -281,7 +282,8 @@ def test_no_unknown_key_is_ever_accepted(key):
     hypothesis.assume(key not in {field.name for field in dataclasses.fields(TrainConfig)})
     with pytest.raises(ConfigError) as error:
         from_config_dict(TrainConfig, {key: 1})
-    assert f"config.{key} does not exist" in str(error.value)
+    assert one_line(f"config.{key} does not exist", 2000) in str(error.value)
+    assert str(error.value).isprintable()
 
 
 def test_a_task_without_a_name_is_none():
