@@ -18,6 +18,7 @@ from bdh_jax.config import ConfigError, check_types, require
 from bdh_jax.config.convert import from_config_dict
 from bdh_jax.config.files import load_config
 from bdh_jax.config.identity import HOW, WHERE, keys_of
+from bdh_jax.config.seeds import whole_seed
 from bdh_jax.console import show
 from bdh_jax.consolidation.config import ConsolidationConfig
 from bdh_jax.data.config import DataConfig
@@ -72,9 +73,8 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         check_types(self)
         require(len(set(self.seeds)) == len(self.seeds), f"seeds={self.seeds} names a seed twice")
-        require(min((self.seed, *self.seeds)) >= 0, f"seed={self.seed}, seeds={self.seeds} must not be negative")
-        # JAX takes 32 bits of a seed: a larger one would begin as another does.
-        require(max((self.seed, *self.seeds)) < 2**32, f"seed={self.seed}, seeds={self.seeds} must be below 2**32")
+        for seed in (self.seed, *self.seeds):
+            whole_seed(seed)
         self._check_task()
         self.model.check_mesh(self.mesh.shape)
         self._check_rows()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from bdh_jax.config.seeds import key_of
 from bdh_jax.fast_weights.state import FastState, Memory
 
 
@@ -22,7 +23,7 @@ def shuffle_rows(fast: FastState, *, seed: int) -> FastState:
     S keeps its size and the values it holds, but they lie under other addresses; so does all that a rule keeps for its rows.
     """
     memories = fast.memories()
-    keys = jax.random.split(jax.random.key(seed), len(memories))
+    keys = jax.random.split(key_of(seed), len(memories))
     return fast.with_memories(_shuffled(memory, key) for memory, key in zip(memories, keys, strict=True))
 
 

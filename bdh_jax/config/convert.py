@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import ml_collections
 
-from bdh_jax.config.base import ConfigError, require, require_choice
+from bdh_jax.config.base import ConfigError, annotations, require, require_choice, shown
 from bdh_jax.config.options import Options
 
 T = TypeVar("T")
@@ -86,7 +86,7 @@ def to_config_dict(config: Any) -> ml_collections.ConfigDict:
       becomes a ``ConfigDict`` whose values may be of any type.
     """
     result = ml_collections.ConfigDict()
-    hints = typing.get_type_hints(type(config))
+    hints = annotations(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -149,12 +149,12 @@ def from_config_dict(cls: type[T], values: Mapping[str, Any], path: str = "confi
 
 
 def _build(cls: type[T], values: Mapping[str, Any], path: str, kinds: Kinds, template: T | None) -> T:
-    hints = typing.get_type_hints(cls)
+    hints = annotations(cls)
     names = [f.name for f in dataclasses.fields(cls)]
     arguments = {} if template is None else {name: getattr(template, name) for name in names}
     for key in values:
         if key not in names:
-            close = difflib.get_close_matches(key, names, n=1)
+            close = difflib.get_close_matches(str(key), names, n=1)
             hint = f" Did you mean {path}.{close[0]}?" if close else ""
             raise ConfigError(f"{path}.{key} does not exist.{hint} Valid keys of {path}: {', '.join(names)}")
         arguments[key] = _convert(hints[key], values[key], f"{path}.{key}", kinds, arguments.get(key))
@@ -174,17 +174,17 @@ def _is_mapping(value: Any) -> bool:
 
 def _convert(annotation: Any, value: Any, path: str, kinds: Kinds, template: Any = None) -> Any:
     if dataclasses.is_dataclass(template):
-        require(_is_mapping(value), f"{path}={value!r} should be a mapping")
+        require(_is_mapping(value), f"{path}={shown(value)} should be a mapping")
         return _build(type(template), value, path, kinds, template)
     if _is_optional(annotation):
         if value is None:
             return None
         (annotation,) = (a for a in typing.get_args(annotation) if a is not type(None))
     if annotation is Options:
-        require(_is_mapping(value), f"{path}={value!r} should be a mapping")
+        require(_is_mapping(value), f"{path}={shown(value)} should be a mapping")
         return Options(value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value)
     if annotation in kinds or dataclasses.is_dataclass(annotation):
-        require(_is_mapping(value), f"{path}={value!r} should be a mapping")
+        require(_is_mapping(value), f"{path}={shown(value)} should be a mapping")
         kind = kinds[annotation](value, path) if annotation in kinds else annotation
         return from_config_dict(kind, value, path, kinds=kinds)
     if typing.get_origin(annotation) is Literal:
@@ -199,5 +199,5 @@ def _convert(annotation: Any, value: Any, path: str, kinds: Kinds, template: Any
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if annotation is int and isinstance(value, bool) or not isinstance(value, annotation):
-        raise ConfigError(f"{path}={value!r} is a {type(value).__name__}, expected {annotation.__name__}")
+        raise ConfigError(f"{path}={shown(value)} is a {type(value).__name__}, expected {annotation.__name__}")
     return value

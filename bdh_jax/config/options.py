@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
-from bdh_jax.config.base import ConfigError
+import numpy as np
+
+from bdh_jax.config.base import ConfigError, require, shown
 
 
 class Options(dict[str, Any]):
@@ -20,6 +23,16 @@ class Options(dict[str, Any]):
 
     def __init__(self, values: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **more: Any):
         super().__init__({name: _frozen(value) for name, value in dict(values, **more).items()})
+
+    @classmethod
+    def of(cls, name: str, values: Any) -> Options:
+        """The options that a configuration's key holds, which JSON can keep. Numbers of NumPy become those of Python.
+
+        Raises:
+          ConfigError: names the key and what is wrong with it.
+        """
+        require(isinstance(values, Mapping), f"{name}={shown(values)} should be a mapping of options to values")
+        return _storable(values, name)
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
@@ -64,6 +77,24 @@ def options_of(
             raise ConfigError(f"{where} has no option {name!r}. Its options: {', '.join(names) or 'none'}")
         given[name] = _checked(hints.get(name, Any), _frozen(value), f"{where}, option {name}={value!r}")
     return given
+
+
+def _storable(value: Any, name: str) -> Any:
+    """As :func:`_frozen`, of what JSON can keep."""
+    if isinstance(value, Mapping):
+        for key in value:
+            require(isinstance(key, str), f"{name}: the option {shown(key)} must be a name")
+        return Options({str(key): _storable(item, f"{name}.{key}") for key, item in value.items()})
+    if isinstance(value, list | tuple):
+        return tuple(_storable(item, name) for item in value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    require(
+        value is None or isinstance(value, bool | int | float | str),
+        f"{name}={shown(value)} must be a number, a text, or a list or mapping of them",
+    )
+    require(not isinstance(value, float) or math.isfinite(value), f"{name}={shown(value)} must be finite")
+    return value
 
 
 def _frozen(value: Any) -> Any:

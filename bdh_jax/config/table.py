@@ -8,7 +8,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
-from bdh_jax.config.base import ConfigError
+from bdh_jax.config.base import ConfigError, shown
 from bdh_jax.config.files import import_attribute
 
 T = TypeVar("T")
@@ -58,11 +58,11 @@ class Table(Generic[T]):
                 raise ConfigError(f"{where}={name!r}: {error}") from None
             return entry
         entries = self._found()
-        if name not in entries:
+        if not isinstance(name, str) or name not in entries:
             close = difflib.get_close_matches(str(name), entries, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ConfigError(
-                f"{where}={name!r} is not a {self._kind}.{hint} Valid names: {', '.join(entries)}; or module:name for your own"
+                f"{where}={shown(name)} is not a {self._kind}.{hint} Valid names: {', '.join(entries)}; or module:name for your own"
             )
         return entries[name]
 

@@ -24,4 +24,4 @@ class ConsolidationConfig:
     def __post_init__(self) -> None:
         check_types(self)
         require(self.every >= 1, f"consolidation.every={self.every} must be at least 1")
-        object.__setattr__(self, "options", Options(self.options))
+        object.__setattr__(self, "options", Options.of("consolidation.options", self.options))

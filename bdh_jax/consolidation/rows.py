@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from bdh_jax.config import ConfigError
+from bdh_jax.config.seeds import key_of, whole_seed
 from bdh_jax.consolidation.base import (
     Consolidation,
     ConsolidationError,
@@ -125,10 +126,11 @@ def row_random(
     check_fraction(fraction)
     check_target(target)
     check_rate(rate)
+    whole_seed(seed)
 
     def update(slow: Slow, fast: FastState, activity: Activity, history: History) -> tuple[Slow, History]:
         change = mean_state(fast, activity, example_weights)
-        key = jax.random.fold_in(jax.random.key(seed), history["episodes"])
+        key = jax.random.fold_in(key_of(seed), history["episodes"])
         chosen = top_rows(jax.random.uniform(key, change.shape[:-1]), fraction)
         slow = add_rows(slow, chosen, rate * change, target)
         return slow, {"episodes": history["episodes"] + 1}

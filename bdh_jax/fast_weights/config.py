@@ -66,7 +66,7 @@ class FastWeightConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        object.__setattr__(self, "options", Options(self.options))
+        object.__setattr__(self, "options", Options.of("fast.options", self.options))
         self._check_ranges()
         rule = RULES.get(self.rule, "fast.rule")
         self.rule_options  # noqa: B018

@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import operator
 from collections.abc import Callable, Iterator, Sequence
 
 import flax.struct
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdh_jax.config import ConfigError, check_types
+from bdh_jax.config.seeds import KEYS, key_of, whole_seed
 from bdh_jax.fast_weights.shown import shown
 from bdh_jax.fast_weights.state import FastState, exportable
 from bdh_jax.models.bdh import BDH, BDHConfig
@@ -31,7 +31,6 @@ from bdh_jax.types import Slow
 
 PREFILL_CHUNK = 256
 """Tokens of a prompt that one call of the model reads."""
-_KEYS = "threefry2x32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,21 +101,6 @@ def filter_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
     return logits
 
 
-def key_of(seed: int) -> jax.Array:
-    """The typed key of a seed: every seed has its own, whatever implementation of random numbers is the default.
-
-    Args:
-      seed: 0 to 2⁶⁴ − 1, of Python or NumPy.
-
-    Raises:
-      ConfigError: for any other.
-    """
-    number = _whole(seed)
-    if not 0 <= number < 2**64:
-        raise ConfigError(f"seed={number} must lie in 0 to 2**64 - 1, for each text")
-    return jax.random.wrap_key_data(np.array([number >> 32, number & 0xFFFFFFFF], np.uint32), impl=_KEYS)
-
-
 def sample(logits: jax.Array, keys: jax.Array, positions: jax.Array, sampling: Sampling) -> jax.Array:
     """Draw one token for each sequence.
 
@@ -136,9 +120,9 @@ def sample(logits: jax.Array, keys: jax.Array, positions: jax.Array, sampling: S
     Raises:
       ValueError: for keys of another implementation.
     """
-    if str(jax.random.key_impl(keys)) != _KEYS:
+    if str(jax.random.key_impl(keys)) != KEYS:
         raise ValueError(
-            f"keys are of {jax.random.key_impl(keys)}, with which a row depends on its neighbours; make {_KEYS} keys (key_of)"
+            f"keys are of {jax.random.key_impl(keys)}, with which a row depends on its neighbours; make {KEYS} keys (key_of)"
         )
     if sampling.vocab_size is not None:
         known = jnp.arange(logits.shape[-1]) < sampling.vocab_size
@@ -242,7 +226,7 @@ def generate(
     batch = state.logits.shape[0]
     if max_tokens < 0:
         raise ValueError(f"max_tokens={max_tokens} must be ≥ 0")
-    numbers = list(seeds) if np.ndim(seeds) else [_whole(seeds) + row for row in range(batch)]
+    numbers = list(seeds) if np.ndim(seeds) else [whole_seed(seeds, below=2**64) + row for row in range(batch)]
     if len(numbers) != batch:
         raise ValueError(f"seeds has {len(numbers)} numbers and the state {batch} sequences; give one for each")
     keys = jnp.stack([key_of(number) for number in numbers])
@@ -304,13 +288,6 @@ def _step(
     tokens = sample(state.logits, keys, state.fast.position, sampling)
     out = model.apply({"params": slow}, tokens[:, None], state.fast, valid=going[:, None])
     return tokens, GenerationState(out.fast, jnp.where(going[:, None], out.logits[:, 0], state.logits))
-
-
-def _whole(seed: int) -> int:
-    try:
-        return operator.index(seed)
-    except TypeError:
-        raise ConfigError(f"seed={seed!r} must be a whole number") from None
 
 
 def _ids(prompt: Sequence[int], index: int, vocab_size: int) -> np.ndarray:

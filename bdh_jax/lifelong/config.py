@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from bdh_jax.config import ConfigError, check_types
+from bdh_jax.config.seeds import whole_seed
 from bdh_jax.lifelong.stream import StreamConfig
 from bdh_jax.tasks.facts import combinations
 
@@ -30,6 +31,7 @@ class LifelongConfig:
         for name in ("streams", "validation_streams"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        object.__setattr__(self, "seed", whole_seed(self.seed))
         most = len(combinations().known)
         if not 0 <= self.known <= most:
             raise ConfigError(f"known={self.known} must lie in 0 … {most}")

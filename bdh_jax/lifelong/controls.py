@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bdh_jax.analysis.probes import addresses
+from bdh_jax.config.seeds import key_of
 from bdh_jax.layers.norm import layer_norm
 from bdh_jax.lifelong.learners import History, Learner
 from bdh_jax.tasks.facts import FIRST_VALUE, VALUES
@@ -19,7 +20,7 @@ def shuffled(learner: Learner) -> Learner:
         synapse = slow["synapse"]
         layers, heads, neurons, width = synapse.shape
         rows = synapse.reshape(layers, heads * neurons, width)
-        order = [jax.random.permutation(jax.random.key(layer), heads * neurons) for layer in range(layers)]
+        order = [jax.random.permutation(key_of(layer), heads * neurons) for layer in range(layers)]
         rows = jnp.stack([rows[layer][order[layer]] for layer in range(layers)])
         return {**slow, "synapse": rows.reshape(synapse.shape)}
 
@@ -31,7 +32,7 @@ def untrained(learner: Learner) -> Learner:
     model = learner.model
 
     def prepare(slow: Slow) -> Slow:
-        return model.init_slow(jax.random.key(0))
+        return model.init_slow(key_of(0))
 
     def answer(slow: Slow, history: History, keys: jax.Array) -> jax.Array:
         read = addresses(model, slow, keys)[:, 0] @ slow["synapse"][0].reshape(-1, model.config.d_model)

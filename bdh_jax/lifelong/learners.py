@@ -19,6 +19,7 @@ from bdh_jax import consolidation
 from bdh_jax.analysis.probes import answers
 from bdh_jax.config.convert import change
 from bdh_jax.config.options import Options
+from bdh_jax.config.seeds import key_of
 from bdh_jax.consolidation import Function, as_consolidation, history_nbytes
 from bdh_jax.fast_weights.state import FastState
 from bdh_jax.models.base import ModelOutput
@@ -147,7 +148,7 @@ def gradient(
             slow, state, steps = carry
             batch = facts
             if replay:
-                key = jax.random.fold_in(jax.random.key(0), steps)
+                key = jax.random.fold_in(key_of(0), steps)
                 drawn = jax.random.randint(key, (REPLAY_ROWS,), 0, jnp.minimum(history["filled"], capacity))
                 again = -(-REPLAY_ROWS // len(facts))
                 batch = jnp.concatenate(

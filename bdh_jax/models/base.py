@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from bdh_jax.config import ConfigError
+from bdh_jax.config import ConfigError, require
 from bdh_jax.config.identity import HOW
 from bdh_jax.fast_weights import state as states
 from bdh_jax.fast_weights.config import FastWeightConfig
@@ -37,6 +37,8 @@ from bdh_jax.types import Slow
 
 StateKind = Literal["full", "none", "mean"]
 DType = Literal["float32", "bfloat16", "float64"]
+MOST_LAYERS = 4096
+"""Layers are traced one by one: a program of more takes hours to make."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +112,18 @@ class ModelConfig:
     def build(self, mesh: Mesh | None = None) -> Model:
         """The model that this describes, on a mesh or on one device."""
         return Model(self, mesh)
+
+
+def check_layers(config: ModelConfig) -> None:
+    """Refuse more layers than a program can be made of.
+
+    Raises:
+      ConfigError: names both numbers.
+    """
+    require(
+        config.n_layer <= MOST_LAYERS,
+        f"n_layer={config.n_layer} must be at most {MOST_LAYERS}: layers are traced one by one",
+    )
 
 
 class Weight(NamedTuple):

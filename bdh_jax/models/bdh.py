@@ -52,6 +52,7 @@ from bdh_jax.models.base import (
     ModelConfig,
     Setup,
     Weight,
+    check_layers,
     finish_state,
     mean_over_mesh,
     seen,
@@ -108,6 +109,7 @@ class BDHConfig(ModelConfig):
         decays = self.attention_decay if isinstance(self.attention_decay, list | tuple) else (self.attention_decay,)
         object.__setattr__(self, "attention_decay", tuple(decays))
         require_sizes(self, ("vocab_size", "n_layer", "d_model", "n_head", "n_neurons", "chunk_size"))
+        check_layers(self)
         require(
             self.n_neurons % self.n_head == 0,
             f"n_neurons={self.n_neurons} is not divisible by n_head={self.n_head}; use n_neurons={self._round_neurons()}",

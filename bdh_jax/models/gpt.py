@@ -21,7 +21,18 @@ from bdh_jax.config import check_types, require, require_choice, require_sizes
 from bdh_jax.config.identity import HOW
 from bdh_jax.fast_weights.masks import Places
 from bdh_jax.layers.rotary import rope, rope_angles, rope_frequencies
-from bdh_jax.models.base import Architecture, Call, DType, Inputs, LayerOutput, Model, ModelConfig, Setup, Weight
+from bdh_jax.models.base import (
+    Architecture,
+    Call,
+    DType,
+    Inputs,
+    LayerOutput,
+    Model,
+    ModelConfig,
+    Setup,
+    Weight,
+    check_layers,
+)
 from bdh_jax.types import Slow
 
 
@@ -50,6 +61,7 @@ class GPTConfig(ModelConfig):
     def __post_init__(self) -> None:
         check_types(self)
         require_sizes(self, ("vocab_size", "n_layer", "d_model", "n_head", "width_factor"))
+        check_layers(self)
         require(
             self.d_model % (2 * self.n_head) == 0,
             f"d_model={self.d_model} is not divisible by 2 · n_head={2 * self.n_head}: every head has an even width, as rotary "

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from bdh_jax.config import ConfigError, check_types
+from bdh_jax.config.seeds import whole_seed
 from bdh_jax.data.config import DataConfig
 from bdh_jax.data.tokenizer import Tokenizer
 from bdh_jax.tasks.base import Batch, TaskBase, TaskConfig
@@ -160,7 +161,7 @@ def initialise_new_ids(embed: np.ndarray, *, seed: int) -> np.ndarray:
     Returns:
       [V, D] with other rows for the new ids, and for these only.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(whole_seed(seed))
     embed = np.array(embed)
     for first in (FIRST_A, FIRST_B):
         trained = embed[first : first + IDS].astype(np.float64)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bdh_jax.config import ConfigError
+from bdh_jax.config.seeds import whole_seed
 from bdh_jax.tasks.packing import Encoded
 from bdh_jax.tasks.scores import Score
 from bdh_jax.tasks.scoring import Predict, answer_logits, answer_swap, autoregressive, ceiling, credit
@@ -51,7 +52,7 @@ def check_evaluation_sequences(count: int, published: int) -> None:
 def batch_rng(seed: int, step: int) -> np.random.Generator:
     """The randomness of a training batch: a stream of its own for each (seed, step)."""
     # Philox turns any two different keys into independent streams.
-    return np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, step], np.uint64)))
+    return np.random.Generator(np.random.Philox(key=np.array([whole_seed(seed, below=2**64), step], np.uint64)))
 
 
 class EvaluationSet(NamedTuple):

@@ -96,7 +96,7 @@ class TrainConfig:
             self.init_from != "",
             "train.init_from='' is empty (is a variable unset?); name the folder of a run, or leave train.init_from out",
         )
-        object.__setattr__(self, "hook_options", Options(self.hook_options))
+        object.__setattr__(self, "hook_options", Options.of("train.hook_options", self.hook_options))
         for name in self.hooks:
             require(
                 ":" in name and self.hooks.count(name) == 1,

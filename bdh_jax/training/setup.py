@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from bdh_jax.config.seeds import whole_seed
 from bdh_jax.models.base import Model, ModelConfig
 from bdh_jax.parallel.mesh import MeshConfig
 from bdh_jax.runs.folder import Record
@@ -18,7 +19,7 @@ class Setup:
     """All that a training of one seed is made of but its task.
 
     Raises:
-      ConfigError: if the mesh does not divide the rows of a batch.
+      ConfigError: if the mesh does not divide the rows of a batch, or the seed is none.
     """
 
     model: ModelConfig
@@ -34,4 +35,5 @@ class Setup:
     """The configuration of which all this was made, for the folder."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", whole_seed(self.seed))
         self.train.check_mesh(self.mesh)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bdh_jax.config import ConfigError, require
+from bdh_jax.config.seeds import key_of
 from bdh_jax.consolidation.base import check_same_tree, finite_leaves
 from bdh_jax.models.base import Model
 from bdh_jax.parallel.mesh import batch_sharding, replicated
@@ -262,8 +263,8 @@ def make_train_step(
 
 
 def make_keys(seed: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
-    """Keys of a run, on every device: one for the initial parameters, one for the steps."""
-    return jax.jit(lambda: tuple(jax.random.split(jax.random.key(seed))), out_shardings=replicated(mesh))()
+    """Keys of a run, on every device: one for the initial parameters, one for the steps. See :func:`bdh_jax.config.seeds.key_of`."""
+    return jax.jit(lambda: tuple(jax.random.split(key_of(seed))), out_shardings=replicated(mesh))()
 
 
 def make_predict(model: Model, mesh: Mesh) -> Callable[[Slow], Predict]:

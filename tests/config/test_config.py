@@ -19,6 +19,7 @@ import pytest
 
 from bdh_jax import consolidation
 from bdh_jax.config import ConfigError
+from bdh_jax.config.base import one_line
 from bdh_jax.config.convert import apply_variants, change, from_config_dict, rebuild, to_config_dict, to_dict
 from bdh_jax.config.files import import_file
 from bdh_jax.config.options import Options
@@ -284,7 +285,8 @@ def test_no_unknown_key_is_ever_accepted(key):
     hypothesis.assume(key not in {field.name for field in dataclasses.fields(TrainConfig)})
     with pytest.raises(ConfigError) as error:
         from_config_dict(TrainConfig, {key: 1})
-    assert f"config.{key} does not exist" in str(error.value)
+    assert one_line(f"config.{key} does not exist", 2000) in str(error.value)
+    assert str(error.value).isprintable()
 
 
 def test_a_task_without_a_name_is_none():
@@ -332,7 +334,7 @@ def test_plain_sums_have_no_limits():
 
 def test_negative_seeds_are_refused():
     for seeds in ({"seed": -1}, {"seeds": (0, -2)}):
-        with pytest.raises(ConfigError, match="must not be negative"):
+        with pytest.raises(ConfigError, match=r"seed=-[12] must lie in 0 to 2\*\*32 - 1"):
             ExperimentConfig(**seeds)
 
 
@@ -425,7 +427,7 @@ def test_a_class_of_ones_own_needs_no_table():
         (lambda: TrainConfig(batch_size=10**15), r"train.batch_size=1000000000000000 must be below 2\*\*31"),
         (lambda: ConsolidationConfig(norm=math.inf), "norm=inf must be finite"),
         (lambda: MeshConfig(data=1.5), "data=1.5 must be a whole number"),
-        (lambda: ExperimentConfig(seed=2**63), r"seed=9223372036854775808, .* must be below 2\*\*32"),
+        (lambda: ExperimentConfig(seed=2**63), r"seed=9223372036854775808 must lie in 0 to 2\*\*32 - 1"),
         (lambda: ExperimentConfig(seed=1.5), "seed=1.5 must be a whole number"),
         (lambda: consolidation.least_squares(ridge="1"), "ridge='1' must be a finite number"),
         (lambda: consolidation.least_squares(background=math.inf), "background=inf must be a finite number"),

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from bdh_jax import BDH, ConfigError
+from bdh_jax.config.seeds import key_of
 from bdh_jax.generation.sampling import (
     GenerationState,
     Sampling,
     check_memory,
     filter_logits,
     generate,
-    key_of,
     memory_needed,
     prefill,
     sample,
@@ -97,20 +97,6 @@ def test_a_row_does_not_depend_on_its_neighbours_whatever_the_default_keys(imple
     logits, keys = jnp.zeros((2, VOCAB)), jax.random.split(jax.random.key(0, impl="rbg"), 2)
     with pytest.raises(ValueError, match="keys are of rbg, with which a row depends on its neighbours"):
         sample(logits, keys, jnp.zeros(2, jnp.int32), hot)
-
-
-def test_every_seed_has_its_own_stream_and_others_are_refused():
-    seeds = [0, 1, 2**31, 2**32, 2**32 + 1, 2**63 - 1, 2**63, 2**64 - 1]
-    for x64 in (False, True):
-        with jax.enable_x64(x64):
-            assert len({tuple(map(int, jax.random.bits(key_of(seed), 4))) for seed in seeds}) == len(seeds)
-            for seed in (0, 5, 2**31):
-                np.testing.assert_array_equal(jax.random.key_data(key_of(seed)), jax.random.key_data(jax.random.key(seed)))
-    for seed in (-1, 2**64):
-        with pytest.raises(ValueError, match=rf"seed={seed} must lie in 0 to 2\*\*64 - 1"):
-            key_of(seed)
-    with pytest.raises(ValueError, match="seed=1.5 must be a whole number"):
-        key_of(1.5)
 
 
 def test_numbers_of_numpy_are_numbers():
