@@ -73,8 +73,9 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         check_types(self)
         require(len(set(self.seeds)) == len(self.seeds), f"seeds={self.seeds} names a seed twice")
-        for seed in (self.seed, *self.seeds):
-            whole_seed(seed)
+        whole_seed(self.seed)
+        for seed in self.seeds:
+            whole_seed(seed, "seeds")
         self._check_task()
         self.model.check_mesh(self.mesh.shape)
         self._check_rows()

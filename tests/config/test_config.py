@@ -334,7 +334,7 @@ def test_plain_sums_have_no_limits():
 
 def test_negative_seeds_are_refused():
     for seeds in ({"seed": -1}, {"seeds": (0, -2)}):
-        with pytest.raises(ConfigError, match=r"seed=-[12] must lie in 0 to 2\*\*32 - 1"):
+        with pytest.raises(ConfigError, match=r"seeds?=-[12] must lie in 0 to 2\*\*32 - 1"):
             ExperimentConfig(**seeds)
 
 

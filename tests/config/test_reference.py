@@ -57,7 +57,7 @@ def test_keys_have_the_names_and_values_of_the_command_line():
         (FastWeightConfig(rule="mesa"), "options", "options", "its options: ridge"),
         (BDHConfig(), "n_layer", "int", "at least 1, below 2**31"),
         (BDHConfig(), "attention_decay", "several float", "numbers in (0, 1]"),
-        (ExperimentConfig(task=TASKS.get("nback", "task")()), "seeds", "several int", "not negative, below 2**32"),
+        (ExperimentConfig(task=TASKS.get("nback", "task")()), "seeds", "several int", "in 0 to 2**32 - 1"),
         (ExperimentConfig(task=TASKS.get("nback", "task")()), "optimizer.b2", "float", "in [0, 1)"),
         (TASKS.get("nback", "task")(), "mixture", "several str", "'n2', 'n4', 'n8'"),
     ],
