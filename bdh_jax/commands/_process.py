@@ -14,7 +14,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from bdh_jax.commands._allocator import keep_freed_memory
-from bdh_jax.commands._compiling import tell_of_compilation
+from bdh_jax.commands._compiling import told_of_compilation
 from bdh_jax.commands._flags import joins_others, parse
 from bdh_jax.commands._help import help_of
 from bdh_jax.config import ConfigError
@@ -55,9 +55,8 @@ def _parse_flags(command: ModuleType, argv: Sequence[str]) -> list[str]:
 
 def _status(command: ModuleType, argv: Sequence[str]) -> int | None:
     _set_up_logging(quiet=getattr(command, "QUIET", False))
-    tell_of_compilation()
     try:
-        with signals.raising():
+        with signals.raising(), told_of_compilation():
             if not joins_others():
                 check_devices()
             return command.main(argv)
