@@ -6,7 +6,7 @@ Axis letters: M models, R streams, C checkpoints.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -228,9 +228,7 @@ class LifelongResult:
         for axes in (along, by_age):
             figures.reference(axes, 1 / VALUES, "chance")
         figures.say(along, title=self._finding(), x="facts shown so far", y="recall after reset")
-        figures.say(
-            by_age, title="What was shown last is known best, or not", x="episodes since the fact was shown last", y=""
-        )
+        figures.say(by_age, title=self._by_age(ages), x="episodes since the fact was shown last", y="")
         along.set_ylim(-0.02, 1.02)
         figures.legend(figure, along)
         return figure
@@ -239,6 +237,11 @@ class LifelongResult:
         """What the table says in a sentence: who keeps most, of the rows that see an episode at a time."""
         best = max(self.rows, key=lambda row: row.mean("recall"))
         return f"{best.name} recalls most: {best.mean('recall'):.2f} of {self.config.stream.facts} facts"
+
+    def _by_age(self, ages: Sequence[str]) -> str:
+        first = self.rows[0]
+        young, old = first.mean(ages[0]), first.mean(ages[-1])
+        return f"{first.name}: {young:.2f} of the newest facts, {old:.2f} of the oldest"
 
     def plot_course(self) -> Any:
         """The scores of ``PANELS`` at every checkpoint, against the facts shown so far.
