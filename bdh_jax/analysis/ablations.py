@@ -35,6 +35,7 @@ from bdh_jax.config.convert import change
 from bdh_jax.fast_weights.config import AddressSource
 from bdh_jax.fast_weights.state import FastState
 from bdh_jax.models.bdh import BDH, BDHConfig
+from bdh_jax.runs.progress import is_live
 from bdh_jax.tasks.base import Task
 from bdh_jax.tasks.recall import EvaluationSet
 from bdh_jax.tasks.scores import Score
@@ -476,7 +477,7 @@ def _score(name: str, data: EvaluationSet, logits: np.ndarray) -> Score:
 def _progress(total: int) -> Iterator[Callable[[str], None]]:
     """Gives ``done(what)``, to be called after each of ``total`` pieces of work: a bar in a terminal, plain log lines elsewhere."""
     console = rich.console.Console()
-    if not (console.is_terminal or console.is_jupyter):
+    if not is_live(console):
         count = iter(range(1, total + 1))
         yield lambda what: _LOGGER.info("%d/%d  %s", next(count), total, what)
         return

@@ -106,7 +106,7 @@ def layer(number: int, layers: int) -> str:
 
 
 def reference(axes: Any, value: float, name: str) -> None:
-    """A line at a value that others are compared with, dotted for chance and dashed for a ceiling, its name written on it.
+    """A line at a value that others are compared with, dotted for chance and dashed for a ceiling, its name written at its right end.
 
     Args:
       axes: of the panel.
@@ -116,7 +116,7 @@ def reference(axes: Any, value: float, name: str) -> None:
     chance = name.startswith("chance")
     axes.axhline(value, color=_BLACK, linewidth=1, linestyle=":" if chance else "--", zorder=1)
     place = {"xy": (1, value), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-    axes.annotate(name, **place, xytext=(0, 2), ha="right", va="bottom", fontsize=8)
+    axes.annotate(name, **place, xytext=(3, 0), ha="left", va="center", fontsize=8)
 
 
 def say(axes: Any, *, title: str, x: str, y: str) -> None:

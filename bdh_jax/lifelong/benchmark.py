@@ -54,7 +54,6 @@ def run(
     beside: Sequence[str] = (),
     config: LifelongConfig | None = None,
     new_ids: int | None = 0,
-    console: Console | None = None,
 ) -> LifelongResult:
     """Benchmark one consolidation function on one model, its rate chosen as those of the rows beside it.
 
@@ -66,7 +65,6 @@ def run(
       beside: rows to compare it with, of ``CONTESTANTS``.
       config: sizes; None for 256 facts and two streams.
       new_ids: seed of :func:`bdh_jax.tasks.facts.initialise_new_ids`; None leaves new embeddings as they are.
-      console: as of :func:`benchmark`.
 
     Returns:
       A result whose first row is the function's.
@@ -80,7 +78,7 @@ def run(
         if other not in CONTESTANTS or other == name:
             raise ConfigError(f"beside names {other!r}; valid names: {', '.join(n for n in CONTESTANTS if n != name)}")
     rows = {name: own_function(name, consolidate), **{other: CONTESTANTS[other] for other in beside}}
-    result = benchmark(model, [slow], rows, config=config, new_ids=new_ids, console=console)
+    result = benchmark(model, [slow], rows, config=config, new_ids=new_ids)
     if not result.rows[0].scores["finite"].all():
         raise consolidation.ConsolidationError(
             f"{name} made slow weights NaN or infinite before the end of a stream: try a smaller rate, or look at one episode with "

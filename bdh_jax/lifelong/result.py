@@ -98,7 +98,7 @@ PANELS: dict[str, tuple[str, tuple[float | None, float | None]]] = {
 _PRECONDITIONS = (
     "dead: keys without an address. seen, held out, new ids: recall within an episode, by kind of key; new, raw: of new ids as training "
     "left them. ridge, written: recall by ridge regression of so many facts, on addresses of a fresh state and of an episode. cos: "
-    "between the two, by layer. "
+    "between the two, by layer"
 )
 _MET = "All are met: what a row below forgets, it forgets by its consolidation."
 _NOT_MET = (
@@ -185,7 +185,7 @@ class LifelongResult:
         failures = self._failures("NOT MET")
         table = Table(
             title="preconditions",
-            caption="\n".join([*failures, _PRECONDITIONS + (_NOT_MET if failures else _MET)]),
+            caption="\n".join([*failures, _NOT_MET if failures else _MET, _PRECONDITIONS]),
             box=box.SIMPLE_HEAD,
             show_edge=False,
             padding=0,
@@ -235,7 +235,8 @@ class LifelongResult:
 
     def _finding(self) -> str:
         """What the table says in a sentence: who keeps most, of the rows that see an episode at a time."""
-        best = max(self.rows, key=lambda row: row.mean("recall"))
+        episodic = [row for row in self.rows if not np.isnan(row.along("recall")[0])]
+        best = max(episodic or self.rows, key=lambda row: row.mean("recall"))
         return f"{best.name} recalls most: {best.mean('recall'):.2f} of {self.config.stream.facts} facts"
 
     def _by_age(self, ages: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from types import TracebackType
 
@@ -9,6 +10,11 @@ import rich.progress
 from rich.console import Console
 
 _LOGGER = logging.getLogger("bdh_jax")
+
+
+def is_live(console: Console) -> bool:
+    """Whether a bar can be drawn there again and again: in a terminal, and in a notebook that has ipywidgets."""
+    return console.is_terminal or (console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None)
 
 
 def make_bar(console: Console, *, transient: bool = False) -> rich.progress.Progress:
@@ -33,12 +39,12 @@ def make_bar(console: Console, *, transient: bool = False) -> rich.progress.Prog
 
 
 class Progress:
-    """A bar in a terminal or notebook, log lines anywhere else."""
+    """A bar where it can be drawn (:func:`is_live`), log lines anywhere else."""
 
     def __init__(self, name: str, total: int, console: Console | None):
         console = Console() if console is None else console
         self._name, self._total, self._done = name, total, 0
-        self._progress = make_bar(console) if console.is_terminal or console.is_jupyter else None
+        self._progress = make_bar(console) if is_live(console) else None
 
     def __enter__(self) -> Progress:
         if self._progress is not None:

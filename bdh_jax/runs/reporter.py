@@ -17,7 +17,7 @@ import rich.console
 from bdh_jax.config.records import RecordError, Schema, parse, parse_json, whole_file
 from bdh_jax.runs.events import EventFile
 from bdh_jax.runs.folder import METRICS, CheckpointError
-from bdh_jax.runs.progress import make_bar
+from bdh_jax.runs.progress import is_live, make_bar
 
 _LOGGER = logging.getLogger("bdh_jax")
 
@@ -100,7 +100,7 @@ def _read_rows(path: Path, until: int) -> _Rows:
 
 
 class Reporter:
-    """Writes metrics and shows progress: a live bar in a terminal or notebook, plain log lines anywhere else.
+    """Writes metrics and shows progress: a live bar in a terminal or a notebook with ipywidgets, plain log lines anywhere else.
 
     Only process 0 of several writes and shows anything.
 
@@ -133,7 +133,7 @@ class Reporter:
             self._file.truncate(sum(map(len, found.lines)))
             self._events = EventFile(workdir / "tensorboard", start=start + 1)
         console = rich.console.Console()
-        if console.is_terminal or console.is_jupyter:
+        if is_live(console):
             self._progress = make_bar(console)
             self._bar = self._progress.add_task(title, total=steps, completed=start, status="")
             self._progress.start()
