@@ -48,7 +48,9 @@ def test_outputs_are_those_of_one_run_in_order(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_outputs_hold_no_warning_and_no_path(path):
     assert not [output for output in outputs(path) if output["output_type"] == "error" or output.get("name") == "stderr"]
-    everything = json.dumps([{**o, "data": {k: v for k, v in o.get("data", {}).items() if k != "image/png"}} for o in outputs(path)])
+    everything = json.dumps(
+        [{**o, "data": {k: v for k, v in o.get("data", {}).items() if k != "image/png"}} for o in outputs(path)]
+    )
     for pattern in (r"[Ww]arning", "Traceback", r"/(home|root|tmp|usr|work|Users|var)/", "site-packages"):
         assert not re.search(pattern, everything), pattern
 
@@ -59,7 +61,10 @@ def test_preconditions_are_met_and_every_rate_was_chosen_from_its_grid():
     assert "All are met" in text
     assert "NOT MET" not in text
     (own,) = re.findall(r"^my_function = (\w+)$", source, re.MULTILINE)
-    for name, rates in ((own, CONTESTANTS["dense"].rates), *((row, CONTESTANTS[row].rates) for row in ("dense", "row_topk", "delta"))):
+    for name, rates in (
+        (own, CONTESTANTS["dense"].rates),
+        *((row, CONTESTANTS[row].rates) for row in ("dense", "row_topk", "delta")),
+    ):
         (rate,) = re.findall(rf"^{name} +([\d.]+) +\d\.\d\d\d ", text, re.MULTILINE)
         assert float(rate) in rates, name
 
