@@ -18,7 +18,7 @@ tested := $(VENV)/.installed-test
 installed_notebooks := $(VENV)/.installed-notebooks
 pytest = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help nback test test-quick test-full notebooks mutate mutate-contract lint format clean
+.PHONY: help nback test test-quick test-full notebooks tutorials mutate mutate-contract lint format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -26,7 +26,8 @@ help:
 	@echo "make test       the tests (5 minutes on two cores; 9 with JAX 0.12)"
 	@echo "make test-quick unit tests and the reference contract (under a minute)"
 	@echo "make test-full  and the contract on every three settings, and longer tests (11 minutes)"
-	@echo "make notebooks  execute the notebooks (4 minutes)"
+	@echo "make notebooks  execute the notebooks in a shortened form (2 minutes)"
+	@echo "make tutorials  execute them in full and store their outputs and figures (6 minutes)"
 	@echo "make mutate     apply each committed fault and check that the tests notice"
 	@echo "make mutate-contract  break every rule and see which check of the contract notices (4 minutes); writes docs/mutations.md"
 	@echo "make lint       ruff, and the arrows between rooms      make format     apply ruff's fixes"
@@ -44,9 +45,12 @@ test-quick: $(tested)
 test-full: $(tested)
 	$(pytest) -m "full or not full" $(ARGS)
 
-# Notebooks that train on text take these documents and few steps here, so that nothing is downloaded.
+# Few steps, and these documents as text, so that nothing is downloaded.
 notebooks: $(installed_notebooks)
 	BDH_JAX_TEXT="$(CURDIR)/README.md,$(CURDIR)/docs/*.md" BDH_JAX_STEPS=60 $(RUN) -m pytest --nbmake --nbmake-timeout=900 -p no:cacheprovider notebooks
+
+tutorials: $(installed_notebooks)
+	$(RUN) notebooks/execute.py $(ARGS)
 
 mutate: $(tested)
 	$(RUN) tests/mutations/run.py $(ARGS)

@@ -7,6 +7,7 @@ Messages of every room go to the logger "bdh_jax". A program of your own sees th
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import sys
 from collections.abc import Sequence
@@ -43,6 +44,11 @@ def messages() -> Console:
 
 def _is_watched() -> bool:
     return messages().is_terminal or messages().is_jupyter
+
+
+def _can_redraw() -> bool:
+    """Whether a bar can be drawn there again and again: in a terminal, and in a notebook that has ipywidgets."""
+    return messages().is_terminal or (messages().is_jupyter and importlib.util.find_spec("ipywidgets") is not None)
 
 
 # Messages.
@@ -134,7 +140,7 @@ class Progress:
 
     def start(self) -> None:
         """Show the bar, where there is one."""
-        if self._shown and _is_watched():
+        if self._shown and _can_redraw():
             columns = (
                 rich.progress.TextColumn("{task.description}", markup=False),
                 _Bar(),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 
 import pytest
 from rich.cells import cell_len
+from rich.console import Console
 from rich.table import Table
 
 from bdh_jax import console
@@ -66,3 +68,25 @@ def test_progress_is_log_lines_where_nobody_watches(caplog, monkeypatch):
 def test_errors_are_one_line_where_nobody_watches(capsys):
     console.show_error("word " * 40)
     assert capsys.readouterr().err == f"error: {'word ' * 40}\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "widgets", "redrawn"),
+    [
+        (Console(force_terminal=True), False, True),
+        (Console(force_terminal=False), True, False),
+        (Console(force_jupyter=True), True, True),
+        (Console(force_jupyter=True), False, False),
+    ],
+    ids=["terminal", "file", "notebook with ipywidgets", "notebook without"],
+)
+def test_a_bar_is_drawn_where_it_can_be_drawn_again(place, widgets, redrawn, monkeypatch, caplog, recwarn):
+    """Rich warns at every refresh in a notebook without ipywidgets."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if widgets else None)
+    monkeypatch.setattr(console, "messages", lambda: place)
+    bar = console.Progress("work", 1)
+    with caplog.at_level(logging.INFO, "bdh_jax"), bar:
+        assert bar.is_bar == redrawn
+        bar.advance(status="done")
+    assert bool(caplog.messages) != redrawn
+    assert redrawn or not recwarn.list

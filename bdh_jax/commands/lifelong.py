@@ -23,10 +23,9 @@ from bdh_jax.config import ConfigError
 from bdh_jax.console import show
 from bdh_jax.consolidation import make_function
 from bdh_jax.experiment import load_bdh, read_experiment
-from bdh_jax.lifelong import benchmark as lifelong
 from bdh_jax.lifelong import sweep as lifelong_sweep
 from bdh_jax.lifelong.config import LifelongConfig
-from bdh_jax.lifelong.contestants import CONTESTANTS, LEAST_SQUARES_RIDGE, Contestant, contestants
+from bdh_jax.lifelong.contestants import CONTESTANTS, LEAST_SQUARES_RIDGE, Contestant, contestants, own_function
 from bdh_jax.lifelong.finished_rows import FinishedRows, settings_of
 from bdh_jax.lifelong.stream import StreamConfig
 from bdh_jax.models.bdh import BDH
@@ -48,7 +47,8 @@ _SEED = flags.DEFINE_integer("stream_seed", 0, "Seed of the first stream.", lowe
 _FUNCTIONS = flags.DEFINE_list(
     "functions",
     None,
-    "Rows of the table, by name or as module:function; default all. NAME=RATE takes this rate instead of choosing one.",
+    "Rows of the table, by name or as module:function; default all. NAME=RATE takes this rate instead of choosing one; 1 is a function "
+    "of your own as it stands.",
 )
 _REFERENCE = flags.DEFINE_string("reference", "dense", "Row that the others are compared with, or none.")
 _RIDGE = flags.DEFINE_float("ridge", LEAST_SQUARES_RIDGE, "Ridge of least_squares, kalman and null_space.", lower_bound=1e-9)
@@ -147,7 +147,7 @@ def _rows(entries: Sequence[str], known: dict[str, Contestant]) -> tuple[dict[st
     for entry in entries:
         name, given, text = entry.partition("=")
         if ":" in name:
-            contestant = lifelong.own_function(name, make_function(name))
+            contestant = own_function(name, make_function(name))
         elif name in known:
             contestant = known[name]
         else:

@@ -29,6 +29,7 @@ from bdh_jax.consolidation.rows import (
     row_random,
     row_scores,
     row_topk,
+    scaled,
     threshold,
     top_rows,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "row_scores",
     "row_topk",
     "running_average",
+    "scaled",
     "tfidf_rows",
     "threshold",
     "top_rows",

@@ -167,6 +167,23 @@ def threshold(
 FACTORIES = (none, dense, row_topk, row_random, row_bottom, threshold)
 
 
+def scaled(function: Function, rate: float) -> Consolidation:
+    """The same change as ``function``, times ``rate``; what it remembers is what it would remember without.
+
+    Args:
+      function: either form.
+      rate: any finite number; 1 is the function as it stands.
+    """
+    check_rate(rate)
+    inner = as_consolidation(function)
+
+    def update(slow: Slow, fast: FastState, activity: Activity, history: History) -> tuple[Slow, History]:
+        changed, history = inner.update(slow, fast, activity, history)
+        return _moved(slow, jax.tree.map(jnp.subtract, changed, slow), rate), history
+
+    return Consolidation(inner.init, update, inner.axes)
+
+
 def at_norm(function: Function, norm: float) -> Consolidation:
     """The same change as ``function``, scaled to a Frobenius norm of norm·‖F̄‖: compares directions, not sizes.
 
@@ -184,9 +201,13 @@ def at_norm(function: Function, norm: float) -> Consolidation:
         wanted = norm * _root(jnp.sum(jnp.square(mean_state(fast, activity, None))))
         # A change of nothing has no direction: it stays nothing.
         scale = jnp.where(size > 0, wanted / jnp.where(size > 0, size, 1), 0)
-        return jax.tree.map(lambda old, d: (old + scale * d).astype(old.dtype), slow, change), history
+        return _moved(slow, change, scale), history
 
     return Consolidation(inner.init, update, inner.axes)
+
+
+def _moved(slow: Slow, change: Slow, scale: float | jax.Array) -> Slow:
+    return jax.tree.map(lambda old, d: (old + scale * d).astype(old.dtype), slow, change)
 
 
 def _root(square: jax.Array) -> jax.Array:

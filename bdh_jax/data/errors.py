@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Any
 
 
@@ -21,7 +22,10 @@ def text_package(use: str, *modules: str) -> Any:
       DataError: if it is not installed.
     """
     try:
-        package, *_ = map(importlib.import_module, modules)
+        with warnings.catch_warnings():
+            # Some import tqdm, which misses ipywidgets in a notebook that has none; nothing here draws its bars.
+            warnings.filterwarnings("ignore", message="IProgress not found")
+            package, *_ = map(importlib.import_module, modules)
     except ImportError as error:
         raise DataError(f'{use} needs a package that is not installed: pip install "bdh_jax[text]"') from error
     return package

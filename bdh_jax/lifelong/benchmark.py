@@ -27,9 +27,9 @@ from bdh_jax.config import ConfigError
 from bdh_jax.console import Progress
 from bdh_jax.consolidation import Function
 from bdh_jax.lifelong.config import LifelongConfig
-from bdh_jax.lifelong.contestants import CONTESTANTS, Contestant
+from bdh_jax.lifelong.contestants import CONTESTANTS, Contestant, own_function
 from bdh_jax.lifelong.finished_rows import FinishedRows
-from bdh_jax.lifelong.learners import History, Learner, consolidated
+from bdh_jax.lifelong.learners import History, Learner
 from bdh_jax.lifelong.preconditions import in_episode_recall, measure_preconditions, probe_episodes, share
 from bdh_jax.lifelong.result import LifelongResult, Row
 from bdh_jax.lifelong.stream import Stream, StreamConfig, make_stream
@@ -54,14 +54,14 @@ def run(
     config: LifelongConfig | None = None,
     new_ids: int | None = 0,
 ) -> LifelongResult:
-    """Benchmark one consolidation function on one model.
+    """Benchmark one consolidation function on one model, its rate chosen as those of the rows beside it.
 
     Args:
       model: trained on the task "facts" (``configs/lifelong.py``), with fast weights and a synapse for each layer.
       slow: its parameters.
-      consolidate: either form, see :mod:`bdh_jax.consolidation.base`.
+      consolidate: either form, see :mod:`bdh_jax.consolidation.base`; :func:`bdh_jax.lifelong.contestants.own_function` says what its rate is.
       name: of the table's row.
-      beside: rows to compare it with, of ``CONTESTANTS``; their rates are chosen first.
+      beside: rows to compare it with, of ``CONTESTANTS``.
       config: sizes; None for 256 facts and two streams.
       new_ids: seed of :func:`bdh_jax.tasks.facts.initialise_new_ids`; None leaves new embeddings as they are.
 
@@ -84,11 +84,6 @@ def run(
             "consolidation.make_consolidator"
         )
     return result
-
-
-def own_function(name: str, function: Function) -> Contestant:
-    """A row of the table for a consolidation function of your own, which has no rate to be chosen."""
-    return Contestant(name, lambda model, rate, facts: consolidated(model, function), own=function)
 
 
 def benchmark(

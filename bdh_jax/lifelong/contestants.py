@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ from bdh_jax import consolidation
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import change
 from bdh_jax.consolidation import Function
+from bdh_jax.consolidation.base import is_factory
 from bdh_jax.consolidation.least_squares import Layers
 from bdh_jax.lifelong.bounds import nearest_neighbour, never_reset, ridge
 from bdh_jax.lifelong.controls import shuffled, untrained
@@ -40,7 +43,8 @@ class Contestant:
             raise ConfigError(f"contestant {self.name!r} has rates of its own and those of {self.rate_of!r}; choose one")
 
 
-_WRITES = (0.01, 0.03, 0.1, 0.2, 0.4, 1.0, 3.0)
+WRITE_RATES = (0.01, 0.03, 0.1, 0.2, 0.4, 1.0, 3.0)
+"""What functions that add to the synapse choose from, yours included."""
 _AVERAGES = (0.01, 0.03, 0.1, 0.3)
 _STEPS = (1e-3, 3e-3, 1e-2, 3e-2)
 _ERROR_STEPS = (0.1, 0.3, 1.0)
@@ -52,7 +56,47 @@ _TRAININGS = (1e-4, 3e-4, 1e-3, 3e-3)
 _DESCENTS = (1.0, 3.0, 10.0, 30.0, 100.0)
 
 
-def _of(factory: Callable[..., Function], rates: tuple[float, ...] = _WRITES, *, traced: bool = True) -> Contestant:
+def own_function(
+    name: str, function: Function | Callable[..., Function], rates: tuple[float, ...] = WRITE_RATES
+) -> Contestant:
+    """A row of the table for a consolidation function of your own, with a rate that is chosen as those of the other rows are.
+
+    A parameter ``rate``, of the function or of a :func:`bdh_jax.consolidation.factory`, is that rate. Of any other function the change is
+    multiplied by it, so that 1 is the function as it stands.
+
+    Args:
+      name: of the row.
+      function: either form, see :mod:`bdh_jax.consolidation.base`, or a factory of one.
+      rates: to choose from; empty for the function as it stands.
+    """
+    if not rates:
+        return Contestant(name, lambda model, rate, facts: consolidated(model, function), own=function)
+    takes_rate = callable(function) and "rate" in _parameters(function)
+    if not takes_rate:
+        at = functools.partial(consolidation.scaled, function)
+    elif is_factory(function):
+        at = lambda rate: function(rate=rate)  # noqa: E731
+    else:
+        at = lambda rate: functools.partial(function, rate=rate)  # noqa: E731
+    return Contestant(
+        name,
+        lambda model, rate, facts: consolidated(model, at(rate)),
+        rates,
+        # A function that is given its rate may look at the value.
+        traced=not takes_rate,
+        # As it was given: only of a tree of the right form can a change be scaled.
+        own=at(rates[0]) if takes_rate else function,
+    )
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    try:
+        return tuple(inspect.signature(function).parameters)
+    except ValueError:  # a callable of C has no signature
+        return ()
+
+
+def _of(factory: Callable[..., Function], rates: tuple[float, ...] = WRITE_RATES, *, traced: bool = True) -> Contestant:
     def build(model: BDH, rate: Any, facts: int) -> Learner:
         return consolidated(model, factory(rate=rate))
 

@@ -6,13 +6,14 @@ Axis letters: M models, R streams, C checkpoints.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich import box
 from rich.table import Table
 
+from bdh_jax.analysis import figures
 from bdh_jax.console import show
 from bdh_jax.lifelong.config import LifelongConfig
 from bdh_jax.lifelong.preconditions import Preconditions
@@ -94,6 +95,16 @@ PANELS: dict[str, tuple[str, tuple[float | None, float | None]]] = {
     "harm_known": ("harm to known facts", (None, None)),
 }
 """Score → the label of its panel in :meth:`LifelongResult.plot_course`, and the limits of its axis."""
+_PRECONDITIONS = (
+    "dead: keys without an address. seen, held out, new ids: recall within an episode, by kind of key; new, raw: of new ids as training "
+    "left them. ridge, written: recall by ridge regression of so many facts, on addresses of a fresh state and of an episode. cos: "
+    "between the two, by layer"
+)
+_MET = "All are met: what a row below forgets, it forgets by its consolidation."
+_NOT_MET = (
+    "Such a model loses facts before anything is consolidated, and the rows below cannot tell one from the other. Train it for more steps, "
+    "with more neurons, or on fewer facts an episode (task.pairs, and stream.pairs with it)."
+)
 _NOTE = (
     "recall: of all facts after the last reset. new, old, other value: of reassigned facts, answered with the value that holds, the one "
     "before, any other. in episode: recall within the episodes of the stream. harm: drop of recall in unrelated episodes; to known: of "
@@ -171,9 +182,10 @@ class LifelongResult:
 
     def preconditions_table(self) -> Table:
         """The preconditions, one row a model."""
+        failures = self._failures("NOT MET")
         table = Table(
             title="preconditions",
-            caption="\n".join(self._failures("NOT MET")) or None,
+            caption="\n".join([*failures, _NOT_MET if failures else _MET, _PRECONDITIONS]),
             box=box.SIMPLE_HEAD,
             show_edge=False,
             padding=0,
@@ -195,24 +207,38 @@ class LifelongResult:
         show(*self.tables())
 
     def plot(self) -> Any:
-        """Recall of the facts so far along the stream, and recall by age at its end.
+        """Recall of the facts so far along the stream, and recall by age at its end, with chance and 95 % intervals.
 
         Returns:
-          A ``matplotlib.figure.Figure``. Its colours repeat from the eleventh row on, with dashed lines.
+          A ``matplotlib.figure.Figure``.
         """
-        from matplotlib.figure import Figure  # an optional dependency
-
-        figure = Figure(figsize=(11, 5), layout="constrained")
-        along, by_age = figure.subplots(1, 2, sharey=True)
+        figure, (along, by_age) = figures.make(2, width=5, height=4, sharey=True)
         ages = [name for name in self.rows[0].scores if name.startswith("age_")]
-        for number, row in enumerate(self.rows):
-            style = line_style(number, row.name)
-            along.plot(row.facts_so_far.mean(axis=0), row.along("recall"), **style)
-            by_age.plot([name.removeprefix("age_") for name in ages], [row.mean(name) for name in ages], **style)
-        along.set(xlabel="facts shown so far", ylabel="recall after reset", ylim=(-0.02, 1.02))
-        by_age.set(xlabel="episodes since the fact was shown last")
-        figure.legend(*along.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+        looks = figures.lines([row.name for row in self.rows])
+        for row in self.rows:
+            facts = row.facts_so_far.mean(axis=0)
+            along.plot(facts, row.along("recall"), **looks[row.name])
+            low, high = zip(*(interval(row.course["recall"][..., c]) for c in range(len(facts))), strict=True)
+            along.fill_between(facts, low, high, color=looks[row.name]["color"], alpha=0.2, linewidth=0)
+            by_age.plot([name.removeprefix("age_") for name in ages], [row.mean(name) for name in ages], **looks[row.name])
+        for axes in (along, by_age):
+            figures.reference(axes, 1 / VALUES, "chance")
+        figures.say(along, title=self._finding(), x="facts shown so far", y="recall after reset")
+        figures.say(by_age, title=self._by_age(ages), x="episodes since the fact was shown last", y="")
+        along.set_ylim(-0.02, 1.02)
+        figures.legend(figure, along)
         return figure
+
+    def _finding(self) -> str:
+        """What the table says in a sentence: who keeps most, of the rows that see an episode at a time."""
+        episodic = [row for row in self.rows if not np.isnan(row.along("recall")[0])]
+        best = max(episodic or self.rows, key=lambda row: row.mean("recall"))
+        return f"{best.name} recalls most: {best.mean('recall'):.2f} of {self.config.stream.facts} facts"
+
+    def _by_age(self, ages: Sequence[str]) -> str:
+        first = self.rows[0]
+        young, old = first.mean(ages[0]), first.mean(ages[-1])
+        return f"{first.name}: {young:.2f} of the newest facts, {old:.2f} of the oldest"
 
     def plot_course(self) -> Any:
         """The scores of ``PANELS`` at every checkpoint, against the facts shown so far.
@@ -220,17 +246,15 @@ class LifelongResult:
         Returns:
           A ``matplotlib.figure.Figure``.
         """
-        from matplotlib.figure import Figure  # an optional dependency
-
-        figure = Figure(figsize=(12, 6.5), layout="constrained")
-        axes = figure.subplots(2, 3, sharex=True).ravel()
-        for axis, (score, (label, limits)) in zip(axes, PANELS.items(), strict=True):
-            for number, row in enumerate(self.rows):
-                axis.plot(row.facts_so_far.mean(axis=0), row.along(score), **line_style(number, row.name))
-            axis.set(ylabel=label, ylim=limits)
-        for axis in axes[3:]:
-            axis.set_xlabel("facts shown so far")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+        figure, panels = figures.make(3, 2, width=4, height=3.2, sharex=True)
+        looks = figures.lines([row.name for row in self.rows])
+        for axes, (score, (label, limits)) in zip(panels, PANELS.items(), strict=True):
+            for row in self.rows:
+                axes.plot(row.facts_so_far.mean(axis=0), row.along(score), **looks[row.name])
+            axes.set(ylabel=label, ylim=limits)
+        for axes in panels[3:]:
+            axes.set_xlabel("facts shown so far")
+        figures.legend(figure, panels[0])
         return figure
 
     def to_dict(self) -> dict[str, Any]:
@@ -270,11 +294,6 @@ class LifelongResult:
             if not row.scores["finite"].all()
         ]
         return "\n".join([*failures, note.format(reference=self.config.reference)])
-
-
-def line_style(number: int, name: str) -> dict[str, Any]:
-    """How the row with this number is drawn: ten colours, then the same ones dashed, then dotted."""
-    return {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3], "label": name, "marker": "."}
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

@@ -16,12 +16,13 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from bdh_jax.analysis import figures
 from bdh_jax.config import ConfigError
 from bdh_jax.lifelong.benchmark import benchmark
 from bdh_jax.lifelong.config import LifelongConfig
 from bdh_jax.lifelong.contestants import Contestant
 from bdh_jax.lifelong.finished_rows import FinishedRows
-from bdh_jax.lifelong.result import LifelongResult, interval, line_style
+from bdh_jax.lifelong.result import LifelongResult, interval
 from bdh_jax.models.bdh import BDH
 from bdh_jax.types import Slow
 
@@ -77,25 +78,23 @@ class LifelongSweep:
         """Recall and recalled bits per byte against the number of facts, with 95 % intervals.
 
         Returns:
-          A ``matplotlib.figure.Figure``. Its colours repeat from the eleventh row on, with dashed lines.
+          A ``matplotlib.figure.Figure``.
         """
-        from matplotlib.figure import Figure  # an optional dependency
-
-        figure = Figure(figsize=(11, 5), layout="constrained")
-        axes = figure.subplots(1, 2)
-        for axis, score in zip(axes, ("recall", "bits_per_byte"), strict=True):
-            for number, rows in enumerate(zip(*(result.rows for result in self.results), strict=True)):
-                style = line_style(number, rows[0].name)
-                axis.plot(self.facts, [row.mean(score) for row in rows], **style)
+        figure, panels = figures.make(2, width=5, height=4)
+        looks = figures.lines([row.name for row in self.results[0].rows])
+        for axes, score in zip(panels, ("recall", "bits_per_byte"), strict=True):
+            for rows in zip(*(result.rows for result in self.results), strict=True):
+                look = looks[rows[0].name]
+                axes.plot(self.facts, [row.mean(score) for row in rows], **look)
                 low, high = zip(*(interval(row.scores[score]) for row in rows), strict=True)
-                axis.fill_between(self.facts, low, high, color=style["color"], alpha=0.2, linewidth=0)
-            axis.axvline(self.neurons, color="grey", linestyle=":", linewidth=1)
-            axis.set_xscale("log", base=2)
-            axis.set_xticks(self.facts, [str(facts) for facts in self.facts])
-            axis.set_xlabel(f"facts (dotted line: K = {self.neurons})")
-        axes[0].set(ylabel="recall after reset", ylim=(-0.02, 1.02))
-        axes[1].set(ylabel="bits recalled per byte", ylim=(0, None))
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+                axes.fill_between(self.facts, low, high, color=look["color"], alpha=0.2, linewidth=0)
+            axes.axvline(self.neurons, color="grey", linestyle=":", linewidth=1)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(self.facts, [str(facts) for facts in self.facts])
+            axes.set_xlabel(f"facts (dotted line: K = {self.neurons})")
+        panels[0].set(ylabel="recall after reset", ylim=(-0.02, 1.02))
+        panels[1].set(ylabel="bits recalled per byte", ylim=(0, None))
+        figures.legend(figure, panels[0])
         return figure
 
     def to_dict(self) -> dict[str, Any]:

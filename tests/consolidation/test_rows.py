@@ -232,6 +232,19 @@ def test_at_norm_keeps_the_direction(episode, name):
     assert np.sum(direction * result) / np.linalg.norm(direction) / np.linalg.norm(result) > 1 - 1e-5
 
 
+@pytest.mark.parametrize("name", ["dense", "row_topk", "importance_weighted"])
+def test_scaled_multiplies_the_change_and_remembers_the_same(episode, name):
+    slow, fast = episode
+    function = consolidation.FUNCTIONS.get(name, "function")()
+    plain, history = run(function, slow, fast)
+    scaled, scaled_history = run(consolidation.scaled(function, -0.5), slow, fast)
+    close(change(slow, scaled), -0.5 * change(slow, plain))
+    jax.tree.map(np.testing.assert_array_equal, scaled_history, history)
+    assert [key for key in slow if key != "synapse" and not np.array_equal(scaled[key], slow[key])] == []
+    with pytest.raises(ConfigError, match="rate=nan must be a finite number"):
+        consolidation.scaled(function, float("nan"))
+
+
 def test_at_norm_of_no_change_is_no_change(episode):
     slow, fast = episode
     after, _ = run(consolidation.at_norm(consolidation.none(), 0.3), slow, fast)

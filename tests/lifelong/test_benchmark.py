@@ -20,7 +20,7 @@ from bdh_jax.lifelong import benchmark as lifelong
 from bdh_jax.lifelong import bounds, controls, finished_rows, learners
 from bdh_jax.lifelong import result as lifelong_result
 from bdh_jax.lifelong.config import LifelongConfig
-from bdh_jax.lifelong.contestants import CONTESTANTS, LEAST_SQUARES_RIDGE, Contestant
+from bdh_jax.lifelong.contestants import CONTESTANTS, LEAST_SQUARES_RIDGE, WRITE_RATES, Contestant, own_function
 from bdh_jax.lifelong.preconditions import measure_preconditions, probe_episodes
 from bdh_jax.lifelong.result import LifelongResult, interval
 from bdh_jax.lifelong.stream import StreamConfig, make_stream
@@ -267,6 +267,17 @@ def test_an_untrained_model_does_not_meet_the_preconditions_and_the_table_says_s
     assert result.preconditions[0].dead_keys == 0
     assert result.preconditions[0].ridge[128] > 0.9
     assert "PRECONDITION NOT MET, model 0: in-episode" in text_of(result.table())
+    preconditions = " ".join(text_of(result.preconditions_table()).split())
+    assert "NOT MET, model 0: in-episode" in preconditions
+    assert "Train it for more steps" in preconditions
+
+
+def test_preconditions_that_are_met_say_so(result):
+    perfect = {"in_episode": dict.fromkeys(("seen", "held_out", "new_ids"), 1.0), "ridge": {128: 1.0, 256: 1.0}}
+    met = dataclasses.replace(result, preconditions=(dataclasses.replace(result.preconditions[0], **perfect),))
+    text = " ".join(text_of(met.preconditions_table()).split())
+    assert "All are met" in text
+    assert "NOT MET" not in text
 
 
 def test_dead_keys_are_counted(shallow):
@@ -340,7 +351,11 @@ def test_a_record_of_something_else_is_no_result():
 
 def test_figures_have_a_line_for_each_row(result):
     along, by_age = result.plot().axes
-    assert len(along.get_lines()) == len(by_age.get_lines()) == 4
+    names = [row.name for row in result.rows]
+    for axes in (along, by_age):
+        *lines, chance = axes.get_lines()
+        assert [line.get_label() for line in lines] == names
+        assert set(chance.get_ydata()) == {1 / 64}
     panels = result.plot_course().axes
     assert [panel.get_ylabel() for panel in panels] == [label for label, _ in lifelong_result.PANELS.values()]
     assert all(len(panel.get_lines()) == 4 for panel in panels)
@@ -383,10 +398,44 @@ def test_run_takes_your_own_function(shallow):
 
     config = dataclasses.replace(SIZES, streams=1)
     result = lifelong.run(model, slow, mine, name="mine", beside=("none",), config=config, new_ids=None)
-    assert [(row.name, row.rate) for row in result.rows] == [("mine", None), ("none", None)]
+    assert [(row.name, row.rate) for row in result.rows] == [("mine", result.rows[0].rate), ("none", None)]
+    assert result.rows[0].rate in WRITE_RATES
     assert result.rows[0].scores["recall"].shape == (1, 1)
     with pytest.raises(ConfigError, match="beside names 'nonsense'; valid names: none, dense"):
         lifelong.run(model, slow, mine, beside=("nonsense",))
+
+
+OWN = {
+    # Rate 4 of the first is rate 1 of the second: the change is a quarter of S.
+    "scaled": (lambda slow, fast, activity: consolidation.dense(0.25)(slow, fast, activity), 4.0),
+    "with a history": (consolidation.as_consolidation(consolidation.dense(0.25)), 4.0),
+    "takes a rate": (lambda slow, fast, activity, rate=7.0: consolidation.dense(float(rate))(slow, fast, activity), 1.0),
+    "factory": (consolidation.dense, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_rate_of_your_own_function_is_chosen_and_means_what_it_says(shallow, name):
+    """From the same grid as dense, on the same validation stream: what is dense in other words has the rate and the scores of dense."""
+    model, slow = shallow
+    function, factor = OWN[name]
+    rates = (0.01, 0.1, 1.0)
+    rows = {
+        "mine": own_function("mine", function, tuple(factor * rate for rate in rates)),
+        "dense": dataclasses.replace(CONTESTANTS["dense"], rates=rates),
+    }
+    mine, dense = lifelong.benchmark(model, [slow], rows, config=dataclasses.replace(SIZES, streams=1), new_ids=None).rows
+    assert mine.rate == pytest.approx(factor * dense.rate)
+    for score in ("recall", "in_episode", "harm"):
+        np.testing.assert_array_equal(mine.scores[score], dense.scores[score])
+
+
+def test_your_own_function_as_it_stands(shallow, monkeypatch):
+    model, slow = shallow
+    names = measured(monkeypatch)
+    rows = {"mine": own_function("mine", consolidation.dense(0.25), rates=())}
+    (row,) = lifelong.benchmark(model, [slow], rows, config=dataclasses.replace(SIZES, streams=1), new_ids=None).rows
+    assert (row.rate, names) == (None, ["mine"])
 
 
 def test_a_function_that_breaks_the_weights_is_no_row(shallow):
@@ -431,7 +480,7 @@ def measured(monkeypatch):
 def test_rows_that_are_done_are_not_measured_again(shallow, tmp_path, monkeypatch):
     model, slow = shallow
     path, settings = tmp_path / "new" / "unfinished.json", finished_rows.settings_of([slow])
-    own = {"own": lifelong.own_function("own", consolidation.none())}
+    own = {"own": own_function("own", consolidation.none(), rates=())}
     names = measured(monkeypatch)
 
     def benchmark(contestants, config=SIZES, new_ids=0, **rates):
