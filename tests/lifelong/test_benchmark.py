@@ -272,7 +272,7 @@ def test_an_untrained_model_does_not_meet_the_preconditions_and_the_table_says_s
     assert "Train it for more steps" in preconditions
 
 
-def test_preconditions_that_are_met_say_so(result):
+def test_preconditions_that_are_met_say_so(result, text_of):
     perfect = {"in_episode": dict.fromkeys(("seen", "held_out", "new_ids"), 1.0), "ridge": {128: 1.0, 256: 1.0}}
     met = dataclasses.replace(result, preconditions=(dataclasses.replace(result.preconditions[0], **perfect),))
     text = " ".join(text_of(met.preconditions_table()).split())
