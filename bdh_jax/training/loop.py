@@ -29,6 +29,7 @@ from bdh_jax.runs.folder import (
     check_text,
     finished,
     read_run,
+    text_digest,
     trained_texts,
     write_json,
     write_text,
@@ -362,7 +363,13 @@ class _Training:
         files = self._task.files
         write_json(
             path,
-            {"config": self._setup.record.config, "text": self._task.fingerprint, "files": list(files), "starts": starts},
+            {
+                "config": self._setup.record.config,
+                "text": self._task.fingerprint,
+                "files": list(files),
+                "file_digests": {name: text_digest(content) for name, content in files.items()},
+                "starts": starts,
+            },
         )
         # What a task needs to be used later and cannot be made again from the configuration alone, such as a tokenizer.
         for name, content in files.items():
