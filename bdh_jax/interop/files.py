@@ -13,8 +13,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from bdh_jax.config.records import digest_of
 from bdh_jax.interop.pathway import BUFFER, NAMES, from_pathway, to_pathway
 from bdh_jax.models.bdh import BDHConfig
+from bdh_jax.runs.fingerprint import digests
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "bdh_state_dict")
@@ -22,6 +24,8 @@ _PREFIXES = ("_orig_mod.", "module.", "model.")
 """What ``torch.compile``, parallel training and a module around the model put before the names of weights, in any order."""
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Dtypes of weights: of safetensors → of PyTorch and NumPy."""
+_DIGEST = "bdh_jax.digest"
+"""In the header of what is written here: a hash of the arrays. Files of others have none, and a changed weight cannot be told."""
 
 
 class WeightsError(ValueError):
@@ -80,7 +84,7 @@ def write_pathway(path: str | Path, slow: Mapping[str, np.ndarray], *, overwrite
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")  # so that an interruption leaves no half of a file
     if path.suffix == ".safetensors":
-        safetensors.numpy.save_file(arrays, part)
+        safetensors.numpy.save_file(arrays, part, {_DIGEST: digest_of(digests(arrays))})
     else:
         torch = _torch(path)
         torch.save({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, part)
@@ -95,8 +99,11 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
                 dtype = file.get_slice(name).get_dtype()
                 _check_dtype(path, bare, _DTYPES.get(dtype, dtype))
             arrays = {bare: file.get_tensor(name) for bare, name in names.items()}
-    except (OSError, safetensors.SafetensorError) as error:
+            saved = (file.metadata() or {}).get(_DIGEST)
+    except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path} cannot be read ({error}); it may be truncated, or no safetensors file") from error
+    if saved is not None and saved != digest_of(digests(arrays)):
+        raise WeightsError(f"{path} is damaged: its arrays are not those that were saved; restore it from a copy")
     return {name: array if array.dtype.itemsize >= 4 else array.astype(np.float32) for name, array in arrays.items()}
 
 

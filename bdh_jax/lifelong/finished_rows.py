@@ -16,12 +16,33 @@ from typing import Any
 import jax
 
 from bdh_jax.config import ConfigError
-from bdh_jax.config.records import write_whole
+from bdh_jax.config.records import SELF, RecordError, Schema, digest_of, parse, write_whole
 from bdh_jax.lifelong.config import LifelongConfig
 from bdh_jax.lifelong.contestants import Contestant
 from bdh_jax.lifelong.result import Row
 from bdh_jax.runs.fingerprint import slow_hash
 from bdh_jax.types import Slow
+
+_Layers = list[list[float | None]]
+
+
+class _Row(Schema):
+    """A row: what :meth:`bdh_jax.lifelong.result.Row.to_dict` gives, as far as it is read again."""
+
+    name: str
+    rate: float | None
+    scores: dict[str, _Layers]
+    course: dict[str, list[_Layers]]
+    facts_so_far: list[list[int | float]]
+
+
+class _File(Schema):
+    """The file."""
+
+    settings: dict[str, Any]
+    rows: dict[str, _Row]
+    digest: str | None = None
+
 
 _LIBRARY = Path(__file__).resolve().parents[1]
 _LOGGER = logging.getLogger("bdh_jax")
@@ -49,11 +70,11 @@ class FinishedRows:
             different = sorted(key for key in {*before, *self._settings} if before.get(key) != self._settings.get(key))
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, RecordError) as error:
             if overwrite:
                 return
             raise ConfigError(
-                f"{path} should hold rows of an interrupted run and cannot be read: move or delete it, or pass --overwrite"
+                f"{path} should hold rows of an interrupted run and cannot be read ({error}): move or delete it, or pass --overwrite"
             ) from error
         if different and not overwrite:
             raise ConfigError(
@@ -112,8 +133,9 @@ class FinishedRows:
     def _write(self) -> None:
         if jax.process_index() != 0:
             return
+        content = {"settings": self._settings, "rows": self._rows}
         try:
-            write_whole(self._path, json.dumps({"settings": self._settings, "rows": self._rows}))
+            write_whole(self._path, json.dumps({**content, SELF: digest_of(content)}))
         except OSError as error:
             _LOGGER.warning(
                 "%s cannot be written (%s): after an interruption, rows would be measured again", self._path, error.strerror
@@ -139,8 +161,14 @@ def settings_of(slows: Sequence[Slow]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return dict(stored["settings"]), dict(stored["rows"])
+    stored = parse(path.read_bytes(), _File)
+    rows = {key: row.model_dump() for key, row in stored.rows.items()}
+    for key, row in rows.items():
+        try:
+            Row.from_dict(row)
+        except ValueError as error:  # lists of different lengths
+            raise RecordError(f"rows.{key}: {error}") from None
+    return stored.settings, rows
 
 
 def _key(contestant: Contestant, config: LifelongConfig, rate: float | None, more: Mapping[str, Any]) -> str:

@@ -6,8 +6,10 @@ has a digest in the checkpoint's record, which has one of itself: whatever is re
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -44,6 +46,7 @@ _NOT_EVALUATED = -1.0
 _PATTERNS = "[]*?\\"
 """Orbax takes a path for a pattern of names, and the library under it takes a backslash for a slash."""
 _TRIES = 20
+_READERS = ("orbax", "tensorstore")
 _LOGGER = logging.getLogger("bdh_jax")
 Which = Literal["best", "last"]
 
@@ -472,12 +475,34 @@ def _on_host(leaf: Any) -> np.ndarray:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Orbax logs what it raises as well, with its traceback."""
+    _drop_echoes()
     logger = logging.getLogger("absl")
     before, logger.disabled = logger.disabled, True
     try:
         yield
     finally:
         logger.disabled = before
+
+
+def _drop_echoes() -> None:
+    """Of arrays that are read at once, one that fails ends asyncio's loop, and the others then complain that it is closed, from threads
+    that nobody waits for, or when they are collected. The first error says what there is to say."""
+    asyncio = logging.getLogger("asyncio")
+    if _is_no_echo not in asyncio.filters:
+        asyncio.addFilter(_is_no_echo)
+    if getattr(sys.unraisablehook, "func", None) is not _unraisable:
+        sys.unraisablehook = functools.partial(_unraisable, sys.unraisablehook)
+
+
+def _is_no_echo(record: logging.LogRecord) -> bool:
+    return not any(library in record.getMessage() for library in _READERS)
+
+
+def _unraisable(otherwise: Callable[[Any], None], unraisable: Any) -> None:
+    closed = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"
+    code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
+    if not closed and not (code is not None and any(library in code.co_filename for library in _READERS)):
+        otherwise(unraisable)
 
 
 def _wrong(path: Path, reason: str) -> DamagedError:

@@ -17,6 +17,7 @@ A run over several seeds holds one such folder ``seed<k>`` each, and its own ``r
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +28,7 @@ import jax
 import pydantic
 
 from bdh_jax.config.convert import to_dict
-from bdh_jax.config.records import RecordError, Schema, parse, parse_json, write_whole
+from bdh_jax.config.records import SELF, RecordError, Schema, digest_of, parse, parse_json, write_whole
 
 RUN, RESULTS, METRICS, CHECKPOINTS = "run.json", "results.json", "metrics.jsonl", "checkpoints"
 BELOW = 255
@@ -61,9 +62,12 @@ class RunFile(Schema):
     """Fingerprint of the text that was trained on."""
     files: list[str] = pydantic.Field(default_factory=list)
     """What else the task keeps in the folder."""
+    file_digests: dict[str, str] = pydantic.Field(default_factory=dict)
+    """Name of such a file → :func:`text_digest`; older versions have none."""
     starts: list[dict[str, Any]]
     init_from: dict[str, Any] | None = None
     """Whose slow weights the run started from: folder, step, and a hash of them; None of its own random ones."""
+    digest: str | None = None
 
 
 class _Best(Schema):
@@ -90,6 +94,7 @@ class _Results(Schema):
     evaluation: dict[str, _Score]
     note: str
     best: _Best
+    digest: str | None = None
 
 
 class Summary(Schema):
@@ -97,6 +102,7 @@ class Summary(Schema):
 
     config: dict[str, Any]
     seeds: list[int]
+    digest: str | None = None
 
 
 _Schema = TypeVar("_Schema", bound=Schema)
@@ -207,9 +213,11 @@ def finished(workdir: Path, record: Record) -> dict[str, Any] | None:
             stored = read_json(workdir / name)
             if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
                 raise CheckpointError(f"{workdir / name} is not of a training run; move it, or use another --workdir")
-            check_same_config(workdir, stored["config"], record)
             read_record(workdir / name, kind)
-    return read_json(workdir / RESULTS) if (workdir / RESULTS).exists() else None
+            check_same_config(workdir, stored["config"], record)
+    if not (workdir / RESULTS).exists():
+        return None
+    return {key: value for key, value in read_json(workdir / RESULTS).items() if key != SELF}
 
 
 def trained_texts(folders: Iterable[Path]) -> dict[Path, str]:
@@ -268,9 +276,16 @@ def read_run(workdir: Path) -> RunFile:
     """Read ``run.json`` of a folder.
 
     Raises:
-      CheckpointError: if it is missing or damaged.
+      CheckpointError: if it is missing or damaged, or a file that it names is not what was written.
     """
-    return read_record(workdir / RUN, RunFile)
+    run = read_record(workdir / RUN, RunFile)
+    for name, digest in run.file_digests.items():
+        # Whoever needs one that is gone says so.
+        if (workdir / name).exists() and _read(
+            workdir / name, lambda content: hashlib.sha256(content).hexdigest()
+        ) != digest:
+            raise DamagedError(workdir / name, "it is not what was written: its digest is another one")
+    return run
 
 
 def _read(path: Path, parser: Callable[[bytes], Any]) -> Any:
@@ -280,13 +295,19 @@ def _read(path: Path, parser: Callable[[bytes], Any]) -> Any:
         raise unreadable(path, error) from error
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file of a run, whole or not at all, from process 0.
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file of a run, whole or not at all, from process 0, with a digest of itself.
 
     Raises:
       CheckpointError: if it cannot be written.
     """
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    stored = json.loads(json.dumps(value))
+    write_text(path, json.dumps({**stored, SELF: digest_of(stored)}, indent=2) + "\n")
+
+
+def text_digest(content: str) -> str:
+    """What tells whether a file that :func:`write_text` wrote is still the same."""
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def write_text(path: Path, content: str) -> None:

@@ -31,6 +31,7 @@ from bdh_jax.runs.folder import (
     check_text,
     finished,
     read_run,
+    text_digest,
     trained_texts,
     write_json,
     write_text,
@@ -406,6 +407,7 @@ class _Training:
             "config": self._setup.record.config,
             "text": self._task.fingerprint,
             "files": list(files),
+            "file_digests": {name: text_digest(content) for name, content in files.items()},
             "starts": starts,
             "init_from": origin,
         }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import random
 import resource
 import sys
 
@@ -60,34 +59,6 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path):
         load_state(tmp_path / "older", model, slow)
     save_state(path, prefill(model, slow, PROMPTS[:1]), model, slow, overwrite=True)
     assert load_state(path, model, slow).logits.shape == (1, VOCAB)
-
-
-def test_whatever_is_damaged_is_noticed_or_harmless(tmp_path):
-    """Bytes of a state, one flipped bit at a time, and its ends cut off: what is read is what was saved, or is refused in a line."""
-    model, slow = make(CONFIG)
-    state = prefill(model, slow, PROMPTS)
-    path = tmp_path / "state.safetensors"
-    save_state(path, state, model, slow)
-    whole, draw = path.read_bytes(), random.Random(0)
-    header = 8 + int.from_bytes(whole[:8], "little")
-    refused = 0
-    places = [*range(8), *draw.sample(range(8, header), 60), *draw.sample(range(header, len(whole)), 60)]
-    for place in places:
-        changed = bytearray(whole)
-        changed[place] ^= 1 << draw.randrange(8)
-        path.write_bytes(changed)
-        try:
-            read = load_state(path, model, slow)
-        except StateError:
-            refused += 1
-            continue
-        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), state, read)
-        assert place < header, "a changed array was taken"
-    assert refused > 100
-    for length in (0, 7, header // 2, header, len(whole) - 1):
-        path.write_bytes(whole[:length])
-        with pytest.raises(StateError):
-            load_state(path, model, slow)
 
 
 def _write(path, model, slow, **changes):

@@ -6,9 +6,7 @@ import dataclasses
 import json
 import logging
 import os
-import random
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -116,50 +114,6 @@ def test_digests_do_not_depend_on_the_mesh():
     assert digests(one) == digests(spread) == digests(jax.tree.map(np.asarray, one))
     for name, other in {"dtype": one["a"].astype(jnp.int32), "shape": one["a"].reshape(2, 4), "bits": one["a"] + 1}.items():
         assert digests(one)["['a']"] != digests({**one, "a": other})["['a']"], name
-
-
-def damages(path: Path, draw: random.Random):
-    """Name → content: what may become of a file."""
-    content = path.read_bytes()
-    for _ in range(2):
-        changed, place = bytearray(content), draw.randrange(len(content))
-        changed[place] ^= 1 << draw.randrange(8)
-        yield f"byte {place} is {changed[place]}", bytes(changed)
-    yield "half of it", content[: len(content) // 2]
-    yield "gone", None
-
-
-def test_whatever_is_damaged_is_noticed_or_harmless(tmp_path, caplog):
-    """Every file of a checkpoint in turn: what is read is one that was saved to the bit, or it is refused, and nothing is written."""
-    save(tmp_path / "run", 3, 4)
-    draw, noticed, harmless = random.Random(0), 0, 0
-    for name in files(tmp_path / "run" / "checkpoints" / "4"):
-        path = tmp_path / "run" / "checkpoints" / "4" / name
-        whole = path.read_bytes()
-        for what, content in damages(path, draw):
-            if content is None:
-                path.unlink()
-            else:
-                path.write_bytes(content)
-            caplog.clear()
-            slow = load_slow(tmp_path / "run", "last")[1]
-            fell_back = same(slow, trees(3)["slow"])
-            assert fell_back or same(slow, trees(4)["slow"]), (name, what)
-            assert fell_back == ("checkpoints/4 is damaged" in caplog.text or "4/info" in caplog.text), (
-                name,
-                what,
-                caplog.text,
-            )
-            copy = tmp_path / "copy"
-            shutil.copytree(tmp_path / "run", copy)
-            with opened(copy) as checkpoints:
-                restored, where = checkpoints.restore(target(), step_of)
-            assert same(restored, trees(where.step)), (name, what)
-            assert where in (progress(3), progress(4)), (name, what)
-            noticed, harmless = noticed + (where.step == 3), harmless + (where.step == 4)
-            shutil.rmtree(copy)
-            path.write_bytes(whole)
-    assert min(noticed, harmless) > 10
 
 
 @pytest.mark.parametrize("item", ["slow", "optimizer", "info"])
