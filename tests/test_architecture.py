@@ -149,3 +149,16 @@ def test_the_linter_holds_the_order_that_is_drawn():
     assert set(depth) == rooms()
     for room, others in arrows().items():
         assert all(depth[room] < depth[other] for other in others), room
+
+
+def test_each_kind_of_contributing_points_at_its_place():
+    kinds = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Kinds, and their rule")[1]
+    rules = re.findall(r"^- \*\*(.+?)\*\*(.+?)(?=\n- |\n\n)", kinds, re.MULTILINE | re.DOTALL)
+    assert len(rules) >= 10
+    for kind, rule in rules:
+        files = re.findall(r"`((?:bdh_jax|tests)/[\w/]+(?:\.py)?)`(?:: ((?:`[\w.]+`(?:, )?)+))?", rule)
+        assert files, kind
+        for file, names in files:
+            assert (ROOT / file).exists(), f"{kind}: {file}"
+            missing = set(re.findall(r"`([^`]+)`", names)) - (symbols(ROOT / file) if names else set())
+            assert not missing, f"{kind}: {file} has no {sorted(missing)}"

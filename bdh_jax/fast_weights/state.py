@@ -221,6 +221,8 @@ def check(fast: Any, declared: Any, hint: str) -> None:
     for name, leaf in want.items():
         if name not in have:
             raise ValueError(f"fast.{name} is missing for this model configuration; {hint}")
+        if not (hasattr(have[name], "shape") and hasattr(have[name], "dtype")):
+            raise ValueError(f"fast.{name} is a {type(have[name]).__name__}, and must be an array; {hint}")
         if jnp.shape(have[name]) != leaf.shape:
             raise ValueError(f"fast.{name} has shape {jnp.shape(have[name])}, but this model needs {leaf.shape}; {hint}")
         if jnp.result_type(have[name]) != leaf.dtype:

@@ -140,7 +140,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         raise WeightsError(
             f"{path} is no file of weights alone: what else it holds could run code when loaded. Save model.state_dict() instead"
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:  # what a damaged pickle raises is of any kind
         reason = str(error).split("\n")[0].split(". ")[0] or type(error).__name__
         raise WeightsError(f"{path} cannot be read ({reason}); it may be truncated") from error
     while isinstance(content, Mapping) and not any(_bare(name) in NAMES for name in content):

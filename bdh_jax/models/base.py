@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from bdh_jax.config import ConfigError, require
+from bdh_jax.config.base import shown
 from bdh_jax.config.identity import HOW
 from bdh_jax.fast_weights import state as states
 from bdh_jax.fast_weights.config import FastWeightConfig
@@ -449,7 +450,8 @@ class Model(nn.Module):
         given = {"tokens": tokens, "valid": valid, "reset": reset, "write": write}
         tokens, *arrays = (_array(name, value) for name, value in given.items())
         masks = Masks(*arrays)
-        _check_arguments(architecture, tokens, fast, masks, state, tuple(collect))
+        collect = _names(collect)
+        _check_arguments(architecture, tokens, fast, masks, state, collect)
         slow = self.slow_weights()
         # A model that keeps nothing has nothing to return.
         final = "none" if architecture.state(1) is None else state
@@ -459,7 +461,7 @@ class Model(nn.Module):
             draws = architecture.draws(self.make_rng("dropout"), *tokens.shape)
         x = architecture.embed_draws(architecture.embed(slow, tokens), draws)
         inputs = Inputs(x, fast, masks, draws)
-        x, fast, (taps, losses, metrics) = _run_layers(self, slow, inputs, final, tuple(collect))
+        x, fast, (taps, losses, metrics) = _run_layers(self, slow, inputs, final, collect)
         return ModelOutput(architecture.readout(slow, x), fast, taps, losses, metrics)
 
     def hidden(self, tokens: jax.Array, *, valid: jax.Array | None = None, reset: jax.Array | None = None) -> jax.Array:
@@ -653,6 +655,12 @@ def _array(name: str, value: Any) -> Any:
     return value
 
 
+def _names(collect: Any) -> tuple[str, ...]:
+    if isinstance(collect, list | tuple) and all(isinstance(name, str) for name in collect):
+        return tuple(collect)
+    raise ValueError(f"collect={shown(collect)} must be a tuple of names, such as ('code',)")
+
+
 def _check_arguments(
     architecture: Architecture,
     tokens: jax.Array,
@@ -676,8 +684,8 @@ def _check_arguments(
     for name, mask in masks._asdict().items():
         if mask is not None and (mask.shape != (batch, length) or mask.dtype != bool):
             raise ValueError(f"{name} has shape {mask.shape} and dtype {mask.dtype}; it must be bool [{batch}, {length}]")
-    if state not in ("full", "none", "mean"):
-        raise ValueError(f"state={state!r} is not one of 'full', 'none', 'mean'")
+    if not isinstance(state, str) or state not in ("full", "none", "mean"):
+        raise ValueError(f"state={shown(state)} is not one of 'full', 'none', 'mean'")
     declared = architecture.state(batch)
     name = type(architecture).__name__
     if state == "mean" and (declared is None or not declared.has_memory):

@@ -15,12 +15,12 @@ def in_todays_words(config: Mapping[str, Any]) -> dict[str, Any]:
     was that of the rule "mesa"; the episodes of consolidation-aware training were part of the task "facts" and of ``train``.
     """
     today = {key: dict(part) if isinstance(part, Mapping) else part for key, part in config.items()}
-    consolidation = today.get("consolidation", {})
+    # What is no mapping is refused where it is read.
+    consolidation, task, train = (_part(today, name) for name in ("consolidation", "task", "train"))
     named = [name for name in consolidation if name not in ("function", "every", "norm", "options")]
     flat = {name: consolidation.pop(name) for name in named}
     if named:
         consolidation["options"] = {name: value for name, value in flat.items() if value not in (None, [])}
-    task, train = today.get("task", {}), today.get("train", {})
     ridge, layers = train.pop("fill_ridge", None), train.pop("fill_layers", [])
     if task.get("name") == "facts" and task.get("fill_every"):
         task["name"] = "bdh_jax.lifelong.aware:AwareFactsConfig"
@@ -29,7 +29,7 @@ def in_todays_words(config: Mapping[str, Any]) -> dict[str, Any]:
     elif task.get("name") == "facts":
         for name in _FILL:
             task.pop(name, None)
-    if "model" in today:
+    if isinstance(today.get("model"), Mapping):
         today["model"] = model_in_todays_words(today["model"])
     return today
 
@@ -37,8 +37,13 @@ def in_todays_words(config: Mapping[str, Any]) -> dict[str, Any]:
 def model_in_todays_words(model: Mapping[str, Any]) -> dict[str, Any]:
     """As :func:`in_todays_words`, of the part ``model`` alone."""
     today = dict(model)
-    if "ridge" in today.get("fast", {}):
+    if "ridge" in _part(today, "fast"):
         fast = dict(today["fast"])
         ridge = fast.pop("ridge")
         today["fast"] = fast | ({"options": {"ridge": ridge}} if fast.get("rule") == "mesa" else {})
     return today
+
+
+def _part(config: Mapping[str, Any], name: str) -> Any:
+    part = config.get(name)
+    return part if isinstance(part, Mapping) else {}

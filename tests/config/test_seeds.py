@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -73,3 +75,11 @@ def test_seeds_of_numpy_are_seeds():
     assert type(whole_seed(np.int64(3))) is int
     assert type(Setup(ExperimentConfig(task=NBackConfig()).model, seed=np.uint32(2**32 - 1)).seed) is int
     assert bits(key_of(np.int64(3))) == bits(key_of(3))
+
+
+def test_the_library_draws_from_no_key_of_the_default_implementation():
+    """``jax.random.key`` makes one; only where shapes are asked for does it not matter."""
+    for path in sorted((Path(__file__).parents[2] / "bdh_jax").rglob("*.py")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+            if re.search(r"random\.(key|PRNGKey)\(", line):
+                assert "eval_shape(" in line or line.lstrip().startswith('f"'), f"{path}, line {number}: {line.strip()}"

@@ -266,13 +266,19 @@ def same(a: Any, b: Any) -> bool:
     )
 
 
+def is_short(error: Exception) -> bool:
+    """Whether an error is one line, or one with a list of the keys that differ."""
+    first, *others = str(error).split("\n")
+    return len(first) < 3000 and str(error).replace("\n", "").isprintable() and all(line[:2] == "  " for line in others[:-1])
+
+
 def outcome_of(subject: Subject, folder: Path, sound: Any) -> tuple[Outcome, str]:
     """Read what may be damaged, and judge what comes of it."""
     with warnings_of() as said:
         try:
             read = subject.read(folder)
         except ERRORS as error:
-            return ("noticed" if "\n" not in str(error) else "crash"), str(error)
+            return ("noticed" if is_short(error) else "crash"), str(error)
         except Exception as error:
             return "crash", f"{type(error).__name__}: {error}"
     if said and (same(read, sound) or same(read, subject.earlier())):

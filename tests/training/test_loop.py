@@ -30,6 +30,13 @@ def _files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def _stored(path):
+    """What a file says besides its digest."""
+    values = json.loads(path.read_text())
+    assert values.pop("digest")
+    return values
+
+
 def _rows(workdir):
     rows = read_rows(workdir / "metrics.jsonl", until=UNTIL_END)
     return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in rows]
@@ -58,7 +65,7 @@ def finished(tiny, successor, tmp_path_factory):
 
 def test_a_finished_run_leaves_what_it_promises(finished):
     config, workdir, results = finished
-    assert json.loads((workdir / "results.json").read_text()) == results
+    assert _stored(workdir / "results.json") == results
     assert results["seed"] == 0
     assert results["steps"] == 6
     assert results["seconds"] > 0
@@ -386,7 +393,7 @@ def test_results_with_a_malformed_score_are_one_line(finished, tmp_path, capsys)
     config, workdir, _ = finished
     shutil.copytree(workdir, tmp_path / "run")
     path = tmp_path / "run" / "results.json"
-    results = json.loads(path.read_text())
+    results = _stored(path)
 
     def with_score(**changes):
         score = {key: value for key, value in {**results["evaluation"]["succ"], **changes}.items() if value != "gone"}
@@ -451,7 +458,7 @@ def test_several_seeds(tiny, tmp_path, capsys):
     assert results["seeds"] == [3, 5]
     assert results["mean"]["succ"]["ratio"] == pytest.approx(np.mean(ratios))
     assert results["spread"]["succ"]["ratio"] == pytest.approx(np.std(ratios, ddof=1))
-    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert _stored(tmp_path / "results.json") == results
     assert json.loads((tmp_path / "seed5" / "results.json").read_text())["seed"] == 5
     assert "seed 3: succ" in capsys.readouterr().out
     first = {name: np.asarray(leaf) for name, leaf in load(tmp_path / "seed3", "last")[1].items()}
