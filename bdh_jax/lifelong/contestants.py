@@ -72,12 +72,12 @@ def own_function(
     if not rates:
         return Contestant(name, lambda model, rate, facts: consolidated(model, function), own=function)
     takes_rate = callable(function) and "rate" in _parameters(function)
-    if not takes_rate:
-        at = functools.partial(consolidation.scaled, function)
-    elif is_factory(function):
-        at = lambda rate: function(rate=rate)  # noqa: E731
-    else:
-        at = lambda rate: functools.partial(function, rate=rate)  # noqa: E731
+
+    def at(rate: Any) -> Function:
+        if not takes_rate:
+            return consolidation.scaled(function, rate)
+        return function(rate=rate) if is_factory(function) else functools.partial(function, rate=rate)
+
     return Contestant(
         name,
         lambda model, rate, facts: consolidated(model, at(rate)),
