@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from bdh_jax.fast_weights.shown import shown
+from bdh_jax.fast_weights.shapes import shapes
 from bdh_jax.parallel.axes import Leaf, is_leaf
 
 Axes = tuple[str, ...]
@@ -66,7 +66,7 @@ class State:
         exportable(cls)
         # A class whose body has a __repr__ keeps it when it becomes a dataclass.
         if "__repr__" not in cls.__dict__:
-            cls.__repr__ = shown  # type: ignore[method-assign]
+            cls.__repr__ = shapes  # type: ignore[method-assign]
 
     def map_arrays(self, function: Callable[[Axes, Any], Any]) -> Self:
         """The same state with ``function(axes, array)`` in place of every array that is there."""
@@ -338,7 +338,7 @@ class Activity:
     energy: jax.Array
     count: jax.Array
 
-    __repr__ = shown
+    __repr__ = shapes
 
 
 class Written:

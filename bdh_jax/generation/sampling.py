@@ -24,7 +24,7 @@ import numpy as np
 
 from bdh_jax.config import ConfigError, check_types
 from bdh_jax.config.seeds import KEYS, key_of, whole_seed
-from bdh_jax.fast_weights.shown import shown
+from bdh_jax.fast_weights.shapes import shapes
 from bdh_jax.fast_weights.state import FastState, exportable
 from bdh_jax.models.bdh import BDH, BDHConfig
 from bdh_jax.types import Slow
@@ -75,7 +75,7 @@ class GenerationState:
     fast: FastState
     logits: jax.Array
 
-    __repr__ = shown
+    __repr__ = shapes
 
 
 def filter_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:

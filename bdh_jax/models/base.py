@@ -30,7 +30,7 @@ from bdh_jax.config.identity import HOW
 from bdh_jax.fast_weights import state as states
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.fast_weights.masks import Masks, Places, places
-from bdh_jax.fast_weights.shown import shown
+from bdh_jax.fast_weights.shapes import shapes
 from bdh_jax.fast_weights.state import Activity, BatchMean, FastState, Sizes, batch_mean
 from bdh_jax.parallel import axes as mesh_axes
 from bdh_jax.parallel.collectives import ShardAxes, shard_axes, vary_like
@@ -169,7 +169,7 @@ class ModelOutput:
     losses: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
     metrics: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
 
-    __repr__ = shown
+    __repr__ = shapes
 
     @property
     def activity(self) -> Activity | None:

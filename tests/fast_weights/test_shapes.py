@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from bdh_jax import BDH, BDHConfig, FastWeightConfig
-from bdh_jax.fast_weights.shown import shown
+from bdh_jax.fast_weights.shapes import shapes
 from bdh_jax.generation.sampling import prefill
 
 MODEL = BDH(
@@ -52,6 +52,6 @@ def test_it_prints_what_is_traced_or_only_a_shape(slow):
 
 def test_neighbours_that_differ_are_told_apart():
     small, large = jnp.zeros(2), jnp.zeros((3, 1), bool)
-    assert shown((small, small, large, "text", None)) == "(2 × float32[2], bool[3, 1], 'text', None)"
-    assert shown([small]) == "(float32[2])"
-    assert shown({"a": {}, "b": (large, large)}) == "{'a': {}, 'b': 2 × bool[3, 1]}"
+    assert shapes((small, small, large, "text", None)) == "(2 × float32[2], bool[3, 1], 'text', None)"
+    assert shapes([small]) == "(float32[2])"
+    assert shapes({"a": {}, "b": (large, large)}) == "{'a': {}, 'b': 2 × bool[3, 1]}"
