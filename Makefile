@@ -26,7 +26,7 @@ help:
 	@echo "make test       the tests (5 minutes on two cores; 9 with JAX 0.12)"
 	@echo "make test-quick unit tests and the reference contract (under a minute)"
 	@echo "make test-full  and the contract on every three settings, and longer tests (11 minutes)"
-	@echo "make notebooks  execute the notebooks in a shortened form (2 minutes)"
+	@echo "make notebooks  execute the notebooks in a shortened form (under 3 minutes)"
 	@echo "make tutorials  execute them in full and store their outputs and figures (6 minutes)"
 	@echo "make mutate     apply each committed fault and check that the tests notice"
 	@echo "make mutate-contract  break every rule and see which check of the contract notices (4 minutes); writes docs/mutations.md"
