@@ -132,9 +132,14 @@ def _number(item: Any, kind: type, name: str, value: Any) -> bool | int | float:
         require(isinstance(item, numbers.Integral) and not is_bool, f"{name}={shown(value)} must be a whole number")
         return int(item)
     require(isinstance(item, numbers.Real) and not is_bool, f"{name}={shown(value)} must be a number")
-    try:
-        number = float(item)
-    except OverflowError:
-        number = math.inf
+    number = as_float(item)
     require(math.isfinite(number), f"{name}={shown(value)} must be finite")
     return number
+
+
+def as_float(number: Any) -> float:
+    """A number as a float; one that is larger than any is infinite."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.copysign(math.inf, number)

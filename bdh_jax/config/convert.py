@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import ml_collections
 
-from bdh_jax.config.base import ConfigError, annotations, require, require_choice, shown
+from bdh_jax.config.base import ConfigError, annotations, as_float, require, require_choice, shown
 from bdh_jax.config.options import Options
 
 T = TypeVar("T")
@@ -197,7 +197,7 @@ def _convert(annotation: Any, value: Any, path: str, kinds: Kinds, template: Any
         return tuple(_convert(item, v, f"{path}[{i}]", kinds) for i, v in enumerate(value))
     # bool is an int in Python, and an int is a fine float: be exact about the first, lenient about the second.
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return as_float(value)
     if annotation is int and isinstance(value, bool) or not isinstance(value, annotation):
         raise ConfigError(f"{path}={shown(value)} is a {type(value).__name__}, expected {annotation.__name__}")
     return value

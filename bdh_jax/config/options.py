@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from bdh_jax.config.base import ConfigError, require, shown
+from bdh_jax.config.base import ConfigError, as_float, require, shown
 
 
 class Options(dict[str, Any]):
@@ -130,7 +130,7 @@ def _checked(annotation: Any, value: Any, what: str) -> Any:
         if value not in typing.get_args(annotation):
             raise ConfigError(f"{what} is not one of {', '.join(map(repr, typing.get_args(annotation)))}")
     elif annotation is float and type(value) is int:
-        return float(value)
+        return as_float(value)
     elif annotation in (float, int, str, bool) and (
         not isinstance(value, annotation) or annotation is int and isinstance(value, bool)
     ):

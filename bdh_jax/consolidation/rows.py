@@ -17,7 +17,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from bdh_jax.config import ConfigError
+from bdh_jax.config import ConfigError, require
+from bdh_jax.config.base import as_float, shown
 from bdh_jax.config.seeds import key_of, whole_seed
 from bdh_jax.consolidation.base import (
     Consolidation,
@@ -260,8 +261,11 @@ def check_rate(rate: float, name: str = "rate", least: float = -math.inf) -> Non
     # A traced rate has no value yet.
     if isinstance(rate, jax.core.Tracer):
         return
-    if isinstance(rate, bool | str | bytes) or jnp.ndim(rate) != 0 or not math.isfinite(rate):
-        raise ConfigError(f"{name}={rate!r} must be a finite number")
+    try:
+        finite = not isinstance(rate, bool | str | bytes) and jnp.ndim(rate) == 0 and math.isfinite(as_float(rate))
+    except (TypeError, ValueError):
+        finite = False
+    require(finite, f"{name}={shown(rate)} must be a finite number")
     if rate <= least:
         raise ConfigError(f"{name}={rate} must be " + ("positive" if least == 0 else f"above {least}"))
 

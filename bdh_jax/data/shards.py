@@ -112,7 +112,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} cannot be read ({error}); it may be damaged. Prepare the text anew in another folder"
         ) from error
-    shards = [Shard(**shard.model_dump()) for shard in read.shards]
+    shards = [Shard(*(getattr(shard, name) for name in Shard._fields)) for shard in read.shards]
     for split in SPLITS:
         numbers = [shard.number for shard in shards if shard.split == split]
         if numbers != list(range(len(numbers))):

@@ -22,6 +22,7 @@ import pydantic
 import safetensors
 import safetensors.numpy
 
+from bdh_jax.config.base import one_line
 from bdh_jax.config.records import RecordError, Schema, digest_of, parse, whole_file
 from bdh_jax.fast_weights.state import structs
 from bdh_jax.generation.sampling import GenerationState
@@ -117,7 +118,9 @@ def load_state(path: str | Path, model: BDH, slow: Slow) -> GenerationState:
     except FileNotFoundError:
         raise StateError(f"{path} does not exist") from None
     except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
-        raise StateError(f"{path} cannot be read ({error}); it may be truncated, or no safetensors file") from error
+        raise StateError(
+            f"{path} cannot be read ({one_line(str(error), 300)}); it may be truncated, or no safetensors file"
+        ) from error
     written_as = header.get("format", "")
     if not written_as.startswith(_FORMATS):
         raise StateError(

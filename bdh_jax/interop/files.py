@@ -13,6 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from bdh_jax.config.base import one_line
 from bdh_jax.config.records import digest_of
 from bdh_jax.interop.pathway import BUFFER, NAMES, from_pathway, to_pathway
 from bdh_jax.models.bdh import BDHConfig
@@ -101,7 +102,9 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             arrays = {bare: file.get_tensor(name) for bare, name in names.items()}
             saved = (file.metadata() or {}).get(_DIGEST)
     except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be read ({error}); it may be truncated, or no safetensors file") from error
+        raise WeightsError(
+            f"{path} cannot be read ({one_line(str(error), 300)}); it may be truncated, or no safetensors file"
+        ) from error
     if saved is not None and saved != digest_of(digests(arrays)):
         raise WeightsError(f"{path} is damaged: its arrays are not those that were saved; restore it from a copy")
     return {name: array if array.dtype.itemsize >= 4 else array.astype(np.float32) for name, array in arrays.items()}
@@ -141,7 +144,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"{path} is no file of weights alone: what else it holds could run code when loaded. Save model.state_dict() instead"
         ) from error
     except Exception as error:  # what a damaged pickle raises is of any kind
-        reason = str(error).split("\n")[0].split(". ")[0] or type(error).__name__
+        reason = one_line(str(error).split("\n")[0].split(". ")[0] or type(error).__name__, 300)
         raise WeightsError(f"{path} cannot be read ({reason}); it may be truncated") from error
     while isinstance(content, Mapping) and not any(_bare(name) in NAMES for name in content):
         inner = [content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)]

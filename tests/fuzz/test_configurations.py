@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
 import math
 import typing
@@ -21,6 +22,7 @@ from hypothesis import given, settings
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import change, from_config_dict, rebuild, to_config_dict, to_dict
 from bdh_jax.config.options import Options
+from bdh_jax.consolidation import FUNCTIONS, as_consolidation, make_function
 from bdh_jax.experiment import ExperimentConfig, check_memory, experiment_from, setup_of
 from bdh_jax.fast_weights.rules import RULES
 from bdh_jax.generation.sampling import Sampling
@@ -97,8 +99,10 @@ def values(draw: st.DrawFn, key: str, annotation: Any) -> Any:
         right = st.sampled_from(kinds)
     elif key.endswith("fast.rule"):
         right = st.sampled_from(RULES.names())
+    elif key.endswith("consolidation.function"):
+        right = st.sampled_from(FUNCTIONS.names())
     elif annotation is Options:
-        names = st.sampled_from(["ridge", "rate", "fraction", "seed", "layers", "target", "", "x"])
+        names = st.sampled_from(["ridge", "rate", "fraction", "seed", "layers", "target", "drift", "score", "", "x"])
         right = st.dictionaries(names, ANY, max_size=2)
     else:
         by_kind = {
@@ -130,6 +134,10 @@ def _experiments(data: st.DataObject) -> None:
         task=data.draw(st.sampled_from(TASKS_UNDER_TEST)), model=data.draw(st.sampled_from(MODELS_UNDER_TEST))
     )
     chosen = data.draw(st.lists(st.sampled_from(keys(base)), min_size=1, max_size=3, unique_by=lambda pair: pair[0]))
+    if data.draw(st.integers(0, 3)) == 0:  # what depends on another key
+        pairs = [("consolidation.function", "consolidation.options"), ("model.fast.rule", "model.fast.options")]
+        pair = data.draw(st.sampled_from(pairs))
+        chosen += [(key, annotation) for key, annotation in keys(base) if key in pair and key not in dict(chosen)]
     named = {key: data.draw(values(key, annotation), label=key) for key, annotation in chosen}
     try:
         config = base
@@ -187,7 +195,18 @@ def _parts(data: st.DataObject) -> None:
     assert _same(from_config_dict(type(made), json.loads(json.dumps(to_dict(config)))), config)
 
 
-CHECKS = {"experiments": _experiments, "from JSON": _json, "by hand": _parts}
+def _functions(data: st.DataObject) -> None:
+    """Consolidation functions and write rules with an option of theirs, of any value."""
+    name = data.draw(st.sampled_from(FUNCTIONS.names()))
+    options = sorted(set(inspect.signature(FUNCTIONS.get(name, "")).parameters) - {"example_weights"}) or ["rate"]
+    option, value = data.draw(st.sampled_from(options)), data.draw(ANY | st.floats(0, 1) | st.integers(0, 3))
+    try:
+        as_consolidation(make_function(name, **{option: value}))
+    except ConfigError as error:
+        _one_line(error, option)
+
+
+CHECKS = {"experiments": _experiments, "from JSON": _json, "by hand": _parts, "functions": _functions}
 
 
 @pytest.mark.parametrize("check", CHECKS)
