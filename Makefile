@@ -28,7 +28,7 @@ help:
 	@echo "make test-full  and the contract on every three settings, and longer tests (11 minutes)"
 	@echo "make notebooks  execute the notebooks (4 minutes)"
 	@echo "make mutate     apply each committed fault and check that the tests notice"
-	@echo "make mutate-contract  break every rule and see which check of the contract notices (4 minutes); writes docs/mutations.md"
+	@echo "make mutate-contract  break every rule and see which check of the contract notices (4 minutes); writes docs/reference/mutations.md"
 	@echo "make lint       ruff, and the arrows between rooms      make format     apply ruff's fixes"
 	@echo "make clean      remove .venv and caches, never runs/"
 
@@ -52,7 +52,7 @@ mutate: $(tested)
 	$(RUN) tests/mutations/run.py $(ARGS)
 
 mutate-contract: $(tested)
-	$(RUN) -m tests.mutations.contract --write docs/mutations.md $(ARGS)
+	$(RUN) -m tests.mutations.contract --write docs/reference/mutations.md $(ARGS)
 
 lint: $(tested)
 	$(RUN) -m ruff check .

@@ -87,7 +87,7 @@ def outside_links(text: str, folder: Path) -> str:
 
 def pages() -> dict[str, str]:
     """Path within the site's sources → Markdown, of all pages that are generated."""
-    found = {page_of(module): f"# `{module}`\n\n::: {module}\n    options:\n      show_root_heading: false\n" for module in modules()}
+    found = {page_of(module): f"::: {module}\n    options:\n      heading_level: 1\n" for module in modules()}
     return found | {
         f"{API}/index.md": api_index(),
         "reference/configuration.md": configuration(),
