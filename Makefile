@@ -16,9 +16,10 @@ comma := ,
 installed := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 tested := $(VENV)/.installed-test
 installed_notebooks := $(VENV)/.installed-notebooks
+installed_docs := $(VENV)/.installed-docs
 pytest = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help nback test test-quick test-full notebooks mutate mutate-contract lint format clean
+.PHONY: help nback test test-quick test-full notebooks mutate mutate-contract lint format docs figures clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +28,8 @@ help:
 	@echo "make test-quick unit tests and the reference contract (under a minute)"
 	@echo "make test-full  and the contract on every three settings, and longer tests (11 minutes)"
 	@echo "make notebooks  execute the notebooks (4 minutes)"
+	@echo "make docs       build the site into site/; a warning or a link that leads nowhere is an error (1 minute)"
+	@echo "make figures    draw the figures of docs/results anew"
 	@echo "make mutate     apply each committed fault and check that the tests notice"
 	@echo "make mutate-contract  break every rule and see which check of the contract notices (4 minutes); writes docs/reference/mutations.md"
 	@echo "make lint       ruff, and the arrows between rooms      make format     apply ruff's fixes"
@@ -63,8 +66,14 @@ format: $(tested)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+docs: $(installed_docs)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --clean $(ARGS)
+
+figures: $(installed_docs)
+	$(RUN) -m docs.tools.figures $(ARGS)
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps depend on pyproject.toml, so nothing is installed again until it changes.
@@ -82,6 +91,11 @@ $(installed_notebooks): pyproject.toml | $(RUN)
 	@echo "installing bdh_jax and what notebooks need into $(VENV) (a minute or two, once)"
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[test,notebooks]"
 	@touch $@ $(tested) $(VENV)/.installed
+
+$(installed_docs): pyproject.toml | $(RUN)
+	@echo "installing bdh_jax and what builds its site into $(VENV) (a minute or two, once)"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[docs,text]"
+	@touch $@ $(VENV)/.installed
 
 $(RUN):
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; name a Python >= 3.11: make PYTHON=/path/to/python3" >&2; exit 1; }

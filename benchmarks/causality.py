@@ -17,13 +17,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import rich.box
-import rich.console
-import rich.progress
 import rich.table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bdh_jax import BDH, BDHConfig, FastWeightConfig
+from bdh_jax.console import Progress, show
 from tests.contract import leaky_toy
 
 LENGTH, CHANGED, VOCAB, WIDTH, HEADS, NEURONS = 20, 15, 130, 64, 4, 512
@@ -87,14 +86,16 @@ def main() -> None:
     table.add_column("")
     for layers in LAYERS:
         table.add_column(f"{layers} layer{'s' * (layers > 1)}", justify="right")
-    for label, make in rich.progress.track(rows.items(), description="models", console=rich.console.Console(stderr=True)):
-        cells = []
-        for layers in LAYERS:
-            function = make(layers)
-            changes = [earlier_change(function, seed) for seed in range(options.seeds)]
-            cells.append("0" if max(changes) == 0 else f"{min(changes):.3f} – {max(changes):.3f}")
-        table.add_row(label, *cells)
-    rich.console.Console().print(table)
+    with Progress("models", len(rows)) as progress:
+        for label, make in rows.items():
+            cells = []
+            for layers in LAYERS:
+                function = make(layers)
+                changes = [earlier_change(function, seed) for seed in range(options.seeds)]
+                cells.append("0" if max(changes) == 0 else f"{min(changes):.3f} – {max(changes):.3f}")
+            table.add_row(label, *cells)
+            progress.advance()
+    show(table)
 
 
 if __name__ == "__main__":

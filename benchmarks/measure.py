@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import jax
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from bdh_jax.commands._allocator import keep_freed_memory
+from bdh_jax.console import Progress
 
 console = Console() if sys.stdout.isatty() else Console(width=132)
 
@@ -60,18 +60,16 @@ def interleave(calls: dict[str, Callable[[], Any]], rounds: int, title: str) -> 
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     if not console.is_terminal:
         console.print(f"{title}: {rounds} rounds of {', '.join(calls)}")
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"{title}: compiling", total=(rounds + 1) * len(calls))
-        for call in calls.values():
+    with Progress(title, (rounds + 1) * len(calls)) as progress:
+        for name, call in calls.items():
             jax.block_until_ready(call())
-            progress.advance(task)
-        progress.update(task, description=title)
+            progress.advance(1, f"{name} compiled" if progress.is_bar else "")
         for number in range(rounds):
             for name in list(calls) if number % 2 == 0 else list(reversed(calls)):
                 start = time.perf_counter()
                 jax.block_until_ready(calls[name]())
                 seconds[name].append(time.perf_counter() - start)
-                progress.advance(task)
+                progress.advance()
     return seconds
 
 

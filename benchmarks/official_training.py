@@ -26,11 +26,10 @@ from typing import Any
 import jax
 import numpy as np
 import rich.box
-import rich.console
-import rich.progress
 import rich.table
 
 from bdh_jax.analysis import figures
+from bdh_jax.console import Progress, show
 from bdh_jax.experiment import ExperimentConfig, experiment_from
 from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.runs.folder import METRICS, config_json
@@ -117,18 +116,19 @@ def train(official: ModuleType, torch: Any, config: ExperimentConfig, seed: int)
         weight_decay=settings.weight_decay,
     )
     losses, started = [], time.perf_counter()
-    console = rich.console.Console(stderr=True)
-    for step in rich.progress.track(range(config.train.steps), description=f"official, seed {seed}", console=console):
-        batch = task.batch(step)
-        for group in optimizer.param_groups:
-            group["lr"] = float(schedule(step))
-        _, loss = model(torch.from_numpy(batch.tokens).long(), torch.from_numpy(batch.targets).long())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if settings.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-        optimizer.step()
-        losses.append(loss.item())
+    with Progress(f"official, seed {seed}", config.train.steps) as progress:
+        for step in range(config.train.steps):
+            batch = task.batch(step)
+            for group in optimizer.param_groups:
+                group["lr"] = float(schedule(step))
+            _, loss = model(torch.from_numpy(batch.tokens).long(), torch.from_numpy(batch.targets).long())
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if settings.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+            optimizer.step()
+            losses.append(loss.item())
+            progress.advance()
     seconds = time.perf_counter() - started
     model.eval()
 
@@ -165,7 +165,7 @@ def compare(ours: dict[str, Any], theirs: dict[int, dict[str, Any]], arguments: 
     for side, bits in sides.items():
         table.add_row(side, *(f"{b:.4f}" for b in bits), f"{means[side]:.4f} ± {spreads[side]:.4f}")
     table.caption = f"difference {difference:+.4f} = {difference / error:+.2f} pooled standard errors"
-    rich.console.Console().print(table)
+    show(table)
     record = {
         "bits_per_byte": {side: dict(zip(map(str, theirs), bits, strict=True)) for side, bits in sides.items()},
         "difference": difference,

@@ -65,7 +65,7 @@ def parse(argv: list[str]) -> list[str]:
     """
     argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
     if "config" in flags.FLAGS:
-        _CONFIG.value, argv = read_config(_with_flag(argv))
+        _CONFIG.value, argv = read_config(with_flag(argv))
     rest = flags.FLAGS(argv)
     if len(rest) > 1:
         first = ", and an experiment comes before them" if "config" in flags.FLAGS else ""
@@ -73,7 +73,7 @@ def parse(argv: list[str]) -> list[str]:
     return rest
 
 
-def _with_flag(argv: Sequence[str]) -> list[str]:
+def with_flag(argv: Sequence[str]) -> list[str]:
     """The command line with an experiment that is its first argument made a flag.
 
     Raises:

@@ -13,7 +13,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from bdh_jax.commands._allocator import keep_freed_memory
-from bdh_jax.commands._compiling import tell_of_compilation
+from bdh_jax.commands._compiling import told_of_compilation
 from bdh_jax.commands._flags import parse
 from bdh_jax.commands._help import help_of
 from bdh_jax.config import ConfigError
@@ -51,9 +51,9 @@ def _parse_flags(command: ModuleType, argv: Sequence[str]) -> list[str]:
 
 def _status(command: ModuleType, argv: Sequence[str]) -> int | None:
     _set_up_logging(quiet=getattr(command, "QUIET", False))
-    tell_of_compilation()
     try:
-        return command.main(argv)
+        with told_of_compilation():
+            return command.main(argv)
     except (ConfigError, CheckpointError, DataError, StateError) as error:
         return _fail(error, USAGE_ERROR)
     except NonFiniteError as error:

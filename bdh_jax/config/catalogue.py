@@ -84,7 +84,7 @@ def find(named: str, where: str) -> tuple[Path, str | None]:
 
 
 def _described(path: Path) -> Experiment:
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")), clean=False) or ""
     variants: dict[str, str] = {}
     current = None
     for line in text.splitlines():

@@ -138,7 +138,7 @@ def _range(config: Any, name: str, hint: Any) -> str:
         except ConfigError as error:
             options = re.search(r"Its options: .*", str(error))
             said.append((options[0].lower() if options else "") if hint is Options else _accepted(str(error), name))
-        except (ValueError, TypeError, ArithmeticError):
+        except Exception:
             # A class of a user's own may fail otherwise; it says nothing of its range then.
             continue
     return ", ".join(dict.fromkeys(filter(None, said)))

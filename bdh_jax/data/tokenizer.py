@@ -80,7 +80,7 @@ def load_tokenizer(path: str | Path | None) -> Tokenizer:
     if decoders != ["ByteLevel"] or normalizers:
         raise DataError(
             f"{path}: its decoder is {' and '.join(decoders) or None} and its normalizer {' and '.join(normalizers) or None}; only byte-level "
-            "tokenizers without a normalizer keep every byte, such as those `python -m bdh_jax prepare --train_tokenizer` makes"
+            "tokenizers without a normalizer keep every byte, such as those `bdh prepare --train_tokenizer` makes"
         )
     try:
         pieces = _pieces(inner, path)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import signal
 import time
 
 import numpy as np
 import pytest
 
-from bdh_jax.commands._flags import read_config
+from bdh_jax.commands._flags import read_config, with_flag
 from bdh_jax.commands._output import save_figure
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import change
@@ -68,6 +69,48 @@ def test_a_finished_run_prints_its_table_again(smoke):
     assert status == 0
     assert again == output
     assert time.monotonic() - before < 60
+
+
+def test_a_folder_knows_its_experiment(smoke, tmp_path):
+    """Also what is changed with it: nothing else of a finished run can be."""
+    workdir, _, _, output, _ = smoke
+    assert _run(f"--workdir={workdir}")[:2] == (0, output)
+    status, printed, errors = _run(f"--workdir={workdir}", "--config.model.d_model=16")
+    assert (status, printed) == (2, "")
+    assert "model.d_model: there 12, now 16" in errors
+    status, printed, errors = _run(f"--workdir={workdir / 'seed1'}", "--config.task.evaluation_sets=n4", command="evaluate")
+    assert status == 0, errors
+    assert "n4" in printed
+    assert "n2" not in printed
+    # Of seeds that are not finished nobody knows how many there are.
+    shutil.copytree(workdir / "seed0", tmp_path / "seed0")
+    status, printed, errors = _run(f"--workdir={tmp_path}")
+    assert (status, printed) == (2, "")
+    assert "holds a run over several seeds; give --config.seeds or another --workdir" in errors
+    status, printed, errors = _run(f"--workdir={tmp_path}", "--config.seeds=0")
+    assert status == 0, errors
+    status, printed, errors = _run(f"--workdir={tmp_path / 'new'}")
+    assert (status, printed) == (2, "")
+    assert "--config is missing, and" in errors
+
+
+def test_keys_of_an_experiment_are_shown():
+    status, output, errors = _run("nback:smoke", "--config.model.d_model=12", command="config")
+    assert status == 0, errors
+    assert "  model.d_model = 12\n      int: at least 1, below 2**31\n      D, width" in output
+    status, output, errors = _run("nback:smoke", "--json", command="config")
+    assert status == 0, errors
+    keys = {key["name"]: key for key in json.loads(output)}
+    assert keys["task.encoding"]["value"] == "integer"
+    assert keys["task.encoding"]["range"] == "'integer', 'text'"
+    assert _run(command="config")[0] == 2
+
+
+def test_experiments_are_listed():
+    status, output, errors = _run(command="list")
+    assert status == 0, errors
+    assert "\nnback\n  The n-back benchmark" in output
+    assert re.search(r"^    stop_gradient +no gradient", output, re.MULTILINE)
 
 
 def test_a_trained_model_is_scored_on_another_task(smoke):
@@ -205,6 +248,8 @@ def test_bad_input_exits_with_2_and_one_message(tmp_path, name):
         (["--config=configs/nback.py:foo"], "unknown variant 'foo'. Valid variants: seed25m"),
         (["--config=Makefile"], "is not a Python file"),
         (["--config.model.d_model=3"], "needs a configuration to change"),
+        (["nback:smoke", SMOKE], "'nback:smoke' and --config=configs/nback.py:smoke name an experiment each"),
+        (["nback:foo"], "--config=nback:foo: unknown variant 'foo'"),
         ([SMOKE, "--config.modle.d_model=3"], "config has no key 'modle'. Did you mean config.model?"),
         ([SMOKE, "--noconfig.model.rmat"], "Did you mean config.model.remat?"),
         ([SMOKE, "--config.model.d_model.x", "3"], "config.model.d_model is a single value"),
@@ -218,7 +263,7 @@ def test_bad_input_exits_with_2_and_one_message(tmp_path, name):
 def test_mistakes_on_the_command_line(monkeypatch, arguments, message):
     monkeypatch.chdir(ROOT)
     with pytest.raises(ConfigError) as error:
-        read_config(["program", *arguments])
+        read_config(with_flag(["program", *arguments]))
     assert message in str(error.value)
 
 
