@@ -49,7 +49,7 @@ test-full: $(tested)
 
 # Notebooks that train on text take these documents and few steps here, so that nothing is downloaded.
 notebooks: $(installed_notebooks)
-	BDH_JAX_TEXT="$(CURDIR)/README.md,$(CURDIR)/docs/*.md" BDH_JAX_STEPS=60 $(RUN) -m pytest --nbmake --nbmake-timeout=900 -p no:cacheprovider notebooks
+	BDH_JAX_TEXT="$(CURDIR)/README.md,$(CURDIR)/docs/*/*.md" BDH_JAX_STEPS=60 $(RUN) -m pytest --nbmake --nbmake-timeout=900 -p no:cacheprovider notebooks
 
 mutate: $(tested)
 	$(RUN) tests/mutations/run.py $(ARGS)

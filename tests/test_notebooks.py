@@ -57,7 +57,7 @@ def test_outputs_hold_no_warning_and_no_path(path):
 
 def test_preconditions_are_met_and_every_rate_was_chosen_from_its_grid():
     (path,) = (path for path in NOTEBOOKS if path.stem == "2_consolidation")
-    text, source = shown(path), "".join("".join(cell["source"]) for cell in cells(path, "code"))
+    text, source = shown(path), "\n".join("".join(cell["source"]) for cell in cells(path, "code"))
     assert "All are met" in text
     assert "NOT MET" not in text
     (own,) = re.findall(r"^my_function = (\w+)$", source, re.MULTILINE)

@@ -55,6 +55,8 @@ def names_without_place(site: Path, names: Iterable[str]) -> list[str]:
       names: to be found.
     """
     inventory = (site / "objects.inv").read_bytes()
-    body = inventory.split(b"\n", 4)[4]  # four lines of header, then compressed lines "name domain:role priority uri display"
+    body = inventory.split(b"\n", 4)[
+        4
+    ]  # four lines of header, then compressed lines "name domain:role priority uri display"
     there = {line.split(" ", 1)[0] for line in zlib.decompress(body).decode("utf-8").splitlines()}
     return [name for name in names if name not in there]

@@ -62,8 +62,13 @@ def spread(cell: str) -> float:
 
 def lifelong() -> Any:
     """Recall by age, and along the stream."""
-    ages = {row[0]: [number(cell) for cell in row[1:6]] for row in table("lifelong.md", "function", "0", "1–3", "4–15", "16–63")}
-    course = {row[0]: [float(n) / 100 for n in row[1].split()] for row in table("lifelong.md", "function", "recall", "new", "old", "in-ep.")}
+    ages = {
+        row[0]: [number(cell) for cell in row[1:6]] for row in table("lifelong.md", "function", "0", "1–3", "4–15", "16–63")
+    }
+    course = {
+        row[0]: [float(n) / 100 for n in row[1].split()]
+        for row in table("lifelong.md", "function", "recall", "new", "old", "in-ep.")
+    }
     names = [*EPISODIC, "replay_synapse_sgd", "fine_tuning"]
     figure, (along, by_age) = figures.make(2, width=4.6, height=3.7, sharey=True)
     for name, look in figures.lines(names).items():
@@ -74,7 +79,12 @@ def lifelong() -> Any:
         figures.reference(axes, 1, "ceiling")
     by_age.set_xticks(range(5), ["0", "1–3", "4–15", "16–63", "64+"])
     along.set_ylim(-0.03, 1.06)
-    figures.say(along, title="kalman keeps 0.96 of 1,024 facts,\nsums (dense) 0.07", x="facts shown so far", y="recall after the last reset")
+    figures.say(
+        along,
+        title="kalman keeps 0.96 of 1,024 facts,\nsums (dense) 0.07",
+        x="facts shown so far",
+        y="recall after the last reset",
+    )
     figures.say(by_age, title="The delta rule forgets what is old", x="episodes since the fact was shown last", y="")
     figures.legend(figure, along)
     return figure
@@ -94,12 +104,21 @@ def lifelong_course() -> Any:
     )
     figure, axes = figures.make(3, 2, width=3.5, height=2.9, sharex=True)
     for panel, (label, column, title) in zip(axes, panels, strict=True):
-        bound = {"recall": 0.7, "reassigned: new value, %": 2.6, "reassigned: old value, %": 1.5, "in episode, %": 0.3, "lost in other episodes, points": 0.4, "known facts lost, points": 0.7}[label]
+        bound = {
+            "recall": 0.7,
+            "reassigned: new value, %": 2.6,
+            "reassigned: old value, %": 1.5,
+            "in episode, %": 0.3,
+            "lost in other episodes, points": 0.4,
+            "known facts lost, points": 0.7,
+        }[label]
         for row in rows:
             if row[0] in names:
                 values = [float(value) for value in row[column].split()]
                 _band(panel, _SHOWN, values, 3.8 if row[0] == "fine_tuning" else bound, figures.lines(names)[row[0]])
-        figures.say(panel, title=title, x="facts shown so far" if column > 3 else "", y="recall, %" if column == 1 else label)
+        figures.say(
+            panel, title=title, x="facts shown so far" if column > 3 else "", y="recall, %" if column == 1 else label
+        )
         if column in (1, 2, 3):
             figures.reference(panel, 100 * CHANCE, "chance")
         if column in (1, 2, 4):
@@ -129,8 +148,18 @@ def lifelong_facts() -> Any:
     figures.reference(left, CHANCE, "chance")
     figures.reference(left, 1, "ceiling")
     left.set_ylim(-0.03, 1.06)
-    figures.say(left, title="Least squares keeps up to K = 1,024 facts,\nsums (dense) keep few", x="facts (dotted line: K)", y="recall after the last reset")
-    figures.say(right, title="Per byte, rules without a history are ahead", x="facts (dotted line: K)", y="bits recalled above chance, per byte")
+    figures.say(
+        left,
+        title="Least squares keeps up to K = 1,024 facts,\nsums (dense) keep few",
+        x="facts (dotted line: K)",
+        y="recall after the last reset",
+    )
+    figures.say(
+        right,
+        title="Per byte, rules without a history are ahead",
+        x="facts (dotted line: K)",
+        y="bits recalled above chance, per byte",
+    )
     figures.legend(figure, left)
     return figure
 
@@ -142,7 +171,14 @@ def capacity() -> Any:
     figure, (by_active, by_rows, per_kib) = figures.make(3, width=3.6, height=3.7)
     looks = figures.lines(rules)
 
-    def draw(axes: Any, rule: str, x: str, chosen: Callable[[Any], bool], size: Callable[[Any], float] = lambda entry: 1, **style: Any) -> None:
+    def draw(
+        axes: Any,
+        rule: str,
+        x: str,
+        chosen: Callable[[Any], bool],
+        size: Callable[[Any], float] = lambda entry: 1,
+        **style: Any,
+    ) -> None:
         line = sorted((e for e in entries if e["rule"] == rule and chosen(e)), key=lambda e: e[x])
         scale = np.array([size(entry) for entry in line])
         means, spreads = (np.array([of(e["f95"]) for e in line]) * scale for of in (np.mean, lambda f: np.std(f, ddof=1)))
@@ -158,7 +194,16 @@ def capacity() -> Any:
         draw(by_active, rule, "active", lambda e: e["rows"] == 1024 and "active" in e["kind"])
         draw(by_rows, rule, "rows", lambda e: e["kind"] == "3.00% active")
         draw(per_kib, rule, "rows", lambda e: e["kind"] == "3.00% active", kib)
-        draw(per_kib, rule, "rows", lambda e: e["kind"].startswith("dense"), kib, linestyle=":", markerfacecolor="white", label=None)
+        draw(
+            per_kib,
+            rule,
+            "rows",
+            lambda e: e["kind"].startswith("dense"),
+            kib,
+            linestyle=":",
+            markerfacecolor="white",
+            label=None,
+        )
     for axes in (by_active, by_rows, per_kib):
         axes.set(xscale="log", yscale="log")
         axes.grid(alpha=0.25)
@@ -167,9 +212,19 @@ def capacity() -> Any:
         axes.set_xticks([128, 256, 512, 1024], ["128", "256", "512", "1,024"])
     for axes in (by_active, by_rows, per_kib):
         axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
-    figures.say(by_active, title="Sums need sparse codes", x="active rows of 1,024, % (dashed: theory)", y="F95, facts at 95 % recall")
+    figures.say(
+        by_active,
+        title="Sums need sparse codes",
+        x="active rows of 1,024, % (dashed: theory)",
+        y="F95, facts at 95 % recall",
+    )
     figures.say(by_rows, title="More rows hold more", x="rows K, 3 % of them active", y="F95, facts at 95 % recall")
-    figures.say(per_kib, title="Dense codes of both signs\nhold more per byte", x="rows K (dotted: dense, both signs)", y="facts per KiB of state")
+    figures.say(
+        per_kib,
+        title="Dense codes of both signs\nhold more per byte",
+        x="rows K (dotted: dense, both signs)",
+        y="facts per KiB of state",
+    )
     figures.legend(figure, by_active)
     return figure
 
@@ -183,9 +238,21 @@ def language_context() -> Any:
     for column, name in ((1, "BDH"), (2, "GPT")):
         known = [(end, number(row[column]), spread(row[column])) for end, row in zip(ends, rows, strict=True) if row[column]]
         _band(axes, *zip(*known, strict=True), looks[name])
-    (forgets,) = (row for row in table("language.md", "", "seeds", "empty state every 128 tokens") if row[0] == "attention_decay 0.98")
+    (forgets,) = (
+        row for row in table("language.md", "", "seeds", "empty state every 128 tokens") if row[0] == "attention_decay 0.98"
+    )
     value, error = number(forgets[4]), spread(forgets[4])
-    axes.errorbar([4096], [value], [error], color="#009e73", marker="D", markersize=5, capsize=2, label="BDH, attention\nthat forgets (0.98)", linestyle="none")
+    axes.errorbar(
+        [4096],
+        [value],
+        [error],
+        color="#009e73",
+        marker="D",
+        markersize=5,
+        capsize=2,
+        label="BDH, attention\nthat forgets (0.98)",
+        linestyle="none",
+    )
     axes.axvline(128, color="0.6", linestyle=":", linewidth=1)
     axes.text(134, 5.2, "training length", fontsize=8)
     axes.set_xscale("log", base=2)

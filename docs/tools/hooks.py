@@ -50,7 +50,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def on_post_build(config: Any) -> None:
     """Hold the site to what it promises: every public name has its place, and every link and anchor is there."""
-    from docs.tools.check import broken_links, names_without_place  # noqa: PLC0415
+    from docs.tools.check import broken_links, names_without_place
 
     site = Path(config.site_dir)
     problems = [f"no reference page has {name}" for name in names_without_place(site, public_names())]
@@ -87,12 +87,16 @@ def outside_links(text: str, folder: Path) -> str:
 
 def pages() -> dict[str, str]:
     """Path within the site's sources → Markdown, of all pages that are generated."""
-    found = {page_of(module): f"::: {module}\n    options:\n      heading_level: 1\n" for module in modules()}
-    return found | {
+    return pages_of_the_api() | {
         f"{API}/index.md": api_index(),
         "reference/configuration.md": configuration(),
         "reference/commands.md": commands(),
     }
+
+
+def pages_of_the_api() -> dict[str, str]:
+    """The page of every module."""
+    return {page_of(module): f"::: {module}\n    options:\n      heading_level: 1\n" for module in modules()}
 
 
 def modules() -> list[str]:
@@ -139,15 +143,19 @@ def api_index() -> str:
         path = ROOT.joinpath(*module.split("."))
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        line = re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text.split("\n\n")[0].replace("\n", " ")).replace("``", "`").replace("|", "\\|")
+        line = (
+            re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text.split("\n\n")[0].replace("\n", " "))
+            .replace("``", "`")
+            .replace("|", "\\|")
+        )
         lines.append(f"| [`{module}`]({module}.md) | {line} |")
     return "\n".join(lines) + "\n"
 
 
 def configuration() -> str:
     """Every key of a configuration, taken from the dataclasses."""
-    from bdh_jax.config.reference import sections  # noqa: PLC0415
-    from bdh_jax.experiment import load_experiment  # noqa: PLC0415
+    from bdh_jax.config.reference import sections
+    from bdh_jax.experiment import load_experiment
 
     lines = [
         "# Configuration keys",
@@ -160,7 +168,9 @@ def configuration() -> str:
     ]
     seen: set[type] = set()
     for name in EXPERIMENTS:
-        for section in sections(load_experiment(f"configs/{name.partition(':')[0]}.py" + (f":{name.partition(':')[2]}" if ":" in name else ""))):
+        for section in sections(
+            load_experiment(f"configs/{name.partition(':')[0]}.py" + (f":{name.partition(':')[2]}" if ":" in name else ""))
+        ):
             if section.kind in seen:
                 continue
             seen.add(section.kind)
@@ -169,7 +179,12 @@ def configuration() -> str:
             lines += ["| key | default | type and range | |", "|---|---|---|---|"]
             for key in section.keys:
                 accepts = f"{key.type}: {key.range}" if key.range else key.type
-                lines.append(" | ".join(["", f"`{key.name}`", f"`{_default(section.kind, key)!r}`", _cell(accepts), _cell(key.text)]).strip() + " |")
+                lines.append(
+                    " | ".join(
+                        ["", f"`{key.name}`", f"`{_default(section.kind, key)!r}`", _cell(accepts), _cell(key.text)]
+                    ).strip()
+                    + " |"
+                )
     return "\n".join(lines) + "\n"
 
 
@@ -192,7 +207,7 @@ def _markdown(text: str) -> str:
 
 def commands() -> str:
     """What ``--help`` says of every command."""
-    from bdh_jax.commands._dispatch import commands as known  # noqa: PLC0415
+    from bdh_jax.commands._dispatch import commands as known
 
     lines = [
         "# Commands",
@@ -210,7 +225,11 @@ def commands() -> str:
 
 def _help_of(names: Iterable[str]) -> list[str]:
     """Each in a process of its own, since commands share the names of flags."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "JAX_PLATFORMS": "cpu"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "JAX_PLATFORMS": "cpu",
+    }
     shown = []
     for name in names:
         arguments = [sys.executable, "-m", "bdh_jax", name, "--help"]
