@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ PACKAGE = ROOT / "bdh_jax"
 API = "reference/api"
 EXPERIMENTS = ("nback", "counter", "consolidation", "lifelong", "lifelong:aware", "text", "text:gpt")
 """Whose parts together have every key of the library's own classes."""
+
+
+_WRITTEN = tempfile.TemporaryDirectory()
 
 
 def on_config(config: Any) -> Any:
@@ -38,8 +42,16 @@ def on_files(files: Any, config: Any) -> Any:
         files.append(File.generated(config, path, content=text))
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         text = outside_links(notebook.read_text(encoding="utf-8"), notebook.parent)
-        files.append(File.generated(config, f"tutorials/{notebook.name}", content=text))
+        # A file of its own, since notebooks are read from their path.
+        path = Path(_WRITTEN.name) / "tutorials" / notebook.name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        files.append(File(f"tutorials/{notebook.name}", _WRITTEN.name, config.site_dir, config.use_directory_urls))
     return files
+
+
+# Before the plugins, one of which makes pages of notebooks.
+on_files.mkdocs_priority = 100  # type: ignore[attr-defined]
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -68,16 +80,20 @@ def outside_links(text: str, folder: Path) -> str:
     """
     docs = ROOT / "docs"
 
+    tutorials = docs / "tutorials"
+    start = folder if folder.is_relative_to(docs) else tutorials
+
     def replaced(match: re.Match[str]) -> str:
         label, link, anchor = match["label"], match["link"], match["anchor"] or ""
         target = Path(os.path.normpath(folder / link))
+        if target.is_relative_to(docs) and start == folder:
+            return match[0]
+        if target.parent == ROOT / "notebooks" and target.suffix == ".ipynb":
+            target = tutorials / target.name
         if target.is_relative_to(docs):
-            if folder.is_relative_to(docs):
-                return match[0]
-            return f"[{label}]({os.path.relpath(target, docs / 'tutorials')}{anchor})"
-        if target.is_relative_to(ROOT / "notebooks") and target.suffix == ".ipynb":
-            start = folder if folder.is_relative_to(docs) else docs / "tutorials"
-            return f"[{label}]({os.path.relpath(docs / 'tutorials' / target.name, start)}{anchor})"
+            # MkDocs finds the page of a file for other pages, but not within notebooks.
+            target = target if start == folder else target.with_suffix(".html")
+            return f"[{label}]({os.path.relpath(target, start)}{anchor})"
         name = str(target.relative_to(ROOT))
         return f"{label} (`{name}`)" if label.strip("`") != name else f"`{name}`"
 
