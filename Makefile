@@ -16,9 +16,10 @@ comma := ,
 installed := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 tested := $(VENV)/.installed-test
 installed_notebooks := $(VENV)/.installed-notebooks
+installed_docs := $(VENV)/.installed-docs
 pytest = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help nback test test-quick test-full notebooks tutorials mutate mutate-contract lint format clean
+.PHONY: help nback test test-quick test-full notebooks tutorials mutate mutate-contract lint format docs figures clean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,8 +29,10 @@ help:
 	@echo "make test-full  and the contract on every three settings, and longer tests (11 minutes)"
 	@echo "make notebooks  execute the notebooks in a shortened form (under 3 minutes)"
 	@echo "make tutorials  execute them in full and store their outputs and figures (6 minutes)"
+	@echo "make docs       build the site into site/; a warning or a link that leads nowhere is an error (1 minute)"
+	@echo "make figures    draw the figures of docs/results anew"
 	@echo "make mutate     apply each committed fault and check that the tests notice"
-	@echo "make mutate-contract  break every rule and see which check of the contract notices (4 minutes); writes docs/mutations.md"
+	@echo "make mutate-contract  break every rule and see which check of the contract notices (4 minutes); writes docs/reference/mutations.md"
 	@echo "make lint       ruff, and the arrows between rooms      make format     apply ruff's fixes"
 	@echo "make clean      remove .venv and caches, never runs/"
 
@@ -47,7 +50,7 @@ test-full: $(tested)
 
 # Few steps, and these documents as text, so that nothing is downloaded.
 notebooks: $(installed_notebooks)
-	BDH_JAX_TEXT="$(CURDIR)/README.md,$(CURDIR)/docs/*.md" BDH_JAX_STEPS=60 $(RUN) -m pytest --nbmake --nbmake-timeout=900 -p no:cacheprovider notebooks
+	BDH_JAX_TEXT="$(CURDIR)/README.md,$(CURDIR)/docs/*/*.md" BDH_JAX_STEPS=60 $(RUN) -m pytest --nbmake --nbmake-timeout=900 -p no:cacheprovider notebooks
 
 tutorials: $(installed_notebooks)
 	$(RUN) notebooks/execute.py $(ARGS)
@@ -56,7 +59,7 @@ mutate: $(tested)
 	$(RUN) tests/mutations/run.py $(ARGS)
 
 mutate-contract: $(tested)
-	$(RUN) -m tests.mutations.contract --write docs/mutations.md $(ARGS)
+	$(RUN) -m tests.mutations.contract --write docs/reference/mutations.md $(ARGS)
 
 lint: $(tested)
 	$(RUN) -m ruff check .
@@ -67,8 +70,14 @@ format: $(tested)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+docs: $(installed_docs)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --clean $(ARGS)
+
+figures: $(installed_docs)
+	$(RUN) -m docs.tools.figures $(ARGS)
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps depend on pyproject.toml, so nothing is installed again until it changes.
@@ -86,6 +95,11 @@ $(installed_notebooks): pyproject.toml | $(RUN)
 	@echo "installing bdh_jax and what notebooks need into $(VENV) (a minute or two, once)"
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[test,notebooks]"
 	@touch $@ $(tested) $(VENV)/.installed
+
+$(installed_docs): pyproject.toml | $(RUN)
+	@echo "installing bdh_jax and what builds its site into $(VENV) (a minute or two, once)"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[docs,text]"
+	@touch $@ $(VENV)/.installed
 
 $(RUN):
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; name a Python >= 3.11: make PYTHON=/path/to/python3" >&2; exit 1; }

@@ -51,7 +51,7 @@ COUNTER = ("vargap1", "vargap2", "repeated8", "n16")
 
 
 FUNCTIONS = {"dense": 0.1, "row_topk": 0.2, "row_random": 0.4, "row_bottom": 0.01}
-"""Consolidation functions, each with the rate that the lifelong benchmark chose for it (docs/lifelong.md)."""
+"""Consolidation functions, each with the rate that the lifelong benchmark chose for it (docs/results/lifelong.md)."""
 
 
 class Table(NamedTuple):

@@ -28,6 +28,7 @@ import numpy as np
 import rich.box
 import rich.table
 
+from bdh_jax.analysis import figures
 from bdh_jax.console import Progress, show
 from bdh_jax.experiment import ExperimentConfig, experiment_from
 from bdh_jax.models.bdh import BDHConfig
@@ -178,25 +179,22 @@ def compare(ours: dict[str, Any], theirs: dict[int, dict[str, Any]], arguments: 
 
 
 def _plot(ours: dict[str, Any], theirs: dict[int, dict[str, Any]], arguments: argparse.Namespace) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = figures.make(width=7, height=4)
     for number, (seed, run) in enumerate(theirs.items()):
         rows = [row for row in read_rows(arguments.ours / f"seed{seed}" / METRICS, until=ours["steps"]) if "loss" in row]
         steps = [row["step"] for row in rows]
         width = SMOOTH // (steps[1] - steps[0])
         # This library logs every few steps; of the other side the same steps are shown.
         for side, losses, color, style in (
-            ("official PyTorch code", [run["losses"][step - 1] for step in steps], "tab:orange", "-"),
-            ("bdh_jax", [row["loss"] for row in rows], "tab:blue", "--"),
+            ("official PyTorch code", [run["losses"][step - 1] for step in steps], "#e69f00", "-"),
+            ("bdh_jax", [row["loss"] for row in rows], "#0072b2", "--"),
         ):
             mean = np.convolve(losses, np.ones(width) / width, mode="valid") / math.log(2)
             axes.plot(steps[-len(mean) :], mean, color=color, lw=1, ls=style, label=side if number == 0 else None)
     axes.set_xlabel("step")
     axes.set_ylabel(f"training bits per byte, mean over {SMOOTH} steps")
     axes.set_ylim(top=5)
-    axes.legend(frameon=False)
+    figures.legend(figure, axes)
     figure.savefig(arguments.workdir / "figure.png", dpi=150)
 
 

@@ -15,7 +15,7 @@ question is whether writing back harms n-back. Variants, of which one is named, 
     smoke        a tiny model for a few steps
 
 A seed takes about 90 s on one CPU core; every variant but ``dense`` at large rates stays within a point of the ceiling
-(docs/consolidation.md).
+(docs/reference/consolidation.md).
 
 ``--config.consolidation.options.rate=1e-3`` changes the rate, and ``--config.consolidation.function=module:function`` runs your own. The
 counter-benchmarks are scored with ``python -m bdh_jax evaluate --config=configs/counter.py --workdir=...``.

@@ -3,7 +3,7 @@
     python -m bdh_jax.main --config=configs/counter.py --workdir=runs/counter
 
 takes an hour of one busy CPU core and reaches 0.994, 0.994, 0.999 and 0.998 of the ceiling on vargap1, vargap2, repeated8 and n16 (mean
-of seeds 0, 1, 2); docs/counter.md says what it takes.
+of seeds 0, 1, 2); docs/results/counter.md says what it takes.
 
 Variants follow a colon: ``--config=configs/counter.py:smoke``.
 

@@ -1,6 +1,6 @@
 """Facts: what a model learns before the lifelong benchmark.
 
-The benchmark is described in docs/lifelong.md.
+The benchmark is described in docs/how-to/lifelong_tables.md.
 
     python -m bdh_jax.main --config=configs/lifelong.py --workdir=runs/lifelong
     python -m bdh_jax lifelong --config=configs/lifelong.py --workdir=runs/lifelong

@@ -14,7 +14,7 @@ Variants follow a colon, several are joined by commas: ``--config=configs/text.p
     tbptt       rows go on reading where they stopped, with their state; gradients end at the window's start; attention forgets
     smoke       a tiny model for a few steps: does it run?
 
-The default takes 4 minutes on one CPU core and has 2.47 bits per byte of tiny Shakespeare; docs/language.md has all results.
+The default takes 4 minutes on one CPU core and has 2.47 bits per byte of tiny Shakespeare; docs/results/language.md has all results.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _fast_topk(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def _tbptt(config: ExperimentConfig) -> ExperimentConfig:
-    # Attention that forgets nothing adds up all it has read: a sum that no window has shown, and that trains badly (docs/language.md).
+    # Attention that forgets nothing adds up all it has read: a sum that no window has shown, and that trains badly (docs/results/language.md).
     config = change(config, "model", attention_decay=(0.98,))
     return change(change(config, "task", order="consecutive"), "train", carry_state=True)
 

@@ -1,4 +1,4 @@
-"""docs/architecture.md says what is there: its rooms, its arrows, and the file and symbol of every answer."""
+"""docs/explanation/architecture.md says what is there: its rooms, its arrows, and the file and symbol of every answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
 PACKAGE = ROOT / "bdh_jax"
 EVERYWHERE = {"config", "console", "types"}
 """Rooms that all others import: they are drawn without arrows."""

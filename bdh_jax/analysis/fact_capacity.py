@@ -23,7 +23,7 @@ import numpy as np
 from rich.table import Table
 from scipy import integrate, optimize, stats
 
-from bdh_jax.analysis import probes
+from bdh_jax.analysis import figures, probes
 from bdh_jax.config import ConfigError
 from bdh_jax.console import Progress
 from bdh_jax.fast_weights.rules import scan_rule
@@ -270,22 +270,21 @@ class CapacityResult:
         Returns:
           A ``matplotlib.figure.Figure``.
         """
-        from matplotlib.figure import Figure  # an optional dependency
-
-        figure = Figure(figsize=(11, 9), layout="constrained")
-        panels = figure.subplots(2, 2, sharex="col")
+        figure, panels = figures.make(2, 2, width=5, height=4, sharex="col")
+        panels = panels.reshape(2, 2)
+        looks = figures.lines(list(dict.fromkeys(entry.rule for entry in self.entries)))
         drawn = [entry for entry in self.entries if entry.kind != _TRAINED]
         sparse = [entry for entry in drawn if entry.kind != _DENSE]
         rows = collections.Counter(entry.rows for entry in sparse or self.entries).most_common(1)[0][0]
         kind = collections.Counter(entry.kind for entry in sparse or self.entries).most_common(1)[0][0]
         for (by_rows, by_active), per_kibibyte in zip(panels, (False, True), strict=True):
             draw = functools.partial(_draw, per_kibibyte=per_kibibyte)
-            for number, rule in enumerate(dict.fromkeys(entry.rule for entry in self.entries)):
-                style = {"color": f"C{number}", "label": rule}
+            for rule, look in looks.items():
+                style = {"color": look["color"], "label": rule}
                 line = [entry for entry in sparse if entry.rule == rule and entry.kind == kind]
-                draw(by_rows, [e.rows for e in line], line, marker="o", **style)
+                draw(by_rows, [e.rows for e in line], line, marker=look["marker"], **style)
                 line = [entry for entry in sparse if entry.rule == rule and entry.rows == rows]
-                draw(by_active, [e.active for e in line], line, marker="o", **style)
+                draw(by_active, [e.active for e in line], line, marker=look["marker"], **style)
                 style["label"] = None
                 line = [entry for entry in drawn if entry.rule == rule and entry.kind == _DENSE]
                 draw(by_rows, [e.rows for e in line], line, marker="x", alpha=0.5, **style)

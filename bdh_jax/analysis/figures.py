@@ -5,7 +5,7 @@
     figures.reference(axes, 1 / 64, "chance")
     figures.say(axes, title="S holds the last sixteen pairs", x="pairs read since", y="recall")
 
-The colours are those of Okabe and Ito, which people with any kind of colour vision can tell apart; lines differ by their marker as
+The colours are those of Okabe and Ito, their yellow darkened so that lines of it are seen on white, which people with any kind of colour vision can tell apart; lines differ by their marker as
 well, so that a print in grey is enough. matplotlib is an optional dependency: it is imported when a figure is made.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _BLACK, _GREY, _BLUE, _SKY = "#000000", "#7f7f7f", "#0072b2", "#56b4e9"
-_GREEN, _YELLOW, _ORANGE, _RED, _PURPLE = "#009e73", "#f0e442", "#e69f00", "#d55e00", "#cc79a7"
+_GREEN, _YELLOW, _ORANGE, _RED, _PURPLE = "#009e73", "#997700", "#e69f00", "#d55e00", "#cc79a7"
 LOOKS: dict[str, tuple[str, str]] = {
     # Where something is kept.
     "fast weights": (_BLUE, "o"),
@@ -34,6 +34,13 @@ LOOKS: dict[str, tuple[str, str]] = {
     "least_squares": (_GREEN, "D"),
     "kalman": (_PURPLE, "*"),
     "ridge": (_BLACK, "d"),
+    "fine_tuning": (_GREY, ">"),
+    "replay_synapse_sgd": (_SKY, "p"),
+    # Write rules that are no row of it under the same name.
+    "hebbian": (_BLUE, "o"),
+    "longhorn": (_SKY, "h"),
+    "oja": (_GREY, "<"),
+    "limited": (_GREY, "h"),
 }
 """Thing → its colour and its marker, in every figure that shows it. Red is for what is new there: yours."""
 

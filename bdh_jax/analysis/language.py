@@ -17,6 +17,7 @@ import optax
 import rich.box
 import rich.table
 
+from bdh_jax.analysis import figures
 from bdh_jax.analysis.ablations import weights_of, without_writes
 from bdh_jax.config.convert import change
 from bdh_jax.console import Progress
@@ -146,18 +147,16 @@ def positions_table(scores: dict[str, Sequence[PositionScore]], title: str) -> r
 
 def plot_positions(scores: dict[str, Sequence[PositionScore]], train_length: int) -> Any:
     """A matplotlib figure of :func:`positions_table`'s numbers, with a line where training contexts ended."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = figures.make(width=6.5, height=4)
+    looks = figures.lines(list(scores))
     for name, rows in scores.items():
-        axes.plot([row.last + 1 for row in rows], [row.bits_per_byte for row in rows], marker="o", ms=3, lw=1.2, label=name)
+        axes.plot([row.last + 1 for row in rows], [row.bits_per_byte for row in rows], **looks[name])
     axes.axvline(train_length, color="0.6", lw=1, ls="--")
     axes.text(train_length, axes.get_ylim()[1], " training length", color="0.4", va="top", fontsize=8)
     axes.set_xscale("log", base=2)
-    axes.set_xlabel("tokens read before, up to")
-    axes.set_ylabel("bits per byte")
-    axes.legend(frameon=False)
+    axes.set_xlabel("tokens read before, up to", fontsize=9)
+    axes.set_ylabel("bits per byte", fontsize=9)
+    figures.legend(figure, axes)
     return figure
 
 

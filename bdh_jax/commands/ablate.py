@@ -1,7 +1,7 @@
 """Score a trained model with parts of it switched off: ``bdh ablate --workdir=runs/nback``.
 
 The model comes from the workdir, and so does the task, unless ``--config`` names another. Of a run over several seeds all models
-are scored, and the tables have mean and spread. docs/ablations.md says what is switched off.
+are scored, and the tables have mean and spread. docs/results/ablations.md says what is switched off.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Prints a table of F95, the number of facts of which 95 in 100 are recalled, for each write rule and kind of address, and writes
 ``results.json`` and ``figure.png`` into ``--out``. With ``--workdir`` the addresses of a trained model have rows of their own.
-docs/capacity.md says more.
+docs/results/capacity.md says more.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def test_the_text_experiments():
         assert 0.99 < gpt / bdh < 1.03
     carried = module.get_config("tbptt")
     assert (carried.task.order, carried.train.carry_state) == ("consecutive", True)
-    assert max(carried.model.attention_decay) < 1  # without forgetting it hardly learns: docs/language.md
+    assert max(carried.model.attention_decay) < 1  # without forgetting it hardly learns: docs/results/language.md
     with pytest.raises(ConfigError, match="'gpt' and 'fast' do not go together"):
         module.get_config("gpt,fast")
     with pytest.raises(

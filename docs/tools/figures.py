@@ -1,0 +1,330 @@
+"""Draw the figures of the results, from the tables of the pages and the files of ``benchmarks/results``: ``python -m docs.tools.figures``.
+
+What a page says in a table is read from there, so that figure and table cannot differ. Each figure is written as SVG, which the pages
+show, and as PNG.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bdh_jax.analysis import figures
+from bdh_jax.tasks.facts import VALUES
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
+FOLDER = RESULTS / "figures"
+CHANCE = 1 / VALUES
+EPISODIC = ("dense", "delta", "least_squares", "kalman")
+"""Rows of the lifelong benchmark that keep nothing but slow weights and a history."""
+
+
+def table(page: str, *columns: str) -> list[list[str]]:
+    """The rows of a page's one table that begins with these columns, without backticks and bold.
+
+    Args:
+      page: file name below ``docs/results``.
+      columns: the first of its columns, as written.
+
+    Raises:
+      ValueError: if there is no such table, or several.
+    """
+    lines = (RESULTS / page).read_text(encoding="utf-8").splitlines()
+    head = ("| " + " | ".join(columns) + " |").replace("|  |", "| |")
+    (start,) = (number for number, line in enumerate(lines) if line.startswith(head))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip().strip("*").replace("`", "") for cell in line.strip("|").split("|")])
+    return rows
+
+
+def number(cell: str) -> float:
+    """A table's number, without its spread and thousands' commas; NaN for an empty cell."""
+    found = re.match(r"[-−+]?[\d.,]+", cell)
+    return float(found[0].replace(",", "").replace("−", "-")) if found else math.nan
+
+
+def spread(cell: str) -> float:
+    """What stands behind ±; 0 if nothing does."""
+    found = re.search(r"± *([\d.]+)", cell)
+    return float(found[1]) if found else 0.0
+
+
+def lifelong() -> Any:
+    """Recall by age, and along the stream."""
+    ages = {
+        row[0]: [number(cell) for cell in row[1:6]] for row in table("lifelong.md", "function", "0", "1–3", "4–15", "16–63")
+    }
+    course = {
+        row[0]: [float(n) / 100 for n in row[1].split()]
+        for row in table("lifelong.md", "function", "recall", "new", "old", "in-ep.")
+    }
+    names = [*EPISODIC, "replay_synapse_sgd", "fine_tuning"]
+    figure, (along, by_age) = figures.make(2, width=4.6, height=3.7, sharey=True)
+    for name, look in figures.lines(names).items():
+        _band(along, _SHOWN, course[name], _BOUND_COURSE.get(name, 0.007), look)
+        _band(by_age, range(5), ages[name], 0.03, look)
+    for axes in (along, by_age):
+        figures.reference(axes, CHANCE, "chance")
+        figures.reference(axes, 1, "ceiling")
+    by_age.set_xticks(range(5), ["0", "1–3", "4–15", "16–63", "64+"])
+    along.set_ylim(-0.03, 1.06)
+    figures.say(
+        along,
+        title="kalman keeps 0.96 of 1,024 facts,\nsums (dense) 0.07",
+        x="facts shown so far",
+        y="recall after the last reset",
+    )
+    figures.say(by_age, title="The delta rule forgets what is old", x="episodes since the fact was shown last", y="")
+    figures.legend(figure, along)
+    return figure
+
+
+def lifelong_course() -> Any:
+    """The scores along the stream, without never_reset, whose harm is a hundred times that of others."""
+    rows = table("lifelong.md", "function", "recall", "new", "old", "in-ep.")
+    names = [*EPISODIC, "replay_synapse_sgd", "fine_tuning"]
+    panels = (
+        ("recall", 1, "Least squares and kalman\nstay near the ceiling"),
+        ("reassigned: new value, %", 2, "Delta, too, answers\nreassigned facts anew"),
+        ("reassigned: old value, %", 3, "Few answer with\nthe value before"),
+        ("in episode, %", 4, "Consolidation costs\nno recall in episodes"),
+        ("lost in other episodes, points", 5, "Fine-tuning harms\nother episodes"),
+        ("known facts lost, points", 6, "Replay and fine-tuning harm\nfacts learned by gradient"),
+    )
+    figure, axes = figures.make(3, 2, width=3.5, height=2.9, sharex=True)
+    for panel, (label, column, title) in zip(axes, panels, strict=True):
+        bound = {
+            "recall": 0.7,
+            "reassigned: new value, %": 2.6,
+            "reassigned: old value, %": 1.5,
+            "in episode, %": 0.3,
+            "lost in other episodes, points": 0.4,
+            "known facts lost, points": 0.7,
+        }[label]
+        for row in rows:
+            if row[0] in names:
+                values = [float(value) for value in row[column].split()]
+                _band(panel, _SHOWN, values, 3.8 if row[0] == "fine_tuning" else bound, figures.lines(names)[row[0]])
+        figures.say(
+            panel, title=title, x="facts shown so far" if column > 3 else "", y="recall, %" if column == 1 else label
+        )
+        if column in (1, 2, 3):
+            figures.reference(panel, 100 * CHANCE, "chance")
+        if column in (1, 2, 4):
+            figures.reference(panel, 100, "ceiling")
+        panel.set_ylim((-3, 106) if column <= 3 else (90, 105) if column == 4 else (-1, 27))
+    figures.legend(figure, axes[0], None)
+    return figure
+
+
+def lifelong_facts() -> Any:
+    """Recall, and bits per byte, against the number of facts."""
+    head = ("function", "64", "128", "256", "512", "1024")
+    facts = np.array([64, 128, 256, 512, 1024, 2048, 4096, 8192])
+    recall = {row[0]: np.array([number(cell) for cell in row[1:]]) for row in table("lifelong.md", *head)}
+    kilobytes = {row[0]: number(row[10]) for row in _thousand_facts()}
+    figure, (left, right) = figures.make(2, width=4.6, height=3.7)
+    names = [*EPISODIC, "mesa", "ridge"]
+    for name, look in figures.lines(names).items():
+        _band(left, facts, recall[name], 0.026, look)
+        bits = facts * np.log2(VALUES) * np.maximum(0, (recall[name] - CHANCE) / (1 - CHANCE))
+        right.plot(facts, bits / (1000 * kilobytes[name]), **look)
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(facts, [f"{count:,}" for count in facts], rotation=35)
+        axes.axvline(1024, color="0.6", linestyle=":", linewidth=1)
+        axes.minorticks_off()
+    figures.reference(left, CHANCE, "chance")
+    figures.reference(left, 1, "ceiling")
+    left.set_ylim(-0.03, 1.06)
+    figures.say(
+        left,
+        title="Least squares keeps up to K = 1,024 facts,\nsums (dense) keep few",
+        x="facts (dotted line: K)",
+        y="recall after the last reset",
+    )
+    figures.say(
+        right,
+        title="Per byte, rules without a history are ahead",
+        x="facts (dotted line: K)",
+        y="bits recalled above chance, per byte",
+    )
+    figures.legend(figure, left)
+    return figure
+
+
+def capacity() -> Any:
+    """F95 against density and against rows, and facts per KiB."""
+    entries = json.loads((ROOT / "benchmarks" / "results" / "capacity_cpu.json").read_text(encoding="utf-8"))["entries"]
+    rules = ("hebbian", "delta", "longhorn", "mesa")
+    figure, (by_active, by_rows, per_kib) = figures.make(3, width=3.6, height=3.7)
+    looks = figures.lines(rules)
+
+    def draw(
+        axes: Any,
+        rule: str,
+        x: str,
+        chosen: Callable[[Any], bool],
+        size: Callable[[Any], float] = lambda entry: 1,
+        **style: Any,
+    ) -> None:
+        line = sorted((e for e in entries if e["rule"] == rule and chosen(e)), key=lambda e: e[x])
+        scale = np.array([size(entry) for entry in line])
+        means, spreads = (np.array([of(e["f95"]) for e in line]) * scale for of in (np.mean, lambda f: np.std(f, ddof=1)))
+        axes.errorbar([e[x] for e in line], means, spreads, capsize=2, **{**looks[rule], **style})
+        theory = [e["theory"] for e in line]
+        if None not in theory and x == "active":
+            axes.plot([e[x] for e in line], theory, color=looks[rule]["color"], linestyle="--", linewidth=1)
+
+    def kib(entry: Any) -> float:
+        return entry["facts_per_kibibyte"] / np.mean(entry["f95"])
+
+    for rule in rules:
+        draw(by_active, rule, "active", lambda e: e["rows"] == 1024 and "active" in e["kind"])
+        draw(by_rows, rule, "rows", lambda e: e["kind"] == "3.00% active")
+        draw(per_kib, rule, "rows", lambda e: e["kind"] == "3.00% active", kib)
+        draw(
+            per_kib,
+            rule,
+            "rows",
+            lambda e: e["kind"].startswith("dense"),
+            kib,
+            linestyle=":",
+            markerfacecolor="white",
+            label=None,
+        )
+    for axes in (by_active, by_rows, per_kib):
+        axes.set(xscale="log", yscale="log")
+        axes.grid(alpha=0.25)
+    by_active.set_xticks([0.01, 0.03, 0.1, 0.3, 1], ["1", "3", "10", "30", "100"])
+    for axes in (by_rows, per_kib):
+        axes.set_xticks([128, 256, 512, 1024], ["128", "256", "512", "1,024"])
+    for axes in (by_active, by_rows, per_kib):
+        axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+    figures.say(
+        by_active,
+        title="Sums need sparse codes",
+        x="active rows of 1,024, % (dashed: theory)",
+        y="F95, facts at 95 % recall",
+    )
+    figures.say(by_rows, title="More rows hold more", x="rows K, 3 % of them active", y="F95, facts at 95 % recall")
+    figures.say(
+        per_kib,
+        title="Dense codes of both signs\nhold more per byte",
+        x="rows K (dotted: dense, both signs)",
+        y="facts per KiB of state",
+    )
+    figures.legend(figure, by_active)
+    return figure
+
+
+def language_context() -> Any:
+    """Bits per byte against what was read before."""
+    rows = table("language.md", "tokens read before", "BDH", "GPT")
+    ends = [int(row[0].split("–")[1].replace(",", "")) + 1 for row in rows]
+    figure, (axes,) = figures.make(width=6.2, height=3.7)
+    looks = figures.lines(["BDH", "GPT"])
+    for column, name in ((1, "BDH"), (2, "GPT")):
+        known = [(end, number(row[column]), spread(row[column])) for end, row in zip(ends, rows, strict=True) if row[column]]
+        _band(axes, *zip(*known, strict=True), looks[name])
+    (forgets,) = (
+        row for row in table("language.md", "", "seeds", "empty state every 128 tokens") if row[0] == "attention_decay 0.98"
+    )
+    value, error = number(forgets[4]), spread(forgets[4])
+    axes.errorbar(
+        [4096],
+        [value],
+        [error],
+        color="#009e73",
+        marker="D",
+        markersize=5,
+        capsize=2,
+        label="BDH, attention\nthat forgets (0.98)",
+        linestyle="none",
+    )
+    axes.axvline(128, color="0.6", linestyle=":", linewidth=1)
+    axes.text(134, 5.2, "training length", fontsize=8)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ends, [f"{end:,}" for end in ends], rotation=35)
+    axes.minorticks_off()
+    axes.set_ylim(2, 5.7)
+    title = "Beyond its training length a model predicts worse,\nunless its attention forgets"
+    figures.say(axes, title=title, x="bytes read before, up to", y="bits per byte (band: ± std, 3 seeds)")
+    figures.legend(figure, axes)
+    return figure
+
+
+def language_scores() -> Any:
+    """Validation bits per byte of each seed."""
+    ours = table("language.md", "", "trained parameters", "seed 0")
+    official = table("language.md", "code", "seed 0")[1]
+    rows = [
+        ("BDH, official code", [number(cell) for cell in official[1:4]], "#56b4e9"),
+        *((row[0], [number(cell) for cell in row[2:5]], "#e69f00" if row[0] == "GPT" else "#0072b2") for row in ours),
+    ]
+    rows = [rows[1], rows[0], *rows[2:]]
+    figure, (axes,) = figures.make(width=6.5, height=2.9)
+    for place, (_, values, colour) in enumerate(rows):
+        axes.plot(values, [place] * len(values), "o", color=colour, markersize=5, alpha=0.8)
+        axes.plot([np.mean(values)] * 2, [place - 0.28, place + 0.28], color=colour, linewidth=2)
+    axes.set_yticks(range(len(rows)), [name.replace(", top", ",\ntop") for name, *_ in rows])
+    axes.invert_yaxis()
+    figures.say(
+        axes,
+        title="BDH is ahead of a GPT of equal size; write-back does not help here",
+        x="validation bits per byte, less is better (points: seeds, bars: means)",
+        y="",
+    )
+    return figure
+
+
+FIGURES: dict[str, Callable[[], Any]] = {
+    made.__name__: made for made in (lifelong, lifelong_course, lifelong_facts, capacity, language_context, language_scores)
+}
+
+_SHOWN = (415, 704, 911, 1024)
+"""Facts shown at the checkpoints of the course."""
+_BOUND_COURSE = {"fine_tuning": 0.038}
+
+
+def _thousand_facts() -> list[list[str]]:
+    """The large table of the page at 1,024 facts, which is the second of its kind."""
+    text = (RESULTS / "lifelong.md").read_text(encoding="utf-8")
+    *_, part = text.split("| function | rate | recall | Δ recall to dense |")
+    lines = part.splitlines()[2:]
+    rows = lines[: next(n for n, line in enumerate(lines) if not line.startswith("|"))]
+    return [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in rows]
+
+
+def _band(axes: Any, x: Sequence[float], y: Sequence[float], half: float | Sequence[float], look: dict[str, Any]) -> None:
+    """A line with a band of this half width."""
+    y, half = np.asarray(y), np.asarray(half)
+    axes.plot(x, y, **look)
+    axes.fill_between(x, y - half, y + half, color=look["color"], alpha=0.2, linewidth=0)
+
+
+def main(folder: Path = FOLDER) -> None:
+    """Write every figure into a folder."""
+    import matplotlib as mpl
+
+    mpl.rcParams["svg.hashsalt"] = "bdh_jax"  # the same figure is the same file
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in FIGURES.items():
+        figure = draw()
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
