@@ -67,7 +67,7 @@ def lifelong() -> Any:
     }
     course = {
         row[0]: [float(n) / 100 for n in row[1].split()]
-        for row in table("lifelong.md", "function", "recall", "new", "old", "in-ep.")
+        for row in table("lifelong.md", "function", "recall", "new value", "old value", "in episode")
     }
     names = [*EPISODIC, "replay_synapse_sgd", "fine_tuning"]
     figure, (along, by_age) = figures.make(2, width=4.6, height=3.7, sharey=True)
@@ -92,7 +92,7 @@ def lifelong() -> Any:
 
 def lifelong_course() -> Any:
     """The scores along the stream, without never_reset, whose harm is a hundred times that of others."""
-    rows = table("lifelong.md", "function", "recall", "new", "old", "in-ep.")
+    rows = table("lifelong.md", "function", "recall", "new value", "old value", "in episode")
     names = [*EPISODIC, "replay_synapse_sgd", "fine_tuning"]
     panels = (
         ("recall", 1, "Least squares and kalman\nstay near the ceiling"),
