@@ -98,7 +98,7 @@ $(installed_notebooks): pyproject.toml | $(RUN)
 
 $(installed_docs): pyproject.toml | $(RUN)
 	@echo "installing bdh_jax and what builds its site into $(VENV) (a minute or two, once)"
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[docs,text]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	@touch $@ $(VENV)/.installed
 
 $(RUN):

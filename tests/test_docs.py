@@ -238,9 +238,9 @@ def test_a_link_or_anchor_that_is_not_there_is_found(tmp_path):
 
 
 def test_docstrings_are_made_plain():
-    said = "See :func:`~bdh_jax.load`.\n\nArgs:\n  a, b: of both,\n    and more.\n  c: other.\n\nReturns:\n  x, y: two.\n"
+    said = "See :func:`~bdh_jax.load`.\n\nArgs:\n  a, b: of both,\n    and more.\n  c: > 0.\n\nReturns:\n  x, y: two.\n"
     assert plain.plain(said) == (
-        "See `bdh_jax.load`.\n\nArgs:\n  a: of both,\n    and more.\n  b: of both,\n    and more.\n  c: other.\n\nReturns:\n  x, y: two.\n"
+        "See `bdh_jax.load`.\n\nArgs:\n  a: of both,\n    and more.\n  b: of both,\n    and more.\n  c: \\> 0.\n\nReturns:\n  x, y: two.\n"
     )
 
 

@@ -55,7 +55,8 @@ on_files.mkdocs_priority = 100  # type: ignore[attr-defined]
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links to files that are no pages of the site become their names."""
+    """Links to files that are no pages of the site become their names, and a number stays with its spread."""
+    markdown = re.sub(r"(?<=\d) ?± ?(?=\d)", "\u00a0±\u00a0", markdown)
     source = ROOT / "docs" / page.file.src_uri
     return outside_links(markdown, source.parent) if source.is_file() else markdown
 
@@ -218,7 +219,8 @@ def _cell(text: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    return re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text).replace("``", "`").replace("<", "&lt;")
+    text = re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text).replace("``", "`")
+    return re.sub(r"`[^`]*`|<", lambda found: "&lt;" if found[0] == "<" else found[0], text)
 
 
 def commands() -> str:
