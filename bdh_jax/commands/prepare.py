@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _summary(folder: Path, manifest: dict[str, Any]) -> str:
-    lines = [f"{folder}: {manifest['documents_read']:,} documents, tokenizer {manifest['tokenizer']}"]
+    lines = [f"{folder}:", f"  {manifest['documents_read']:,} documents, tokenizer {manifest['tokenizer']}"]
     for split in prepared.SPLITS:
         shards = [shard for shard in manifest["shards"] if shard.split == split]
         tokens, documents = sum(s.tokens for s in shards), sum(s.documents for s in shards)

@@ -11,6 +11,7 @@ import logging
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -487,6 +488,7 @@ def _quietly() -> Iterator[None]:
 def _drop_echoes() -> None:
     """Of arrays that are read at once, one that fails ends asyncio's loop, and the others then complain that it is closed, from threads
     that nobody waits for, or when they are collected. The first error says what there is to say."""
+    warnings.filterwarnings("ignore", r"coroutine '(Store\.|_read_array|_deserialize).* was never awaited", RuntimeWarning)
     asyncio = logging.getLogger("asyncio")
     if _is_no_echo not in asyncio.filters:
         asyncio.addFilter(_is_no_echo)

@@ -17,7 +17,7 @@ def _quiet(monkeypatch):
 
 @pytest.mark.parametrize("name", SUBJECTS)
 @pytest.mark.parametrize(
-    ("flips", "most"), [pytest.param(20, 40, id="small"), pytest.param(10, None, id="all", marks=pytest.mark.full)]
+    ("flips", "most"), [pytest.param(20, 40, id="small"), pytest.param(15, None, id="all", marks=pytest.mark.full)]
 )
 def test_nothing_that_is_damaged_is_taken_in_silence(name, flips, most, capfd):
     results = list(damage.try_subject(name, flips, most=most))

@@ -139,13 +139,8 @@ def _apply(data: st.DataObject) -> None:
 
 
 def _compute(model: Model, slow: Any, given: dict[str, Any], cut: int) -> None:
-    given = {
-        name: np.asarray(value) if name in ("tokens", "valid", "reset", "write") else value for name, value in given.items()
-    }
-    given = {
-        name: value for name, value in given.items() if value is not None and np.ndim(value) in (0, 2) or name == "fast"
-    }
-    given.pop("collect", None)
+    arrays = {name: np.asarray(given[name]) for name in ("tokens", "valid", "reset", "write") if given.get(name) is not None}
+    given = {"fast": given.get("fast"), **arrays}
     whole = apply(model, slow, **given | {"state": "full"})
     valid = given.get("valid", np.ones(given["tokens"].shape, bool))
     assert np.isfinite(np.asarray(whole.logits)[valid]).all()
