@@ -19,7 +19,7 @@ installed_notebooks := $(VENV)/.installed-notebooks
 installed_docs := $(VENV)/.installed-docs
 pytest = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help nback test test-quick test-full notebooks tutorials mutate mutate-contract lint format docs figures clean
+.PHONY: help nback test test-quick test-full notebooks tutorials mutate mutate-contract nightly lint format docs figures clean
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "make figures    draw the figures of docs/results anew"
 	@echo "make mutate     apply each committed fault and check that the tests notice"
 	@echo "make mutate-contract  break every rule and see which check of the contract notices (4 minutes); writes docs/reference/mutations.md"
+	@echo "make nightly    what takes too long for every commit: test-full, mutate, tutorials, docs (hours)"
 	@echo "make lint       ruff, and the arrows between rooms      make format     apply ruff's fixes"
 	@echo "make clean      remove .venv and caches, never runs/"
 
@@ -60,6 +61,8 @@ mutate: $(tested)
 
 mutate-contract: $(tested)
 	$(RUN) -m tests.mutations.contract --write docs/reference/mutations.md $(ARGS)
+
+nightly: test-full mutate tutorials docs
 
 lint: $(tested)
 	$(RUN) -m ruff check .
