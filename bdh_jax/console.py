@@ -6,11 +6,15 @@ Messages of every room go to the logger "bdh_jax". A program of your own sees th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import io
 import logging
+import os
+import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 import rich.box
@@ -29,9 +33,54 @@ _BETWEEN = 2
 _LOGGER = logging.getLogger("bdh_jax")
 
 
+NOT_READ = 128 + 13
+"""Exit status of a command whose output was closed before its end: that of a program that SIGPIPE ends."""
+
+
+@contextlib.contextmanager
+def as_far_as_read() -> Iterator[None]:
+    """Write to standard output in the block what its encoding has, with "?" for the rest, and as much as is read.
+
+    Raises:
+      SystemExit: with ``NOT_READ`` once nobody reads any more, as of ``bdh config nback | head``.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        if not leave_unread():
+            raise
+        sys.exit(NOT_READ)
+
+
+def leave_unread() -> bool:
+    """Let what was not read of standard output go nowhere: Python writes what is left when it ends, and would say so.
+
+    Returns:
+      Whether it is standard output that nobody reads.
+    """
+    file = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(file, select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), file)
+    return True
+
+
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # to who may know what is lost, :func:`as_far_as_read`
+
+
 def output() -> Console:
     """Where results go: standard output, at least ``WIDTH`` wide. What is printed is taken as it is, not for markup."""
-    console = Console(markup=False, highlight=False, emoji=False)
+    console = _Output(markup=False, highlight=False, emoji=False)
     console.width = max(WIDTH, console.width)
     return console
 

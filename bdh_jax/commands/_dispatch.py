@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bdh_jax.commands._help import list_of
 from bdh_jax.commands._process import USAGE_ERROR, run
-from bdh_jax.console import show_error
+from bdh_jax.console import as_far_as_read, show_error
 
 
 def commands() -> dict[str, str]:
@@ -29,7 +29,8 @@ def main(argv: Sequence[str]) -> int:
     known = commands()
     name = argv[1] if len(argv) > 1 else ""
     if name in ("", "-h", "-help", "--help", "help"):
-        print(list_of(known))
+        with as_far_as_read():
+            print(list_of(known))
         return 0 if name else USAGE_ERROR
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)

@@ -18,7 +18,7 @@ from bdh_jax.commands._compiling import told_of_compilation
 from bdh_jax.commands._flags import joins_others, parse
 from bdh_jax.commands._help import help_of
 from bdh_jax.config import ConfigError
-from bdh_jax.console import show_error, show_messages
+from bdh_jax.console import as_far_as_read, show_error, show_messages
 from bdh_jax.data.documents import DataError
 from bdh_jax.generation.state_files import StateError
 from bdh_jax.parallel.devices import check_devices
@@ -31,7 +31,8 @@ _HELP = {f"{dashes}{name}" for dashes in ("-", "--") for name in ("h", "help", "
 
 
 def run(command: ModuleType, argv: Sequence[str]) -> None:
-    """Run a command and exit: 0 finished, 1 diverged, 2 a mistake in what was asked, 128 + n stopped by signal n.
+    """Run a command and exit: 0 finished, 1 diverged, 2 a mistake in what was asked, 128 + n stopped by signal n, also 141 if nobody reads
+    what it prints.
 
     Args:
       command: module with ``main(argv)``, which has defined its flags.
@@ -39,7 +40,10 @@ def run(command: ModuleType, argv: Sequence[str]) -> None:
     """
     signals.listen()
     keep_freed_memory()
-    app.run(lambda rest: _status(command, rest), argv=list(argv), flags_parser=lambda given: _parse_flags(command, given))
+    with as_far_as_read():
+        app.run(
+            lambda rest: _status(command, rest), argv=list(argv), flags_parser=lambda given: _parse_flags(command, given)
+        )
 
 
 def _parse_flags(command: ModuleType, argv: Sequence[str]) -> list[str]:

@@ -18,8 +18,6 @@ from __future__ import annotations
 import codecs
 import json
 import logging
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +29,7 @@ from absl import flags
 from bdh_jax.commands._flags import define_path
 from bdh_jax.commands._output import new_file, write_output
 from bdh_jax.config import ConfigError
-from bdh_jax.console import Progress
+from bdh_jax.console import NOT_READ, Progress, leave_unread
 from bdh_jax.data.tokenizer import Tokenizer
 from bdh_jax.experiment import load_bdh, tokenizer_of
 from bdh_jax.generation.sampling import GenerationState, Sampling, check_memory, generate, prefill
@@ -94,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
     if _PROMPTS.value:
         _write_many(model, slow, tokenizer, sampling)
         return 0
-    return 0 if _write_one(model, slow, tokenizer, sampling) else 128 + signal.SIGPIPE
+    return 0 if _write_one(model, slow, tokenizer, sampling) else NOT_READ
 
 
 def _write_one(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling) -> bool:
@@ -191,13 +189,12 @@ def _available_memory() -> int | None:
 
 
 class _Stream:
-    """Writes bytes to standard output as valid text, as soon as a character is complete. What the output's encoding lacks becomes "?"."""
+    """Writes bytes to standard output as valid text, as soon as a character is complete."""
 
     def __init__(self):
         if sys.stdout is None:
             raise ConfigError("standard output is closed: the text has nowhere to go; leave it open, or write to /dev/null")
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._encoding = sys.stdout.encoding or "utf-8"
         self.is_read = True
 
     def write(self, piece: bytes) -> bool:
@@ -210,12 +207,10 @@ class _Stream:
     def _write(self, text: str) -> bool:
         if self.is_read:
             try:
-                sys.stdout.write(text.encode(self._encoding, "replace").decode(self._encoding))
+                sys.stdout.write(text)
                 sys.stdout.flush()
-            except BrokenPipeError:  # as of `generate | head`
-                self.is_read = False
-                # Python writes what is left when it ends, and would say so.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            except BrokenPipeError:  # there is still a state to save
+                self.is_read = not leave_unread()
         return self.is_read
 
 

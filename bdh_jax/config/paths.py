@@ -13,7 +13,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from bdh_jax.config.base import require
+from bdh_jax.config.base import one_line, require
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # one slash: Path("gs://bucket") has lost the other
 _TOO_LONG = os.strerror(errno.ENAMETOOLONG)
@@ -130,5 +130,4 @@ def _impossible(path: Path, below: int = 0) -> str:
 
 def _shown(name: str) -> str:
     """A name in a message of one line."""
-    name = name if name.isprintable() else repr(name)
-    return name if len(name) <= 200 else f"{name[:100]}… ({len(name)} characters)"
+    return one_line(name if name.isprintable() else repr(name), 200)

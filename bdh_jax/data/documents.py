@@ -68,11 +68,11 @@ class Tally:
         left_out = f"; {self.null_rows:,} null rows left out" if self.null_rows else ""
         return (
             f"{_counted(self.files, 'file')}, {_counted(self.documents, 'document')}, {_counted(self.bytes, 'byte')} "
-            f"({kinds}){left_out}; it begins {shown(self.beginning)}"
+            f"({kinds}){left_out}; it begins {beginning_of(self.beginning)}"
         )
 
 
-def shown(start: bytes) -> str:
+def beginning_of(start: bytes) -> str:
     """The first 60 characters of a text, on one line."""
     return repr(start[:240].decode(errors="backslashreplace")[:60])
 

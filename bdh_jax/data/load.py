@@ -15,7 +15,7 @@ from bdh_jax.config.paths import read_path
 from bdh_jax.data import shards as prepared
 from bdh_jax.data.config import DataConfig
 from bdh_jax.data.corpus import Corpus, join_pieces, split_corpus
-from bdh_jax.data.documents import Tally, expanded, find_files, read_documents, read_pieces, shown
+from bdh_jax.data.documents import Tally, beginning_of, expanded, find_files, read_documents, read_pieces
 from bdh_jax.data.errors import DataError, text_package
 from bdh_jax.data.tokenizer import Tokenizer, load_tokenizer
 
@@ -95,7 +95,7 @@ def _load_prepared(config: DataConfig) -> tuple[Corpus, Corpus, Tokenizer]:
             )
     train, validation, tokenizer = prepared.load(folder)
     documents, tokens = (train.documents + validation.documents, len(train.tokens) + len(validation.tokens))
-    beginning = shown(tokenizer.decode(train.tokens[:240]))
+    beginning = beginning_of(tokenizer.decode(train.tokens[:240]))
     _LOGGER.info(
         "prepared text of %s: %s documents, %s tokens; it begins %s", folder, f"{documents:,}", f"{tokens:,}", beginning
     )

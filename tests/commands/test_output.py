@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from bdh_jax import console
 from bdh_jax.commands import _output as output
 from bdh_jax.config import ConfigError
+from tests.processes import ROOT
 
 
 @pytest.fixture
@@ -66,3 +72,37 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path):
                 write(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
     assert (tmp_path / "old.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"),
+    [(["config", "nback"], ""), (["config", "nback"], "1"), (["list", "--help"], ""), ([], "")],
+    ids=["buffered", "unbuffered", "help", "list of commands"],
+)
+def test_who_reads_no_further_ends_a_command(arguments, unbuffered):
+    """As of ``bdh config nback | head``; a program that SIGPIPE ends has this status."""
+    program = [sys.executable, "-m", "bdh_jax", *arguments]
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    process = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, env=environment, timeout=300)
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (141, b"")
+
+
+def test_what_the_output_cannot_show_is_a_question_mark():
+    program, environment = [sys.executable, "-m", "bdh_jax", "list"], os.environ | {"PYTHONIOENCODING": "ascii"}
+    process = subprocess.run(program, capture_output=True, cwd=ROOT, env=environment, timeout=300)
+    assert (process.returncode, process.stderr) == (0, b"")
+    assert b"nback" in process.stdout
+    assert b"?" in process.stdout
+
+
+def test_a_table_that_nobody_reads_is_told_to_who_can_end_the_command(monkeypatch):
+    """Rich would end the process with status 1."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(writer, "wb", buffering=0))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(sys.stdout, write_through=True))
+    with pytest.raises(BrokenPipeError):
+        console.output().print("x" * 100_000)
