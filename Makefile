@@ -3,12 +3,14 @@
 #   make nback CONFIG=configs/nback.py:smoke     another config or variant
 #   make nback PYTHON=python3.12                 another interpreter (delete .venv first)
 #   make nback EXTRAS=cuda                       with the GPU build of JAX
+#   make compile-tpu PYTHON=python3.13 COMPILERS=newest   another environment for a compiler, beside the first: .venv-tpu-newest
 PYTHON ?= python3
 EXTRAS ?=
 CONFIG ?= configs/nback.py
 WORKDIR ?= runs/nback
 ARGS ?=
 WORKERS ?= auto
+COMPILERS ?=
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -16,9 +18,11 @@ comma := ,
 installed := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 tested := $(VENV)/.installed-test
 installed_notebooks := $(VENV)/.installed-notebooks
+compilers_tpu := .venv-tpu$(if $(COMPILERS),-$(COMPILERS))
+compilers_gpu := .venv-gpu$(if $(COMPILERS),-$(COMPILERS))
 pytest = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help nback test test-quick test-full notebooks mutate mutate-contract lint format clean
+.PHONY: help nback test test-quick test-full notebooks mutate mutate-contract compile-tpu compile-gpu lint format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,8 +33,10 @@ help:
 	@echo "make notebooks  execute the notebooks (4 minutes)"
 	@echo "make mutate     apply each committed fault and check that the tests notice"
 	@echo "make mutate-contract  break every rule and see which check of the contract notices (4 minutes); writes docs/mutations.md"
+	@echo "make compile-tpu compile every kernel and the large training steps for v5e, v5p and v6e, without one (half an hour; .venv-tpu, 1 GB)"
+	@echo "make compile-gpu the same for an H100 (10 minutes; .venv-gpu, 2 GB). Both: ARGS=--quick for kernels alone, minutes"
 	@echo "make lint       ruff, and the arrows between rooms      make format     apply ruff's fixes"
-	@echo "make clean      remove .venv and caches, never runs/"
+	@echo "make clean      remove .venv, .venv-tpu, .venv-gpu and caches, never runs/"
 
 nback: $(installed)
 	$(RUN) -m bdh_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
@@ -54,6 +60,12 @@ mutate: $(tested)
 mutate-contract: $(tested)
 	$(RUN) -m tests.mutations.contract --write docs/mutations.md $(ARGS)
 
+compile-tpu: $(compilers_tpu)/.installed
+	$(compilers_tpu)/bin/python -m benchmarks.compilers tpu $(ARGS)
+
+compile-gpu: $(compilers_gpu)/.installed
+	$(compilers_gpu)/bin/python -m benchmarks.compilers gpu $(ARGS)
+
 lint: $(tested)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -64,7 +76,7 @@ format: $(tested)
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-tpu* .venv-gpu* .compiled .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps depend on pyproject.toml, so nothing is installed again until it changes.
@@ -83,8 +95,22 @@ $(installed_notebooks): pyproject.toml | $(RUN)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[test,notebooks]"
 	@touch $@ $(tested) $(VENV)/.installed
 
+# A compiler an environment: libtpu and CUDA do not go together.
+.venv-%/.installed: pyproject.toml | .venv-%/bin/python
+	@echo "installing bdh_jax and the compiler into .venv-$* (minutes, once)"
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -e ".[compile-$(firstword $(subst -, ,$*))]"
+	@touch $@
+
+.PRECIOUS: .venv-%/bin/python
+.venv-%/bin/python:
+	$(make_venv)
+
 $(RUN):
+	$(make_venv)
+
+define make_venv
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; name a Python >= 3.11: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "bdh_jax needs Python >= 3.11, $(PYTHON) is $$($(PYTHON) -V 2>&1); use make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	@$(PYTHON) -m venv $(@D:/bin=) || { rm -rf $(@D:/bin=); exit 1; }
+endef
