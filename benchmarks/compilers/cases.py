@@ -37,6 +37,7 @@ def lowering(
     def lower(mesh: Mesh) -> jax.stages.Lowered:
         whole = NamedSharding(mesh, P())
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), arguments)
-        return jax.jit(function, donate_argnums=donate).lower(*shapes)
+        with jax.set_mesh(mesh):  # a kernel for TPUs looks there for the kind of chip
+            return jax.jit(function, donate_argnums=donate).lower(*shapes)
 
     return lower

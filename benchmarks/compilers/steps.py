@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,10 +39,11 @@ def _case(named: str) -> Case:
         optimizer = make_optimizer(setup.optimizer, setup.train.steps)
         step = make_train_step(model, optimizer, setup, mesh, hooks=hooks)
         state = abstract_state(model, optimizer, mesh, hooks)
-        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.eval_shape(functools.partial(jax.random.key, 0))
         of_examples, whole = batch_sharding(mesh), replicated(mesh)
         rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=of_examples), batch)
-        return step.lower(state, rows, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole))
+        with jax.set_mesh(mesh):
+            return step.lower(state, rows, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole))
 
     model, (rows, length) = config.model, batch.tokens.shape
     size = f"B {rows}, T {length}, L {model.n_layer}, D {model.d_model}, K {model.n_neurons}, {model.dtype}"
