@@ -77,7 +77,7 @@ def row_add(
         each(lambda row, place: back(row, place).start())
         each(lambda row, place: back(row, place).wait())
 
-    memory = pl.BlockSpec(memory_space=pltpu.HBM)  # of "any" XLA would copy all of F into VMEM first, where it fits
+    memory = pl.BlockSpec(memory_space=pltpu.HBM)
     call = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -99,4 +99,6 @@ def row_add(
         interpret=interpret,
         name="row_add",
     )
+    if not interpret:  # where all of F fits into VMEM, XLA would copy it there first
+        change = pltpu.with_memory_space_constraint(change, pltpu.HBM)
     return call(rows, jnp.asarray(rate, weights.dtype).reshape(1), weights, change)
