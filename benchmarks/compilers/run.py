@@ -116,7 +116,9 @@ def run(options: argparse.Namespace) -> int:
         described = [versions, target.name, *_chip(target)]
         outcome = attempt(case, lower, described, None if options.no_cache else CACHE)
         rows.append((target, case, outcome))
-        state = outcome.problem or ("refused, as it should be" if case.refused else "cached" if outcome.cached else "compiles")
+        state = outcome.problem or (
+            "refused, as it should be" if case.refused else "cached" if outcome.cached else "compiles"
+        )
         console.print(
             f"  {number}/{len(work)} {target.name} {case.name} ({case.size}): {state} ({outcome.seconds:.0f} s)",
             markup=False,

@@ -76,6 +76,4 @@ def devices(target: Target) -> list:
     if target.platform == "tpu":
         return topologies.get_topology_desc(platform="tpu", topology_name=target.topology).devices
     described = (Path(__file__).parent / target.topology).read_text(encoding="utf-8")
-    return topologies.get_topology_desc(
-        platform="cuda", topology_name="", target_config=described, topology="1x1x1"
-    ).devices
+    return topologies.get_topology_desc(platform="cuda", topology_name="", target_config=described, topology="1x1x1").devices

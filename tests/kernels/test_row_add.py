@@ -31,7 +31,9 @@ def test_every_form_writes_the_chosen_rows_and_no_other(count):
     chosen = _chosen((2, 65), count)
     expected = np.where(np.asarray(chosen)[..., None], np.asarray(weights) + 0.5 * np.asarray(change), np.asarray(weights))
     for form in ("auto", "xla", "pallas_interpret"):
-        found = jax.jit(lambda w, f, form=form: row_add(w, f, chosen, 0.5, count=max(count, 1), implementation=form))(weights, change)
+        found = jax.jit(lambda w, f, form=form: row_add(w, f, chosen, 0.5, count=max(count, 1), implementation=form))(
+            weights, change
+        )
         np.testing.assert_array_equal(found, expected, err_msg=form)
 
 
@@ -42,7 +44,9 @@ def test_the_kernels_take_any_number_of_rows_and_pass_over_what_is_none(kernel, 
     chosen = np.asarray(_chosen((size,), count)) if size > 1 else np.ones(1, bool)
     rows = np.concatenate([np.flatnonzero(chosen), [size, size]]).astype(np.int32)
     found = kernel.row_add(weights, change, jnp.asarray(rows), jnp.float32(2), interpret=True)
-    np.testing.assert_array_equal(found, np.where(chosen[:, None], np.asarray(weights) + 2 * np.asarray(change), np.asarray(weights)))
+    np.testing.assert_array_equal(
+        found, np.where(chosen[:, None], np.asarray(weights) + 2 * np.asarray(change), np.asarray(weights))
+    )
 
 
 def test_a_kernel_for_gpus_sums_in_float32():
@@ -59,7 +63,9 @@ def test_the_largest_are_those_of_top_k(dtype, count):
     with jax.enable_x64(dtype == jnp.float64):
         scores = jax.random.normal(jax.random.key(0), (3, 100), jnp.float32).astype(dtype)
         # Equal scores, none at all, and what is infinite.
-        scores = jnp.stack([jnp.round(scores[0] * 2), jnp.zeros((100,), dtype), scores[2].at[5:90].set(-jnp.inf).at[3].set(jnp.inf)])
+        scores = jnp.stack(
+            [jnp.round(scores[0] * 2), jnp.zeros((100,), dtype), scores[2].at[5:90].set(-jnp.inf).at[3].set(jnp.inf)]
+        )
         _, index = jax.lax.top_k(scores, count)
         expected = np.zeros(scores.shape, bool)
         np.put_along_axis(expected, np.asarray(index), True, axis=1)

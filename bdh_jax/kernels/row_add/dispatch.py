@@ -50,7 +50,9 @@ def row_add(
       ConfigError: for a form that does not exist or cannot run here.
     """
     if weights.ndim < 2 or change.shape != weights.shape or chosen.shape != weights.shape[:-1]:
-        raise ValueError(f"weights {weights.shape}, change {change.shape} and chosen {chosen.shape} must be [..., D], [..., D] and [...]")
+        raise ValueError(
+            f"weights {weights.shape}, change {change.shape} and chosen {chosen.shape} must be [..., D], [..., D] and [...]"
+        )
     if implementation not in typing.get_args(Form):
         raise ConfigError(f"implementation={implementation!r} is not one of {', '.join(map(repr, typing.get_args(Form)))}")
     platform = jax.default_backend()

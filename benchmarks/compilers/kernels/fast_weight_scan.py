@@ -26,11 +26,22 @@ def _run(form, platform, wanted, chunk, query, key, value, state, decay, valid, 
 
 def cases(platform: str) -> list[Case]:
     found = []
-    for label, (b, h, t, n, d) in {"odd": (2, 2, 250, 500, 60), "published": (1, 4, 512, 8192, 256), "publishedK": (1, 1, 512, 32768, 256)}.items():
+    for label, (b, h, t, n, d) in {
+        "odd": (2, 2, 250, 500, 60),
+        "published": (1, 4, 512, 8192, 256),
+        "publishedK": (1, 1, 512, 32768, 256),
+    }.items():
         for dtype in (jnp.float32, jnp.bfloat16):
             S = jax.ShapeDtypeStruct
             masks = (S((b, t), bool), S((b, t), bool)) if label == "odd" else (None, None)
-            args = (S((b, h, t, n), dtype), S((b, h, t, n), dtype), S((b, 1, t, d), dtype), S((b, h, n, d), jnp.float32), S((h,), jnp.float32), *masks)
+            args = (
+                S((b, h, t, n), dtype),
+                S((b, h, t, n), dtype),
+                S((b, 1, t, d), dtype),
+                S((b, h, n, d), jnp.float32),
+                S((h,), jnp.float32),
+                *masks,
+            )
             for form in ("pallas", "xla"):
                 run = functools.partial(_run, form, platform, Wanted("full", True), 128)
 

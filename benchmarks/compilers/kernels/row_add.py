@@ -34,9 +34,13 @@ def cases(platform: str) -> list[Case]:
                 chosen = largest(jnp.sum(jnp.square(change.astype(jnp.float32)), axis=-1), count)
                 return add(weights, change, places(chosen, count), rate)
 
-            found.append(Case("row_add, scored and selected", size, lowering(consolidate, (matrix, matrix, rate), donate=(0,))))
+            found.append(
+                Case("row_add, scored and selected", size, lowering(consolidate, (matrix, matrix, rate), donate=(0,)))
+            )
     if platform == "tpu":
         matrix, ids = jax.ShapeDtypeStruct((32768, 256), jnp.float32), jax.ShapeDtypeStruct((3276,), jnp.int32)
         large = functools.partial(add, rate=1.0, block=65536)
-        found.append(Case("row_add", "blocks of 134 MB", lowering(large, (matrix, matrix, ids)), refused="RESOURCE_EXHAUSTED.*vmem"))
+        found.append(
+            Case("row_add", "blocks of 134 MB", lowering(large, (matrix, matrix, ids)), refused="RESOURCE_EXHAUSTED.*vmem")
+        )
     return found
