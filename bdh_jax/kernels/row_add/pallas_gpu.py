@@ -32,7 +32,7 @@ def row_add(
     weights: jax.Array, change: jax.Array, rows: jax.Array, rate: jax.Array | float, *, interpret: Any, block: int = BLOCK
 ) -> jax.Array:
     """W with rate · F_i added at each of ``rows``; arguments as in :func:`bdh_jax.kernels.row_add.pallas_tpu.row_add`."""
-    size, width = weights.shape
+    size = weights.shape[0]
     rows = jnp.pad(rows, (0, -rows.shape[0] % block), constant_values=size)
 
     def kernel(ids: Any, rate: Any, _: Any, change: Any, weights: Any) -> None:
