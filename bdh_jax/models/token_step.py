@@ -86,8 +86,30 @@ def count_step(steps: TokenSteps, over_budget: jax.Array) -> TokenSteps:
 
 
 def _flush_if(fast: FastState, condition: jax.Array) -> FastState:
-    """A state that is given up is written in place, and where nothing is written nothing is copied (tests look at the program)."""
-    return jax.lax.cond(condition, lambda fast: fast.flush(), lambda fast: fast, fast)
+    """A state that is given up is written in place, and where nothing is written nothing is copied (tests look at the program): for that
+    the branches return nothing but what a flush changes, which keys and values are not."""
+
+    def changed(fast: FastState) -> list[Any]:
+        parts = [(layer.attention, layer.recent) for layer in fast.layers]
+        parts += [(layer.memory.written.S, layer.memory.recent) for layer in fast.layers if layer.memory is not None]
+        return [(matrix, recent.weight, recent.scale, recent.used) for matrix, recent in parts]
+
+    parts = iter(jax.lax.cond(condition, lambda: changed(fast.flush()), lambda: changed(fast)))
+
+    def with_part(recent: RecentWrites) -> tuple[jax.Array, RecentWrites]:
+        matrix, weight, scale, used = next(parts)
+        return matrix, recent.replace(weight=weight, scale=scale, used=used)
+
+    layers = []
+    for layer in fast.layers:
+        attention, recent = with_part(layer.recent)
+        layers.append(layer.replace(attention=attention, recent=recent))
+    for number, layer in enumerate(layers):
+        if layer.memory is not None:
+            matrix, recent = with_part(layer.memory.recent)
+            written = layer.memory.written.replace(S=matrix)
+            layers[number] = layer.replace(memory=layer.memory.replace(written=written, recent=recent))
+    return fast.replace(layers=tuple(layers))
 
 
 def _used(fast: FastState) -> jax.Array:

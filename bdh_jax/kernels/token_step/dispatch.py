@@ -62,17 +62,14 @@ def read(
     return _within_budget(one, dense, budget, (query, matrix), shared=(False, matrix.shape[0] < batch))
 
 
-def project(
-    x: jax.Array, rows: jax.Array, matrix: jax.Array, active: jax.Array, budget: int | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """Each head's x @ M at the rows that are active, zeros elsewhere.
+def project(x: jax.Array, rows: jax.Array, active: jax.Array, budget: int) -> tuple[jax.Array, jax.Array]:
+    """Each head's M @ x at the rows that are active, zeros elsewhere.
 
     Args:
       x: [B, H, D].
       rows: M by rows, [H, N, D].
-      matrix: the same transposed, [H, D, N]: read where the budget is exceeded.
       active: [B, H, N] bool.
-      budget: rows that are read at most; None reads all of M.
+      budget: rows that are read at most.
 
     Returns:
       [B, H, N] in the dtype of x, and bool [B], where the budget was exceeded.
@@ -81,23 +78,12 @@ def project(
       ValueError: for shapes that do not fit each other.
     """
     heads, neurons, width = rows.shape
-    if x.shape[1:] != (heads, width) or active.shape != (x.shape[0], heads, neurons) or matrix.shape != (heads, width, neurons):
-        raise ValueError(
-            f"x {x.shape}, rows {rows.shape}, matrix {matrix.shape} and active {active.shape} must be [B, H, D], [H, N, D], [H, D, N] and "
-            "[B, H, N]"
-        )
-
-    def dense(x: jax.Array, rows: jax.Array, active: jax.Array) -> jax.Array:
-        del rows
-        whole = jnp.stack([x[:, h] @ matrix[h].astype(x.dtype) for h in range(heads)], axis=1)
-        return jnp.where(active, whole, jnp.zeros((), x.dtype))
-
-    if budget is None:
-        return dense(x, rows, active), jnp.zeros((x.shape[0],), bool)
-    budget = _at_most(budget, active[0].size)
+    if x.shape[1:] != (heads, width) or active.shape != (x.shape[0], heads, neurons):
+        raise ValueError(f"x {x.shape}, rows {rows.shape} and active {active.shape} must be [B, H, D], [H, N, D] and [B, H, N]")
+    budget = _at_most(budget, heads * neurons)
     return _within_budget(
         lambda x, rows, active: xla.project(x, rows, active, budget),
-        lambda x, rows, active: dense(x, rows[0], active),
+        lambda x, rows, active: jnp.where(active, reference.project(x, rows[0]), jnp.zeros((), x.dtype)),
         budget,
         (x, rows[None], active),
         shared=(False, True, False),
@@ -136,15 +122,17 @@ def step(
     if token.query.shape[2] != 1 or token.value.shape[1] != 1:
         raise ValueError(f"query {token.query.shape} and value {token.value.shape} must be [B, H, 1, N] and [B, 1, 1, D]")
     query, dtype = token.query[:, :, 0], recent.scale.dtype
-    key, write = _write(token, dynamics, dtype)
-    found, exceeded = read(query, matrix, budget, group=group, sum_heads=False)
-    before, after = _take_slot(recent, write._replace(key=key), token.reset)
-    found = _read_recent(query, found.astype(dtype), before)
-    return jnp.sum(found, axis=1)[:, None] if sum_heads else found[:, :, None], after, exceeded
+    write = _write(token, dynamics, dtype)
+    found, exceeded = read(query, matrix, budget, group=group)
+    if token.reset is not None:
+        recent = _forgotten(recent, token.reset)
+    found = _read_recent(query, found.astype(dtype), recent)
+    recent = _take_slot(recent, write, found)
+    return jnp.sum(found, axis=1)[:, None] if sum_heads else found[:, :, None], recent, exceeded
 
 
-def _write(token: Stretch, dynamics: Dynamics, dtype: Any) -> tuple[jax.Array, Write]:
-    """The token's key, with η in it where each row has its own, and what is written under it."""
+def _write(token: Stretch, dynamics: Dynamics, dtype: Any) -> Write:
+    """What the token writes. η is in the key where each row has its own."""
     learning_rate, decay = (_of_token(rate, dtype) for rate in dynamics)
     if decay.shape[2] > 1:
         raise ConfigError(
@@ -161,7 +149,7 @@ def _write(token: Stretch, dynamics: Dynamics, dtype: Any) -> tuple[jax.Array, W
     if token.valid is not None:
         kept = jnp.where(token.valid, kept, jnp.ones((), dtype))
         weight = jnp.where(token.valid, weight, jnp.zeros((), dtype))
-    return key, Write(key, token.value[:, 0, 0], weight, kept)
+    return Write(key, token.value[:, 0, 0], weight, kept)
 
 
 def _of_token(rate: Rate, dtype: Any) -> jax.Array:
@@ -177,20 +165,31 @@ def _read_recent(query: jax.Array, found: jax.Array, recent: Recent) -> jax.Arra
     return recent.scale[..., None] * found + jnp.einsum("bhw,bwd->bhd", shares, recent.value.astype(dtype))
 
 
-def _take_slot(recent: Recent, token: Write, reset: jax.Array | None) -> tuple[Recent, Recent]:
-    """The writes as the token itself reads them, without its own, and as the next one does. Both hold the same keys and values, so that
-    these can be written in place."""
-    scale, weight, slot = recent.scale, recent.weight, recent.used
-    if reset is not None:  # of what was written before nothing is left, and M is not looked at
-        scale = jnp.where(reset, jnp.zeros((), scale.dtype), scale)
-        weight = jnp.where(reset[..., None], jnp.zeros((), weight.dtype), weight)
-    key = jax.lax.dynamic_update_index_in_dim(recent.key, token.key.astype(recent.key.dtype), slot, axis=2)
-    value = jax.lax.dynamic_update_index_in_dim(recent.value, token.value.astype(recent.value.dtype), slot, axis=1)
-    before = Recent(key, value, weight, scale, slot)
-    kept = jnp.broadcast_to(token.kept, scale.shape)
-    new = jnp.broadcast_to(token.weight, scale.shape)
-    weight = jax.lax.dynamic_update_index_in_dim(weight * kept[..., None], new, slot, axis=2)
-    return before, Recent(key, value, weight, scale * kept, slot + 1)
+def _forgotten(recent: Recent, reset: jax.Array) -> Recent:
+    """Nothing of what was written before is left where ``reset`` [B, 1] holds. Neither M nor keys are looked at."""
+    scale = jnp.where(reset, jnp.zeros((), recent.scale.dtype), recent.scale)
+    weight = jnp.where(reset[..., None], jnp.zeros((), recent.weight.dtype), recent.weight)
+    return recent._replace(weight=weight, scale=scale)
+
+
+def _take_slot(recent: Recent, token: Write, found: jax.Array) -> Recent:
+    """The writes with one more. As far as the compiler can tell it depends on what was read, ``found`` [B, H, D], so that it cannot come
+    before the read, and XLA overwrites keys and values that were given up. Otherwise it copies all of them first."""
+    zero = jax.lax.stop_gradient(jnp.minimum(jnp.max(jnp.abs(found), axis=(1, 2)), 0))
+    slot = recent.used
+
+    def put(slots: jax.Array, row: jax.Array, axis: int) -> jax.Array:
+        row = (row + zero.reshape(-1, *[1] * (row.ndim - 1))).astype(slots.dtype)
+        return jax.lax.dynamic_update_index_in_dim(slots, row, slot, axis=axis)
+
+    kept, weight = (jnp.broadcast_to(a, recent.scale.shape) for a in (token.kept, token.weight))
+    return Recent(
+        key=put(recent.key, token.key, 2),
+        value=put(recent.value, token.value, 1),
+        weight=put(recent.weight * kept[..., None], weight, 2),
+        scale=recent.scale * kept,
+        used=slot + 1,
+    )
 
 
 def flush(matrix: jax.Array, recent: Recent) -> tuple[jax.Array, Recent]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from bdh_jax.kernels.token_step.arguments import Recent, Rows
 
 _WORD = 32
-FLUSH_ROWS = 2048
+FLUSH_ROWS = 512
 """Rows of a head that are flushed at a time: what is added to them stays in the cache, and takes no memory of M's size."""
 
 
