@@ -77,6 +77,15 @@ class ModelConfig:
         """Whether the model carries a state from call to call."""
         return False
 
+    @property
+    def slots(self) -> int:
+        """How many writes may wait beside a matrix of the state; 0: every write goes there at once."""
+        return 0
+
+    def without_slots(self) -> ModelConfig:
+        """The same model whose writes go to its state at once."""
+        return self
+
     def check_mesh(self, shape: Mapping[str, int]) -> None:
         """Refuse a mesh that the model cannot be spread over.
 

@@ -148,7 +148,9 @@ class BDHConfig(ModelConfig):
 
         if self.token_step.slots:
             reason = self.no_token_step
-            require(reason is None, f"token_step.slots={self.token_step.slots} needs writes that can wait: {reason}; set it to 0")
+            require(
+                reason is None, f"token_step.slots={self.token_step.slots} needs writes that can wait: {reason}; set it to 0"
+            )
 
     def _round_neurons(self) -> int:
         step = 2 * self.n_head
@@ -171,6 +173,15 @@ class BDHConfig(ModelConfig):
             # A layer reads what earlier layers wrote at the same token.
             return f'fast.scope="shared" with n_layer={self.n_layer}'
         return self.fast.token_by_token
+
+    @property
+    def slots(self) -> int:
+        """How many writes may wait beside a matrix of the state."""
+        return self.token_step.slots
+
+    def without_slots(self) -> BDHConfig:
+        """The same model whose writes go to its state at once."""
+        return dataclasses.replace(self, token_step=TokenStepConfig())
 
     @property
     def no_token_step(self) -> str | None:

@@ -40,7 +40,9 @@ class TokenStepConfig:
         check_types(self)
         require(self.slots >= 0, f"token_step.slots={self.slots} must be ≥ 0; 0 writes at once")
         for name, budget in self.budgets.items():
-            require(budget is None or budget >= 1, f"token_step.{name}={budget} must be at least 1, or None to read all rows")
+            require(
+                budget is None or budget >= 1, f"token_step.{name}={budget} must be at least 1, or None to read all rows"
+            )
             require(
                 budget is None or self.slots > 0,
                 f"token_step.{name}={budget} needs token_step.slots of at least 1: a state that is written whole is read whole",
@@ -75,9 +77,14 @@ def without_slots(fast: FastState) -> FastState:
     return fast.replace(layers=tuple(layers), token_steps=None)
 
 
+def slots_of(fast: FastState) -> int:
+    """How many slots a state has."""
+    return 0 if fast.token_steps is None else _recent(fast)[0].value.shape[1]
+
+
 def make_room(fast: FastState) -> FastState:
     """The state with at least one free slot: all are written where none is left."""
-    return _flush_if(fast, _used(fast) >= _recent(fast)[0].value.shape[1])
+    return _flush_if(fast, _used(fast) >= slots_of(fast))
 
 
 def count_step(steps: TokenSteps, over_budget: jax.Array) -> TokenSteps:
@@ -125,4 +132,3 @@ def _free(declared: RecentWrites) -> RecentWrites:
     """Slots that are not in use, beside a matrix that holds everything."""
     zeros: Any = states.zeros(declared)
     return zeros.replace(scale=jnp.ones_like(zeros.scale))
-

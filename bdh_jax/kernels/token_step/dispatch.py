@@ -79,7 +79,9 @@ def project(x: jax.Array, rows: jax.Array, active: jax.Array, budget: int) -> tu
     """
     heads, neurons, width = rows.shape
     if x.shape[1:] != (heads, width) or active.shape != (x.shape[0], heads, neurons):
-        raise ValueError(f"x {x.shape}, rows {rows.shape} and active {active.shape} must be [B, H, D], [H, N, D] and [B, H, N]")
+        raise ValueError(
+            f"x {x.shape}, rows {rows.shape} and active {active.shape} must be [B, H, D], [H, N, D] and [B, H, N]"
+        )
     budget = _at_most(budget, heads * neurons)
     return _within_budget(
         lambda x, rows, active: xla.project(x, rows, active, budget),
@@ -200,7 +202,9 @@ def flush(matrix: jax.Array, recent: Recent) -> tuple[jax.Array, Recent]:
     """
     batch, heads, neurons, width = matrix.shape
     if recent.key.shape[:2] != (batch, heads) or recent.key.shape[3] != neurons or recent.value.shape[2] != width:
-        raise ValueError(f"keys {recent.key.shape} and values {recent.value.shape} are of another matrix than {matrix.shape}")
+        raise ValueError(
+            f"keys {recent.key.shape} and values {recent.value.shape} are of another matrix than {matrix.shape}"
+        )
     free = recent._replace(
         weight=jnp.zeros_like(recent.weight), scale=jnp.ones_like(recent.scale), used=jnp.zeros_like(recent.used)
     )
@@ -224,9 +228,7 @@ def _within_budget(
     exceeded = count > budget
     where = exceeded.reshape(-1, *[1] * (found.ndim - 1))
     return (
-        jax.lax.cond(
-            jnp.any(exceeded), lambda: jnp.where(where, dense(*arrays).astype(found.dtype), found), lambda: found
-        ),
+        jax.lax.cond(jnp.any(exceeded), lambda: jnp.where(where, dense(*arrays).astype(found.dtype), found), lambda: found),
         exceeded,
     )
 
@@ -238,7 +240,12 @@ def _at_most(budget: int, size: int) -> int:
 
 
 def _check(query: jax.Array, matrix: jax.Array, group: int) -> None:
-    if query.ndim != 3 or matrix.ndim != 4 or query.shape[1:] != matrix.shape[1:3] or matrix.shape[0] not in (1, query.shape[0]):
+    if (
+        query.ndim != 3
+        or matrix.ndim != 4
+        or query.shape[1:] != matrix.shape[1:3]
+        or matrix.shape[0] not in (1, query.shape[0])
+    ):
         raise ValueError(f"query {query.shape} and matrix {matrix.shape} must be [B, H, N] and [B, H, N, D] or [H, N, D]")
     if group < 1 or query.shape[2] % group:
         raise ValueError(f"group={group} does not divide the N={query.shape[2]} rows of a head")
