@@ -123,4 +123,4 @@ def flush(matrix: jax.Array, recent: Recent) -> jax.Array:
 
 
 def _take(array: jax.Array, index: jax.Array) -> jax.Array:
-    return array.at[index].get(mode="promise_in_bounds", indices_are_sorted=True)
+    return jnp.asarray(array).at[index].get(mode="promise_in_bounds", indices_are_sorted=True)
