@@ -23,17 +23,20 @@ from bdh_jax import BDH, BDHConfig, FastWeightConfig
 
 
 def keep_largest(module: types.ModuleType, count: int) -> None:
-    """Make a model's module, of this version or another, keep the ``count`` largest of every token's code."""
+    """Make a model's module, of this version or another, keep the ``count`` largest of every token's code.
+
+    What is kept is how much each exceeds the largest that is not, so that a rounding moves a code by a rounding and never exchanges two.
+    """
     original = getattr(module.encode, "original", module.encode)
 
     def encode(x: jax.Array, encoder: jax.Array) -> jax.Array:
         code = original(x, encoder)
         rows = code.swapaxes(1, 2).reshape(-1, encoder.size // encoder.shape[0])
         if len(rows) == 1:  # which XLA on CPUs does not sort
-            least = jax.lax.top_k(rows[0], count)[0][-1].reshape(1, 1, 1, 1)
+            largest = jax.lax.top_k(rows[0], count + 1)[0][-1].reshape(1, 1, 1, 1)
         else:
-            least = jax.lax.top_k(rows, count)[0][:, -1].reshape(code.shape[0], 1, code.shape[2], 1)
-        return jnp.where(code >= least, code, jnp.zeros((), code.dtype))
+            largest = jax.lax.top_k(rows, count + 1)[0][:, -1].reshape(code.shape[0], 1, code.shape[2], 1)
+        return code - largest
 
     encode.original = original
     module.encode = encode
