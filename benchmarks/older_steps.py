@@ -32,8 +32,9 @@ def keep_largest(module: types.ModuleType, count: int) -> None:
     def encode(x: jax.Array, encoder: jax.Array) -> jax.Array:
         code = original(x, encoder)
         rows = code.swapaxes(1, 2).reshape(-1, encoder.size // encoder.shape[0])
-        if len(rows) == 1:  # which XLA on CPUs does not sort
-            largest = jax.lax.top_k(rows[0], count + 1)[0][-1].reshape(1, 1, 1, 1)
+        if len(rows) == 1:
+            # The barrier keeps XLA on CPUs from sorting all of them, which takes longer than the rest of a step.
+            largest = jax.lax.optimization_barrier(jax.lax.top_k(rows[0], count + 1)[0])[-1].reshape(1, 1, 1, 1)
         else:
             largest = jax.lax.top_k(rows, count + 1)[0][:, -1].reshape(code.shape[0], 1, code.shape[2], 1)
         return code - largest

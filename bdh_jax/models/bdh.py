@@ -624,7 +624,7 @@ def _gate(
     whole = setup.config.fast.enabled and setup.config.fast.address_source == "gate" or "gate" in setup.call.collect
     if steps is None or steps.encoder_v is None or weights.encoder_v_rows is None or whole:
         return jax.nn.relu(encode_by_head(attended, weights.encoder_v.astype(dtype))), False
-    gate, over = token_step.project(attended[:, :, 0], weights.encoder_v_rows, code[:, :, 0] > 0, steps.encoder_v)
+    gate, over = token_step.project(attended[:, :, 0], weights.encoder_v_rows, code[:, :, 0] != 0, steps.encoder_v)
     return jax.nn.relu(gate)[:, :, None], over
 
 

@@ -17,7 +17,9 @@ from bdh_jax.generation.token_steps import Pays, choose, prefill_and_choose, wor
 from bdh_jax.models.token_step import TokenStepConfig, without_slots
 from tests.generation.small import CONFIG, GREEDY, PROMPTS, make, text_from
 
-HEBBIAN = dataclasses.replace(CONFIG, n_layer=2, d_model=16, fast=FastWeightConfig(learning_rate=0.7, decay=0.8, synapse=True))
+HEBBIAN = dataclasses.replace(
+    CONFIG, n_layer=2, d_model=16, fast=FastWeightConfig(learning_rate=0.7, decay=0.8, synapse=True)
+)
 SETTINGS = TokenStepConfig(slots=3, attention=10, encoder_v=17, decoder=9, memory=17)
 
 
@@ -54,7 +56,9 @@ def test_a_prompt_goes_on_from_what_waits(plain):
     for other in (model, with_step(model)):
         state = prefill(other, slow, [PROMPTS[0]])
         kept = [state]
-        text = list(generate(other, slow, state, max_tokens=4, sampling=GREEDY, on_state=lambda s, kept=kept: kept.__setitem__(0, s)))
+        text = list(
+            generate(other, slow, state, max_tokens=4, sampling=GREEDY, on_state=lambda s, kept=kept: kept.__setitem__(0, s))
+        )
         state = prefill(other, slow, [PROMPTS[2]], kept[0])
         newest.append((text, text_from(other, slow, state)))
     assert newest[0] == newest[1]
@@ -66,17 +70,27 @@ def test_files_are_the_same_with_slots_and_without(plain, tmp_path):
     for writer in (model, with_step(model)):
         kept = [None]
         state = prefill(model, slow, PROMPTS)
-        list(generate(writer, slow, state, max_tokens=5, sampling=GREEDY, on_state=lambda s, kept=kept: kept.__setitem__(0, s)))
+        list(
+            generate(
+                writer, slow, state, max_tokens=5, sampling=GREEDY, on_state=lambda s, kept=kept: kept.__setitem__(0, s)
+            )
+        )
         path = tmp_path / f"{writer.config.slots}.safetensors"
         save_state(path, kept[0], writer, slow)
         for reader in (model, with_step(model)):
             state = load_state(path, reader, slow)
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), without_slots(state.fast), without_slots(kept[0].fast))
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12),
+                without_slots(state.fast),
+                without_slots(kept[0].fast),
+            )
             texts.append(text_from(reader, slow, state))
     assert all(text == texts[0] for text in texts)
 
 
-@pytest.mark.parametrize("prompts", [PROMPTS, [PROMPTS[1]], [list(range(20)) * 4, [3], list(range(20)) * 2]], ids=["few", "one", "long"])
+@pytest.mark.parametrize(
+    "prompts", [PROMPTS, [PROMPTS[1]], [list(range(20)) * 4, [3], list(range(20)) * 2]], ids=["few", "one", "long"]
+)
 def test_choosing_reads_the_prompts_as_prefill_does(plain, always, prompts):
     model, slow = plain
     seen = []
@@ -91,10 +105,15 @@ def test_choosing_reads_the_prompts_as_prefill_does(plain, always, prompts):
 
 
 def test_a_budget_is_what_was_active_and_some_more():
-    pairs, code, gated, address = np.array([[[3, 4, -1]]]), np.array([[[6, 8, -1]]]), np.array([[[1, 0, -1]]]), np.array([[[7, 8, -1]]])
+    pairs, code, gated, address = (
+        np.array([[[3, 4, -1]]]),
+        np.array([[[6, 8, -1]]]),
+        np.array([[[1, 0, -1]]]),
+        np.array([[[7, 8, -1]]]),
+    )
     counts = {"attention": pairs, "encoder_v": code, "decoder": gated, "memory": address}
     quarter = {"attention": 0.25, "encoder_v": 0.25, "decoder": 0.25, "memory": 0.3}
-    for shares, expected in (({name: 1.0 for name in counts}, (5, 10, 2, 10)), (quarter, (None, None, 2, None))):
+    for shares, expected in ((dict.fromkeys(counts, 1.0), (5, 10, 2, 10)), (quarter, (None, None, 2, None))):
         try:
             token_steps.PAYS["nowhere"] = Pays(1, shares)
             settings = choose(HEBBIAN, "nowhere", counts)

@@ -139,7 +139,9 @@ def test_tokens_over_a_budget_are_counted(reader):
     roomy = Reader(stepping(TokenStepConfig(slots=3, attention=32, encoder_v=64, decoder=64, memory=64)))
     assert roomy.in_pieces(SPLITS["one by one"], {})[1].token_steps.over_budget == 0
     out = reader(TOKENS[:, :1], fast)
-    np.testing.assert_array_equal(out.metrics["over_budget"] > 0, out.fast.token_steps.over_budget > fast.token_steps.over_budget)
+    np.testing.assert_array_equal(
+        out.metrics["over_budget"] > 0, out.fast.token_steps.over_budget > fast.token_steps.over_budget
+    )
 
 
 def test_a_whole_gate_is_read_where_it_is_asked_for(plain, reader):
@@ -155,7 +157,10 @@ def test_a_whole_gate_is_read_where_it_is_asked_for(plain, reader):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rule": "delta"}, r"token_step.slots=3 needs writes that can wait: fast.rule='delta' writes what S does not hold yet"),
+        (
+            {"rule": "delta"},
+            r"token_step.slots=3 needs writes that can wait: fast.rule='delta' writes what S does not hold yet",
+        ),
         ({"rule": "mesa"}, "fast.rule='mesa'"),
         ({"clamp": 1.0}, "limits on S"),
         ({"scope": "shared"}, 'fast.scope="shared"'),

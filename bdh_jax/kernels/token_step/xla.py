@@ -21,22 +21,28 @@ FLUSH_ROWS = 512
 def active_rows(active: jax.Array, budget: int) -> Rows:
     """The places of what is true, the first R of them.
 
-    They are found in words of 32 bits: a prefix sum over K / 32 words says in which word the r-th lies, five halvings where in it.
-    ``jnp.nonzero`` with a size takes a prefix sum over all K and a scatter, ten times as long on a CPU.
+    They are counted in words of 32 bits, and those in groups of 32 words. Which group the r-th lies in is how many groups end before it,
+    which word of the group likewise, and which bit of the word takes five halvings. ``jnp.nonzero`` with a size takes a prefix sum over all
+    K and a scatter, and ten times as long on a CPU.
 
     Args:
       active: [K] bool.
       budget: R.
     """
     size = active.shape[0]
-    bits = jnp.pad(active, (0, -size % _WORD)).reshape(-1, _WORD)
+    bits = jnp.pad(active, (0, -size % _WORD**2)).reshape(-1, _WORD)
     place = jnp.uint32(1) << jnp.arange(_WORD, dtype=jnp.uint32)
     words = jnp.sum(jnp.where(bits, place[None], jnp.uint32(0)), axis=1, dtype=jnp.uint32)
-    counts = jax.lax.population_count(words).astype(jnp.int32)
-    until = jnp.cumsum(counts)
+    counts = jax.lax.population_count(words).astype(jnp.int32).reshape(-1, _WORD)
+    until = jnp.cumsum(counts, axis=1)
+    of_groups = jnp.cumsum(until[:, -1])
     number = jnp.arange(budget, dtype=jnp.int32)
-    where = jnp.minimum(jnp.searchsorted(until, number, side="right").astype(jnp.int32), words.shape[0] - 1)
-    word, left = words[where], (number - (until[where] - counts[where])).astype(jnp.uint32)
+    group = jnp.minimum(_count(of_groups[None] <= number[:, None]), len(of_groups) - 1)
+    left = number - (of_groups - until[:, -1])[group]
+    word = jnp.minimum(_count(until[group] <= left[:, None]), _WORD - 1)
+    where = group * _WORD + word
+    before = (until - counts).reshape(-1)[where]
+    word, left = words[where], (left - before).astype(jnp.uint32)
     bit = jnp.zeros_like(left)
     for half in (16, 8, 4, 2, 1):
         below = jax.lax.population_count(word & jnp.uint32((1 << half) - 1))
@@ -44,7 +50,11 @@ def active_rows(active: jax.Array, budget: int) -> Rows:
         left, word = jnp.where(above, left - below, left), jnp.where(above, word >> jnp.uint32(half), word)
         bit = jnp.where(above, bit + jnp.uint32(half), bit)
     index = where * _WORD + bit.astype(jnp.int32)
-    return Rows(jnp.where(number < until[-1], index, size), until[-1])
+    return Rows(jnp.where(number < of_groups[-1], index, size), of_groups[-1])
+
+
+def _count(true: jax.Array) -> jax.Array:
+    return jnp.sum(true, axis=1, dtype=jnp.int32)
 
 
 def read(query: jax.Array, matrix: jax.Array, budget: int, group: int) -> tuple[jax.Array, jax.Array]:
@@ -63,7 +73,8 @@ def read(query: jax.Array, matrix: jax.Array, budget: int, group: int) -> tuple[
     heads, neurons = query.shape
     dtype = jnp.promote_types(jnp.float32, jnp.promote_types(query.dtype, matrix.dtype))
     groups = query.reshape(-1, group)
-    rows = active_rows(jnp.any(groups != 0, axis=1), budget)
+    # As in ``project``, so that rows of one code are looked for once.
+    rows = active_rows(query.reshape(-1) != 0 if group == 1 else jnp.any(groups != 0, axis=1), budget)
     found, last = rows.index < len(groups), jnp.minimum(rows.index, len(groups) - 1)
     chosen = _take(groups, last)
     head = last // (neurons // group)
