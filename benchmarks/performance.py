@@ -39,7 +39,9 @@ def compiled() -> str:
     versions = {package: version for name in COMPILED for package, version in _read(name)["versions"].items()}
     head = ["program", "size", "arguments", *chips, "GFLOP (v5e)", "MB moved (v5e)"]
     said = ", ".join(f"{package} {version}" for package, version in versions.items())
-    return _table(head, rows) + f"\n\nMegabytes (10⁶ bytes) of arguments, and of temporaries by chip. Compiled with {said}.\n"
+    return (
+        _table(head, rows) + f"\n\nMegabytes (10⁶ bytes) of arguments, and of temporaries by chip. Compiled with {said}.\n"
+    )
 
 
 def row_add() -> str:
@@ -75,7 +77,8 @@ def filled(text: str) -> str:
         place = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.DOTALL)
         if not place.search(text):
             raise ValueError(f"docs/performance.md has no place for {name}: <!-- {name} --> and <!-- end of {name} -->")
-        text = place.sub(lambda _, found=table(): f"\n{found}\n", text)
+        found = f"\n{table()}\n"
+        text = place.sub(lambda _, found=found: found, text)
     return text
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from bdh_jax.config import ConfigError
 from bdh_jax.kernels.row_add import largest, pallas_gpu, pallas_tpu, row_add
-from bdh_jax.kernels.row_add.select import places
 
 
 def _arrays(*shape: int, dtype: jnp.dtype = jnp.float32) -> tuple[jax.Array, jax.Array]:
@@ -76,15 +75,6 @@ def test_the_largest_refuse_a_count_that_there_is_not():
     for count in (0, 4):
         with pytest.raises(ValueError, match=f"count={count} must lie in"):
             largest(jnp.ones((2, 3)), count)
-
-
-@pytest.mark.parametrize("size", [1, 31, 32, 1000])
-def test_places_are_in_order_and_what_is_left_over_is_no_place(size):
-    chosen = np.random.default_rng(size).random(size) < 0.3
-    found = np.asarray(places(jnp.asarray(chosen), size))
-    there = np.flatnonzero(chosen)
-    np.testing.assert_array_equal(found[: len(there)], there)
-    assert np.all(found[len(there) :] == size)
 
 
 def test_what_cannot_run_says_why():

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from bdh_jax.config import ConfigError
 from bdh_jax.kernels.row_add import pallas_gpu, pallas_tpu
-from bdh_jax.kernels.row_add.select import places
+from bdh_jax.kernels.token_step.xla import active_rows
 
 Form = Literal["auto", "xla", "pallas", "pallas_interpret"]
 _KERNELS = {"gpu": pallas_gpu, "tpu": pallas_tpu}
@@ -75,6 +75,6 @@ def row_add(
     problem = kernel.problem(weights, change)
     if problem and not interpret:
         raise ConfigError(f'implementation="pallas": {problem}; use "xla"')
-    rows = places(chosen.reshape(-1), count)
+    rows = active_rows(chosen.reshape(-1), count).index
     flat = (array.reshape(-1, array.shape[-1]) for array in (weights, change))
     return kernel.row_add(*flat, rows, rate, interpret=interpret).reshape(weights.shape)

@@ -1,4 +1,4 @@
-"""Which rows: the largest scores, without sorting, and the places of what is true.
+"""Which rows: the largest scores, without sorting.
 
 Axis letters: see :mod:`bdh_jax.types`; R rows.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-
-_WORD = 32
 
 
 def largest(scores: jax.Array, count: int) -> jax.Array:
@@ -66,26 +64,3 @@ def _kth(order: jax.Array, count: int) -> jax.Array:
         return jnp.where(reached(larger), larger, least)
 
     return jax.lax.fori_loop(jnp.int32(0), jnp.int32(bits - 1), bit, lowest)
-
-
-def places(chosen: jax.Array, count: int) -> jax.Array:
-    """Where ``chosen`` [R] holds: the first ``count`` places in order, int32, and R in what is left over.
-
-    They are found in words of 32 bits: a prefix sum over R / 32 words says in which word the i-th lies, five halvings where in it.
-    """
-    size = chosen.shape[0]
-    bits = jnp.pad(chosen, (0, -size % _WORD)).reshape(-1, _WORD)
-    place = jnp.uint32(1) << jnp.arange(_WORD, dtype=jnp.uint32)
-    words = jnp.sum(jnp.where(bits, place[None], jnp.uint32(0)), axis=1, dtype=jnp.uint32)
-    counts = jax.lax.population_count(words).astype(jnp.int32)
-    until = jnp.cumsum(counts)
-    number = jnp.arange(count, dtype=jnp.int32)
-    where = jnp.minimum(jnp.searchsorted(until, number, side="right").astype(jnp.int32), words.shape[0] - 1)
-    word, left = words[where], (number - (until[where] - counts[where])).astype(jnp.uint32)
-    bit = jnp.zeros_like(left)
-    for half in (16, 8, 4, 2, 1):
-        below = jax.lax.population_count(word & jnp.uint32((1 << half) - 1))
-        above = left >= below
-        left, word = jnp.where(above, left - below, left), jnp.where(above, word >> jnp.uint32(half), word)
-        bit = jnp.where(above, bit + jnp.uint32(half), bit)
-    return jnp.where(number < until[-1], where * _WORD + bit.astype(jnp.int32), size)

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from bdh_jax.kernels.row_add import pallas_gpu, pallas_tpu
-from bdh_jax.kernels.row_add.select import largest, places
+from bdh_jax.kernels.row_add.select import largest
+from bdh_jax.kernels.token_step.xla import active_rows
 from benchmarks.compilers.cases import Case, lowering
 
 SIZES = {"odd": (1001, 384, 37), "published": (32768, 256, 3276), "six layers": (6 * 32768, 256, 6 * 3276)}
@@ -32,7 +33,7 @@ def cases(platform: str) -> list[Case]:
 
             def consolidate(weights: jax.Array, change: jax.Array, rate: jax.Array, count: int = count) -> jax.Array:
                 chosen = largest(jnp.sum(jnp.square(change.astype(jnp.float32)), axis=-1), count)
-                return add(weights, change, places(chosen, count), rate)
+                return add(weights, change, active_rows(chosen, count).index, rate)
 
             found.append(
                 Case("row_add, scored and selected", size, lowering(consolidate, (matrix, matrix, rate), donate=(0,)))
