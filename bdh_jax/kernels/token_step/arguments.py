@@ -58,3 +58,33 @@ class Rows(NamedTuple):
 
     index: jax.Array
     count: jax.Array
+
+
+class Active(NamedTuple):
+    """Rows that a kernel is to read of matrices that stay where they are, for each example.
+
+    Attributes:
+      index: [B, R] int32, groups of G neighbouring rows of a matrix, as of :class:`Rows`; what is no group has values of zero.
+      values: [B, R, G], what these rows are multiplied with.
+      address: [B, R], of S, whose rows are read with those of the code; None if S is not.
+    """
+
+    index: jax.Array
+    values: jax.Array
+    address: jax.Array | None = None
+
+
+class Matrices(NamedTuple):
+    """What a token of a layer reads by rows. K rows, those of a head after those of the one before.
+
+    Attributes:
+      attention: ρ, [B, K, D].
+      encoder_v: by rows, [K, D].
+      decoder: [K, D].
+      memory: S, [B, K, D], or None.
+    """
+
+    attention: jax.Array
+    encoder_v: jax.Array
+    decoder: jax.Array
+    memory: jax.Array | None = None
