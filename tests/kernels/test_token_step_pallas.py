@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdh_jax.kernels.token_step import pallas_tpu
+from bdh_jax.kernels.token_step import pallas_gpu, pallas_tpu
 from bdh_jax.kernels.token_step.arguments import Active, Matrices
 from bdh_jax.kernels.token_step.xla import active_rows
 from bdh_jax.layers.norm import layer_norm
 
-KERNELS = {"tpu": pallas_tpu}
+KERNELS = {"tpu": pallas_tpu, "gpu": pallas_gpu}
 
 
 class Token(NamedTuple):
@@ -43,7 +43,7 @@ def token(batch: int, heads: int, neurons: int, width: int, share: float) -> Tok
 
 def whole(token: Token) -> tuple[jax.Array, jax.Array, jax.Array]:
     """y, gate [B, H, N] where the code is not zero, and the read of S."""
-    batch, heads, neurons = token.code.shape
+    heads, neurons = token.code.shape[1:]
     width = token.before.shape[-1]
     of_heads = [matrix.reshape(*matrix.shape[:-2], heads, neurons, width) for matrix in token.matrices]
     attention, encoder_v, decoder, memory = of_heads
