@@ -23,8 +23,8 @@ def problem(weights: jax.Array, change: jax.Array) -> str:
     width = weights.shape[-1]
     if width % _THREADS:
         return f"a warpgroup's {_THREADS} threads do not divide the D={width} numbers of a row"
-    if not all(dtype in (jnp.float32, jnp.bfloat16) for dtype in (weights.dtype, change.dtype)):
-        return f"there is none for {weights.dtype} and {change.dtype}, only for float32 and bfloat16"
+    if weights.dtype != change.dtype or weights.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"there is none for {weights.dtype} and {change.dtype}, only for two of float32 or two of bfloat16"
     return ""
 
 

@@ -61,7 +61,7 @@ def _read(pairs: Active, matrix: jax.Array, before: jax.Array, block: int, inter
             here = jnp.minimum(ids[example, place, index], per_head * heads - 1)
             head = here // per_head
             for member in range(group):
-                row = matrix[example, here * group + member, :].astype(jnp.float32)
+                row = _row(matrix, (example, here * group + member), interpret)
                 value = values[example, place, index, member]
                 for number in range(heads):
                     parts[number].append(jnp.where(head == number, value, jnp.float32(0)) * row)
@@ -90,12 +90,12 @@ def _gate_and_decode(
         parts: list[list[Any]] = [[] for _ in range(1 + memory)]
         for index in range(block):
             here = jnp.minimum(ids[example, place, index], rows - 1)
-            seen = attended[example, here // (rows // heads), :]
-            gate = jnp.maximum(jnp.sum(seen * encoder_v[here, :].astype(jnp.float32)), jnp.float32(0))
+            seen = _row(attended, (example, here // (rows // heads)), interpret)
+            gate = jnp.maximum(jnp.sum(seen * _row(encoder_v, (here,), interpret)), jnp.float32(0))
             gates[example, place, index] = gate
-            parts[0].append(values[example, place, index] * gate * decoder[here, :].astype(jnp.float32))
+            parts[0].append(values[example, place, index] * gate * _row(decoder, (here,), interpret))
             if memory:
-                parts[1].append(addresses[example, place, index] * matrix[example, here, :].astype(jnp.float32))
+                parts[1].append(addresses[example, place, index] * _row(matrix, (example, here), interpret))
         for sums, part in zip((y, *read), parts, strict=True):
             sums[example, place, :] = functools.reduce(jnp.add, part)
 
@@ -104,6 +104,15 @@ def _gate_and_decode(
     y, gate, *read = _call(kernel, inputs, shapes, interpret)
     gate = gate.reshape(len(gate), -1)[:, : code.index.shape[1]]
     return jnp.sum(y, axis=1), gate, jnp.sum(read[0], axis=1) if read else None
+
+
+def _row(array: Any, place: tuple[Any, ...], interpret: bool) -> jax.Array:
+    """A row in float32, laid over the threads as float32 is: rows of bfloat16 would be laid in longer pieces, and do not go together."""
+    if interpret:
+        return array[(*place, slice(None))].astype(jnp.float32)
+    width = array.shape[-1]
+    layout = plgpu.Layout.WG_STRIDED((width,), vec_size=1 if width % (2 * _THREADS) else 2)
+    return plgpu.load(array.at[place], (), layout=layout, optimized=False).astype(jnp.float32)
 
 
 def _blocks(array: jax.Array, block: int, fill: int) -> jax.Array:
