@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from bdh_jax.config import ConfigError
 from bdh_jax.kernels.row_add import largest, pallas_gpu, pallas_tpu, row_add
@@ -75,6 +79,24 @@ def test_the_largest_refuse_a_count_that_there_is_not():
     for count in (0, 4):
         with pytest.raises(ValueError, match=f"count={count} must lie in"):
             largest(jnp.ones((2, 3)), count)
+
+
+def test_on_a_mesh_no_row_moves_only_scores_and_counts():
+    devices = np.asarray(jax.devices()[:8]).reshape(2, 4)
+    mesh = jax.sharding.Mesh(devices, ("data", "rows"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    split = NamedSharding(mesh, P(None, "rows"))
+    layers, rows, width = 2, 176, 11
+
+    def consolidate(weights: jax.Array, change: jax.Array) -> jax.Array:
+        chosen = largest(jnp.sum(jnp.square(change), axis=-1), 17)
+        return row_add(weights, change, chosen, 0.5, count=layers * 17)
+
+    matrix = jax.ShapeDtypeStruct((layers, rows, width), jnp.float32)
+    jitted = jax.jit(consolidate, in_shardings=(split, split), out_shardings=split, donate_argnums=0)
+    program = jitted.lower(matrix, matrix).compile().as_text()
+    moved = re.findall(r"= \w+\[([\d,]*)\]\S* (?:all-\w+|collective-permute|reduce-scatter)(?:-start)?\(", program)
+    assert moved
+    assert max(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in moved) <= layers * rows
 
 
 def test_what_cannot_run_says_why():
