@@ -87,7 +87,7 @@ def test_the_exit_status(monkeypatch, tmp_path, programs, status):
     assert len(compiled) == sum(not program.problem for program in programs)
 
 
-@pytest.mark.parametrize(("platform", "imported"), [("tpu", "pallas import tpu"), ("gpu", "pallas import mosaic_gpu")])
+@pytest.mark.parametrize(("platform", "imported"), [("tpu", "pallas import tpu"), ("gpu", "kernels.mosaic_gpu import")])
 def test_every_kernel_of_the_package_is_compiled_in_odd_and_published_sizes(platform, imported):
     cases = run.all_cases(platform, quick=True)
     files = (ROOT / "bdh_jax" / "kernels").glob("*/*.py")

@@ -15,22 +15,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from bdh_jax.kernels.mosaic_gpu import THREADS, call, row
 from bdh_jax.kernels.token_step.arguments import Active, Matrices
 from bdh_jax.layers.norm import layer_norm
 
 BLOCK = 8
 """Groups or rows of a program: hundreds of programs at a few per cent of 32,768 rows, for 132 multiprocessors."""
-_THREADS = 128  # of a warpgroup
 
 
 def problem(matrices: Matrices) -> str:
     """Why these matrices have no kernel here, or nothing."""
     width = matrices.attention.shape[-1]
-    if width % _THREADS:
-        return f"a warpgroup's {_THREADS} threads do not divide the D={width} numbers of a row"
+    if width % THREADS:
+        return f"a warpgroup's {THREADS} threads do not divide the D={width} numbers of a row"
     wrong = [
         str(matrix.dtype) for matrix in matrices if matrix is not None and matrix.dtype not in (jnp.float32, jnp.bfloat16)
     ]
@@ -52,21 +50,20 @@ def _read(pairs: Active, matrix: jax.Array, before: jax.Array, block: int, inter
     ids, values = _blocks(pairs.index, block, matrix.shape[1] // group), _blocks(pairs.values, block, 0)
     per_head = matrix.shape[1] // group // heads
 
-    def kernel(ids: Any, values: Any, matrix: Any, sums: Any) -> None:
-        example, place = pl.program_id(0), pl.program_id(1)
-
+    def kernel(place: tuple[Any, Any], ids: Any, values: Any, matrix: Any, sums: Any) -> None:
+        example = place[0]
         parts: list[list[Any]] = [[] for _ in range(heads)]
         # Written out, not as a loop: the reads of all rows wait for the memory together.
         for index in range(block):
-            here = jnp.minimum(ids[example, place, index], per_head * heads - 1)
+            here = jnp.minimum(ids[(*place, index)], per_head * heads - 1)
             head = here // per_head
             for member in range(group):
-                row = _row(matrix, (example, here * group + member), interpret)
-                value = values[example, place, index, member]
+                found = row(matrix, (example, here * group + member), interpret)
+                value = values[(*place, index, member)]
                 for number in range(heads):
-                    parts[number].append(jnp.where(head == number, value, jnp.float32(0)) * row)
+                    parts[number].append(jnp.where(head == number, value, jnp.float32(0)) * found)
         for number in range(heads):
-            sums[example, place, number, :] = functools.reduce(jnp.add, parts[number])
+            sums[(*place, number, slice(None))] = functools.reduce(jnp.add, parts[number])
 
     shape = (*ids.shape[:2], heads, width)
     return jnp.sum(_call(kernel, (ids, values, matrix), [shape], interpret)[0], axis=1)
@@ -82,37 +79,29 @@ def _gate_and_decode(
     addresses = [_blocks(code.address, block, 0), matrices.memory] if memory else []
     inputs = (ids, values, attended, matrices.encoder_v, matrices.decoder, *addresses)
 
-    def kernel(ids: Any, values: Any, attended: Any, encoder_v: Any, decoder: Any, *refs: Any) -> None:
+    def kernel(
+        place: tuple[Any, Any], ids: Any, values: Any, attended: Any, encoder_v: Any, decoder: Any, *refs: Any
+    ) -> None:
         addresses, matrix = refs[:2] if memory else (None, None)
         y, gates, *read = refs[2:] if memory else refs
-        example, place = pl.program_id(0), pl.program_id(1)
-
+        example = place[0]
         parts: list[list[Any]] = [[] for _ in range(1 + memory)]
         for index in range(block):
-            here = jnp.minimum(ids[example, place, index], rows - 1)
-            seen = _row(attended, (example, here // (rows // heads)), interpret)
-            gate = jnp.maximum(jnp.sum(seen * _row(encoder_v, (here,), interpret)), jnp.float32(0))
-            gates[example, place, index] = gate
-            parts[0].append(values[example, place, index] * gate * _row(decoder, (here,), interpret))
+            here = jnp.minimum(ids[(*place, index)], rows - 1)
+            seen = row(attended, (example, here // (rows // heads)), interpret)
+            gate = jnp.maximum(jnp.sum(seen * row(encoder_v, (here,), interpret)), jnp.float32(0))
+            gates[(*place, index)] = gate
+            parts[0].append(values[(*place, index)] * gate * row(decoder, (here,), interpret))
             if memory:
-                parts[1].append(addresses[example, place, index] * _row(matrix, (example, here), interpret))
+                parts[1].append(addresses[(*place, index)] * row(matrix, (example, here), interpret))
         for sums, part in zip((y, *read), parts, strict=True):
-            sums[example, place, :] = functools.reduce(jnp.add, part)
+            sums[(*place, slice(None))] = functools.reduce(jnp.add, part)
 
     of_blocks = ids.shape[:2]
     shapes = [(*of_blocks, width), ids.shape, *[(*of_blocks, width)] * memory]
     y, gate, *read = _call(kernel, inputs, shapes, interpret)
     gate = gate.reshape(len(gate), -1)[:, : code.index.shape[1]]
     return jnp.sum(y, axis=1), gate, jnp.sum(read[0], axis=1) if read else None
-
-
-def _row(array: Any, place: tuple[Any, ...], interpret: bool) -> jax.Array:
-    """A row in float32, laid over the threads as float32 is: rows of bfloat16 would be laid in longer pieces, and do not go together."""
-    if interpret:
-        return array[(*place, slice(None))].astype(jnp.float32)
-    width = array.shape[-1]
-    layout = plgpu.Layout.WG_STRIDED((width,), vec_size=1 if width % (2 * _THREADS) else 2)
-    return plgpu.load(array.at[place], (), layout=layout, optimized=False).astype(jnp.float32)
 
 
 def _blocks(array: jax.Array, block: int, fill: int) -> jax.Array:
@@ -125,16 +114,6 @@ def _blocks(array: jax.Array, block: int, fill: int) -> jax.Array:
 def _call(
     kernel: Callable[..., None], inputs: tuple[jax.Array, ...], shapes: list[tuple[int, ...]], interpret: bool
 ) -> list[jax.Array]:
-    """A program for each block of each example, over arrays that stay in the GPU's memory."""
-    memory = pl.BlockSpec(memory_space=plgpu.GMEM)
-    call = pl.pallas_call(
-        kernel,
-        grid=inputs[0].shape[:2],
-        in_specs=[memory] * len(inputs),
-        out_specs=[memory] * len(shapes),
-        out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
-        compiler_params=plgpu.CompilerParams(),
-        interpret=interpret,
-        name="token_step",
-    )
-    return call(*inputs)
+    """A program for each block of each example."""
+    outputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return call(kernel, inputs, outputs, inputs[0].shape[:2], name="token_step", interpret=interpret)
