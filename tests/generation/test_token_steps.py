@@ -26,7 +26,7 @@ SETTINGS = TokenStepConfig(slots=3, attention=10, encoder_v=17, decoder=9, memor
 @pytest.fixture
 def always(monkeypatch):
     """A machine where everything pays."""
-    shares = dict.fromkeys(("attention", "encoder_v", "decoder", "memory"), 1.0)
+    shares = dict.fromkeys(("attention", "encoder_v", "decoder", "memory"), 2.0)
     monkeypatch.setitem(token_steps.PAYS, jax.default_backend(), Pays(1, shares))
 
 
