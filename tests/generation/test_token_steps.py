@@ -112,8 +112,8 @@ def test_a_budget_is_what_was_active_and_some_more():
         np.array([[[7, 8, -1]]]),
     )
     counts = {"attention": pairs, "encoder_v": code, "decoder": gated, "memory": address}
-    quarter = {"attention": 0.2, "encoder_v": 0.2, "decoder": 0.2, "memory": 0.25}
-    for shares, expected in ((dict.fromkeys(counts, 1.0), (5, 10, 2, 10)), (quarter, (None, None, 2, None))):
+    fifth = dict.fromkeys(counts, 0.2)
+    for shares, expected in ((dict.fromkeys(counts, 1.0), (5, 10, 2, 10)), (fifth, (None, None, 2, None))):
         try:
             token_steps.PAYS["nowhere"] = Pays(1, shares)
             settings = choose(HEBBIAN, "nowhere", counts)
