@@ -6,6 +6,7 @@ Knows nothing that a version may lack.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import json
@@ -72,8 +73,11 @@ def main(folder: Path) -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name).keep_freed_memory()
     settings = json.loads((folder / "config.json").read_text())
-    keep_largest(sys.modules[BDH.__module__], settings["count"])
-    config = BDHConfig(**settings["sizes"], dropout=0.0, fast=FastWeightConfig(**settings["fast"]))
+    if settings["count"] is not None:
+        keep_largest(sys.modules[BDH.__module__], settings["count"])
+    known = {field.name for field in dataclasses.fields(FastWeightConfig)}
+    fast = FastWeightConfig(**{name: value for name, value in settings["fast"].items() if name in known})
+    config = BDHConfig(**settings["sizes"], dropout=0.0, fast=fast)
     read = by_model(config, dict(np.load(folder / "slow.npz")))
     print("ready", flush=True)
     for line in sys.stdin:

@@ -11,8 +11,8 @@ side finds another's in the cache. Bytes are counted:
     selected                the same, and the rows chosen by scores that are there already: "strength" and "energy" of the activity
     scored and selected     read all of F first, to score its rows by their norm, the default    (R + 3·k) · D, scores and mask
 
-The last claim is missed on two CPU cores, at 1.3 to 1.5: XLA reads F for the scores at 35 to 45 GB/s and adds densely at 50 to 60, so that
-the scores alone take .55 of the dense time.
+The claim for scoring and selection is missed on two CPU cores, at 1.1 to 1.5: XLA's reduction runs on one core and the dense sum on both, so
+that the scores alone take half of the dense time.
 
 Less than a minute on two CPU cores.
 """

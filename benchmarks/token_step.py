@@ -4,6 +4,7 @@
     python benchmarks/token_step.py --old=CHECKOUT         # an older checkout of this library, in a process of its own
     python benchmarks/token_step.py --official=OFFICIAL    # https://github.com/pathwaycom/bdh; needs PyTorch
     python benchmarks/token_step.py --gpt                  # a GPT of equal size with a cache of keys and values
+    python benchmarks/token_step.py --workdir=runs/text --text=FILE    # a trained model at its own activity
     python benchmarks/token_step.py --crossings            # at which share of active rows a gather stops to pay
 
 One sequence, random weights of the published size, and a top-k code: of each layer's code only the so many largest are left, on every
@@ -37,6 +38,7 @@ import numpy as np
 from older_steps import keep_largest
 
 from bdh_jax import BDH, BDHConfig, FastWeightConfig
+from bdh_jax.experiment import load_bdh, tokenizer_of
 from bdh_jax.generation.token_steps import prefill_and_choose
 from bdh_jax.kernels import token_step
 from bdh_jax.kernels.fast_weight_scan.reference import once_read
@@ -147,11 +149,11 @@ def by_hand(config: BDHConfig, slow: dict[str, Any]) -> Callable[[np.ndarray], j
 class Older:
     """An older checkout, in a process that works only when it is asked to."""
 
-    def __init__(self, checkout: Path, config: BDHConfig, slow: dict[str, np.ndarray], count: int):
+    def __init__(self, checkout: Path, config: BDHConfig, slow: dict[str, np.ndarray], count: int | None):
         self._folder = tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)
         np.savez(folder / "slow.npz", **slow)
-        fast = {"enabled": config.fast.enabled}
+        fast = {name: value for name, value in dataclasses.asdict(config.fast).items() if name != "options"}
         sizes = {name: getattr(config, name) for name in ("vocab_size", "n_layer", "d_model", "n_head", "n_neurons")}
         (folder / "config.json").write_text(json.dumps({"sizes": sizes, "fast": fast, "count": count}))
         command = [sys.executable, Path(__file__).with_name("older_steps.py"), folder]
@@ -369,6 +371,50 @@ def table(config: BDHConfig, options: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
+def trained(options: argparse.Namespace) -> dict[str, Any]:
+    """A trained model at its own activity, on a text."""
+    config, slow = load_bdh(options.workdir, "best")
+    config = dataclasses.replace(config, dropout=0.0)
+    tokens = np.array(tokenizer_of(options.workdir).encode(options.text.read_bytes()), np.int32)[:4096]
+    if len(tokens) < 2 * TOKENS:
+        sys.exit(f"error: {options.text} holds {len(tokens)} tokens; at least {2 * TOKENS} are read")
+    slow = jax.tree.map(np.asarray, slow)
+    settings = with_token_step(config, slow, tokens[:256])
+    sides = {"token step": by_model(settings, slow), "default": by_model(config, slow)}
+    older = Older(options.old, config, slow, None) if options.old else None
+    if older is not None:
+        sides["older"] = older
+    calls, last = streams(sides, tokens)
+    seconds = measure.interleave(calls, options.rounds, "trained")
+    difference = assert_alike(last, "token step")
+    if older is not None:
+        older.close()
+    ratios = {side: measure.ratios(times, seconds["token step"]) for side, times in seconds.items()}
+    steps = sides["token step"].fast[0].token_steps
+    over = None if steps is None else int(steps.over_budget) / int(steps.taken)
+    columns = [side for side in ("default", "older") if side in ratios]
+    measure.report(
+        f"One token of a trained model, L {config.n_layer}, D {config.d_model}, K {config.n_neurons}, at its own activity",
+        ["ms, token step", *columns, "over budget", "token step"],
+        [
+            [
+                measure.summary([s / TOKENS for s in seconds["token step"]]).format(1e3, 2),
+                *(ratios[side].format(digits=2) for side in columns),
+                "" if over is None else f"{over:.1%}",
+                ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(settings.token_step).items()),
+            ]
+        ],
+        "Median (min–max); other sides ÷ token step. Slots 0: none is chosen for a model this small.",
+    )
+    return {
+        "seconds": seconds,
+        "ratios": {side: ratio._asdict() for side, ratio in ratios.items()},
+        "token_step": dataclasses.asdict(settings.token_step),
+        "over_budget": over,
+        "largest_difference": difference,
+    }
+
+
 def official_table(config: BDHConfig, options: argparse.Namespace) -> dict[str, Any]:
     """The official code at some context, beside one token of this library."""
     activity, length = options.activity[-1], options.context
@@ -524,6 +570,8 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=512, help="of the official code")
     parser.add_argument("--gpt", action="store_true", help="compare with a GPT")
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 4096, 16384], help="of the GPT")
+    parser.add_argument("--workdir", type=Path, help="a trained model, to measure at its own activity, and nothing else")
+    parser.add_argument("--text", type=Path, help="what the trained model reads")
     parser.add_argument("--crossings", action="store_true", help="measure where a gather stops to pay, and nothing else")
     parser.add_argument("--only", action="store_true", help="only what --official and --gpt ask for")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
@@ -532,7 +580,11 @@ def main() -> None:
     if options.small:
         config = dataclasses.replace(config, n_layer=2, d_model=32, n_neurons=2**15, n_head=2)
     results: dict[str, Any] = {}
-    if options.crossings:
+    if options.workdir:
+        if options.text is None:
+            sys.exit("error: --workdir needs --text: a file of text for the model to read")
+        results["trained"] = trained(options)
+    elif options.crossings:
         results["crossings"] = crossings(config, options)
     elif not options.only:
         results["table"] = table(config, options)
@@ -542,7 +594,9 @@ def main() -> None:
         results["gpt"] = gpt_table(config, options)
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     # Where checkouts lie is nobody's business.
-    settings = {name: value for name, value in settings.items() if name not in ("json", "old", "official")}
+    settings = {
+        name: value for name, value in settings.items() if name not in ("json", "old", "official", "workdir", "text")
+    }
     measure.write_json(options.json, {"config": settings, "results": results})
 
 

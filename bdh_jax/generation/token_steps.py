@@ -37,14 +37,14 @@ class Pays(NamedTuple):
 
     Attributes:
       smallest: numbers of a matrix, K·D; smaller ones are in a cache.
-      shares: name of each budget → the largest share of the rows at which reading them by themselves is faster than reading all.
+      shares: name of each budget → the largest share of active rows at which reading them by themselves is faster than reading all.
     """
 
     smallest: int
     shares: Mapping[str, float]
 
 
-PAYS = {"cpu": Pays(2**20, {"attention": 0.3, "encoder_v": 0.3, "decoder": 0.3, "memory": 0.3})}
+PAYS = {"cpu": Pays(2**20, {"attention": 0.5, "encoder_v": 0.5, "decoder": 0.3, "memory": 0.4})}
 """Platform → where it pays (``benchmarks/token_step.py --crossings``). On others it was not measured, and none is chosen."""
 
 
@@ -109,8 +109,8 @@ def choose(config: BDHConfig, platform: str, counts: Mapping[str, jax.Array] | N
     for name, count in ({} if counts is None else counts).items():
         seen = np.asarray(count)
         rows = config.n_neurons // (2 if name == "attention" and config.attention == "rope" else 1)
-        budget = max(1, math.ceil(MARGIN * float(np.quantile(seen[seen >= 0], QUANTILE))))
-        budgets[name] = budget if budget <= shares[name] * rows else None
+        active = float(np.quantile(seen[seen >= 0], QUANTILE))
+        budgets[name] = max(1, math.ceil(MARGIN * active)) if active <= shares[name] * rows else None
     return TokenStepConfig(slots, **budgets)
 
 

