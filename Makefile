@@ -33,8 +33,8 @@ help:
 	@echo "make notebooks  execute the notebooks (4 minutes)"
 	@echo "make mutate     apply each committed fault and check that the tests notice"
 	@echo "make mutate-contract  break every rule and see which check of the contract notices (4 minutes); writes docs/mutations.md"
-	@echo "make compile-tpu compile every kernel and the large training steps for v5e, v5p and v6e, without one (half an hour; .venv-tpu, 1 GB)"
-	@echo "make compile-gpu the same for an H100 (10 minutes; .venv-gpu, 2 GB). Both: ARGS=--quick for kernels alone, minutes"
+	@echo "make compile-tpu compile every kernel and the large training steps for v5e, v5p and v6e, without one (20 minutes, a minute with ARGS=--quick: kernels alone, for a v5e)"
+	@echo "make compile-gpu the same for an H100 (5 minutes). Their environments take 1 and 2 GB"
 	@echo "make lint       ruff, and the arrows between rooms      make format     apply ruff's fixes"
 	@echo "make clean      remove .venv, .venv-tpu, .venv-gpu and caches, never runs/"
 

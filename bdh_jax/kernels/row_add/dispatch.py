@@ -40,7 +40,7 @@ def row_add(
       rate: a scalar.
       count: how many are chosen at most; the rows after that many are not written by a kernel. None: unknown, which only "xla" can do.
       implementation: "xla"; "pallas", the compiled kernel (GPU or TPU, arrays that lie on one device); "pallas_interpret", that of a TPU
-        interpreted anywhere; "auto", the kernel where there is one device that has one for these arrays.
+        interpreted anywhere; "auto", today "xla": the kernels have not run on an accelerator yet.
 
     Returns:
       [..., D] in the dtype of W.
@@ -57,8 +57,7 @@ def row_add(
         raise ConfigError(f"implementation={implementation!r} is not one of {', '.join(map(repr, typing.get_args(Form)))}")
     platform = jax.default_backend()
     if implementation == "auto":
-        fits = platform in _KERNELS and count is not None and not _KERNELS[platform].problem(weights, change)
-        implementation = "pallas" if fits and jax.device_count() == 1 else "xla"
+        implementation = "xla"
     if implementation == "xla":
         # The sum is within the choice, not the choice within the sum: nothing has to be written where nothing is chosen.
         scaled = jnp.asarray(rate, change.dtype) * change
