@@ -3,12 +3,14 @@
 #   make nback CONFIG=configs/nback.py:smoke     another config or variant
 #   make nback PYTHON=python3.12                 another interpreter (delete .venv first)
 #   make nback EXTRAS=cuda                       with the GPU build of JAX
+#   make compile-tpu PYTHON=python3.13 COMPILERS=newest   another environment for a compiler, beside the first: .venv-tpu-newest
 PYTHON ?= python3
 EXTRAS ?=
 CONFIG ?= configs/nback.py
 WORKDIR ?= runs/nback
 ARGS ?=
 WORKERS ?= auto
+COMPILERS ?=
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -17,9 +19,11 @@ installed := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 tested := $(VENV)/.installed-test
 installed_notebooks := $(VENV)/.installed-notebooks
 installed_docs := $(VENV)/.installed-docs
+compilers_tpu := .venv-tpu$(if $(COMPILERS),-$(COMPILERS))
+compilers_gpu := .venv-gpu$(if $(COMPILERS),-$(COMPILERS))
 pytest = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help nback test test-quick test-full notebooks tutorials mutate mutate-contract nightly lint format docs figures clean
+.PHONY: help nback test test-quick test-full notebooks tutorials mutate mutate-contract compile-tpu compile-gpu nightly lint format docs figures clean
 .DELETE_ON_ERROR:
 
 help:
@@ -33,9 +37,11 @@ help:
 	@echo "make figures    draw the figures of docs/results anew"
 	@echo "make mutate     apply each committed fault and check that the tests notice"
 	@echo "make mutate-contract  break every rule and see which check of the contract notices (4 minutes); writes docs/reference/mutations.md"
-	@echo "make nightly    what takes too long for every commit: test-full, mutate, tutorials, docs (hours)"
+	@echo "make compile-tpu compile every kernel and the large training steps for v5e, v5p and v6e, without one (20 minutes, a minute with ARGS=--quick: kernels alone, for a v5e)"
+	@echo "make compile-gpu the same for an H100 (5 minutes). Their environments take 1 and 2 GB"
+	@echo "make nightly    what takes too long for every commit: test-full, mutate, tutorials, docs, compile-tpu, compile-gpu (hours)"
 	@echo "make lint       ruff, and the arrows between rooms      make format     apply ruff's fixes"
-	@echo "make clean      remove .venv and caches, never runs/"
+	@echo "make clean      remove .venv, .venv-tpu, .venv-gpu and caches, never runs/"
 
 nback: $(installed)
 	$(RUN) -m bdh_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
@@ -62,7 +68,13 @@ mutate: $(tested)
 mutate-contract: $(tested)
 	$(RUN) -m tests.mutations.contract --write docs/reference/mutations.md $(ARGS)
 
-nightly: test-full mutate tutorials docs
+nightly: test-full mutate tutorials docs compile-tpu compile-gpu
+
+compile-tpu: $(compilers_tpu)/.installed
+	$(compilers_tpu)/bin/python -m benchmarks.compilers tpu $(ARGS)
+
+compile-gpu: $(compilers_gpu)/.installed
+	$(compilers_gpu)/bin/python -m benchmarks.compilers gpu $(ARGS)
 
 lint: $(tested)
 	$(RUN) -m ruff check .
@@ -80,7 +92,7 @@ figures: $(installed_docs)
 	$(RUN) -m docs.tools.figures $(ARGS)
 
 clean:
-	rm -rf $(VENV) site .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-tpu* .venv-gpu* .compiled site .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps depend on pyproject.toml, so nothing is installed again until it changes.
@@ -104,8 +116,22 @@ $(installed_docs): pyproject.toml | $(RUN)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	@touch $@ $(VENV)/.installed
 
+# A compiler an environment: libtpu and CUDA do not go together.
+.venv-%/.installed: pyproject.toml | .venv-%/bin/python
+	@echo "installing bdh_jax and the compiler into .venv-$* (minutes, once)"
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -e ".[compile-$(firstword $(subst -, ,$*))]"
+	@touch $@
+
+.PRECIOUS: .venv-%/bin/python
+.venv-%/bin/python:
+	$(make_venv)
+
 $(RUN):
+	$(make_venv)
+
+define make_venv
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; name a Python >= 3.11: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "bdh_jax needs Python >= 3.11, $(PYTHON) is $$($(PYTHON) -V 2>&1); use make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	@$(PYTHON) -m venv $(@D:/bin=) || { rm -rf $(@D:/bin=); exit 1; }
+endef

@@ -10,12 +10,15 @@ output, messages go to standard error.
     --save_state=FILE          what the model has read and written, to go on
                                from in another process
     --state=FILE               go on from there, with or without a prompt
+    --token_step=off           read and write everything at every token, for
+                               comparison
     --temperature --top_k --top_p --min_p --seed --stop --max_tokens
 """
 
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import json
 import logging
 import sys
@@ -34,6 +37,7 @@ from bdh_jax.data.tokenizer import Tokenizer
 from bdh_jax.experiment import load_bdh, tokenizer_of
 from bdh_jax.generation.sampling import GenerationState, Sampling, check_memory, generate, prefill
 from bdh_jax.generation.state_files import load_state, save_state
+from bdh_jax.generation.token_steps import prefill_and_choose
 from bdh_jax.models.bdh import BDH
 from bdh_jax.types import Slow
 
@@ -56,6 +60,13 @@ _TOP_P = flags.DEFINE_float("top_p", None, "Keep the most likely tokens that hav
 _MIN_P = flags.DEFINE_float("min_p", None, "Keep tokens at least this many times as likely as the most likely one.")
 _SEED = flags.DEFINE_integer(
     "seed", 0, "Of the sampling; prompt b of several has seed + b.", lower_bound=0, upper_bound=2**64 - 1
+)
+_TOKEN_STEP = flags.DEFINE_enum(
+    "token_step",
+    "auto",
+    ["auto", "off"],
+    '"auto" lets writes wait and reads active rows alone, by what is active in the prompt, where that is faster; "off" reads and writes '
+    "everything at every token. The text is the same.",
 )
 _STOP = flags.DEFINE_multi_string("stop", [], "End a text after this string.")
 
@@ -104,7 +115,7 @@ def _write_one(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling)
     if state is not None and state.logits.shape[0] != 1:
         raise ConfigError(f"--state={_STATE.value} holds {state.logits.shape[0]} texts; this command goes on with one")
     if prompt:
-        state = _read(model, slow, [tokenizer.encode(prompt)], state)
+        model, state = _read(model, slow, [tokenizer.encode(prompt)], state)
     pieces: list[bytes] = []
     newest = [state]
     stream = _Stream()
@@ -125,7 +136,7 @@ def _write_one(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling)
     stream.close()
     seconds = time.perf_counter() - started
     if pieces:
-        _LOGGER.info("%d tokens, %.1f a second", len(pieces), len(pieces) / seconds)
+        _LOGGER.info("%d tokens, %.1f a second%s", len(pieces), len(pieces) / seconds, _over_budget(newest[0]))
     if _SAVE_STATE.value:
         save_state(_SAVE_STATE.value, newest[0], model, slow)
     return stream.is_read
@@ -134,7 +145,7 @@ def _write_one(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling)
 def _write_many(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling) -> None:
     prompts = _read_prompts(Path(_PROMPTS.value))
     ids = [tokenizer.encode(prompt.encode()) for prompt in prompts]
-    state = _read(model, slow, ids, None)
+    model, state = _read(model, slow, ids, None)
     pieces: list[list[bytes]] = [[] for _ in prompts]
     stop = _stopper(pieces, tokenizer)
     steps = generate(model, slow, state, max_tokens=_MAX_TOKENS.value, sampling=sampling, seeds=_SEED.value, stop=stop)
@@ -168,12 +179,30 @@ def _stopper(pieces: list[list[bytes]], tokenizer: Tokenizer) -> Callable[[int, 
     return stop
 
 
-def _read(model: BDH, slow: Slow, prompts: Sequence[Sequence[int]], state: GenerationState | None) -> GenerationState:
-    """Read prompts, with a bar if that takes long."""
+def _over_budget(state: GenerationState) -> str:
+    """How many tokens had more active rows than they were to have; empty where that is not asked."""
+    steps = state.fast.token_steps
+    if steps is None or not int(steps.taken):
+        return ""
+    return f"; {int(steps.over_budget) / int(steps.taken):.0%} had more active than the prompt and read everything"
+
+
+def _read(
+    model: BDH, slow: Slow, prompts: Sequence[Sequence[int]], state: GenerationState | None
+) -> tuple[BDH, GenerationState]:
+    """Read prompts, with a bar if that takes long; and the same model with the token step that is to write."""
     batch, longest = len(prompts), max(len(prompt) for prompt in prompts)
     check_memory(model.config, batch, _available_memory())
-    with Progress("reading", longest, shown=longest > 4096) as progress:
-        return prefill(model, slow, prompts, state, progress=lambda done, total: progress.to(done))
+    with Progress("reading", longest, shown=longest > 4096) as bar:
+
+        def progress(done: int, total: int) -> None:
+            del total
+            bar.to(done)
+
+        if _TOKEN_STEP.value == "off":
+            return model, prefill(model, slow, prompts, state, progress=progress)
+        state, token_step = prefill_and_choose(model, slow, prompts, state, progress=progress)
+        return BDH(dataclasses.replace(model.config, token_step=token_step)), state
 
 
 def _available_memory() -> int | None:

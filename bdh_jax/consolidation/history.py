@@ -79,7 +79,7 @@ def tfidf_rows(
         # In the first episode every row is equally rare: its use alone decides.
         scores = frequency * jnp.where(history["episodes"] == 0, 1.0, rarity)
         chosen = top_rows(scores, fraction)
-        slow = add_rows(slow, chosen, rate * change, target)
+        slow = add_rows(slow, chosen, change, target, rate=rate, fraction=fraction)
         share = strength / at_least_tiny(jnp.max(strength, axis=(1, 2), keepdims=True))
         use = history["row_use"] + share.astype(jnp.float32)
         return slow, {"row_use": use, "episodes": history["episodes"] + 1}

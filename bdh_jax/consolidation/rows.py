@@ -30,6 +30,7 @@ from bdh_jax.consolidation.base import (
     factory,
 )
 from bdh_jax.fast_weights.state import Activity, FastState
+from bdh_jax.kernels.row_add import largest, row_add
 from bdh_jax.types import Slow
 
 Target = Literal["synapse", "decoder"]
@@ -84,7 +85,7 @@ def row_topk(
       example_weights: see :data:`ExampleWeights`.
     """
     check_fraction(fraction)
-    return _of_rows(lambda scores: top_rows(scores, fraction), rate, score, target, example_weights)
+    return _of_rows(lambda scores: top_rows(scores, fraction), rate, score, target, example_weights, fraction)
 
 
 @factory
@@ -104,7 +105,7 @@ def row_bottom(
         used = scores > 0
         return top_rows(jnp.where(used, -scores, -jnp.inf), fraction) & used
 
-    return _of_rows(choose, rate, score, target, example_weights)
+    return _of_rows(choose, rate, score, target, example_weights, fraction)
 
 
 @factory
@@ -133,7 +134,7 @@ def row_random(
         change = mean_state(fast, activity, example_weights)
         key = jax.random.fold_in(key_of(seed), history["episodes"])
         chosen = top_rows(jax.random.uniform(key, change.shape[:-1]), fraction)
-        slow = add_rows(slow, chosen, rate * change, target)
+        slow = add_rows(slow, chosen, change, target, rate=rate, fraction=fraction)
         return slow, {"episodes": history["episodes"] + 1}
 
     return Consolidation(lambda slow: {"episodes": jnp.zeros((), jnp.int32)}, update, lambda slow: {"episodes": ()})
@@ -249,11 +250,13 @@ def top_rows(scores: jax.Array, fraction: float) -> jax.Array:
     check_fraction(fraction)
     layers, heads, neurons = scores.shape
     flat = scores.reshape(layers, heads * neurons)
+    return largest(flat, _count(fraction, heads * neurons)).reshape(scores.shape)
+
+
+def _count(fraction: float, rows: int) -> int:
+    """How many rows a fraction of a layer is."""
     # The tolerance makes 0.1 · 30 three rows although it is 2.9999999999999996 in binary.
-    count = max(1, int(fraction * heads * neurons + 1e-9))
-    _, index = jax.lax.top_k(flat, count)
-    chosen = jnp.zeros(flat.shape, bool).at[jnp.arange(layers)[:, None], index].set(True)
-    return chosen.reshape(scores.shape)
+    return max(1, int(fraction * rows + 1e-9))
 
 
 def check_rate(rate: float, name: str = "rate", least: float = -math.inf) -> None:
@@ -271,8 +274,14 @@ def check_rate(rate: float, name: str = "rate", least: float = -math.inf) -> Non
 
 
 def _of_rows(
-    choose: Callable[[jax.Array], jax.Array], rate: float, score: Score, target: Target, example_weights: ExampleWeights
+    choose: Callable[[jax.Array], jax.Array],
+    rate: float,
+    score: Score,
+    target: Target,
+    example_weights: ExampleWeights,
+    fraction: float | None = None,
 ) -> Plain:
+    """Score, select, write. ``fraction``: how many rows ``choose`` takes of each layer at most, if that is known."""
     check_rate(rate)
     check_target(target)
     if score not in typing.get_args(Score):
@@ -281,7 +290,7 @@ def _of_rows(
     def consolidate(slow: Slow, fast: FastState, activity: Activity) -> Slow:
         chosen = choose(row_scores(score, fast, activity, example_weights))
         change = mean_state(fast, activity, example_weights)
-        return add_rows(slow, chosen, rate * change, target)
+        return add_rows(slow, chosen, change, target, rate=rate, fraction=fraction)
 
     return consolidate
 
@@ -337,9 +346,24 @@ def add_to(slow: Slow, change: jax.Array, target: Target) -> Slow:
     return {**slow, target: old + change.astype(old.dtype)}
 
 
-def add_rows(slow: Slow, chosen: jax.Array, change: jax.Array, target: Target) -> Slow:
-    """Add ``change`` where ``chosen`` [L, H, N] holds."""
-    return add_to(slow, jnp.where(chosen[..., None], change, jnp.zeros((), change.dtype)), target)
+def add_rows(
+    slow: Slow, chosen: jax.Array, change: jax.Array, target: Target, *, rate: float = 1.0, fraction: float | None = None
+) -> Slow:
+    """Add ``rate · change`` where ``chosen`` [L, H, N] holds.
+
+    Args:
+      slow: parameters by name.
+      chosen: bool.
+      change: [L, H, N, D].
+      target: what is written.
+      rate: a scalar.
+      fraction: share of each layer's rows that is chosen at most, for kernels; None: unknown.
+    """
+    if target == "decoder":  # rows of several layers may meet in one
+        return add_to(slow, jnp.where(chosen[..., None], rate * change, jnp.zeros((), change.dtype)), target)
+    layers, heads, neurons = chosen.shape
+    count = None if fraction is None else layers * _count(fraction, heads * neurons)
+    return {**slow, target: row_add(target_of(slow, target), change, chosen, rate, count=count)}
 
 
 def by_target_row(target: Target, *arrays: jax.Array) -> tuple[jax.Array, ...]:

@@ -20,9 +20,10 @@ from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.fast_weights.masks import Masks, Places, keep
 from bdh_jax.fast_weights.rules import scan_rule
 from bdh_jax.fast_weights.rules.base import Rule
-from bdh_jax.fast_weights.state import LayerState, Memory, RuleState, Use
+from bdh_jax.fast_weights.state import LayerState, Memory, RecentWrites, RuleState, Use
+from bdh_jax.kernels import token_step
 from bdh_jax.kernels.fast_weight_scan import fast_weight_scan
-from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Final
+from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Final, Stretch
 from bdh_jax.kernels.fast_weight_scan.stretch import coefficients, safe_log
 from bdh_jax.layers.projections import decode
 from bdh_jax.parallel.collectives import ShardAxes
@@ -56,6 +57,7 @@ class MemorySetup(NamedTuple):
       state_dtype: of S.
       axes: of the mesh.
       first: whether this layer is the first that uses S at a token. A shared S decays, and is cleared, with the first layer only.
+      budget: rows of S and of the synapse that are read at most where writes wait in slots; None for all.
     """
 
     config: FastWeightConfig
@@ -66,6 +68,7 @@ class MemorySetup(NamedTuple):
     state_dtype: Any
     axes: ShardAxes
     first: bool = True
+    budget: int | None = None
 
     @property
     def rule(self) -> Rule:
@@ -119,19 +122,33 @@ class Pace(NamedTuple):
     write_gate: jax.Array | None
 
 
-class Written(NamedTuple):
-    """What a stretch of tokens read and wrote.
+class Scanned(NamedTuple):
+    """What the scan of a stretch of tokens gives.
 
     Attributes:
       read: [B, T, D], of S alone.
       state: what the rule keeps after the last token, or None.
+      recent: the writes that wait in slots, if they do.
+      over_budget: [B] bool, where more rows were active than are read by themselves; None where all are read.
+    """
+
+    read: jax.Array
+    state: Any
+    recent: RecentWrites | None = None
+    over_budget: jax.Array | None = None
+
+
+class Written(NamedTuple):
+    """What a stretch of tokens read and wrote.
+
+    Attributes:
+      scanned: what was read, and what the rule keeps.
       key: [B, H, T, N], what was written under.
       value: [B, T, D], what was written.
       previous_address: [B, H, N], to carry on; None if the address is the current one.
     """
 
-    read: jax.Array
-    state: Any
+    scanned: Scanned
     key: jax.Array
     value: jax.Array
     previous_address: jax.Array | None
@@ -143,10 +160,12 @@ class Used(NamedTuple):
     Attributes:
       read: [B, T, D], which is added to the layer's output; on a mesh the part of the rows at hand.
       address: [B, H, T, N].
+      over_budget: [B] bool, where more rows were active than are read by themselves; None where all are read.
     """
 
     read: jax.Array
     address: jax.Array
+    over_budget: jax.Array | None = None
 
 
 def read_and_write(
@@ -186,9 +205,12 @@ def read_and_write(
         gram = None
         if config.keeps_gram_beside:
             gram = _gram(address, pace, state, call, setup)
-        next_memory = Memory(_as_rule_state(written.state, memory, setup), gram)
-    read = written.read
-    if weights.synapse is not None:
+        next_memory = Memory(_as_rule_state(written.scanned.state, memory, setup), gram, written.scanned.recent)
+    read, over_budget = written.scanned.read, written.scanned.over_budget
+    if weights.synapse is not None and over_budget is not None:
+        known, over = token_step.read(source[:, :, 0], weights.synapse, setup.budget, sum_heads=True)
+        read, over_budget = read + address.scale[:, 0] * known[:, None].astype(setup.state_dtype), over_budget | over
+    elif weights.synapse is not None:
         read = read + address.scale[:, 0] * decode(source, weights.synapse.astype(setup.dtype), setup.state_dtype)
     use = None
     if setup.final != "none":
@@ -196,7 +218,7 @@ def read_and_write(
         if setup.final == "mean":
             use = use.mean_over_examples()
     next_state = LayerState(memory=next_memory, previous_address=written.previous_address, use=use)
-    return Used(read, address.formed(setup.dtype)), next_state
+    return Used(read, address.formed(setup.dtype), over_budget), next_state
 
 
 def _write_factored(
@@ -222,8 +244,8 @@ def _write_factored(
     value = (x * key_scale[:, 0]).astype(dtype)
     if config.write_gradient == "stop":
         key, value = jax.lax.stop_gradient((key, value))
-    read, memory = _scan(address.code, key, value, pace, state, call, setup)
-    return Written(address.scale[:, 0] * read, memory, key, value, previous_address)
+    scanned = _scan(address.code, key, value, pace, state, call, setup)
+    return Written(scanned._replace(read=address.scale[:, 0] * scanned.read), key, value, previous_address)
 
 
 def _write_formed(
@@ -249,8 +271,7 @@ def _write_formed(
         # What the synapse knows already is not written.
         known = setup.axes.sum_over_rows(decode(key, weights.synapse.astype(dtype), setup.state_dtype))
         target = value.astype(setup.state_dtype) - known
-    read, memory = _scan(formed, key, target, pace, state, call, setup)
-    return Written(read, memory, key, value, previous_address)
+    return Written(_scan(formed, key, target, pace, state, call, setup), key, value, previous_address)
 
 
 def _scan(
@@ -261,14 +282,19 @@ def _scan(
     state: LayerState,
     call: Call,
     setup: MemorySetup,
-) -> tuple[jax.Array, Any]:
-    """The rule's scan over the tokens: read [B, T, D], and S, or what else the rule keeps, after the last one."""
+) -> Scanned:
+    """The rule's scan over the tokens."""
     config = setup.config
+    if state.memory is not None and state.memory.recent is not None:
+        written, recent = state.memory.written.S, state.memory.recent.arrays
+        token = Stretch(query, key, value[:, None], pace.write_gate, call.masks.writes, call.masks.reset)
+        read, recent, over = token_step.step(token, written, recent, pace.dynamics, budget=setup.budget, sum_heads=True)
+        return Scanned(read, written, RecentWrites(*recent), over)
     rule = scan_rule(config.rule, config.options, config.limits, setup.axes)
     memory = None if state.memory is None else state.memory.written
     if memory is not None and setup.rule.state is RuleState:
         memory = memory.S
-    return fast_weight_scan(
+    scanned = fast_weight_scan(
         query,
         key,
         value,
@@ -284,6 +310,7 @@ def _scan(
         rule=rule,
         write_gate=pace.write_gate,
     )
+    return Scanned(*scanned)
 
 
 def _as_rule_state(written: Any, before: Any, setup: MemorySetup) -> Any:

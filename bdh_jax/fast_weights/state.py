@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from jax import export
 
 from bdh_jax.fast_weights.shapes import shapes
+from bdh_jax.kernels import token_step
+from bdh_jax.kernels.token_step.arguments import Recent
 from bdh_jax.parallel.axes import Leaf, is_leaf
 
 Axes = tuple[str, ...]
@@ -278,16 +280,55 @@ class RuleState(State):
 
 
 @flax.struct.dataclass
+class RecentWrites(State):
+    """Writes of the last tokens that have not reached the matrix beside them yet: what is read is scale · M + Σ_w weight_w key_w ⊗ value_w
+    (``bdh_jax.kernels.token_step``). Of zeros, as everything at the start of an episode, it says that the matrix is zero.
+
+    Attributes:
+      key: [B, H, W, N].
+      value: [B, W, D].
+      weight: [B, H, W], how much of a write is left; 0 in a slot that is not in use.
+      scale: [B, H], how much of the matrix is left.
+      used: int32, the slots in use, of all examples alike.
+    """
+
+    key: jax.Array = array("batch", "head", "slot", "neuron", dtype="compute")
+    value: jax.Array = array("batch", "slot", "model", dtype="compute")
+    weight: jax.Array = array("batch", "head", "slot")
+    scale: jax.Array = array("batch", "head")
+    used: jax.Array = array(dtype="int32")
+
+    @property
+    def arrays(self) -> Recent:
+        """The same, as the kernels take it."""
+        return Recent(self.key, self.value, self.weight, self.scale, self.used)
+
+    def flush(self, matrix: jax.Array) -> tuple[jax.Array, RecentWrites]:
+        """The matrix [B, H, N, D] with these writes in it, and slots that are free again."""
+        matrix, free = token_step.flush(matrix, self.arrays)
+        return matrix, RecentWrites(*free)
+
+
+@flax.struct.dataclass
 class Memory(State):
     """Fast weights: one layer's own, or one for all layers.
 
     Attributes:
       written: what the write rule keeps.
       gram: [B, K, K], Σ η k ⊗ k, decayed as S is, if ``keep_gram`` asks for it.
+      recent: writes that have not reached S; None where every write goes to S at once.
     """
 
     written: RuleState
     gram: jax.Array | None = array("batch", "row", "row")
+    recent: RecentWrites | None = None
+
+    def flush(self) -> Memory:
+        """The same with all writes in S."""
+        if self.recent is None:
+            return self
+        matrix, free = self.recent.flush(self.written.S)
+        return self.replace(written=self.written.replace(S=matrix), recent=free)
 
 
 @flax.struct.dataclass
@@ -313,6 +354,7 @@ class LayerState(State):
       previous_address: [B, H, N], address of the last valid token; of address "previous".
       memory: the layer's :class:`Memory`; None if all layers share one.
       use: its :class:`Use`.
+      recent: writes that have not reached the attention's state; None where every write goes there at once.
     """
 
     attention: jax.Array | None = array("batch", "head", "neuron", "model")
@@ -320,6 +362,15 @@ class LayerState(State):
     previous_address: jax.Array | None = array("batch", "head", "neuron", dtype="compute")
     memory: Memory | None = None
     use: Use | None = None
+    recent: RecentWrites | None = None
+
+    def flush(self) -> LayerState:
+        """The same with all writes where they belong."""
+        memory = None if self.memory is None else self.memory.flush()
+        if self.recent is None:
+            return self.replace(memory=memory)
+        attention, free = self.recent.flush(self.attention)
+        return self.replace(attention=attention, memory=memory, recent=free)
 
 
 @exportable
@@ -352,14 +403,14 @@ class Written:
     count: jax.Array | None
 
     def memories(self) -> tuple[Memory, ...]:
-        """The memories, one a layer, or one for all.
+        """The memories, one a layer, or one for all, with all that was written in them.
 
         Raises:
           ValueError: if the model has no fast weights.
         """
         if self.shared is not None:
             return (self.shared,)
-        memories = tuple(m for layer in self.layers if (m := getattr(layer, "memory", None)) is not None)
+        memories = tuple(m.flush() for layer in self.layers if (m := getattr(layer, "memory", None)) is not None)
         if not memories:
             raise ValueError("this state has no fast weights: the model was configured with fast.enabled=False")
         return memories
@@ -415,6 +466,19 @@ def _stacked(arrays: list[Any]) -> jax.Array:
 
 
 @flax.struct.dataclass
+class TokenSteps(State):
+    """How token steps went, of all examples together.
+
+    Attributes:
+      taken: int32, calls of one token.
+      over_budget: int32, those in which some layer read a whole matrix, because more was active than its budget of rows.
+    """
+
+    taken: jax.Array = array(dtype="int32")
+    over_budget: jax.Array = array(dtype="int32")
+
+
+@flax.struct.dataclass
 class FastState(State, Written):
     """Everything an episode carries from one call of the model to the next. Nothing is hidden and nothing is in place.
 
@@ -423,17 +487,19 @@ class FastState(State, Written):
       shared: what all layers share (BDH: the :class:`Memory` of ``fast.scope="shared"``), or None.
       position: [B] int32, valid tokens since the episode's start.
       count: [B], the same in the dtype of the activity, of the tokens that count towards it; None without fast weights.
+      token_steps: :class:`TokenSteps` of a model that takes them, or None.
     """
 
     layers: tuple[Any, ...]
     shared: Any = None
     position: jax.Array = array("batch", dtype="int32")
     count: jax.Array | None = array("batch")
+    token_steps: TokenSteps | None = None
 
     @property
     def attention(self) -> jax.Array | None:
-        """[L, B, H, N, D]; None if a layer keeps none."""
-        return _stack([getattr(layer, "attention", None) for layer in self.layers])
+        """[L, B, H, N, D], with all that was written in it; None if a layer keeps none."""
+        return _stack([getattr(layer, "attention", None) for layer in self.flush().layers])
 
     @property
     def previous_address(self) -> jax.Array | None:
@@ -462,6 +528,11 @@ class FastState(State, Written):
         empty = self.reset()
         layers = tuple(e.replace(memory=s.memory, use=s.use) for e, s in zip(empty.layers, self.layers, strict=True))
         return empty.replace(layers=layers, shared=self.shared, count=self.count)
+
+    def flush(self) -> FastState:
+        """The same state with every write where it belongs, and all slots free."""
+        layers = (layer.flush() if isinstance(layer, LayerState) else layer for layer in self.layers)
+        return self.replace(layers=tuple(layers))
 
 
 @flax.struct.dataclass
@@ -499,5 +570,8 @@ def declared_mean(declared: FastState) -> BatchMean:
 
 def batch_mean(fast: FastState) -> BatchMean:
     """The mean over the examples of a full state."""
-    layers = tuple(MeanLayer(layer.memory, layer.use) for layer in fast.layers)
+    fast = fast.flush()
+    layers = tuple(
+        MeanLayer(None if layer.memory is None else layer.memory.replace(recent=None), layer.use) for layer in fast.layers
+    )
     return BatchMean(layers, fast.shared, fast.count).mean_over_examples()

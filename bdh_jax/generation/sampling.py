@@ -27,6 +27,7 @@ from bdh_jax.config.seeds import KEYS, key_of, whole_seed
 from bdh_jax.fast_weights.shapes import shapes
 from bdh_jax.fast_weights.state import FastState, exportable
 from bdh_jax.models.bdh import BDH, BDHConfig
+from bdh_jax.models.token_step import slots_of, with_slots, without_slots
 from bdh_jax.types import Slow
 
 PREFILL_CHUNK = 256
@@ -161,10 +162,25 @@ def prefill(
       ValueError: for no prompts, an empty one without a state, what is no sequence of integers, an id outside the vocabulary, or a
         state of another batch.
     """
-    if len(prompts) == 0:
-        raise ValueError("there are no prompts; give at least one sequence of token ids")
     if chunk < 1:
         raise ValueError(f"chunk={chunk} must be at least 1")
+    arrays, state = begin(model, prompts, state)
+    longest = max(len(array) for array in arrays)
+    # The first call takes what is left over, so that there are two lengths to compile at most.
+    edges = [0, *range((longest - 1) % chunk + 1, longest + 1, chunk)] if longest else [0]
+    for start, end in itertools.pairwise(edges):
+        state = _read(model, slow, state, *padded(arrays, start, end))
+        if progress is not None:
+            progress(end, longest)
+    return state
+
+
+def begin(
+    model: BDH, prompts: Sequence[Sequence[int]], state: GenerationState | None
+) -> tuple[list[np.ndarray], GenerationState]:
+    """The prompts as arrays [T] of ids, and the state that they are read into: of zeros, or the one given. Raises as :func:`prefill`."""
+    if len(prompts) == 0:
+        raise ValueError("there are no prompts; give at least one sequence of token ids")
     arrays = [_ids(prompt, index, model.config.vocab_size) for index, prompt in enumerate(prompts)]
     for index, array in enumerate(arrays):
         if state is None and not len(array):
@@ -172,25 +188,31 @@ def prefill(
     if state is None:
         logits = jnp.zeros((len(arrays), model.config.vocab_size), model.config.state_dtype)
         # Copies, since leaves that share zeros could not be given up one by one.
-        state = GenerationState(jax.tree.map(jnp.copy, model.init_fast(len(arrays))), logits)
-    elif state.logits.shape[0] != len(arrays):
+        return arrays, GenerationState(jax.tree.map(jnp.copy, model.init_fast(len(arrays))), logits)
+    if state.logits.shape[0] != len(arrays):
         raise ValueError(
             f"the state holds {state.logits.shape[0]} sequences and there are {len(arrays)} prompts; give as many"
         )
+    return arrays, as_model_keeps_it(model, state)
+
+
+def padded(arrays: Sequence[np.ndarray], start: int, end: int) -> tuple[jax.Array, jax.Array]:
+    """Columns ``start`` to ``end`` of sequences that end at the same column: tokens [B, T] and which of them are there, [B, T] bool."""
     longest = max(len(array) for array in arrays)
-    # The first call takes what is left over, so that there are two lengths to compile at most.
-    edges = [0, *range((longest - 1) % chunk + 1, longest + 1, chunk)] if longest else [0]
-    for start, end in itertools.pairwise(edges):
-        tokens = np.zeros((len(arrays), end - start), np.int32)
-        valid = np.zeros(tokens.shape, bool)
-        for row, array in enumerate(arrays):
-            part = array[max(0, start - longest + len(array)) : max(0, end - longest + len(array))]
-            if len(part):
-                tokens[row, -len(part) :], valid[row, -len(part) :] = part, True
-        state = _read(model, slow, state, jnp.asarray(tokens), jnp.asarray(valid))
-        if progress is not None:
-            progress(end, longest)
-    return state
+    tokens = np.zeros((len(arrays), end - start), np.int32)
+    valid = np.zeros(tokens.shape, bool)
+    for row, array in enumerate(arrays):
+        part = array[max(0, start - longest + len(array)) : max(0, end - longest + len(array))]
+        if len(part):
+            tokens[row, -len(part) :], valid[row, -len(part) :] = part, True
+    return jnp.asarray(tokens), jnp.asarray(valid)
+
+
+def as_model_keeps_it(model: BDH, state: GenerationState) -> GenerationState:
+    """The state with slots for writes that wait, or without, as the model has them. Its buffers may be given up."""
+    if model.config.slots == slots_of(state.fast):
+        return state
+    return state.replace(fast=_with_other_slots(model, state.fast))
 
 
 def generate(
@@ -209,7 +231,8 @@ def generate(
     Args:
       model: the model.
       slow: its weights.
-      state: of :func:`prefill`, of a file or of an earlier call. Its buffers are given up.
+      state: of :func:`prefill`, of a file or of an earlier call, of this model or of one with another ``token_step``. Its buffers are
+        given up.
       max_tokens: of each sequence.
       sampling: how tokens are drawn.
       seeds: one for each sequence, or one that row b of the batch adds its number to; 0 to 2⁶⁴ − 1 each.
@@ -230,10 +253,11 @@ def generate(
     if len(numbers) != batch:
         raise ValueError(f"seeds has {len(numbers)} numbers and the state {batch} sequences; give one for each")
     keys = jnp.stack([key_of(number) for number in numbers])
+    state, views = as_model_keeps_it(model, state), model.architecture.views(slow)
     written: list[list[int]] = [[] for _ in range(batch)]
     going = np.ones(batch, bool)
     for _ in range(max_tokens):
-        tokens, state = _step(model, slow, state, keys, jnp.asarray(going), sampling)
+        tokens, state = _step(model, (slow, views), state, keys, jnp.asarray(going), sampling)
         if on_state is not None:
             on_state(state)
         drawn = [int(token) if on else None for token, on in zip(np.asarray(tokens), going, strict=True)]
@@ -274,6 +298,12 @@ def check_memory(config: BDHConfig, batch_size: int, available: int | None) -> N
         )
 
 
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _with_other_slots(model: BDH, fast: FastState) -> FastState:
+    plain = without_slots(fast)
+    return with_slots(plain, model.declared_fast(fast.position.shape[0])) if model.config.slots else plain
+
+
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _read(model: BDH, slow: Slow, state: GenerationState, tokens: jax.Array, valid: jax.Array) -> GenerationState:
     out = model.apply({"params": slow}, tokens, state.fast, valid=valid)
@@ -283,10 +313,11 @@ def _read(model: BDH, slow: Slow, state: GenerationState, tokens: jax.Array, val
 
 @functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
 def _step(
-    model: BDH, slow: Slow, state: GenerationState, keys: jax.Array, going: jax.Array, sampling: Sampling
+    model: BDH, weights: tuple[Slow, Slow], state: GenerationState, keys: jax.Array, going: jax.Array, sampling: Sampling
 ) -> tuple[jax.Array, GenerationState]:
     tokens = sample(state.logits, keys, state.fast.position, sampling)
-    out = model.apply({"params": slow}, tokens[:, None], state.fast, valid=going[:, None])
+    slow, views = weights
+    out = model.apply({"params": slow, "views": views}, tokens[:, None], state.fast, valid=going[:, None])
     return tokens, GenerationState(out.fast, jnp.where(going[:, None], out.logits[:, 0], state.logits))
 
 

@@ -25,8 +25,9 @@ import safetensors.numpy
 from bdh_jax.config.base import one_line
 from bdh_jax.config.records import RecordError, Schema, digest_of, parse, whole_file
 from bdh_jax.fast_weights.state import structs
-from bdh_jax.generation.sampling import GenerationState
+from bdh_jax.generation.sampling import GenerationState, as_model_keeps_it
 from bdh_jax.models.bdh import BDH, BDHConfig
+from bdh_jax.models.token_step import without_slots
 from bdh_jax.runs.fingerprint import digests, slow_hash
 from bdh_jax.types import Slow
 
@@ -56,13 +57,14 @@ class StateError(ValueError):
 def config_hash(config: BDHConfig) -> str:
     """What tells states of different models apart: a hash of all settings that change the function or the state's shape."""
     settings = dataclasses.asdict(config)
-    for name in ("implementation", "kernel", "chunk_size", "remat", "dropout"):  # speed and training only
+    for name in ("implementation", "kernel", "chunk_size", "remat", "dropout", "token_step"):  # speed and training only
         settings.pop(name, None)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def save_state(path: str | Path, state: GenerationState, model: BDH, slow: Slow, *, overwrite: bool = False) -> None:
-    """Write a state to a safetensors file, with a header that says what made it.
+    """Write a state to a safetensors file, with a header that says what made it. Writes that wait in slots are made for that: a file is
+    the same whatever ``token_step`` is.
 
     The file is written beside its place and then moved there, so that an interruption leaves no half of one.
 
@@ -79,6 +81,7 @@ def save_state(path: str | Path, state: GenerationState, model: BDH, slow: Slow,
     path = Path(path)
     if path.exists() and not overwrite:
         raise StateError(f"{path} exists; name another file, or allow it to be replaced")
+    state = state.replace(fast=without_slots(state.fast))
     arrays = {_name(key): np.ascontiguousarray(np.asarray(leaf)) for key, leaf in jax.tree_util.tree_leaves_with_path(state)}
     versions = {"jax": jax.__version__, "numpy": np.__version__}
     header = {
@@ -138,7 +141,8 @@ def load_state(path: str | Path, model: BDH, slow: Slow) -> GenerationState:
         raise StateError(f"{path} is a state of other weights of the same configuration; load the checkpoint that made it")
     batch = int(read.batch)
     logits = jax.ShapeDtypeStruct((batch, model.config.vocab_size), model.config.state_dtype)
-    shapes = GenerationState(structs(model.declared_fast(batch)), logits)
+    plain = model.config.without_slots().build()
+    shapes = GenerationState(structs(plain.declared_fast(batch)), logits)
 
     def leaf(key: tuple[Any, ...], expected: jax.ShapeDtypeStruct) -> jax.Array:
         array = arrays.get(_name(key))
@@ -151,7 +155,7 @@ def load_state(path: str | Path, model: BDH, slow: Slow) -> GenerationState:
             raise StateError(f"{path}: {_name(key)} is {array.min()} and cannot be negative; read the prompt again")
         return jnp.asarray(array)
 
-    return jax.tree_util.tree_map_with_path(leaf, shapes)
+    return as_model_keeps_it(model, jax.tree_util.tree_map_with_path(leaf, shapes))
 
 
 def _checked(path: Path, header: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> _Header:

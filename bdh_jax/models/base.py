@@ -86,6 +86,15 @@ class ModelConfig:
         """Whether the model carries a state from call to call."""
         return False
 
+    @property
+    def slots(self) -> int:
+        """How many writes may wait beside a matrix of the state; 0: every write goes there at once."""
+        return 0
+
+    def without_slots(self) -> ModelConfig:
+        """The same model whose writes go to its state at once."""
+        return self
+
     def check_mesh(self, shape: Mapping[str, int]) -> None:
         """Refuse a mesh that the model cannot be spread over.
 
@@ -318,6 +327,12 @@ class Architecture(abc.ABC):
     def layer_weights(self, slow: Slow, index: int) -> Any:
         """The weights of layer ``index``: the same for all layers, or its own."""
 
+    def views(self, slow: Slow) -> dict[str, jax.Array]:
+        """Slow weights in another order, for calls of one token, made once: ``apply({"params": slow, "views": views}, …)``. A call without
+        them gives the same."""
+        del slow
+        return {}
+
     def draws(self, key: jax.Array, batch: int, length: int) -> Any:
         """Random arrays of a call of B × T tokens, such as dropout masks. Their shapes are global, so that every mesh draws the same.
 
@@ -477,8 +492,10 @@ class Model(nn.Module):
 
     @nn.compact
     def slow_weights(self) -> Slow:
-        """The slow weights, declared to Flax. What is not trained gets no gradient."""
-        return _declare(self, self.architecture.weights())
+        """The slow weights, declared to Flax. What is not trained gets no gradient. Views of them (:meth:`Architecture.views`) stand
+        beside them where they are given."""
+        slow = _declare(self, self.architecture.weights())
+        return {**slow, **self.variables.get("views", {})}
 
     def init_slow(self, key: jax.Array) -> Slow:
         """The slow weights to start from: ``init(key, tokens)["params"]`` for any tokens, without a pass through the model."""

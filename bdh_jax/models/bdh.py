@@ -37,8 +37,21 @@ from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.fast_weights.masks import Places, keep
 from bdh_jax.fast_weights.memory import Call as MemoryCall
 from bdh_jax.fast_weights.memory import MemorySetup, MemoryWeights, read_and_write
-from bdh_jax.fast_weights.state import BatchMean, FastState, LayerState, MeanLayer, Memory, Sizes, Use, declare
+from bdh_jax.fast_weights.state import (
+    BatchMean,
+    FastState,
+    LayerState,
+    MeanLayer,
+    Memory,
+    RecentWrites,
+    Sizes,
+    TokenSteps,
+    Use,
+    declare,
+)
+from bdh_jax.kernels import token_step
 from bdh_jax.kernels.fast_weight_scan import dispatch, fast_weight_scan
+from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Stretch
 from bdh_jax.layers.norm import layer_norm
 from bdh_jax.layers.projections import decode, encode, encode_by_head
 from bdh_jax.layers.rotary import rope, rope_angles, rope_frequencies
@@ -57,6 +70,7 @@ from bdh_jax.models.base import (
     mean_over_mesh,
     seen,
 )
+from bdh_jax.models.token_step import TokenStepConfig, count_step, make_room, with_slots, without_slots
 from bdh_jax.parallel.collectives import vary_like
 from bdh_jax.types import Slow
 
@@ -101,11 +115,15 @@ class BDHConfig(ModelConfig):
     """Recompute each layer in the backward pass instead of keeping its activations."""
     fast: FastWeightConfig = FastWeightConfig()
     """The fast weights."""
+    token_step: TokenStepConfig = TokenStepConfig()
+    """How calls of one token read and write: speed, never the function. ``bdh generate`` chooses it from what is active."""
 
     def __post_init__(self) -> None:
         check_types(self)
         if not isinstance(self.fast, FastWeightConfig):
             raise ConfigError(f"fast={self.fast!r} must be a FastWeightConfig, such as FastWeightConfig(rule='delta')")
+        if not isinstance(self.token_step, TokenStepConfig):
+            raise ConfigError(f"token_step={self.token_step!r} must be a TokenStepConfig, such as TokenStepConfig(slots=16)")
         decays = self.attention_decay if isinstance(self.attention_decay, list | tuple) else (self.attention_decay,)
         object.__setattr__(self, "attention_decay", tuple(decays))
         require_sizes(self, ("vocab_size", "n_layer", "d_model", "n_head", "n_neurons", "chunk_size"))
@@ -138,6 +156,12 @@ class BDHConfig(ModelConfig):
                 'implementation="recurrent" (or "auto")',
             )
 
+        if self.token_step.slots:
+            reason = self.no_token_step
+            require(
+                reason is None, f"token_step.slots={self.token_step.slots} needs writes that can wait: {reason}; set it to 0"
+            )
+
     def _round_neurons(self) -> int:
         step = 2 * self.n_head
         return max(step, round(self.n_neurons / step) * step)
@@ -159,6 +183,29 @@ class BDHConfig(ModelConfig):
             # A layer reads what earlier layers wrote at the same token.
             return f'fast.scope="shared" with n_layer={self.n_layer}'
         return self.fast.token_by_token
+
+    @property
+    def slots(self) -> int:
+        """How many writes may wait beside a matrix of the state."""
+        return self.token_step.slots
+
+    def without_slots(self) -> BDHConfig:
+        """The same model whose writes go to its state at once."""
+        return dataclasses.replace(self, token_step=TokenStepConfig())
+
+    @property
+    def no_token_step(self) -> str | None:
+        """Why writes cannot wait in slots; None if they can."""
+        fast = self.fast
+        if not fast.enabled:
+            return None
+        if not fast.rule_entry.linear:
+            return f"fast.rule={fast.rule!r} writes what S does not hold yet"
+        if fast.limited:
+            return "limits on S (fast.clamp, fast.threshold, fast.row_norm) look at it after every write"
+        if fast.scope == "shared":
+            return 'fast.scope="shared" lets a layer read what others wrote at the same token (of one layer, use "layer")'
+        return "fast.keep_gram=True adds up K × K numbers at every token" if fast.keep_gram else None
 
     @property
     def memory_slots(self) -> int:
@@ -230,12 +277,14 @@ class LayerWeights(NamedTuple):
       encoder_v: [H, D, N].
       decoder: [H, N, D].
       memory: those that its fast weights use; None without fast weights.
+      encoder_v_rows: [H, N, D], ``encoder_v`` by rows, where a call of one token has it.
     """
 
     encoder: jax.Array
     encoder_v: jax.Array
     decoder: jax.Array
     memory: MemoryWeights | None
+    encoder_v_rows: jax.Array | None = None
 
 
 class BDHArchitecture(Architecture):
@@ -259,6 +308,7 @@ class BDHArchitecture(Architecture):
         config = self.config
         sizes = super().sizes(batch_size)
         rows = {"head": config.n_head, "neuron": config.neurons_per_head, "row": config.n_neurons}
+        rows["slot"] = config.token_step.slots
         return Sizes({**sizes.axes, **rows}, sizes.dtypes)
 
     def weights(self) -> dict[str, Any]:
@@ -298,23 +348,35 @@ class BDHArchitecture(Architecture):
         present = {"attention"}
         present |= {"previous_code"} if config.attention == "shift" else set()
         present |= {"previous_address"} if fast.enabled and fast.address == "previous" else set()
+        recent = declare(RecentWrites, sizes) if config.token_step.slots else None
+        steps = declare(TokenSteps, sizes) if config.token_step.slots else None
         if not fast.enabled:
-            layers = tuple(declare(LayerState, sizes, present) for _ in range(config.n_layer))
-            return declare(FastState, sizes, {"position"}, layers=layers)
+            layers = tuple(declare(LayerState, sizes, present, recent=recent) for _ in range(config.n_layer))
+            return declare(FastState, sizes, {"position"}, layers=layers, token_steps=steps)
         rule = fast.rule_entry
         static = {} if rule.static is None else rule.static(fast.rule_options)
-        memory = declare(
-            Memory, sizes, {"gram"} if fast.keeps_gram_beside else (), written=declare(rule.state, sizes, **static)
-        )
+        written = declare(rule.state, sizes, **static)
+        memory = declare(Memory, sizes, {"gram"} if fast.keeps_gram_beside else (), written=written, recent=recent)
         own = None if fast.scope == "shared" else memory
         use = declare(Use, sizes)
-        layers = tuple(declare(LayerState, sizes, present, memory=own, use=use) for _ in range(config.n_layer))
-        return declare(FastState, sizes, layers=layers, shared=memory if own is None else None)
+        layers = tuple(
+            declare(LayerState, sizes, present, memory=own, use=use, recent=recent) for _ in range(config.n_layer)
+        )
+        return declare(FastState, sizes, layers=layers, shared=memory if own is None else None, token_steps=steps)
 
     def check_machine(self, mesh: Mesh | None) -> None:
         """Refuse what cannot run here."""
         super().check_machine(mesh)
         choose_form(self.config, 1)
+        slots = self.config.token_step.slots
+        require(mesh is None or not slots, f"token_step.slots={slots} runs on one device; set it to 0, or use no mesh")
+
+    def views(self, slow: Slow) -> dict[str, jax.Array]:
+        """What calls of one token read of the slow weights in another order, made once: ``apply({"params": slow, "views": views}, …)``.
+        They carry no gradient to the weights. Without them such a call reads all of ``encoder_v``."""
+        if self.config.token_step.encoder_v is None:
+            return {}
+        return {"encoder_v_rows": jnp.swapaxes(slow["encoder_v"], 1, 2)}
 
     # The three functions.
 
@@ -353,7 +415,7 @@ class BDHArchitecture(Architecture):
                 decay=None if decay is None else jax.nn.sigmoid(decay),
                 rule={name: slow[f"fast_{name}"] for name in fast.rule_entry.weights},
             )
-        return LayerWeights(slow["encoder"], slow["encoder_v"], slow["decoder"], memory)
+        return LayerWeights(slow["encoder"], slow["encoder_v"], slow["decoder"], memory, slow.get("encoder_v_rows"))
 
     def draws(self, key: jax.Array, batch: int, length: int) -> jax.Array:
         """Dropout masks [L, B, H, T, N]."""
@@ -382,7 +444,24 @@ class BDHArchitecture(Architecture):
         return rope_angles(position, neurons, frequencies)
 
     def layers(self, weights: Slow, inputs: Inputs, setup: Setup) -> tuple[jax.Array, Any, Any]:
-        """Layer after layer over the tokens at hand; one S for all layers goes from each to the next."""
+        """Layer after layer over the tokens at hand. Writes wait in slots from one call of one token to the next, and other calls find
+        none."""
+        if not self.config.token_step.slots:
+            return self._layers(weights, inputs, setup)
+        if not setup.by_token:
+            steps = None if inputs.fast is None else inputs.fast.token_steps
+            plain = inputs if inputs.fast is None else inputs._replace(fast=without_slots(inputs.fast))
+            x, fast, found = self._layers(weights, plain, setup)
+            if setup.final == "full":
+                fast = with_slots(fast.replace(token_steps=steps), self.state(inputs.x.shape[0]))
+            return x, fast, found
+        inner, before = setup._replace(final="full"), make_room(inputs.fast)
+        x, fast, (taps, losses, metrics) = self._layers(weights, inputs._replace(fast=before), inner)
+        fast = fast.replace(token_steps=count_step(before.token_steps, metrics["over_budget"] > 0))
+        return x, finish_state(fast, setup), (taps, losses, metrics)
+
+    def _layers(self, weights: Slow, inputs: Inputs, setup: Setup) -> tuple[jax.Array, Any, Any]:
+        """One S for all layers goes from each to the next."""
         if not (self.config.fast.enabled and self.config.fast.scope == "shared"):
             return super().layers(weights, inputs, setup)
         # What one layer writes to a shared S the next one reads, whatever the caller wants in the end.
@@ -437,6 +516,12 @@ class LayerSetup(NamedTuple):
     call: Setup
     first: bool = True
 
+    @property
+    def token_step(self) -> TokenStepConfig | None:
+        """How a call of one token reads and writes, if writes wait in slots."""
+        settings = self.config.token_step
+        return settings if self.call.by_token and settings.slots else None
+
     def form(self, length: int) -> str:
         """The form of the scans. A call that goes token by token has one token here."""
         return "recurrent" if self.call.by_token else choose_form(self.config, length)
@@ -445,8 +530,10 @@ class LayerSetup(NamedTuple):
         """What the layer's fast weights know."""
         config = self.config
         dtypes = config.compute_dtype, config.state_dtype
+        form = self.form(length)
+        budget = None if self.token_step is None else self.token_step.memory
         return MemorySetup(
-            config.fast, self.form(length), config.chunk_size, self.call.final, *dtypes, self.call.axes, self.first
+            config.fast, form, config.chunk_size, self.call.final, *dtypes, self.call.axes, self.first, budget
         )
 
 
@@ -467,38 +554,44 @@ def layer(
       The next x, the layer's state after the last token, and the arrays that probes may ask for.
     """
     config, dtype, axes = setup.config, setup.config.compute_dtype, setup.call.axes
-    encoder, encoder_v, decoder = (w.astype(dtype) for w in (weights.encoder, weights.encoder_v, weights.decoder))
+    encoder = weights.encoder.astype(dtype)
     # What every shard does with x meets here again in the gradient: one sum over the mesh, D wide.
     local = vary_like(x, encoder)
     code = jax.nn.relu(encode(local, encoder))
-    attended, attention, previous_code = _attend(code, local, state, call, setup)
+    attended, next_state, over_budget = _attend(code, local, state, call, setup)
     attended = layer_norm(axes.sum_within_head(attended)).astype(dtype)
-    gate = jax.nn.relu(encode_by_head(attended, encoder_v))
+    gate, over = _gate(attended, code, weights, setup)
+    over_budget |= over
     gated = code * gate
     if dropout_mask is not None:
         gated = jnp.where(dropout_mask, gated / (1 - config.dropout), jnp.zeros((), dtype))
-    y = decode(gated, decoder, config.state_dtype)
+    y, over = _decode(gated, weights, setup)
+    over_budget |= over
 
-    next_state, taps = LayerState(), {"code": code, "gate": gate, "decoded": y}
+    taps = {"code": code, "gate": gate, "decoded": y}
     if weights.memory is not None:
         source = {"code": code, "gated": code * gate, "gate": gate}[config.fast.address_source]
         memory_call = MemoryCall(call.masks, call.places)
-        used, next_state = read_and_write(weights.memory, source, local, state, memory_call, setup.memory(x.shape[1]))
+        used, written = read_and_write(weights.memory, source, local, state, memory_call, setup.memory(x.shape[1]))
         taps |= {"address": used.address, "read": used.read}
         y = y + used.read
-    next_state = next_state.replace(attention=attention, previous_code=previous_code)
+        over_budget |= False if used.over_budget is None else used.over_budget
+        next_state = written.replace(
+            attention=next_state.attention, previous_code=next_state.previous_code, recent=next_state.recent
+        )
 
     y = layer_norm(axes.sum_over_rows(y)).astype(dtype)
     # On a mesh every shard has the part of its own neurons.
     summed = {name: axes.sum_over_rows(taps[name]) for name in ("decoded", "read") if name in setup.call.collect}
     wanted = next_state if setup.call.final != "none" else None
-    return LayerOutput(layer_norm(x + y), wanted, {**taps, **summed})
+    metrics = None if setup.token_step is None else {"over_budget": jnp.any(over_budget).astype(config.state_dtype)}
+    return LayerOutput(layer_norm(x + y), wanted, {**taps, **summed}, metrics=metrics)
 
 
 def _attend(
     code: jax.Array, x: jax.Array, state: LayerState, call: Call, setup: LayerSetup
-) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-    """Linear attention of each head to the past: the read [B, H, T, D], the next state and the code to carry on.
+) -> tuple[jax.Array, LayerState, jax.Array | bool]:
+    """Linear attention of each head to the past: the read [B, H, T, D], what is carried on, and where a budget was exceeded.
 
     It is the scan of the fast weights with λ = μ, η = 1 and values x for every head; that it sees the past alone is the causal mask of
     ``bdh_jax.kernels.fast_weight_scan.stretch.coefficients``.
@@ -509,19 +602,49 @@ def _attend(
     else:
         query = key = rope(code, *call.extra)
         previous_code = None
+    decay = _attention_decay(setup, code.shape[1])
+    if setup.token_step is not None:
+        token = Stretch(query, key, x[:, None], None, call.masks.writes, call.masks.reset)
+        budget, group = setup.token_step.attention, 1 if call.extra is None else 2
+        dynamics = Dynamics(1.0, decay)
+        attended, recent, over = token_step.step(
+            token, state.attention, state.recent.arrays, dynamics, budget=budget, group=group
+        )
+        return attended, LayerState(state.attention, previous_code, recent=RecentWrites(*recent)), over
     attended, attention = fast_weight_scan(
         query,
         key,
         x,
         state.attention,
-        decay=_attention_decay(setup, code.shape[1]),
+        decay=decay,
         valid=call.masks.writes,
         reset=call.masks.reset,
         implementation=setup.form(x.shape[1]),
         chunk_size=config.chunk_size,
         final="full" if setup.call.final == "full" else "none",
     )
-    return attended, attention, previous_code
+    return attended, LayerState(attention, previous_code), False
+
+
+def _gate(
+    attended: jax.Array, code: jax.Array, weights: LayerWeights, setup: LayerSetup
+) -> tuple[jax.Array, jax.Array | bool]:
+    """The gate [B, H, T, N], where only the gated code is wanted of active neurons alone; and where a budget was exceeded."""
+    dtype, steps = setup.config.compute_dtype, setup.token_step
+    whole = setup.config.fast.enabled and setup.config.fast.address_source == "gate" or "gate" in setup.call.collect
+    if steps is None or steps.encoder_v is None or weights.encoder_v_rows is None or whole:
+        return jax.nn.relu(encode_by_head(attended, weights.encoder_v.astype(dtype))), False
+    gate, over = token_step.project(attended[:, :, 0], weights.encoder_v_rows, code[:, :, 0] != 0, steps.encoder_v)
+    return jax.nn.relu(gate)[:, :, None], over
+
+
+def _decode(gated: jax.Array, weights: LayerWeights, setup: LayerSetup) -> tuple[jax.Array, jax.Array | bool]:
+    """What the decoder makes of the gated code, [B, T, D], and where a budget was exceeded."""
+    config, steps = setup.config, setup.token_step
+    if steps is None or steps.decoder is None:
+        return decode(gated, weights.decoder.astype(config.compute_dtype), config.state_dtype), False
+    y, over = token_step.read(gated[:, :, 0], weights.decoder, steps.decoder, sum_heads=True)
+    return y[:, None].astype(config.state_dtype), over
 
 
 def _attention_decay(setup: LayerSetup, heads: int) -> jax.Array | float:

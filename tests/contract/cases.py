@@ -16,6 +16,7 @@ import numpy as np
 
 from bdh_jax import BDH, BDHConfig, FastState, FastWeightConfig
 from bdh_jax.fast_weights.state import BatchMean, MeanLayer
+from bdh_jax.models.token_step import TokenStepConfig, with_slots, without_slots
 from tests import reference_model
 from tests.contract import twins
 from tests.contract.covering import covering
@@ -23,7 +24,8 @@ from tests.contract.covering import covering
 Row = dict[str, Any]
 """Name → value for each of ``FACTORS`` and "dtype"."""
 
-FORMS = ("recurrent", "chunked", "parallel", "pallas_interpret")
+FORMS = ("recurrent", "chunked", "parallel", "pallas_interpret", "token_step")
+"""How a scan can be computed. Of the last, calls go token by token, writes wait in slots, and reads are of active rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +99,15 @@ NARROW = tuple(
         ("oja", "recurrent", "two", "centred", "gated", "rope"),
         ("mesa", "recurrent", "one", "sum", "code", "damped"),
         ("limits", "recurrent", "one", "none", "code", "rope"),
+        ("hebbian", "token_step", "layer", "none", "code", "rope"),
     )
 )
 """What stands together in bfloat16. Elsewhere a rounding may flip a switch (a winner, a limit), or is made larger by a rule that corrects
 its own errors in two layers: then rounding nothing but the weights to 2⁻⁹ moves a gradient by a quarter."""
 
 LENGTH, WIDTH, NEURONS, VOCAB, CHUNK = 8, 8, 16, 18, 3
+SLOTS = TokenStepConfig(slots=3, attention=5, encoder_v=7, decoder=5, memory=7)
+"""Slots that are full twice within ``LENGTH``, and budgets that some tokens exceed and others do not."""
 # Full float64 products and sums of up to T·K terms, a few of them on top of each other, divided by layer norms whose input is
 # of order 0.1: √(T·K) · 2⁻⁵² · 10⁴.
 EXACT = np.sqrt(LENGTH * NEURONS) * 2.0**-52 * 1e4
@@ -129,6 +134,8 @@ def possible(row: Mapping[str, Any]) -> bool:
     form = row.get("implementation", "recurrent")
     if row.get("scope") == "two" and form != "recurrent":
         return False
+    if form == "token_step" and (row.get("scope", "layer") != "layer" or row.get("gram") == "kept"):
+        return False
     if row.get("gram") == "kept" and row.get("rates") == "learned":
         return False
     if "rule" not in row:
@@ -146,7 +153,7 @@ def layers(row: Row) -> int:
 
 def by_token(row: Row) -> bool:
     """Whether the model goes token by token."""
-    return row["implementation"] == "recurrent"
+    return row["implementation"] in ("recurrent", "token_step")
 
 
 def time_to_compile(row: Mapping[str, Any]) -> int:
@@ -180,7 +187,8 @@ def rows_of_rule(name: str, *, strength: int = 1) -> list[Row]:
     factors = FACTORS | {"rule": (name,), "implementation": rule.forms}
     factors |= {} if rule.learned_rates else {"rates": ("fixed", "unit")}
     factors |= {} if rule.keeps_gram else {"gram": ("absent",)}
-    narrow = {"implementation": rule.forms[-1], "scope": "one", "norm": "l2", "source": "code", "attention": "rope"}
+    form = [form for form in rule.forms if form != "token_step"][-1]
+    narrow = {"implementation": form, "scope": "one", "norm": "l2", "source": "code", "attention": "rope"}
     return rows_for(factors, strength, narrow=[narrow])
 
 
@@ -208,7 +216,10 @@ def row_id(row: Row) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One configuration and the inputs it is checked with. Tokens are distinct, so that an embedding row is one token's."""
+    """One configuration and the inputs it is checked with. Tokens are distinct, so that an embedding row is one token's.
+
+    Of "token_step" it is ``stepping`` that runs, and ``model`` is the same without slots: states are given and returned as that has them.
+    """
 
     row: Row
     model: BDH
@@ -217,6 +228,7 @@ class Case:
     tokens: np.ndarray
     valid: np.ndarray | None
     reset: np.ndarray | None
+    stepping: BDH | None = None
 
     @property
     def config(self) -> BDHConfig:
@@ -256,11 +268,22 @@ class Case:
         return {state: jax.jit(self._run(state)) for state in ("full", "mean", "none")}
 
     def _run(self, state: str = "full") -> Callable[..., Any]:
-        def run(slow, tokens, fast, valid, reset):
-            out = self.model.apply({"params": slow}, tokens, fast, valid=valid, reset=reset, state=state)
-            return out.logits, out.fast
+        model = self.stepping
+        if model is None:
 
-        return run
+            def run(slow, tokens, fast, valid, reset):
+                out = self.model.apply({"params": slow}, tokens, fast, valid=valid, reset=reset, state=state)
+                return out.logits, out.fast
+
+            return run
+
+        def run_with_slots(slow, tokens, fast, valid, reset):
+            fast = None if fast is None else with_slots(fast, model.declared_fast(len(tokens)))
+            weights = {"params": slow, "views": model.architecture.views(slow)}
+            out = model.apply(weights, tokens, fast, valid=valid, reset=reset, state=state)
+            return out.logits, without_slots(out.fast) if state == "full" else out.fast
+
+        return run_with_slots
 
     def apply(
         self,
@@ -327,9 +350,10 @@ def config_of(row: Row) -> BDHConfig:
         dtype=row["dtype"],
         attention="shift" if row["attention"] == "shift" else "rope",
         attention_decay=(0.6, 0.9)[: row["heads"]] if row["attention"] == "damped" else (1.0,),
-        implementation="chunked" if pallas else row["implementation"],
+        implementation="chunked" if pallas else "recurrent" if by_token(row) else row["implementation"],
         kernel=row["implementation"] if pallas else "xla",
         chunk_size=CHUNK,
+        token_step=SLOTS if row["implementation"] == "token_step" else TokenStepConfig(),
         fast=FastWeightConfig(
             learning_rate=1.0 if unit else 0.7,
             decay=1.0 if unit else 0.8,
@@ -353,7 +377,8 @@ def build(row: Row) -> Case:
     """Make a case from a row of factors."""
     rng = np.random.default_rng(0)
     config = config_of(row)
-    model = BDH(config)
+    stepping = BDH(config) if config.token_step.slots else None
+    model = BDH(dataclasses.replace(config, token_step=TokenStepConfig()))
     tokens = rng.permutation(VOCAB)[: 2 * LENGTH].reshape(2, LENGTH).astype(np.int32)[: row["batch"]]
 
     masks = row["masks"]
@@ -365,7 +390,7 @@ def build(row: Row) -> Case:
         # At the first token, inside, twice in a row; with "both" also at invalid tokens, which start an episode too.
         reset = np.array([[0, 0, 0, 1, 1, 0, 0, 0], [1, 0, 0, 0, 1, 0, 0, 0]], bool)[: row["batch"]]
     slow = random_weights(row, model, rng)
-    return Case(row, model, slow, random_state(model, rng, len(tokens)), tokens, valid, reset)
+    return Case(row, model, slow, random_state(model, rng, len(tokens)), tokens, valid, reset, stepping)
 
 
 def random_weights(row: Row, model: BDH, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -45,8 +45,8 @@ def test_rows_hold_every_combination(rows, strength):
 
 
 def test_rows_are_few():
-    assert len(covering(FACTORS, 2, possible=possible)) <= 44
-    assert len(full_rows()) <= 220
+    assert len(covering(FACTORS, 2, possible=possible)) <= 48
+    assert len(full_rows()) <= 240
 
 
 @pytest.mark.parametrize(

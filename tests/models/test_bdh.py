@@ -401,5 +401,5 @@ def test_one_token_copies_no_state(monkeypatch):
     status, output, errors = processes.run_text("tests.models.one_token")
     assert status == 0, errors
     # One buffer is for products on their way; copies of two layers' S and ρ would be four.
-    for rule, buffers in json.loads(output).items():
+    for rule, buffers in json.loads(output)["rules"].items():
         assert buffers < 1.5, rule

@@ -307,7 +307,7 @@ def try_rule(rule: str) -> list[Result]:
             case = build(row)
             results += [Result(rule, check, None, is_red(case, check)) for check in checks]
             for name, fault, leaf, noticed_by in trials(row, checks):
-                broken = dataclasses.replace(case, model=Broken(row, case.model, fault, leaf))
+                broken = dataclasses.replace(case, model=Broken(row, case.model, fault, leaf), stepping=None)
                 results += [Result(rule, check, name, is_red(broken, check)) for check in noticed_by]
             jax.clear_caches()
     return results

@@ -33,7 +33,7 @@ from rich.table import Table
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
-NOT_COPIED = (".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info")
+NOT_COPIED = (".git", ".venv*", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info")
 NOT_COPIED_FROM_ROOT = ("runs", "build")  # what was trained and built; packages and tests may have folders of the same name
 TESTS_FAILED = 1  # pytest's exit statuses: 0 all passed, 1 some failed, 2 to 5 nothing was found out
 

@@ -70,7 +70,7 @@ def fast_weight_scan(
       valid: [B, T] bool. An invalid token neither writes nor decays. None: all valid.
       reset: [B, T] bool. S is zero when that token reads: a new episode. None: no resets.
       implementation: "recurrent" scans tokens (the reference), "chunked" scans chunks, "parallel" is one masked product,
-        "pallas" is the compiled kernel (GPU or TPU), "pallas_interpret" the same kernel interpreted anywhere, "auto"
+        "pallas" is the compiled kernel (TPU), "pallas_interpret" the same kernel interpreted anywhere, "auto"
         chooses by length among those that the rule has.
       chunk_size: tokens per chunk of the chunked and Pallas forms.
       final: "full" returns S_T, "mean" its mean over the batch [1, ...], "none" returns None in its place.
@@ -174,6 +174,8 @@ def _run(
         return xla.parallel(stretch, state, dynamics, wanted, correct)
     if form == "chunked":
         return xla.chunked(stretch, state, dynamics, wanted, chunk_size, correct)
+    if form == "pallas":
+        pallas.check_platform()
     return pallas.chunked(stretch, state, dynamics.decay, wanted, chunk_size, interpret=form == "pallas_interpret")
 
 

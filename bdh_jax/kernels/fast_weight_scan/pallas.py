@@ -1,36 +1,43 @@
-"""Pallas form of the scan: one program keeps a tile of S on chip and walks over the chunks.
+"""Pallas form of the scan, for TPUs: S of a head stays in VMEM from the first chunk to the last.
 
-Each program owns a tile [n, d] of one head's S, so S never travels to memory between chunks:
+A program walks over the chunks of a head, and in each chunk over tiles of n neurons:
 
-    read   = (coefficients ⊙ q_tile k_tileᵀ) @ x + λ^n (q_tile @ S_tile)
-    S_tile = λ^n S_tile + k_tileᵀ @ (coefficients ⊙ x)
+    scores += q_tile k_tileᵀ                                 once for all of D
+    read   += λ^n (q_tile @ S_tile)
+    S_tile  = λ^n S_tile + k_tileᵀ @ (coefficients ⊙ x)
+    read   += (coefficients ⊙ scores) @ x                    after the last tile
 
-Reads are linear in the neurons: each tile of neurons writes its part, and the parts are summed outside. Decay, validity and
-resets enter only as the coefficients of ``stretch.coefficients``, made outside from [B, T] masks.
+so that q, k and x are read once, the read is written once, and S moves only at the beginning and the end. Where S of a head does not
+fit, D is split, or the head into groups of neurons, whose reads are summed outside. Decay, validity and resets enter only as the
+coefficients of ``stretch.coefficients``, made outside from [B, T] masks.
 
-On GPU (Triton) a program loops over the chunks with its tile in registers; on TPU (Mosaic) the chunks are the last, sequential
-axis of the grid and the tile is in VMEM. Products follow ``jax.default_matmul_precision``, as those of XLA do. The backward
-pass is that of the XLA form.
+Products follow ``jax.default_matmul_precision``, as those of XLA do. The backward pass is that of the XLA form.
+
+There is none for GPUs. S of a head is megabytes, and a multiprocessor holds 228 KB: it would have to be cut into tiles that each compute
+all scores or each write a read of their own. The H100's compiler counts 268 MB of temporaries for such a kernel against 51 to 192 MB of
+the XLA form, whose S stays in the L2 cache from chunk to chunk (T 512, K 32,768, D 256).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.experimental.pallas import triton as pltriton
 
 from bdh_jax.config import ConfigError
 from bdh_jax.kernels.fast_weight_scan import xla
 from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Final, Rate, Stretch, Wanted
 from bdh_jax.kernels.fast_weight_scan.stretch import coefficients, safe_log
 
-Platform = Literal["gpu", "tpu"]
+VMEM_FOR_STATE = 2**25
+"""Bytes of VMEM that S may take: half of that of the smallest chip with more than 16 MB, which is a v5p."""
+_TILES = (512, 384, 256, 128)
+"""Neurons of a tile, the first that divides their number."""
 
 
 def chunked(
@@ -41,7 +48,6 @@ def chunked(
     chunk_size: int,
     *,
     interpret: bool,
-    platform: Platform | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """The scan as a Pallas kernel; arguments and results as in :func:`xla.parallel`, η and β in keys or values already.
 
@@ -49,17 +55,14 @@ def chunked(
       decay: λ, a scalar or [H].
       chunk_size: wanted tokens per chunk; the kernel takes the nearest size that its hardware multiplies well.
       interpret: run the kernel's interpreter, on any machine.
-      platform: which of the two kernels to use; None means that of this machine ("gpu" when interpreted).
 
     Raises:
-      ConfigError: if the kernel is to be compiled for a machine without GPU or TPU, or in float64 for a TPU.
+      ConfigError: if the kernel is to be compiled in float64, or by :func:`check_platform`.
     """
-    if platform is None:
-        platform = "gpu" if interpret else _platform()
-    if platform == "tpu" and not interpret and stretch.query.dtype == jnp.float64:
+    if not interpret and stretch.query.dtype == jnp.float64:
         raise ConfigError('kernel="pallas" has no float64 on TPU; use kernel="xla" or dtype="float32"')
     decays = not (isinstance(decay, float) and decay == 1.0)
-    options = _Options(wanted.final, wanted.sum_heads, chunk_size, interpret, platform)
+    options = _Options(wanted.final, wanted.sum_heads, chunk_size, interpret)
     rows = stretch.query, stretch.key, stretch.value
     return _scan(options, *rows, state, jnp.asarray(decay) if decays else None, stretch.valid, stretch.reset)
 
@@ -69,17 +72,20 @@ class _Options(NamedTuple):
     sum_heads: bool
     chunk_size: int
     interpret: bool
-    platform: Platform
 
 
-def _platform() -> Platform:
+def check_platform() -> None:
+    """Refuse a machine that the kernel is not for.
+
+    Raises:
+      ConfigError: if this machine has no TPU.
+    """
     backend = jax.default_backend()
-    if backend not in ("gpu", "tpu"):
+    if backend != "tpu":
         raise ConfigError(
-            f'kernel="pallas" needs a GPU or TPU, and this machine has {backend}; use kernel="xla", or '
+            f'kernel="pallas" of this scan needs a TPU, and this machine has {backend}; use kernel="xla", or '
             'kernel="pallas_interpret" to run the kernel in its interpreter'
         )
-    return backend
 
 
 _Array = jax.Array | None
@@ -128,30 +134,35 @@ class _Shape(NamedTuple):
     """Tile sizes, each padded dimension a multiple of its tile."""
 
     chunk: int
-    rows: int  # neurons of a tile of S
-    columns: int  # of D in a tile of S
+    rows: int  # neurons of a tile
+    columns: int  # of D that a program takes
+    groups: int  # of a head's neurons
     length: int
     neurons: int
     width: int
 
+    @property
+    def tiles(self) -> int:
+        """Of neurons, in a group."""
+        return self.neurons // self.rows // self.groups
 
-def _shape(platform: Platform, length: int, neurons: int, width: int, chunk_size: int, item_size: int) -> _Shape:
-    if platform == "gpu":
-        # Powers of two of at least 16, as Triton's products want; the largest that leave a program's operands (in shared
-        # memory) and its tile of S (in registers) room on any GPU of the last years.
-        chunk = _power_of_two(min(chunk_size, length), largest={2: 64, 4: 32}.get(item_size, 16))
-        rows = _power_of_two(neurons, largest=64 if item_size < 8 else 32)
-        columns = _power_of_two(width, largest=128 if item_size < 8 else 32)
-    else:
-        # Blocks of whole (16, 128) tiles: the smallest that hold both float32 and bfloat16.
-        chunk = min(_round_up(chunk_size, 16), _round_up(length, 16), 256)
-        rows = _largest_divisor(_round_up(neurons, 128), (512, 384, 256, 128))
-        columns = _largest_divisor(_round_up(width, 128), (512, 384, 256, 128))
-    return _Shape(chunk, rows, columns, _round_up(length, chunk), _round_up(neurons, rows), _round_up(width, columns))
+    @property
+    def state_nbytes(self) -> int:
+        """Of what a program keeps of S."""
+        return self.neurons // self.groups * self.columns * 4
 
 
-def _power_of_two(size: int, *, largest: int) -> int:
-    return max(16, min(largest, pl.next_power_of_2(size)))
+def _shape(length: int, neurons: int, width: int, chunk_size: int) -> _Shape:
+    # Blocks of whole (16, 128) tiles: the smallest that hold both float32 and bfloat16.
+    chunk = min(_round_up(chunk_size, 16), _round_up(length, 16), 256)
+    rows = _largest_divisor(_round_up(neurons, 128), _TILES)
+    width, neurons = _round_up(width, 128), _round_up(neurons, rows)
+    per_row = VMEM_FOR_STATE // 4 // neurons // 128 * 128
+    columns = _largest_divisor(width, tuple(range(min(max(per_row, 128), width), 0, -128)))
+    groups = next(
+        g for g in range(1, neurons // rows + 1) if neurons // rows % g == 0 and neurons // g * columns * 4 <= VMEM_FOR_STATE
+    )
+    return _Shape(chunk, rows, columns, groups, _round_up(length, chunk), neurons, width)
 
 
 def _round_up(size: int, multiple: int) -> int:
@@ -175,7 +186,7 @@ def _run(
     batch, heads, length, neurons = query.shape
     width = value.shape[-1]
     dtype = jnp.promote_types(jnp.float32, query.dtype)
-    shape = _shape(options.platform, length, neurons, width, options.chunk_size, query.dtype.itemsize)
+    shape = _shape(length, neurons, width, options.chunk_size)
     found = _of_chunks(shape, length, dtype, decay, valid, reset)
 
     query, key = (_pad(_pad(a, shape.length, -2), shape.neurons, -1) for a in (query, key))
@@ -187,15 +198,14 @@ def _run(
         arrays.append(state.reshape(batch * heads, shape.neurons, shape.width))
     arrays, varying = _vary_together(arrays)
 
-    tiles = (shape.neurons // shape.rows, shape.width // shape.columns)
-    outputs = [jax.ShapeDtypeStruct((batch * heads, tiles[0], shape.length, shape.width), dtype, **varying)]
+    outputs = [jax.ShapeDtypeStruct((batch * heads * shape.groups, shape.length, shape.width), dtype, **varying)]
     if options.final == "full":
         outputs.append(jax.ShapeDtypeStruct((batch * heads, shape.neurons, shape.width), dtype, **varying))
-    build = _gpu_call if options.platform == "gpu" else _tpu_call
-    call = build(shape, heads, arrays, outputs, has_state=state is not None, interpret=options.interpret)
-    read, *next_state = call(*arrays)
+    read, *next_state = _call(shape, heads, arrays, outputs, has_state=state is not None, interpret=options.interpret)(
+        *arrays
+    )
 
-    read = read.reshape(batch, heads, tiles[0], shape.length, shape.width)[..., :length, :width]
+    read = read.reshape(batch, heads, shape.groups, shape.length, shape.width)[..., :length, :width]
     read = jnp.sum(read, axis=(1, 2) if options.sum_heads else 2).reshape(batch, -1, length, width)
     if not next_state:
         return read, None
@@ -242,134 +252,106 @@ def _vary_together(arrays: list[jax.Array]) -> tuple[list[jax.Array], dict[str, 
     return arrays, {"manual_axis_type": jax.typeof(arrays[0]).manual_axis_type}
 
 
-def _chunk(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    causal: jax.Array,
-    initial: jax.Array,
-    written: jax.Array,
-    kept: jax.Array,
-    state: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """One chunk against one tile: query, key [C, n]; value [C, d]; state [n, d]. Returns its part of the read and the state."""
-
-    def dot(a: jax.Array, b: jax.Array, contract: tuple[tuple[int], tuple[int]]) -> jax.Array:
-        return jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=state.dtype)
-
-    scores = dot(query, key, ((1,), (1,))) * causal
-    read = dot(scores.astype(value.dtype), value, ((1,), (0,)))
-    read = read + initial * dot(query.astype(state.dtype), state, ((1,), (0,)))
-    return read, kept * state + dot(key, (written * value).astype(key.dtype), ((0,), (0,)))
-
-
-def _unpack(refs: tuple[Any, ...], has_state: bool, writes: bool) -> tuple[Any, Any, Any, Any]:
-    """The kernel's arguments after query, key and value: four coefficients, the first state if any; the read, the last state if any."""
-    first = refs[4] if has_state else None
-    last = refs[5 + has_state] if writes else None
-    return refs[:4], first, refs[4 + has_state], last
-
-
-def _gpu_call(
+def _call(
     shape: _Shape, heads: int, arrays: list[jax.Array], outputs: list[Any], *, has_state: bool, interpret: bool
 ) -> Callable[..., list[jax.Array]]:
-    """Grid: heads of all examples × tiles of N × tiles of D. Every program sees the whole sequence of its tile."""
-    count = shape.length // shape.chunk
+    """Grid: groups of neurons of all heads × parts of D × chunks × tiles of neurons. The last two in order, with S in VMEM."""
+    count, tiles, writes = shape.length // shape.chunk, shape.tiles, len(outputs) > 1
 
     def kernel(query: Any, key: Any, value: Any, *refs: Any) -> None:
-        found, first, read, last = _unpack(refs, has_state, len(outputs) > 1)
+        *refs, state, scores = refs
+        found, first, read, last = (
+            refs[:4],
+            refs[4] if has_state else None,
+            refs[4 + has_state],
+            refs[5 + has_state] if writes else None,
+        )
+        causal, initial, written, kept = found
+        chunk, tile = pl.program_id(2), pl.program_id(3)
+        here = pl.ds(pl.multiple_of(tile * shape.rows, shape.rows), shape.rows)
 
-        def body(index: jax.Array, state: jax.Array) -> jax.Array:
-            here = pl.ds(index * shape.chunk, shape.chunk)
-            here_found = [ref[index if ref.shape[0] > 1 else 0] for ref in found]
-            read[here, :], state = _chunk(query[here, :], key[here, :], value[here, :], *here_found, state)
-            return state
+        def dot(a: jax.Array, b: jax.Array, contract: tuple[tuple[int], tuple[int]]) -> jax.Array:
+            return jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=state.dtype)
 
-        state = jnp.zeros((shape.rows, shape.columns), read.dtype) if first is None else first[...]
-        state = jax.lax.fori_loop(jnp.int32(0), jnp.int32(count), body, state)
+        @pl.when(chunk == 0)
+        def _() -> None:
+            zeros = jnp.zeros((shape.rows, shape.columns), state.dtype)
+            state[here, :] = zeros if first is None else first[...]
+
+        @pl.when(tile == 0)
+        def _() -> None:
+            read[...] = jnp.zeros(read.shape, read.dtype)
+            scores[...] = jnp.zeros(scores.shape, scores.dtype)
+
+        before = state[here, :]
+        scores[...] += dot(query[...], key[...], ((1,), (1,)))
+        read[...] += initial[...] * dot(query[...].astype(state.dtype), before, ((1,), (0,)))
+        after = kept[...] * before + dot(key[...], (written[...] * value[...]).astype(key.dtype), ((0,), (0,)))
+        state[here, :] = after
         if last is not None:
-            last[...] = state
+            last[...] = after
+
+        @pl.when(tile == tiles - 1)
+        def _() -> None:
+            read[...] += dot((scores[...] * causal[...]).astype(value.dtype), value[...], ((1,), (0,)))
 
     def found_spec(array: jax.Array) -> pl.BlockSpec:
-        example, _, head = (size > 1 for size in array.shape[:3])
+        example, chunk, head = (size > 1 for size in array.shape[:3])
 
-        def index(i: Any, n: Any, d: Any) -> tuple[Any, ...]:
-            return i // heads if example else 0, 0, i % heads if head else 0, 0, 0
+        def index(i: Any, d: Any, c: Any, n: Any) -> tuple[Any, ...]:
+            of_head = i // shape.groups
+            return of_head // heads if example else 0, c if chunk else 0, of_head % heads if head else 0, 0, 0
 
-        return pl.BlockSpec((None, array.shape[1], None, *array.shape[3:]), index)
+        return pl.BlockSpec((None, None, None, *array.shape[3:]), index)
 
-    rows = pl.BlockSpec((None, shape.length, shape.rows), lambda i, n, d: (i, 0, n))
-    tile = pl.BlockSpec((None, shape.rows, shape.columns), lambda i, n, d: (i, n, d))
+    def tile_spec(chunk: int, otherwise: int) -> pl.BlockSpec:
+        """A tile of S for each tile of one chunk. In the others it stays where it is, so that nothing moves."""
+
+        def index(i: Any, d: Any, c: Any, n: Any) -> tuple[Any, ...]:
+            return i // shape.groups, i % shape.groups * tiles + jnp.where(c == chunk, n, otherwise), d
+
+        return pl.BlockSpec((None, shape.rows, shape.columns), index)
+
+    rows = pl.BlockSpec(
+        (None, shape.chunk, shape.rows), lambda i, d, c, n: (i // shape.groups, c, i % shape.groups * tiles + n)
+    )
+    blocks = 4 * (2 * shape.rows * (shape.chunk + 2 * shape.columns) + 2 * shape.chunk * (shape.columns + shape.chunk))
     return pl.pallas_call(
         kernel,
-        grid=(arrays[0].shape[0], shape.neurons // shape.rows, shape.width // shape.columns),
+        grid=(arrays[0].shape[0] * shape.groups, shape.width // shape.columns, count, tiles),
         in_specs=[
             rows,
             rows,
-            pl.BlockSpec((None, shape.length, shape.columns), lambda i, n, d: (i // heads, 0, d)),
+            pl.BlockSpec((None, shape.chunk, shape.columns), lambda i, d, c, n: (i // shape.groups // heads, c, d)),
             *map(found_spec, arrays[3:7]),
-            *[tile] * has_state,
+            *[tile_spec(0, tiles - 1)] * has_state,
         ],
         out_specs=[
-            pl.BlockSpec((None, None, shape.length, shape.columns), lambda i, n, d: (i, n, 0, d)),
-            *[tile] * (len(outputs) - 1),
+            pl.BlockSpec((None, shape.chunk, shape.columns), lambda i, d, c, n: (i, c, d)),
+            *[tile_spec(count - 1, 0)] * writes,
         ],
         out_shape=outputs,
-        compiler_params=pltriton.CompilerParams(num_warps=8, num_stages=1),
+        scratch_shapes=[
+            pltpu.VMEM((shape.neurons // shape.groups, shape.columns), outputs[0].dtype),
+            pltpu.VMEM((shape.chunk, shape.chunk), outputs[0].dtype),
+        ],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=max(2**24, shape.state_nbytes + 4 * blocks),
+        ),
+        cost_estimate=_cost(shape, arrays, outputs),
         interpret=interpret,
         name="fast_weight_scan",
     )
 
 
-def _tpu_call(
-    shape: _Shape, heads: int, arrays: list[jax.Array], outputs: list[Any], *, has_state: bool, interpret: bool
-) -> Callable[..., list[jax.Array]]:
-    """Grid: heads of all examples × tiles of N × tiles of D × chunks, the last one in order with S in VMEM."""
-    count = shape.length // shape.chunk
-
-    def kernel(query: Any, key: Any, value: Any, *refs: Any) -> None:
-        *refs, state = refs
-        found, first, read, last = _unpack(refs, has_state, len(outputs) > 1)
-        index = pl.program_id(3)
-
-        @pl.when(index == 0)
-        def _() -> None:
-            state[...] = jnp.zeros(state.shape, state.dtype) if first is None else first[...]
-
-        read[...], state[...] = _chunk(query[...], key[...], value[...], *(ref[...] for ref in found), state[...])
-        if last is not None:
-
-            @pl.when(index == count - 1)
-            def _() -> None:
-                last[...] = state[...]
-
-    def found_spec(array: jax.Array) -> pl.BlockSpec:
-        example, chunk, head = (size > 1 for size in array.shape[:3])
-
-        def index(i: Any, n: Any, d: Any, c: Any) -> tuple[Any, ...]:
-            return i // heads if example else 0, c if chunk else 0, i % heads if head else 0, 0, 0
-
-        return pl.BlockSpec((None, None, None, *array.shape[3:]), index)
-
-    rows = pl.BlockSpec((None, shape.chunk, shape.rows), lambda i, n, d, c: (i, c, n))
-    tile = pl.BlockSpec((None, shape.rows, shape.columns), lambda i, n, d, c: (i, n, d))
-    return pl.pallas_call(
-        kernel,
-        grid=(arrays[0].shape[0], shape.neurons // shape.rows, shape.width // shape.columns, count),
-        in_specs=[
-            rows,
-            rows,
-            pl.BlockSpec((None, shape.chunk, shape.columns), lambda i, n, d, c: (i // heads, c, d)),
-            *map(found_spec, arrays[3:7]),
-            *[tile] * has_state,
-        ],
-        out_specs=[
-            pl.BlockSpec((None, None, shape.chunk, shape.columns), lambda i, n, d, c: (i, n, c, d)),
-            *[tile] * (len(outputs) - 1),
-        ],
-        out_shape=outputs,
-        scratch_shapes=[pltpu.VMEM((shape.rows, shape.columns), outputs[0].dtype)],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
-        interpret=interpret,
-        name="fast_weight_scan",
+def _cost(shape: _Shape, arrays: list[jax.Array], outputs: list[Any]) -> pl.CostEstimate:
+    """What the products are and what moves: arrays once, queries and keys for every part of D."""
+    parts, programs = shape.width // shape.columns, arrays[0].shape[0]
+    per_token = shape.neurons * (2 * shape.width + parts * shape.chunk) + shape.chunk * shape.width
+    moved = [array.size * array.dtype.itemsize for array in (*arrays, *outputs)]
+    return pl.CostEstimate(
+        flops=2 * programs * shape.length * per_token,
+        transcendentals=0,
+        bytes_accessed=sum(moved) + (parts - 1) * sum(moved[:2]) + (programs // arrays[2].shape[0] - 1) * moved[2],
     )

@@ -1,0 +1,1 @@
+"""Cases of every kernel, a file each: `cases(platform)` lists them."""

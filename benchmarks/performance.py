@@ -1,0 +1,95 @@
+"""Fill in the tables of docs/performance.md from benchmarks/results.
+
+    python benchmarks/performance.py
+
+Each table stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->``; what is between is replaced, the text around it stays.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = ROOT / "docs" / "performance.md"
+RESULTS = ROOT / "benchmarks" / "results"
+COMPILED = ("compiled_tpu", "compiled_gpu")
+
+
+def compiled() -> str:
+    """Megabytes of temporaries on every chip, and what a TPU's compiler counts, of everything but odd sizes."""
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    chips: list[str] = []
+    for name in COMPILED:
+        for entry in _read(name)["compiled"]:
+            if entry["chip"] not in chips:
+                chips.append(entry["chip"])
+            if not entry["size"].startswith("odd"):
+                found.setdefault((entry["program"], entry["size"]), {})[entry["chip"]] = entry
+    rows = []
+    for (program, size), by_chip in found.items():
+        any_chip = next(iter(by_chip.values()))
+        temporaries = [f"{by_chip[chip]['temp'] / 1e6:,.1f}" if chip in by_chip else "" for chip in chips]
+        counted = by_chip.get("v5e", {})
+        costs = [f"{counted[key] / scale:,.1f}" if key in counted else "" for key, scale in (("flops", 1e9), ("bytes", 1e6))]
+        rows.append([program, size, f"{any_chip['argument'] / 1e6:,.1f}", *temporaries, *costs])
+    versions = {package: version for name in COMPILED for package, version in _read(name)["versions"].items()}
+    head = ["program", "size", "arguments", *chips, "GFLOP (v5e)", "MB moved (v5e)"]
+    said = ", ".join(f"{package} {version}" for package, version in versions.items())
+    return (
+        _table(head, rows) + f"\n\nMegabytes (10⁶ bytes) of arguments, and of temporaries by chip. Compiled with {said}.\n"
+    )
+
+
+def row_add() -> str:
+    """Consolidation of a tenth of the rows."""
+    found = _read("row_add_cpu")
+    dense = found["results"]["dense"]["bytes"]
+    rows = []
+    for name, entry in found["results"].items():
+        time, faster = entry["seconds"], entry["dense_over_this"]
+        rows.append(
+            [
+                name,
+                f"{time['median'] * 1e3:.2f} ({time['low'] * 1e3:.2f}–{time['high'] * 1e3:.2f})",
+                f"{faster['median']:.2f} ({faster['low']:.2f}–{faster['high']:.2f})",
+                f"{entry['bytes'] / 1e6:.1f}",
+                f"{entry['bytes'] / dense:.0%}",
+                "" if entry["claim"] is None else f"≥ {entry['claim']:g}",
+            ]
+        )
+    return _table(["form", "ms", "dense ÷ this", "MB that move", "of dense", "claim"], rows) + "\n"
+
+
+TABLES: dict[str, Callable[[], str]] = {"compiled": compiled, "row_add": row_add}
+
+
+def filled(text: str) -> str:
+    """``text`` with every table as the results have it.
+
+    Raises:
+      ValueError: for a table without its place.
+    """
+    for name, table in TABLES.items():
+        place = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.DOTALL)
+        if not place.search(text):
+            raise ValueError(f"docs/performance.md has no place for {name}: <!-- {name} --> and <!-- end of {name} -->")
+        found = f"\n{table()}\n"
+        text = place.sub(lambda _, found=found: found, text)
+    return text
+
+
+def _read(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
