@@ -27,7 +27,8 @@ import jax.numpy as jnp
 import measure
 import numpy as np
 
-from bdh_jax.kernels.row_add import largest, row_add
+from bdh_jax.kernels.row_add import row_add
+from bdh_jax.layers.largest import largest
 
 GIVEN, SELECTED, BYTES = 3.0, 1.8, 0.6
 RATE = 0.5

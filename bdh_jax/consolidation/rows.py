@@ -30,7 +30,8 @@ from bdh_jax.consolidation.base import (
     factory,
 )
 from bdh_jax.fast_weights.state import Activity, FastState
-from bdh_jax.kernels.row_add import largest, row_add
+from bdh_jax.kernels.row_add import row_add
+from bdh_jax.layers.largest import largest
 from bdh_jax.types import Slow
 
 Target = Literal["synapse", "decoder"]

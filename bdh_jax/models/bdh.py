@@ -2,7 +2,8 @@
 
 One layer, applied L times with the same weights (arXiv 2509.26507 and its published code):
 
-    code = relu(x @ encoder)                                   sparse, positive
+    code = relu(x @ encoder)                                   sparse, positive; with code_top_k = k what the k largest have
+                                                               above the next one
     a    = LN(Σ_{s<t} μ^(t−s−1) (rope(code_t) · rope(code_s)) x_s)   linear attention, strictly past; μ = 1 unless configured
     gate = relu(a @ encoder_v)
     y    = LN((code * gate) @ decoder + r)
@@ -52,6 +53,7 @@ from bdh_jax.fast_weights.state import (
 from bdh_jax.kernels import token_step
 from bdh_jax.kernels.fast_weight_scan import dispatch, fast_weight_scan
 from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Stretch
+from bdh_jax.layers.activity import above_the_rest, active_share
 from bdh_jax.layers.norm import layer_norm
 from bdh_jax.layers.projections import decode, encode, encode_by_head
 from bdh_jax.layers.rotary import rope, rope_angles, rope_frequencies
@@ -95,6 +97,12 @@ class BDHConfig(ModelConfig):
     dropout: float = 0.1
     dtype: DType = "float32"
     """Compute dtype. Parameters and fast weights are float32 (float64 when this is float64)."""
+    code_top_k: int | None = None
+    """k: of a token's code, over all heads, the k largest numbers are left, less the next largest, so that at most k neurons are active
+    and a rounding moves a code by a rounding. The limit carries no gradient. None leaves the code as it is."""
+    activity_penalty: float = 0.0
+    """Added to the loss, times (Σ code)² / (K Σ code²), the share of neurons that would be active if all active ones were equally so, in
+    the mean over layers and tokens (Hoyer-square; Yang, Wen, Li, DeepHoyer, ICLR 2020). It does not change with the scale of the code."""
     init_std: float = 0.02
     """Standard deviation of the initial weights."""
     rope_theta: float = 65536.0
@@ -115,7 +123,7 @@ class BDHConfig(ModelConfig):
     """Recompute each layer in the backward pass instead of keeping its activations."""
     fast: FastWeightConfig = FastWeightConfig()
     """The fast weights."""
-    token_step: TokenStepConfig = TokenStepConfig()
+    token_step: TokenStepConfig = dataclasses.field(default=TokenStepConfig(), metadata=HOW)
     """How calls of one token read and write: speed, never the function. ``bdh generate`` chooses it from what is active."""
 
     def __post_init__(self) -> None:
@@ -138,6 +146,11 @@ class BDHConfig(ModelConfig):
             f"embedding pairs them; use n_neurons={self._round_neurons()}",
         )
         require(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
+        require(
+            self.code_top_k is None or 1 <= self.code_top_k < self.n_neurons,
+            f"code_top_k={self.code_top_k} must lie in [1, n_neurons − 1 = {self.n_neurons - 1}], or be None to keep every neuron's code",
+        )
+        require(self.activity_penalty >= 0, f"activity_penalty={self.activity_penalty} must be ≥ 0; 0 adds nothing")
         require(self.init_std > 0, f"init_std={self.init_std} must be positive")
         require(self.rope_theta > 1, f"rope_theta={self.rope_theta} must be greater than 1")
         require_choice("dtype", self.dtype, DType)
@@ -558,6 +571,8 @@ def layer(
     # What every shard does with x meets here again in the gradient: one sum over the mesh, D wide.
     local = vary_like(x, encoder)
     code = jax.nn.relu(encode(local, encoder))
+    if config.code_top_k is not None:
+        code = above_the_rest(code, config.code_top_k, axes.sum_over_rows)
     attended, next_state, over_budget = _attend(code, local, state, call, setup)
     attended = layer_norm(axes.sum_within_head(attended)).astype(dtype)
     gate, over = _gate(attended, code, weights, setup)
@@ -584,8 +599,14 @@ def layer(
     # On a mesh every shard has the part of its own neurons.
     summed = {name: axes.sum_over_rows(taps[name]) for name in ("decoded", "read") if name in setup.call.collect}
     wanted = next_state if setup.call.final != "none" else None
+    losses = {}
+    if config.activity_penalty:
+        share = active_share(code, config.n_neurons, axes.sum_over_rows)
+        if call.masks.valid is not None:
+            share = jnp.where(call.masks.valid, share, jnp.zeros((), share.dtype))
+        losses["activity"] = config.activity_penalty / config.n_layer * jnp.mean(share)
     metrics = None if setup.token_step is None else {"over_budget": jnp.any(over_budget).astype(config.state_dtype)}
-    return LayerOutput(layer_norm(x + y), wanted, {**taps, **summed}, metrics=metrics)
+    return LayerOutput(layer_norm(x + y), wanted, {**taps, **summed}, losses=losses, metrics=metrics)
 
 
 def _attend(

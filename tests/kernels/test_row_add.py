@@ -12,7 +12,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bdh_jax.config import ConfigError
-from bdh_jax.kernels.row_add import largest, pallas_gpu, pallas_tpu, row_add
+from bdh_jax.kernels.row_add import pallas_gpu, pallas_tpu, row_add
+from bdh_jax.layers.largest import largest
 
 
 def _arrays(*shape: int, dtype: jnp.dtype = jnp.float32) -> tuple[jax.Array, jax.Array]:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from bdh_jax.kernels.row_add import pallas_gpu, pallas_tpu
-from bdh_jax.kernels.row_add.select import largest
 from bdh_jax.kernels.token_step.xla import active_rows
+from bdh_jax.layers.largest import largest
 from benchmarks.compilers.cases import Case, lowering
 
 SIZES = {"odd": (1001, 384, 37), "published": (32768, 256, 3276), "six layers": (6 * 32768, 256, 6 * 3276)}
