@@ -125,6 +125,8 @@ def _token(
     x = _norm(slow["embed"][token])
     for layer in range(config.n_layer):
         code = np.maximum(np.einsum("d,dhn->hn", x, slow["encoder"]), 0)
+        if config.code_top_k is not None:
+            code = np.maximum(code - np.sort(code, axis=None)[-config.code_top_k - 1], 0)
         if config.attention == "rope":
             query = key = _rotate(code, state.position, config.rope_theta)
         else:

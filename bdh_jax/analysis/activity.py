@@ -38,6 +38,6 @@ def _shares(config: BDHConfig, slow: Slow, tokens: jax.Array, valid: jax.Array) 
 
     def share(active: jax.Array) -> jax.Array:
         by_token = jnp.mean(active, axis=(2, 4), dtype=jnp.float32)  # [L, B, T]
-        return jnp.sum(by_token * valid, axis=(1, 2)) / jnp.maximum(jnp.sum(valid), 1)
+        return jnp.sum(by_token * valid[None], axis=(1, 2)) / jnp.maximum(jnp.sum(valid), 1)
 
     return {"code": share(code), "gate": share(gate), "gated": share(code & gate)}
