@@ -15,7 +15,9 @@ from bdh_jax.models.bdh import BDH, BDHConfig
 from bdh_jax.types import Slow
 
 
-def active_shares(config: BDHConfig, slow: Slow, tokens: np.ndarray, valid: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def active_shares(
+    config: BDHConfig, slow: Slow, tokens: np.ndarray, valid: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """The share of K neurons that are active at a token, in the mean over tokens.
 
     Args:

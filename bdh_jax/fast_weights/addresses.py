@@ -32,17 +32,26 @@ def address_code(code: jax.Array, norm: str, active: int, axes: ShardAxes) -> ja
     return jnp.where(code >= largest[:, None, :, -1:], code, jnp.zeros((), code.dtype))
 
 
-def address_scale(code: jax.Array, norm: str, axes: ShardAxes) -> jax.Array:
+def address_scale(code: jax.Array, norm: str, axes: ShardAxes, squares: jax.Array | None = None) -> jax.Array:
     """What a code [B, H, T, N] is multiplied by to become an address: [B, 1, T, 1], float32 or wider.
 
     "none" leaves the code as it is, "sum" limits its sum to 1, the others keep its direction and make its length 1. Norms are over
     all K = H·N neurons, on every shard of ``axes``.
+
+    Args:
+      code: [B, H, T, N].
+      norm: of the configuration.
+      axes: of the mesh.
+      squares: the sum of its squares, [B, H, T] or [B, 1, T], where it is known.
     """
     wide = code.astype(jnp.promote_types(jnp.float32, code.dtype))
     if norm == "none":
         return jnp.ones_like(wide[:, :1, :, :1])
-    rows = jnp.swapaxes(wide, 1, 2).reshape(code.shape[0], code.shape[2], -1)  # [B, T, K]
-    total = jnp.sum(rows if norm == "sum" else jnp.square(rows), axis=-1)
+    if norm != "sum" and squares is not None:
+        total = jnp.sum(squares, axis=1)
+    else:
+        rows = jnp.swapaxes(wide, 1, 2).reshape(code.shape[0], code.shape[2], -1)  # [B, T, K]
+        total = jnp.sum(rows if norm == "sum" else jnp.square(rows), axis=-1)
     total = axes.sum_over_rows(total)[:, None, :, None]
     return 1 / jnp.maximum(total, 1) if norm == "sum" else jax.lax.rsqrt(total + ADDRESS_NORM_EPSILON)
 
@@ -61,21 +70,65 @@ def shift_to_previous(
     Returns:
       previous [B, H, T, N], and the value to carry on [B, H, N].
     """
-    batch, _, length, _ = current.shape
     first = jnp.zeros_like(current[:, :, 0]) if carried is None else carried.astype(current.dtype)
     if valid is None and reset is None:
         return jnp.concatenate([first[:, :, None], current[:, :, :-1]], axis=2), current[:, :, -1]
     extended = jnp.concatenate([first[:, :, None], current], axis=2)  # entry t is the value of token t − 1
-    time = jnp.arange(1, length + 1)[None]
-    # source [B, T + 1]: where in `extended` the last valid token strictly before each token lies; 0 is the carried value.
-    stored = jnp.broadcast_to(time, (batch, length)) if valid is None else jnp.where(valid, time, 0)
-    source = jnp.pad(jax.lax.cummax(stored, axis=1), ((0, 0), (1, 0)))
-    if reset is not None:
-        # Token t (1-based) that resets may only see tokens ≥ t; the end of the sequence inherits the last episode's start.
-        start = jax.lax.cummax(jnp.where(reset, time, 0), axis=1)
-        start = jnp.concatenate([start, start[:, -1:]], axis=1)
-        inside = source >= start
+    source, inside = _previous(valid, reset, current.shape[0], current.shape[2])
     previous = jnp.take_along_axis(extended, source[:, None, :, None], axis=2)
-    if reset is not None:
+    if inside is not None:
         previous = jnp.where(inside[:, None, :, None], previous, jnp.zeros((), previous.dtype))
     return previous[:, :, :-1], previous[:, :, -1]
+
+
+def scores_of_previous(
+    scores: jax.Array,
+    query: jax.Array,
+    carried: jax.Array | None,
+    valid: jax.Array | None,
+    reset: jax.Array | None,
+) -> jax.Array:
+    """q_t · k_s where k is what :func:`shift_to_previous` makes of the values v, from q_t · v_s: no array of neurons is copied.
+
+    Args:
+      scores: q_t · v_s, [B, H, T, T].
+      query: q, [B, H, T, N].
+      carried: [B, H, N], the value before the first token; None for zeros.
+      valid: [B, T] bool or None.
+      reset: [B, T] bool or None.
+
+    Returns:
+      [B, H, T, T].
+    """
+    if carried is None:
+        first = jnp.zeros_like(scores[..., :1])
+    else:
+        first = jnp.einsum("bhtn,bhn->bht", query, carried.astype(query.dtype), preferred_element_type=scores.dtype)[
+            ..., None
+        ]
+    if valid is None and reset is None:
+        return jnp.concatenate([first, scores[..., :-1]], axis=-1)
+    extended = jnp.concatenate([first, scores], axis=-1)
+    source, inside = _previous(valid, reset, scores.shape[0], scores.shape[2])
+    previous = jnp.take_along_axis(extended, source[:, None, None, :-1], axis=-1)
+    return previous if inside is None else jnp.where(inside[:, None, None, :-1], previous, jnp.zeros((), previous.dtype))
+
+
+def _previous(
+    valid: jax.Array | None, reset: jax.Array | None, batch: int, length: int
+) -> tuple[jax.Array, jax.Array | None]:
+    """Where the last valid token strictly before each token lies, and before the one after the last.
+
+    Returns:
+      [B, T + 1] in 0 … T: 1 is the first token, 0 what is carried; and bool [B, T + 1], whether it is of the same episode, or None for
+      everywhere.
+    """
+    time = jnp.arange(1, length + 1)[None]
+    stored = jnp.broadcast_to(time, (batch, length)) if valid is None else jnp.where(valid, time, 0)
+    source = jnp.pad(jax.lax.cummax(stored, axis=1), ((0, 0), (1, 0)))
+    if reset is None:
+        return source, None
+    # Token t (1-based) that resets may only see tokens ≥ t; the end of the sequence inherits the last episode's start.
+    start = jax.lax.cummax(jnp.where(reset, time, 0), axis=1)
+    start = jnp.concatenate([start, start[:, -1:]], axis=1)
+    return source, source >= start

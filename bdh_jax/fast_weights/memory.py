@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bdh_jax.fast_weights.addresses import address_code, address_scale, shift_to_previous
+from bdh_jax.fast_weights.addresses import address_code, address_scale, scores_of_previous, shift_to_previous
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.fast_weights.masks import Masks, Places, keep
 from bdh_jax.fast_weights.rules import scan_rule
 from bdh_jax.fast_weights.rules.base import Rule
 from bdh_jax.fast_weights.state import LayerState, Memory, RecentWrites, RuleState, Use
 from bdh_jax.kernels import token_step
-from bdh_jax.kernels.fast_weight_scan import fast_weight_scan
+from bdh_jax.kernels.fast_weight_scan import fast_weight_scan, own_scores
 from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Final, Stretch
 from bdh_jax.kernels.fast_weight_scan.stretch import coefficients, safe_log
 from bdh_jax.layers.projections import decode
@@ -100,10 +100,12 @@ class Address(NamedTuple):
     Attributes:
       code: [B, H, T, N].
       scale: [B, 1, T, 1], float32 or wider.
+      scores: of the codes among themselves, [B, H, T, T], where the write takes them; [B, 1, T, T] where heads have the same rates.
     """
 
     code: jax.Array
     scale: jax.Array
+    scores: jax.Array | None = None
 
     def formed(self, dtype: Any) -> jax.Array:
         """The addresses themselves, [B, H, T, N]."""
@@ -187,7 +189,6 @@ def read_and_write(
     """
     config, rule = setup.config, setup.rule
     source = address_code(source, config.address_norm, config.address_active, setup.axes)
-    address = Address(source, address_scale(source, config.address_norm, setup.axes))
     seen = jax.lax.stop_gradient(x) if config.write_gradient == "stop" else x
     write_gate = None if rule.gate is None else rule.gate(weights.rule, seen)
     dynamics = setup.dynamics(weights)
@@ -195,6 +196,16 @@ def read_and_write(
         dynamics = rule.dynamics(weights.rule, seen, dynamics)
         if not setup.first:  # a shared S decays with the first layer only, by a rule's own rate too
             dynamics = dynamics._replace(decay=1.0)
+    scores = squares = None
+    if setup.form == "parallel" and rule.linear and not _of_rows(dynamics):
+        rows = source if _of_heads(dynamics) else _one_head(source)
+        if config.write_gradient == "stop":
+            stopped = jax.lax.stop_gradient(rows)
+            scores = jnp.einsum("bhtn,bhsn->bhts", rows, stopped, preferred_element_type=setup.state_dtype)
+        else:
+            scores = own_scores(rows)
+            squares = jnp.diagonal(scores, axis1=2, axis2=3)
+    address = Address(source, address_scale(source, config.address_norm, setup.axes, squares), scores)
     pace = Pace(dynamics, write_gate)
     write = _write_factored if rule.linear else _write_formed
     written = write(weights, address, x, pace, state, call, setup)
@@ -221,6 +232,22 @@ def read_and_write(
     return Used(read, address.formed(setup.dtype), over_budget), next_state
 
 
+def _of_rows(dynamics: Dynamics) -> bool:
+    """Whether rows of a head have rates of their own."""
+    return any(jnp.ndim(rate) == 4 and jnp.shape(rate)[3] > 1 for rate in dynamics)
+
+
+def _of_heads(dynamics: Dynamics) -> bool:
+    """Whether heads have rates of their own."""
+    return any(jnp.ndim(rate) == 1 or (jnp.ndim(rate) == 4 and jnp.shape(rate)[1] > 1) for rate in dynamics)
+
+
+def _one_head(rows: jax.Array) -> jax.Array:
+    """[B, H, T, N] → [B, 1, T, K]."""
+    rows = jnp.swapaxes(rows, 1, 2)
+    return rows.reshape(*rows.shape[:2], -1)[:, None]
+
+
 def _write_factored(
     weights: MemoryWeights,
     address: Address,
@@ -244,7 +271,16 @@ def _write_factored(
     value = (x * key_scale[:, 0]).astype(dtype)
     if config.write_gradient == "stop":
         key, value = jax.lax.stop_gradient((key, value))
-    scanned = _scan(address.code, key, value, pace, state, call, setup)
+    scores = address.scores
+    if scores is not None and config.address == "previous":
+        carried = state.previous_address
+        if carried is not None and config.write_gradient == "stop":
+            carried = jax.lax.stop_gradient(carried)
+        query = address.code
+        if scores.shape[1] == 1:
+            query, carried = _one_head(query), None if carried is None else carried.reshape(carried.shape[0], 1, -1)
+        scores = scores_of_previous(scores, query, carried, valid, reset)
+    scanned = _scan(address.code, key, value, pace, state, call, setup, scores)
     return Written(scanned._replace(read=address.scale[:, 0] * scanned.read), key, value, previous_address)
 
 
@@ -282,6 +318,7 @@ def _scan(
     state: LayerState,
     call: Call,
     setup: MemorySetup,
+    scores: jax.Array | None = None,
 ) -> Scanned:
     """The rule's scan over the tokens."""
     config = setup.config
@@ -309,6 +346,7 @@ def _scan(
         sum_heads=True,
         rule=rule,
         write_gate=pace.write_gate,
+        scores=scores,
     )
     return Scanned(*scanned)
 

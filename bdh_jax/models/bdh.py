@@ -33,7 +33,7 @@ from jax.sharding import Mesh
 
 from bdh_jax.config import ConfigError, check_types, require, require_choice, require_sizes
 from bdh_jax.config.identity import HOW
-from bdh_jax.fast_weights.addresses import shift_to_previous
+from bdh_jax.fast_weights.addresses import scores_of_previous, shift_to_previous
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.fast_weights.masks import Places, keep
 from bdh_jax.fast_weights.memory import Call as MemoryCall
@@ -51,7 +51,7 @@ from bdh_jax.fast_weights.state import (
     declare,
 )
 from bdh_jax.kernels import token_step
-from bdh_jax.kernels.fast_weight_scan import dispatch, fast_weight_scan
+from bdh_jax.kernels.fast_weight_scan import dispatch, fast_weight_scan, own_scores
 from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Stretch
 from bdh_jax.layers.activity import above_the_rest, active_share
 from bdh_jax.layers.norm import layer_norm
@@ -632,6 +632,11 @@ def _attend(
             token, state.attention, state.recent.arrays, dynamics, budget=budget, group=group
         )
         return attended, LayerState(state.attention, previous_code, recent=RecentWrites(*recent)), over
+    form, scores = setup.form(x.shape[1]), None
+    if form == "parallel":
+        scores = own_scores(query)
+        if call.extra is None:
+            scores = scores_of_previous(scores, query, state.previous_code, call.masks.valid, call.masks.reset)
     attended, attention = fast_weight_scan(
         query,
         key,
@@ -640,9 +645,10 @@ def _attend(
         decay=decay,
         valid=call.masks.writes,
         reset=call.masks.reset,
-        implementation=setup.form(x.shape[1]),
+        implementation=form,
         chunk_size=config.chunk_size,
         final="full" if setup.call.final == "full" else "none",
+        scores=scores,
     )
     return attended, LayerState(attention, previous_code), False
 

@@ -27,7 +27,9 @@ def test_the_kth_largest_is_that_of_a_sort(dtype, k):
 
 def test_a_split_axis_gives_the_kth_of_all_its_parts():
     numbers = np.random.default_rng(0).normal(size=(2, 5, 12)).astype(np.float32)
-    parts = jax.vmap(lambda part: kth_largest(part, 9, lambda count: jax.lax.psum(count, "parts")), axis_name="parts")(numbers)
+    parts = jax.vmap(lambda part: kth_largest(part, 9, lambda count: jax.lax.psum(count, "parts")), axis_name="parts")(
+        numbers
+    )
     whole = np.sort(numbers.swapaxes(0, 1).reshape(5, 24), axis=-1)[:, -9]
     np.testing.assert_array_equal(parts, np.broadcast_to(whole, (2, 5)))
 

@@ -36,6 +36,7 @@ class Stretch(NamedTuple):
       write_gate: β [B, T] in [0, 1], how much of each token is written; None for all of it.
       valid: [B, T] bool: an invalid token neither writes nor decays. None: all are valid.
       reset: [B, T] bool: the state is zero when that token reads. None: no resets.
+      scores: q_t · k_s [B, H, T, T], where they are known; the parallel form of a linear rule then reads without its keys.
     """
 
     query: jax.Array
@@ -44,6 +45,7 @@ class Stretch(NamedTuple):
     write_gate: jax.Array | None = None
     valid: jax.Array | None = None
     reset: jax.Array | None = None
+    scores: jax.Array | None = None
 
 
 class Token(NamedTuple):

@@ -51,6 +51,7 @@ def fast_weight_scan(
     sum_heads: bool = False,
     rule: ScanRule = reference.HEBBIAN,
     write_gate: jax.Array | None = None,
+    scores: jax.Array | None = None,
 ) -> tuple[jax.Array, Any]:
     """Read from and write to a matrix S at every token: r_t = q_t @ S_t, then S_{t+1} = λ S_t + η k_t ⊗ x_t.
 
@@ -77,6 +78,9 @@ def fast_weight_scan(
       sum_heads: sum the read over the heads, always so for [B, T, K] inputs. Cheaper than summing the result.
       rule: how a token writes (:class:`bdh_jax.kernels.fast_weight_scan.arguments.ScanRule`).
       write_gate: β in [0, 1], [B, T], how much of each token is written, of a rule that takes one and of no other.
+      scores: q_t · k_s [B, H, T, T] beside a ``query`` [B, H, T, N], where they are known (``own_scores``): for ``implementation="parallel"``
+        of a linear rule, and rates that all rows of a head share. The keys then matter for S_T alone. [B, 1, T, T], their sum over heads,
+        where nothing tells the heads apart.
 
     Returns:
       read [B, T, D] (or [B, H, T, D] without ``sum_heads``) and S_T in the form of ``state``, both float32 or wider.
@@ -95,6 +99,8 @@ def fast_weight_scan(
     if (write_gate is not None) != rule.gated:
         problem = "needs a write_gate [B, T]" if write_gate is None else "takes no write_gate"
         raise ValueError(f"rule {rule.name!r} {problem}")
+    if scores is not None:
+        _check_scores(scores, query, implementation, rule, learning_rate)
     shape, dynamics = query.shape, Dynamics(learning_rate, decay)
     value = value[:, None] if value.ndim == 3 else value
     form = _form(implementation, rule, Stretch(query, key, value), dynamics, chunk_size)
@@ -105,7 +111,12 @@ def fast_weight_scan(
         # Heads that share their rates and their values and are summed are one head of K neurons. Token by token that would only keep
         # XLA from writing S in place.
         query, key, state = _merge_heads(query, key, state)
-    stretch = Stretch(query, key, value, write_gate, valid, reset)
+        scores = None if scores is None else jnp.sum(scores, axis=1, keepdims=True)
+    if scores is not None and scores.shape[1] != query.shape[1]:
+        raise ValueError(
+            f"scores {scores.shape} are summed over heads, which values, rates or the read tell apart; give each head's"
+        )
+    stretch = Stretch(query, key, value, write_gate, valid, reset, scores)
     wanted = Wanted(final, sum_heads)
     read, next_state = _run(form, rule, stretch, state, dynamics, wanted, chunk_size)
     if _is_array(next_state):
@@ -181,7 +192,7 @@ def _run(
 
 def _with_rates(stretch: Stretch, learning_rate: Rate) -> Stretch:
     """The stretch with η and β in its values, or in its keys where they differ between heads or rows."""
-    key, value = stretch.key, stretch.value
+    key, value, scores = stretch.key, stretch.value, stretch.scores
     if stretch.write_gate is not None:
         value = (value * stretch.write_gate[:, None, :, None]).astype(value.dtype)
     if not (isinstance(learning_rate, float) and learning_rate == 1.0):
@@ -191,7 +202,8 @@ def _with_rates(stretch: Stretch, learning_rate: Rate) -> Stretch:
             value = (value * rate).astype(value.dtype)
         else:
             key = (key * rate).astype(key.dtype)
-    return stretch._replace(key=key, value=value, write_gate=None)
+            scores = None if scores is None else scores * jnp.swapaxes(rate, 2, 3).astype(scores.dtype)
+    return stretch._replace(key=key, value=value, write_gate=None, scores=scores)
 
 
 def _split_heads(
@@ -249,6 +261,22 @@ def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array, state: Any
     elif state is not None and query.ndim == 3:
         raise ValueError(
             f"state is a {type(state).__name__}, which stands beside queries [B, H, T, N] only; query has shape {query.shape}"
+        )
+
+
+def _check_scores(scores: jax.Array, query: jax.Array, implementation: Form, rule: ScanRule, learning_rate: Rate) -> None:
+    if implementation != "parallel" or not rule.linear:
+        raise ValueError(
+            f"scores are for the parallel form of a linear rule, not for implementation={implementation!r} of rule {rule.name!r}; leave "
+            "them out"
+        )
+    if jnp.ndim(learning_rate) == 4 and jnp.shape(learning_rate)[3] > 1:
+        raise ValueError(f"scores cannot have a learning_rate for each row, {jnp.shape(learning_rate)}; leave them out")
+    length = query.shape[-2]
+    shapes = [(query.shape[0], heads, length, length) for heads in (query.shape[1], 1)]
+    if query.ndim != 4 or scores.shape not in shapes:
+        raise ValueError(
+            f"scores have shape {scores.shape}; with query {query.shape} they must be [B, H, T, T] or [B, 1, T, T]"
         )
 
 

@@ -106,6 +106,26 @@ def mean_state(stretch: Stretch, state: jax.Array | None, dynamics: Dynamics) ->
     return _leave_state(written, heads)
 
 
+@jax.custom_jvp
+def own_scores(rows: jax.Array) -> jax.Array:
+    """c_t · c_s, of rows [..., T, N] among themselves: [..., T, T], float32 or wider.
+
+    They are symmetric, so that both factors' gradients are one product where two different ones take two.
+    """
+    return _scores(rows, rows)
+
+
+@own_scores.defjvp
+def _own_scores_jvp(rows: tuple[jax.Array], change: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    half = _scores(change[0], rows[0])
+    return own_scores(rows[0]), half + jnp.swapaxes(half, -1, -2)
+
+
+def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
+    dtype = jnp.promote_types(jnp.float32, query.dtype)
+    return jnp.einsum("...tn,...sn->...ts", query, key, preferred_element_type=dtype)
+
+
 def _one(
     stretch: Stretch,
     state: jax.Array | None,
@@ -135,7 +155,8 @@ def _one(
     if correct is not None:
         key, value = correct(stretch, state, found, dynamics)
 
-    scores = product("...tn,...sn->...ts", query, key) * found.scores
+    scores = _scores(query, key) if stretch.scores is None else stretch.scores
+    scores = scores * found.scores
     # Heads that share the value are summed before they are multiplied with it.
     sum_scores = sum_heads and value.shape[1] == 1
     if sum_scores:
