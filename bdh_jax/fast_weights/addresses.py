@@ -70,12 +70,11 @@ def shift_to_previous(
     # source [B, T + 1]: where in `extended` the last valid token strictly before each token lies; 0 is the carried value.
     stored = jnp.broadcast_to(time, (batch, length)) if valid is None else jnp.where(valid, time, 0)
     source = jnp.pad(jax.lax.cummax(stored, axis=1), ((0, 0), (1, 0)))
+    previous = jnp.take_along_axis(extended, source[:, None, :, None], axis=2)
     if reset is not None:
         # Token t (1-based) that resets may only see tokens ≥ t; the end of the sequence inherits the last episode's start.
         start = jax.lax.cummax(jnp.where(reset, time, 0), axis=1)
         start = jnp.concatenate([start, start[:, -1:]], axis=1)
         inside = source >= start
-    previous = jnp.take_along_axis(extended, source[:, None, :, None], axis=2)
-    if reset is not None:
         previous = jnp.where(inside[:, None, :, None], previous, jnp.zeros((), previous.dtype))
     return previous[:, :, :-1], previous[:, :, -1]
