@@ -42,7 +42,7 @@ help:
 	@echo "make mutate-contract  break every rule and see which check of the contract notices (4 minutes); writes docs/reference/mutations.md"
 	@echo "make compile-tpu compile every kernel and the large training steps for v5e, v5p and v6e, without one (20 minutes, a minute with ARGS=--quick: kernels alone, for a v5e)"
 	@echo "make compile-gpu the same for an H100 (5 minutes). Their environments take 1 and 2 GB"
-	@echo "make nightly    what takes too long for every commit: test-full, mutate, tutorials, docs, compile-tpu, compile-gpu (hours)"
+	@echo "make nightly    what takes too long for every commit: test-full, test-oldest, mutate, tutorials, docs, compile-tpu, compile-gpu (hours)"
 	@echo "make lint       ruff, the arrows between rooms, and types by pyright (1 minute)"
 	@echo "make format     apply ruff's fixes"
 	@echo "make clean      remove .venv and its like, and caches, never runs/"
@@ -79,7 +79,7 @@ mutate: $(tested)
 mutate-contract: $(tested)
 	$(RUN) -m tests.mutations.contract --write docs/reference/mutations.md $(ARGS)
 
-nightly: test-full mutate tutorials docs compile-tpu compile-gpu
+nightly: test-full test-oldest mutate tutorials docs compile-tpu compile-gpu
 
 compile-tpu: $(compilers_tpu)/.installed
 	$(compilers_tpu)/bin/python -m benchmarks.compilers tpu $(ARGS)
@@ -104,7 +104,7 @@ figures: $(installed_docs)
 	$(RUN) -m docs.tools.figures $(ARGS)
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-tpu* .venv-gpu* .compiled site .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-* .compiled site .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps depend on pyproject.toml, so nothing is installed again until it changes.

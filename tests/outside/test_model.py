@@ -192,4 +192,6 @@ def test_a_part_that_returns_another_shape_is_found_where_it_is_called(part, mon
     monkeypatch.setattr(kind, part, cut)
     model = CONFIG.build()
     with jax.enable_x64(True), pytest.raises(AssertionError, match=r"\[shape\]|shape"):
-        jax.eval_shape(lambda key: model.apply({"params": model.init_slow(key)}, jnp.zeros((2, LENGTH), int)), jax.random.key(0))
+        jax.eval_shape(
+            lambda key: model.apply({"params": model.init_slow(key)}, jnp.zeros((2, LENGTH), int)), jax.random.key(0)
+        )
