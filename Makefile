@@ -17,19 +17,22 @@ RUN := $(VENV)/bin/python
 comma := ,
 installed := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 tested := $(VENV)/.installed-test
+linted := $(VENV)/.installed-lint
 installed_notebooks := $(VENV)/.installed-notebooks
 installed_docs := $(VENV)/.installed-docs
 compilers_tpu := .venv-tpu$(if $(COMPILERS),-$(COMPILERS))
 compilers_gpu := .venv-gpu$(if $(COMPILERS),-$(COMPILERS))
 pytest = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help nback test test-quick test-full notebooks tutorials mutate mutate-contract compile-tpu compile-gpu nightly lint format docs figures clean
+.PHONY: help nback test test-quick test-full test-oldest wheel notebooks tutorials mutate mutate-contract compile-tpu compile-gpu nightly lint format docs figures clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make nback      train the n-back benchmark and print its table (1 to 2 minutes on two CPU cores)"
 	@echo "make test       the tests (5 minutes on two cores; 9 with JAX 0.12)"
 	@echo "make test-quick unit tests and the reference contract (under a minute)"
+	@echo "make test-oldest the tests with the oldest version that pyproject.toml allows of every library (PYTHON=python3.11)"
+	@echo "make wheel      build the wheel, install it into a fresh environment and use it in an empty folder (2 minutes)"
 	@echo "make test-full  and the contract on every three settings, and longer tests (11 minutes)"
 	@echo "make notebooks  execute the notebooks in a shortened form (under 3 minutes)"
 	@echo "make tutorials  execute them in full and store their outputs and figures (6 minutes)"
@@ -39,9 +42,10 @@ help:
 	@echo "make mutate-contract  break every rule and see which check of the contract notices (4 minutes); writes docs/reference/mutations.md"
 	@echo "make compile-tpu compile every kernel and the large training steps for v5e, v5p and v6e, without one (20 minutes, a minute with ARGS=--quick: kernels alone, for a v5e)"
 	@echo "make compile-gpu the same for an H100 (5 minutes). Their environments take 1 and 2 GB"
-	@echo "make nightly    what takes too long for every commit: test-full, mutate, tutorials, docs, compile-tpu, compile-gpu (hours)"
-	@echo "make lint       ruff, and the arrows between rooms      make format     apply ruff's fixes"
-	@echo "make clean      remove .venv, .venv-tpu, .venv-gpu and caches, never runs/"
+	@echo "make nightly    what takes too long for every commit: test-full, test-oldest, mutate, tutorials, docs, compile-tpu, compile-gpu (hours)"
+	@echo "make lint       ruff, the arrows between rooms, and types by pyright (1 minute)"
+	@echo "make format     apply ruff's fixes"
+	@echo "make clean      remove .venv and its like, and caches, never runs/"
 
 nback: $(installed)
 	$(RUN) -m bdh_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
@@ -62,13 +66,20 @@ notebooks: $(installed_notebooks)
 tutorials: $(installed_notebooks)
 	$(RUN) notebooks/execute.py $(ARGS)
 
+# In an environment of its own. The newest versions are those that every other fresh environment gets.
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+wheel:
+	PYTHON="$(PYTHON)" .ci/wheel
+
 mutate: $(tested)
 	$(RUN) tests/mutations/run.py $(ARGS)
 
 mutate-contract: $(tested)
 	$(RUN) -m tests.mutations.contract --write docs/reference/mutations.md $(ARGS)
 
-nightly: test-full mutate tutorials docs compile-tpu compile-gpu
+nightly: test-full test-oldest mutate tutorials docs compile-tpu compile-gpu
 
 compile-tpu: $(compilers_tpu)/.installed
 	$(compilers_tpu)/bin/python -m benchmarks.compilers tpu $(ARGS)
@@ -76,12 +87,13 @@ compile-tpu: $(compilers_tpu)/.installed
 compile-gpu: $(compilers_gpu)/.installed
 	$(compilers_gpu)/bin/python -m benchmarks.compilers gpu $(ARGS)
 
-lint: $(tested)
+lint: $(linted)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/lint-imports
+	$(RUN) -m pyright --pythonpath $(RUN)
 
-format: $(tested)
+format: $(linted)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
@@ -92,7 +104,7 @@ figures: $(installed_docs)
 	$(RUN) -m docs.tools.figures $(ARGS)
 
 clean:
-	rm -rf $(VENV) .venv-tpu* .venv-gpu* .compiled site .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-* .compiled site .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps depend on pyproject.toml, so nothing is installed again until it changes.
@@ -106,6 +118,11 @@ $(tested): pyproject.toml | $(RUN)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[test]"
 	@touch $@ $(VENV)/.installed
 
+$(linted): pyproject.toml | $(RUN)
+	@echo "installing bdh_jax, its test tools and linters into $(VENV) (a minute or two, once)"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[test,lint]"
+	@touch $@ $(tested) $(VENV)/.installed
+
 $(installed_notebooks): pyproject.toml | $(RUN)
 	@echo "installing bdh_jax and what notebooks need into $(VENV) (a minute or two, once)"
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[test,notebooks]"
@@ -115,6 +132,12 @@ $(installed_docs): pyproject.toml | $(RUN)
 	@echo "installing bdh_jax and what builds its site into $(VENV) (a minute or two, once)"
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	@touch $@ $(VENV)/.installed
+
+.venv-oldest/.installed: pyproject.toml tests/oldest.py | .venv-oldest/bin/python
+	@echo "installing bdh_jax and the oldest libraries that it allows into .venv-oldest (minutes, once)"
+	.venv-oldest/bin/python tests/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt -e ".[test]"
+	@touch $@
 
 # A compiler an environment: libtpu and CUDA do not go together.
 .venv-%/.installed: pyproject.toml | .venv-%/bin/python

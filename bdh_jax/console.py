@@ -16,6 +16,7 @@ import select
 import sys
 from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import Any
 
 import rich.box
 import rich.progress
@@ -223,7 +224,8 @@ class Progress:
         if self._bar is not None:
             if keep:
                 self.say(status)
-            self._bar.update(self._task, completed=self._done, **({"status": status} if status and not keep else {}))
+            fields: dict[str, Any] = {"status": status} if status and not keep else {}
+            self._bar.update(self._task, completed=self._done, **fields)
         elif self._shown and status:
             _LOGGER.info("%s %d%s  %s", self._name, self._done, "" if self._total is None else f"/{self._total}", status)
 

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import ml_collections
 
 from bdh_jax.analysis.contributions import make_contributions
 from bdh_jax.config import ConfigError, check_types, require
-from bdh_jax.config.convert import from_config_dict
+from bdh_jax.config.convert import Values, from_config_dict
 from bdh_jax.config.files import load_config
 from bdh_jax.config.identity import HOW, WHERE, keys_of
 from bdh_jax.config.seeds import whole_seed
@@ -52,6 +52,7 @@ from bdh_jax.training.setup import Setup
 from bdh_jax.types import Slow
 
 _BDH = MODELS.get("bdh", "config.model.architecture")
+Kind = TypeVar("Kind", bound=ModelConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +142,7 @@ KINDS = {TaskConfig: task_class, ModelConfig: model_class}
 """How to tell which class a part of an experiment is of, from its values alone."""
 
 
-def experiment_from(values: Mapping[str, Any], path: str = "config") -> ExperimentConfig:
+def experiment_from(values: Values, path: str = "config") -> ExperimentConfig:
     """The experiment that a ``ConfigDict``, or a dict from JSON, describes.
 
     Raises:
@@ -230,16 +231,26 @@ def load(workdir: str | Path, which: Which = "best") -> tuple[ModelConfig, Slow]
     return from_config_dict(model_class(values, "config.model"), values, "config.model"), slow
 
 
-def load_bdh(workdir: str | Path, which: Which = "best") -> tuple[ModelConfig, Slow]:
-    """As :func:`load`, of a run that trained a BDH.
+def load_as(kind: type[Kind], workdir: str | Path, which: Which = "best") -> tuple[Kind, Slow]:
+    """As :func:`load`, of a run that trained a model of this configuration class.
 
     Raises:
       CheckpointError: also if it trained another model.
     """
     config, slow = load(workdir, which)
-    if not isinstance(config, _BDH):
-        raise CheckpointError(f"{workdir} holds a {_name(config)}, and only a BDH has neurons and a state; name a BDH's run")
-    return config, slow
+    return as_kind(kind, config, workdir), slow
+
+
+def as_kind(kind: type[Kind], config: ModelConfig, workdir: str | Path) -> Kind:
+    """The configuration of a run's model, if it is of this class.
+
+    Raises:
+      CheckpointError: if it is not.
+    """
+    if not isinstance(config, kind):
+        wanted = kind.__name__.removesuffix("Config")
+        raise CheckpointError(f"{workdir} holds a {_name(config)}, and this needs a {wanted}; name a {wanted}'s run")
+    return config
 
 
 def record_of(config: ExperimentConfig) -> Record:

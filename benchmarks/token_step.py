@@ -38,7 +38,7 @@ import numpy as np
 from older_steps import keep_largest
 
 from bdh_jax import BDH, BDHConfig, FastWeightConfig
-from bdh_jax.experiment import load_bdh, tokenizer_of
+from bdh_jax.experiment import load_as, tokenizer_of
 from bdh_jax.generation.token_steps import prefill_and_choose
 from bdh_jax.kernels import token_step
 from bdh_jax.kernels.fast_weight_scan.reference import once_read
@@ -373,7 +373,7 @@ def table(config: BDHConfig, options: argparse.Namespace) -> dict[str, Any]:
 
 def trained(options: argparse.Namespace) -> dict[str, Any]:
     """A trained model at its own activity, on a text."""
-    config, slow = load_bdh(options.workdir, "best")
+    config, slow = load_as(BDHConfig, options.workdir, "best")
     config = dataclasses.replace(config, dropout=0.0)
     tokens = np.array(tokenizer_of(options.workdir).encode(options.text.read_bytes()), np.int32)[:4096]
     if len(tokens) < 2 * TOKENS:

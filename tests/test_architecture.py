@@ -162,3 +162,21 @@ def test_each_kind_of_contributing_points_at_its_place():
             assert (ROOT / file).exists(), f"{kind}: {file}"
             missing = set(re.findall(r"`([^`]+)`", names)) - (symbols(ROOT / file) if names else set())
             assert not missing, f"{kind}: {file} has no {sorted(missing)}"
+
+
+def test_an_exception_from_the_types_names_its_rule_and_its_reason():
+    """``make lint`` lets nothing else pass: pyright looks at no other kind of comment."""
+    found = {
+        f"{path.relative_to(ROOT)}:{number}": line
+        for path in [*PACKAGE.rglob("*.py"), *(ROOT / "configs").glob("*.py")]
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(r"#\s*(pyright|type|mypy):", line)
+    }
+    allowed = re.compile(r"# pyright: ignore\[report\w+(, report\w+)*\] - \w.{7,}$")
+    assert [place for place, line in found.items() if not allowed.search(line)] == []
+    assert found
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pyright"] == {
+        "include": ["bdh_jax"],
+        "typeCheckingMode": "standard",
+        "enableTypeIgnoreComments": False,
+    }

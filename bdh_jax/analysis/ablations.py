@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,9 @@ from bdh_jax.analysis.fast_states import empty_memory, shuffle_rows
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import change
 from bdh_jax.console import Progress
-from bdh_jax.fast_weights.config import AddressSource
+from bdh_jax.fast_weights.config import ADDRESS_SOURCES, AddressSource
 from bdh_jax.fast_weights.state import FastState
+from bdh_jax.models.base import ModelConfig
 from bdh_jax.models.bdh import BDH, BDHConfig
 from bdh_jax.tasks.base import Task
 from bdh_jax.tasks.recall import EvaluationSet
@@ -38,6 +39,7 @@ from bdh_jax.tasks.scores import Score
 from bdh_jax.tasks.scoring import ROWS, ceiling, credit
 from bdh_jax.types import Slow
 
+Config = TypeVar("Config", bound=ModelConfig)
 Predict = Callable[[np.ndarray], np.ndarray]
 """Sequences [E,T] int32 → logits [E,V] of their answers."""
 Ablation = Callable[[BDHConfig, Slow], Predict]
@@ -148,7 +150,7 @@ def _answer(slow: Slow, tokens: jax.Array, *, config: BDHConfig) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="config")
 def _after_prefix(slow: Slow, tokens: jax.Array, *, config: BDHConfig) -> FastState:
-    return BDH(config).apply({"params": slow}, tokens[:, :-QUERY]).fast
+    return BDH(config).apply({"params": slow}, tokens[:, :-QUERY]).carried
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -163,7 +165,7 @@ def _answers_in_turn(slow: Slow, tokens: jax.Array, *, config: BDHConfig) -> jax
 
     def step(fast: FastState, tokens: jax.Array) -> tuple[FastState, jax.Array]:
         output = model.apply({"params": slow}, tokens, fast)
-        return output.fast.only_memory(), output.logits[:, -1]
+        return output.carried.only_memory(), output.logits[:, -1]
 
     _, logits = jax.lax.scan(step, model.init_fast(tokens.shape[0]), tokens.swapaxes(0, 1))
     return logits.swapaxes(0, 1)
@@ -201,15 +203,15 @@ def _rows_with_state(config: BDHConfig) -> int:
     return int(np.clip(STATE_BYTES // one.nbytes, 1, ROWS))
 
 
-def without_writes(config: BDHConfig) -> BDHConfig:
+def without_writes(config: Config) -> Config:
     """The same model with a learning rate of 0, so that S stays empty."""
     # A rate that is learned lies in log space, where 0 is infinitely far: it is given up for a fixed one.
     return change(config, "fast", learning_rate=0.0, learn_learning_rate=False)
 
 
-def weights_of(config: BDHConfig, slow: Slow) -> Slow:
+def weights_of(config: ModelConfig, slow: Slow) -> Slow:
     """Those of the weights that a model of this configuration has."""
-    names = jax.eval_shape(BDH(config).init_slow, jax.random.key(0))
+    names = jax.eval_shape(config.build().init_slow, jax.random.key(0))
     return {name: slow[name] for name in names}
 
 
@@ -226,7 +228,7 @@ class AddressCosine(NamedTuple):
     """The set."""
     layer: int
     """From 1."""
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride] - hides tuple.count, which is not called
     """Sequences that count; without any the others are NaN."""
     own: float
     """Mean cosine between the queried key's address at the query and where its pair was shown."""
@@ -406,7 +408,7 @@ def _names(config: BDHConfig, slow: Slow) -> list[str]:
     if not config.fast.enabled:
         return ["normal", *contexts]
     names = [name for name in _STATELESS if name != "slow_read_off" or "synapse" in slow]
-    others = [source for source in get_args(AddressSource) if source != config.fast.address_source]
+    others = [source for source in ADDRESS_SOURCES if source != config.fast.address_source]
     return [*names, *contexts, *(f"{_SOURCE}{source}" for source in others)]
 
 
@@ -417,8 +419,9 @@ def _changes(name: str, data: EvaluationSet) -> bool:
 def _build(name: str, config: BDHConfig, slow: Slow, data: EvaluationSet) -> Predict:
     if name.startswith(_CONTEXT):
         return context_last(config, slow, int(name.removeprefix(_CONTEXT)), _pair_length(data))
-    if name.startswith(_SOURCE):
-        return other_address_source(config, slow, name.removeprefix(_SOURCE))
+    for source in ADDRESS_SOURCES:
+        if name == f"{_SOURCE}{source}":
+            return other_address_source(config, slow, source)
     return _STATELESS[name](config, slow)
 
 

@@ -10,11 +10,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from bdh_jax.models.bdh import BDH
+from bdh_jax.models.base import Model
 from bdh_jax.types import Slow
 
 
-def make_contributions(model: BDH) -> Callable[..., dict[str, jax.Array]]:
+def make_contributions(model: Model) -> Callable[..., dict[str, jax.Array]]:
     """Build a jitted function that measures a batch.
 
     Args:

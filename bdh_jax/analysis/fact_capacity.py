@@ -119,7 +119,8 @@ def _signal_to_noise() -> float:
     def right(signal: float) -> float:
         return integrate.quad(lambda z: stats.norm.pdf(z) * stats.norm.cdf(z + signal) ** (VALUES - 1), -10, 10)[0]
 
-    return float(optimize.brentq(lambda signal: right(signal) - RECALL, 0, 20))
+    root: Any = optimize.brentq(lambda signal: right(signal) - RECALL, 0, 20)
+    return float(root)
 
 
 def state_bytes(rule: CapacityRule, rows: int) -> int:
@@ -296,6 +297,7 @@ class CapacityResult:
             for axes in (by_rows, by_active):
                 axes.set(xscale="log", yscale="log")
                 axes.grid(alpha=0.3)
+        by_rows, by_active = panels[-1]
         by_rows.set(xlabel=f"rows K ({kind}; ×: {_DENSE})")
         by_active.set(xlabel=f"share of active rows at K = {rows}")
         by_rows.set_xticks(ticks := sorted({entry.rows for entry in self.entries}), map(str, ticks))
@@ -311,19 +313,19 @@ def _draw(axes: Any, points: Sequence[float], entries: Sequence[Entry], *, per_k
     if not entries:
         return
     order = np.argsort(points)
-    points, entries = np.asarray(points)[order], [entries[i] for i in order]
+    ordered, entries = np.asarray(points)[order], [entries[i] for i in order]
     unit = np.array([1024 / state_bytes(entry.rule, entry.rows) if per_kibibyte else 1 for entry in entries])
     means, spread = (np.array([of(entry.f95) for entry in entries]) for of in (np.mean, np.std))
-    axes.errorbar(points, unit * means, unit * spread, capsize=2, **style)
+    axes.errorbar(ordered, unit * means, unit * spread, capsize=2, **style)
     if entries[0].theory is not None:
         theories = unit * np.array([entry.theory for entry in entries])
-        axes.plot(points, theories, linestyle="--", color=style["color"], alpha=style.get("alpha", 1))
+        axes.plot(ordered, theories, linestyle="--", color=style["color"], alpha=style.get("alpha", 1))
 
 
 def measure(
     kinds: Sequence[Addresses],
     *,
-    rules: Sequence[CapacityRule] = RULES,
+    rules: Sequence[str] = RULES,
     seeds: Sequence[int] = (0, 1, 2),
     trained: Sequence[tuple[BDH, Slow]] = (),
 ) -> CapacityResult:
@@ -344,13 +346,15 @@ def measure(
     """
     if not rules:
         raise ConfigError(f"rules is empty: name at least one of {', '.join(RULES)}")
+    chosen: list[CapacityRule] = []
     for rule in rules:
         if rule not in RULES:
             raise ConfigError(f"rule {rule!r} is not one of {', '.join(RULES)}")
+        chosen.append(rule)
     entries = []
     with Progress("capacity", len(rules) * (len(kinds) + bool(trained))) as progress:
         for kind in kinds:
-            for rule in rules:
+            for rule in chosen:
                 expected = theory(rule, kind)
                 guess = expected or kind.rows / 2
                 most = 1 << math.ceil(math.log2(_MOST_PER_ROW * kind.rows))
@@ -363,7 +367,7 @@ def measure(
             pools = [_trained_addresses(*model, seed) for seed, model in enumerate(trained)]
             rows = pools[0].shape[-1]
             most = 1 << int(math.log2(pools[0].shape[1]))
-            for rule in rules:
+            for rule in chosen:
                 f95 = tuple(
                     facts_at_recall(rule, lambda count, pool=pool: pool[:, :count], start=rows // 2, most=most, seed=seed)
                     for seed, pool in enumerate(pools)

@@ -108,8 +108,9 @@ def lines(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 def layer(number: int, layers: int) -> str:
     """The colour of a layer, from 0: dark to light, in their order."""
     import matplotlib as mpl  # an optional dependency
+    import matplotlib.colors
 
-    return mpl.colors.to_hex(mpl.colormaps[_LAYERS](0.1 + 0.7 * number / max(1, layers - 1)))
+    return matplotlib.colors.to_hex(mpl.colormaps[_LAYERS](0.1 + 0.7 * number / max(1, layers - 1)))
 
 
 def reference(axes: Any, value: float, name: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +41,7 @@ class PositionScore(NamedTuple):
     """Distance of the first, in tokens."""
     last: int
     """Of the last."""
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride] - hides tuple.count, which is not called
     """Bytes."""
     bits_per_byte: float
 
@@ -123,7 +123,7 @@ def ablations(config: ModelConfig, slow: Slow) -> dict[str, tuple[ModelConfig, S
     ``normal``; with fast weights ``fast_write_off`` (S stays empty) and ``fast_off`` (no S and no synapse); with a synapse
     ``slow_read_off`` (the synapse is zero). :mod:`bdh_jax.analysis.ablations` has more, for questions with one answer at their end.
     """
-    variants = {"normal": (config, slow)}
+    variants: dict[str, tuple[ModelConfig, Slow]] = {"normal": (config, slow)}
     if not config.fast.enabled:
         return variants
     off = change(config, "fast", enabled=False)
@@ -134,7 +134,7 @@ def ablations(config: ModelConfig, slow: Slow) -> dict[str, tuple[ModelConfig, S
     return variants
 
 
-def positions_table(scores: dict[str, Sequence[PositionScore]], title: str) -> rich.table.Table:
+def positions_table(scores: Mapping[str, Sequence[PositionScore]], title: str) -> rich.table.Table:
     """Bits per byte: one row for each distance, one column for each model."""
     table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, show_edge=False)
     table.add_column("tokens read before", justify="right")
@@ -145,7 +145,7 @@ def positions_table(scores: dict[str, Sequence[PositionScore]], title: str) -> r
     return table
 
 
-def plot_positions(scores: dict[str, Sequence[PositionScore]], train_length: int) -> Any:
+def plot_positions(scores: Mapping[str, Sequence[PositionScore]], train_length: int) -> Any:
     """A matplotlib figure of :func:`positions_table`'s numbers, with a line where training contexts ended."""
     figure, (axes,) = figures.make(width=6.5, height=4)
     looks = figures.lines(list(scores))
@@ -180,7 +180,7 @@ def _costs(
     with_state = config.has_state and (context is None or context > CHUNK)
     empty = config.build().init_fast(rows) if with_state else None
     most = max(1, LOGITS_BYTES // (rows * config.vocab_size * config.state_dtype.itemsize))
-    step = min(CHUNK, most) if with_state else context
+    step = min(CHUNK, most) if with_state or context is None else context
     state, read = empty, np.zeros((rows, 1), np.int64)
     with Progress("tokens", length) as progress:
         done = 0
@@ -215,7 +215,8 @@ def _run(
     model, length = config.build(), tokens.shape[1]
     if with_state or length <= most:
         out = model.apply({"params": slow}, tokens, state, reset=reset, state="full" if with_state else "none")
-        return optax.softmax_cross_entropy_with_integer_labels(out.logits, targets), out.fast
+        after = out.carried if with_state else None
+        return optax.softmax_cross_entropy_with_integer_labels(out.logits, targets), after
     x = model.apply({"params": slow}, tokens, reset=reset, method="hidden")
 
     def costs(first: jax.Array) -> jax.Array:

@@ -20,11 +20,11 @@ def told_of_compilation() -> Iterator[None]:
     """Have messages for programs whose compilation takes long, and at the end of the block one for all of them."""
     programs: list[float] = []
 
-    def hear(event: str, seconds: float, **details: Any) -> None:
+    def hear(event: str, duration_secs: float, **details: Any) -> None:
         if event == _EVENT:
-            programs.append(seconds)
-            if seconds >= _LONG:
-                _LOGGER.info("compiled %s in %.0f s", details.get("fun_name", "a program"), seconds)
+            programs.append(duration_secs)
+            if duration_secs >= _LONG:
+                _LOGGER.info("compiled %s in %.0f s", details.get("fun_name", "a program"), duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(hear)
     try:

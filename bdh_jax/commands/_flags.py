@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import ml_collections
 from absl import flags
@@ -27,6 +27,7 @@ from bdh_jax.experiment import ExperimentConfig, experiment_in, load_experiment
 flags.disclaim_key_flags()
 
 _Number = TypeVar("_Number", int, float)
+Choice = TypeVar("Choice", bound=str)
 
 
 @dataclasses.dataclass
@@ -64,6 +65,11 @@ def define_path(name: str, text: str, *, several: bool = False, stream: bool = F
       stream: "-" is standard input, no path.
     """
     return flags.DEFINE(_PathParser(name, several, stream), name, None, text, serializer=flags.ArgumentSerializer())
+
+
+def define_choice(name: str, default: Choice, choices: Sequence[Choice], text: str) -> flags.FlagHolder[Choice]:
+    """Define a flag whose value is one of several words."""
+    return cast("flags.FlagHolder[Choice]", flags.DEFINE_enum(name, default, choices, text))
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -201,7 +207,8 @@ class _NamesParser(tuple_parser.TupleParser):
 
 def _check_key(template: ExperimentConfig, values: ml_collections.ConfigDict, key: str) -> None:
     """Refuse a key that does not exist. Options depend on another key: any one is made room for here, and checked by its part."""
-    node, parents = template, "config"
+    node: Any = template
+    parents = "config"
     for name in key.split("."):
         if isinstance(node, Options):
             if name not in values:
@@ -217,7 +224,9 @@ def _check_key(template: ExperimentConfig, values: ml_collections.ConfigDict, ke
                     f"--config.{key}: {parents} has no key {name!r}.{hint} Valid keys of {parents}: {', '.join(names)}"
                 )
             node = getattr(node, name)
-            values = values[name] if isinstance(node, Options) or dataclasses.is_dataclass(node) else values
+            if isinstance(node, Options) or dataclasses.is_dataclass(node):
+                inner: Any = values[name]
+                values = inner
         else:
             raise ConfigError(f"--config.{key}: {parents} is a single value and has no keys")
         parents = f"{parents}.{name}"

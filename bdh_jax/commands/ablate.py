@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
 from bdh_jax.analysis import ablations
-from bdh_jax.commands._flags import define_config, define_path
+from bdh_jax.commands._flags import define_choice, define_config, define_path
 from bdh_jax.commands._output import new_file, write_record
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import to_dict
 from bdh_jax.console import show
-from bdh_jax.experiment import load_bdh, read_experiment
+from bdh_jax.experiment import load_as, read_experiment
+from bdh_jax.models.bdh import BDHConfig
+from bdh_jax.runs.checkpoint import WHICH
 from bdh_jax.runs.folder import seed_folders
 
 _CONFIG = define_config()
 _WORKDIR = define_path("workdir", "Folder of a training run, of one seed or several.")
-_WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint to score.")
+_WHICH = define_choice("which", "last", WHICH, "Which checkpoint to score.")
 _OUT = define_path("out", "New file for the scores, as JSON; without it they are only printed.")
 
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError("--workdir is missing: name the folder of a training run, such as --workdir=runs/nback")
     workdir = Path(_WORKDIR.value)
     folders = seed_folders(workdir) or [workdir]
-    models = [load_bdh(folder, _WHICH.value) for folder in folders]
+    models = [load_as(BDHConfig, folder, _WHICH.value) for folder in folders]
     experiment = _CONFIG.value or read_experiment(folders[0])
     task = experiment.task.make(seed=experiment.seed, batch_size=experiment.train.batch_size, data=experiment.data)
     results = [ablations.run(config, slow, task) for config, slow in models]

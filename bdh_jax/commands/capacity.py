@@ -17,8 +17,8 @@ from bdh_jax.commands._flags import define_path, numbers
 from bdh_jax.commands._output import result_files, save_figure, write_record
 from bdh_jax.config import ConfigError
 from bdh_jax.console import show
-from bdh_jax.experiment import load_bdh
-from bdh_jax.models.bdh import BDH
+from bdh_jax.experiment import load_as
+from bdh_jax.models.bdh import BDH, BDHConfig
 from bdh_jax.runs.folder import seed_folders
 from bdh_jax.runs.provenance import describe_start
 from bdh_jax.tasks.facts import VOCABULARY
@@ -67,7 +67,7 @@ def _trained() -> Sequence[tuple[BDH, Slow]]:
     if not _WORKDIR.value:
         return ()
     workdir = Path(_WORKDIR.value)
-    models = [load_bdh(folder, "last") for folder in seed_folders(workdir) or [workdir]]
+    models = [load_as(BDHConfig, folder, "last") for folder in seed_folders(workdir) or [workdir]]
     for config, _ in models:
         if config.vocab_size != VOCABULARY or not config.fast.enabled:
             raise ConfigError(

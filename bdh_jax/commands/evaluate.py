@@ -9,21 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
-from bdh_jax.commands._flags import define_config, define_path
+from bdh_jax.commands._flags import define_choice, define_config, define_path
 from bdh_jax.commands._output import new_file, write_record
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import to_dict
 from bdh_jax.console import show
 from bdh_jax.experiment import load, read_experiment, tokenizer_of
 from bdh_jax.parallel.mesh import MeshConfig, make_mesh
+from bdh_jax.runs.checkpoint import WHICH
 from bdh_jax.tasks import Task
 from bdh_jax.training.step import make_predict
 
 _CONFIG = define_config()
 _WORKDIR = define_path("workdir", "Folder of a training run (of one seed).")
-_WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint to score.")
+_WHICH = define_choice("which", "last", WHICH, "Which checkpoint to score.")
 _OUT = define_path("out", "New file for the scores, as JSON; without it they are only printed.")
 
 

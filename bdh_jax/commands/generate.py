@@ -29,16 +29,17 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from bdh_jax.commands._flags import define_path
+from bdh_jax.commands._flags import define_choice, define_path
 from bdh_jax.commands._output import new_file, write_output
 from bdh_jax.config import ConfigError
 from bdh_jax.console import NOT_READ, Progress, leave_unread
 from bdh_jax.data.tokenizer import Tokenizer
-from bdh_jax.experiment import load_bdh, tokenizer_of
-from bdh_jax.generation.sampling import GenerationState, Sampling, check_memory, generate, prefill
+from bdh_jax.experiment import load_as, tokenizer_of
+from bdh_jax.generation.sampling import GenerationState, Prompts, Sampling, check_memory, generate, prefill
 from bdh_jax.generation.state_files import load_state, save_state
 from bdh_jax.generation.token_steps import prefill_and_choose
-from bdh_jax.models.bdh import BDH
+from bdh_jax.models.bdh import BDH, BDHConfig
+from bdh_jax.runs.checkpoint import WHICH
 from bdh_jax.types import Slow
 
 QUIET = True
@@ -46,7 +47,7 @@ QUIET = True
 _LOGGER = logging.getLogger("bdh_jax")
 
 _WORKDIR = define_path("workdir", "Folder of a training run on text (of one seed).")
-_WHICH = flags.DEFINE_enum("which", "best", ["last", "best"], "Which checkpoint to use.")
+_WHICH = define_choice("which", "best", WHICH, "Which checkpoint to use.")
 _PROMPT = flags.DEFINE_string("prompt", None, "Text to continue.")
 _PROMPT_FILE = define_path("prompt_file", 'File whose content is continued; "-" is standard input.', stream=True)
 _PROMPTS = define_path("prompts", 'File of prompts, a JSON string or {"prompt": …} on each line.')
@@ -89,19 +90,20 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"{' and '.join(given)} exclude each other; give one of them")
     if not given and not _STATE.value:
         raise ConfigError('there is nothing to continue: give --prompt="…", --prompt_file, --prompts or --state')
-    if (_PROMPTS.value is None) != (_OUT.value is None):
+    if bool(_PROMPTS.value) != bool(_OUT.value):
         raise ConfigError("--prompts and --out go together: many texts are written to a file")
     if _PROMPTS.value and (_STATE.value or _SAVE_STATE.value):
         raise ConfigError("--prompts writes each text from an empty state; leave out --state and --save_state")
     for flag in (_OUT, _SAVE_STATE):
         new_file(flag.value, flag.name)
     workdir = Path(_WORKDIR.value)
-    config, slow = load_bdh(workdir, _WHICH.value)
+    config, slow = load_as(BDHConfig, workdir, _WHICH.value)
     tokenizer = tokenizer_of(workdir)
     model = BDH(config)
     sampling = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value, vocab_size=tokenizer.vocab_size)
-    if _PROMPTS.value:
-        _write_many(model, slow, tokenizer, sampling)
+    if _PROMPTS.value and _OUT.value:
+        texts = _write_many(model, slow, tokenizer, sampling, _read_prompts(Path(_PROMPTS.value)))
+        write_output(Path(_OUT.value), texts)
         return 0
     return 0 if _write_one(model, slow, tokenizer, sampling) else NOT_READ
 
@@ -109,13 +111,15 @@ def main(argv: Sequence[str]) -> int:
 def _write_one(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling) -> bool:
     """Stream one text. Returns whether all of it was read; the state is saved in any case."""
     prompt = _prompt()
-    state = load_state(_STATE.value, model, slow) if _STATE.value else None
-    if state is None and not prompt:
-        raise ConfigError("the prompt is empty: the first token needs something before it; give at least one character")
-    if state is not None and state.logits.shape[0] != 1:
-        raise ConfigError(f"--state={_STATE.value} holds {state.logits.shape[0]} texts; this command goes on with one")
+    before = load_state(_STATE.value, model, slow) if _STATE.value else None
+    if before is not None and before.logits.shape[0] != 1:
+        raise ConfigError(f"--state={_STATE.value} holds {before.logits.shape[0]} texts; this command goes on with one")
     if prompt:
-        model, state = _read(model, slow, [tokenizer.encode(prompt)], state)
+        model, state = _read(model, slow, [tokenizer.encode(prompt)], before)
+    elif before is not None:
+        state = before
+    else:
+        raise ConfigError("the prompt is empty: the first token needs something before it; give at least one character")
     pieces: list[bytes] = []
     newest = [state]
     stream = _Stream()
@@ -131,7 +135,7 @@ def _write_one(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling)
         stop=stop,
         on_state=lambda state: newest.__setitem__(0, state),
     ):
-        if not stream.write(tokenizer.decode([token])):
+        if token is None or not stream.write(tokenizer.decode([token])):
             break
     stream.close()
     seconds = time.perf_counter() - started
@@ -142,8 +146,8 @@ def _write_one(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling)
     return stream.is_read
 
 
-def _write_many(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling) -> None:
-    prompts = _read_prompts(Path(_PROMPTS.value))
+def _write_many(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling, prompts: list[str]) -> str:
+    """What is written for each prompt, a line of JSON each."""
     ids = [tokenizer.encode(prompt.encode()) for prompt in prompts]
     model, state = _read(model, slow, ids, None)
     pieces: list[list[bytes]] = [[] for _ in prompts]
@@ -152,12 +156,11 @@ def _write_many(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling
     with Progress("writing", _MAX_TOKENS.value) as progress:
         for _ in steps:
             progress.advance()
-    out = Path(_OUT.value)
     rows = [
         {"prompt": prompt, "text": b"".join(written).decode(errors="replace")}
         for prompt, written in zip(prompts, pieces, strict=True)
     ]
-    write_output(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _stopper(pieces: list[list[bytes]], tokenizer: Tokenizer) -> Callable[[int, list[int]], bool]:
@@ -187,9 +190,7 @@ def _over_budget(state: GenerationState) -> str:
     return f"; {int(steps.over_budget) / int(steps.taken):.0%} had more active than the prompt and read everything"
 
 
-def _read(
-    model: BDH, slow: Slow, prompts: Sequence[Sequence[int]], state: GenerationState | None
-) -> tuple[BDH, GenerationState]:
+def _read(model: BDH, slow: Slow, prompts: Prompts, state: GenerationState | None) -> tuple[BDH, GenerationState]:
     """Read prompts, with a bar if that takes long; and the same model with the token step that is to write."""
     batch, longest = len(prompts), max(len(prompt) for prompt in prompts)
     check_memory(model.config, batch, _available_memory())

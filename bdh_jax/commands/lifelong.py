@@ -17,18 +17,19 @@ from pathlib import Path
 
 from absl import flags
 
-from bdh_jax.commands._flags import define_config, define_path, numbers
+from bdh_jax.commands._flags import define_choice, define_config, define_path, numbers
 from bdh_jax.commands._output import result_files, save_figure, write_record
 from bdh_jax.config import ConfigError
 from bdh_jax.console import show
 from bdh_jax.consolidation import make_function
-from bdh_jax.experiment import load_bdh, read_experiment
+from bdh_jax.experiment import as_kind, load_as, read_experiment
 from bdh_jax.lifelong import sweep as lifelong_sweep
 from bdh_jax.lifelong.config import LifelongConfig
 from bdh_jax.lifelong.contestants import CONTESTANTS, LEAST_SQUARES_RIDGE, Contestant, contestants, own_function
 from bdh_jax.lifelong.finished_rows import FinishedRows, settings_of
 from bdh_jax.lifelong.stream import StreamConfig
-from bdh_jax.models.bdh import BDH
+from bdh_jax.models.bdh import BDH, BDHConfig
+from bdh_jax.runs.checkpoint import WHICH
 from bdh_jax.runs.folder import seed_folders
 from bdh_jax.runs.provenance import describe_start
 from bdh_jax.runs.signals import Stopped, number_of
@@ -39,7 +40,7 @@ _LOGGER = logging.getLogger("bdh_jax")
 _CONFIG = define_config()
 _WORKDIR = define_path("workdir", "Folder of a training run, of one seed or several.")
 _OUT = define_path("out", "Folder for results.json and figures; default: lifelong in the workdir.")
-_WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint to test.")
+_WHICH = define_choice("which", "last", WHICH, "Which checkpoint to test.")
 _FACTS = flags.DEFINE_list("facts", ["1024"], "Facts of a stream; several numbers to compare them.")
 _STREAMS = flags.DEFINE_integer("streams", 10, "Test streams.")
 _VALIDATION = flags.DEFINE_integer("validation_streams", 1, "Streams on which the first model chooses rates.")
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
             f"{named} has the task {experiment.task.name!r}; the benchmark needs facts: train with `bdh train lifelong --workdir=…`"
         )
     out = Path(_OUT.value) if _OUT.value else workdir / "lifelong"
-    layers = _layers(experiment.model.memory_slots)
+    layers = _layers(as_kind(BDHConfig, experiment.model, workdir).memory_slots)
     rows, rates = _rows(_FUNCTIONS.value or list(CONTESTANTS), contestants(_RIDGE.value, layers))
     if flags.FLAGS["reference"].present and _REFERENCE.value not in (*rows, "none"):
         raise ConfigError(
@@ -92,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
         reference=_REFERENCE.value,
     )
     with result_files(out, ("figure.png", "course.png"), overwrite=_OVERWRITE.value) as files:
-        models = [load_bdh(folder, _WHICH.value) for folder in folders]
+        models = [load_as(BDHConfig, folder, _WHICH.value) for folder in folders]
         for folder in folders:
             _check_trained(folder, experiment.task)
         slows = [slow for _, slow in models]
@@ -118,7 +119,7 @@ def main(argv: Sequence[str]) -> None:
         save_figure(result.plot, files["figure.png"])
         files["course.png"].unlink(missing_ok=True)
         if len(facts) == 1:
-            save_figure(result.plot_course, files["course.png"])
+            save_figure(sweep.results[0].plot_course, files["course.png"])
         left = finished.finish()
         show(*result.tables())
         if left:

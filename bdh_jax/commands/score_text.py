@@ -19,13 +19,14 @@ import rich.table
 from absl import flags
 
 from bdh_jax.analysis import language
-from bdh_jax.commands._flags import define_path
+from bdh_jax.commands._flags import define_choice, define_path
 from bdh_jax.commands._output import result_files, save_figure, write_record
 from bdh_jax.config import ConfigError
 from bdh_jax.console import WIDTH, Progress, show
 from bdh_jax.experiment import ExperimentConfig, load, read_experiment
 from bdh_jax.models.base import ModelConfig
 from bdh_jax.parallel.mesh import MeshConfig, make_mesh
+from bdh_jax.runs.checkpoint import WHICH
 from bdh_jax.runs.folder import check_text, seed_folders, trained_texts
 from bdh_jax.runs.provenance import describe_start
 from bdh_jax.tasks import TextConfig
@@ -34,7 +35,7 @@ from bdh_jax.training.optimizer import Slow
 from bdh_jax.training.step import make_predict
 
 _WORKDIR = define_path("workdir", "Folder of a training run on text, of one seed or several.")
-_WHICH = flags.DEFINE_enum("which", "last", ["last", "best"], "Which checkpoint to score.")
+_WHICH = define_choice("which", "last", WHICH, "Which checkpoint to score.")
 _OUT = define_path("out", "Folder for results.json and figure.png; default: score in the workdir.")
 _CONTEXT = flags.DEFINE_integer("context", 16384, "Tokens of the longest context.", lower_bound=64)
 _GPT_CONTEXT = flags.DEFINE_integer(
@@ -125,6 +126,8 @@ def _task(experiment: ExperimentConfig, folders: Sequence[Path]) -> Text:
     Raises:
       CheckpointError: if the text is not the one that each was trained on: what was validation may be training now.
     """
+    if not isinstance(experiment.task, TextConfig):
+        raise ConfigError(f"{folders[0]} was trained on the task {experiment.task.name!r}, not on text; see `bdh evaluate`")
     config = dataclasses.replace(experiment.task, evaluation_windows=None)
     before = trained_texts(folders)
     task = config.make(data=experiment.data, seed=experiment.seed, batch_size=experiment.train.batch_size)
@@ -145,6 +148,6 @@ def _from_empty(task: Text, config: ModelConfig) -> Callable[[Slow], float]:
                 progress.advance(int(valid.sum()))
                 return predict(tokens, valid, *rest)
 
-            return task.evaluate(counted).rows[0].bits_per_byte
+            return task.score(counted).bits_per_byte
 
     return bits_per_byte

@@ -72,12 +72,12 @@ def check_types(config: Any) -> None:
     Raises:
       ConfigError: names the field and its value.
     """
-    for name, annotation in annotations(type(config)).items():
+    for name, annotation in annotations_of(type(config)).items():
         object.__setattr__(config, name, _checked(getattr(config, name), annotation, name))
 
 
 @functools.cache
-def annotations(cls: type) -> dict[str, Any]:
+def annotations_of(cls: type) -> dict[str, Any]:
     """The annotation of each field of a dataclass.
 
     Raises:
@@ -115,7 +115,7 @@ def _checked(value: Any, annotation: Any, name: str, whole: Any = None) -> Any:
     elif annotation is str:
         require(isinstance(value, str), f"{name}={shown(given)} must be a text")
         return str(value)
-    elif dataclasses.is_dataclass(annotation):
+    elif isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         kind = annotation.__name__
         require(isinstance(value, annotation), f"{name}={shown(given)} must be a {kind}, such as {kind}(…)")
     return value

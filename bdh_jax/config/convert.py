@@ -13,15 +13,20 @@ import difflib
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import ml_collections
+from ml_collections import config_dict
 
-from bdh_jax.config.base import ConfigError, annotations, as_float, require, require_choice, shown
+from bdh_jax.config.base import ConfigError, annotations_of, as_float, require, require_choice, shown
 from bdh_jax.config.options import Options
 
-T = TypeVar("T")
-Kinds = Mapping[Any, Callable[[Mapping[str, Any], str], type]]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
+Values = Mapping[str, Any] | ml_collections.ConfigDict
+Kinds = Mapping[Any, Callable[[Mapping[str, Any], str], type[Any]]]
 """Annotation of a field that holds one of several classes → (values, path) → the class."""
 
 
@@ -86,20 +91,20 @@ def to_config_dict(config: Any) -> ml_collections.ConfigDict:
       becomes a ``ConfigDict`` whose values may be of any type.
     """
     result = ml_collections.ConfigDict()
-    hints = annotations(type(config))
+    hints = annotations_of(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             result[field.name] = to_config_dict(value)
         elif isinstance(value, Options):
-            result[field.name] = ml_collections.ConfigDict()
+            options = result[field.name] = ml_collections.ConfigDict()
             for name, option in value.items():
-                result[field.name][name] = any_value(option)
+                options[name] = any_value(option)
         elif value is None:
             (kind,) = (a for a in typing.get_args(hints[field.name]) if a is not type(None))
-            result[field.name] = ml_collections.config_dict.placeholder(kind)
+            result[field.name] = config_dict.placeholder(kind)
         elif _is_optional(hints[field.name]):
-            result[field.name] = ml_collections.config_dict.FieldReference(value, field_type=type(value))
+            result[field.name] = config_dict.FieldReference(value, field_type=type(value))
         else:
             result[field.name] = value
     return result.lock()
@@ -115,7 +120,7 @@ def any_value(value: Any = None) -> ml_collections.FieldReference:
     return ml_collections.FieldReference(value, field_type=object)
 
 
-def rebuild(template: T, values: Mapping[str, Any], path: str = "config") -> T:
+def rebuild(template: T, values: Values, path: str = "config") -> T:
     """A frozen dataclass of the template's classes with other values, strictly.
 
     Args:
@@ -130,7 +135,7 @@ def rebuild(template: T, values: Mapping[str, Any], path: str = "config") -> T:
     return _build(type(template), values, path, {}, template)
 
 
-def from_config_dict(cls: type[T], values: Mapping[str, Any], path: str = "config", *, kinds: Kinds | None = None) -> T:
+def from_config_dict(cls: type[T], values: Values, path: str = "config", *, kinds: Kinds | None = None) -> T:
     """Build a frozen dataclass from a mapping, strictly.
 
     Args:
@@ -148,8 +153,8 @@ def from_config_dict(cls: type[T], values: Mapping[str, Any], path: str = "confi
     return _build(cls, values, path, kinds or {}, None)
 
 
-def _build(cls: type[T], values: Mapping[str, Any], path: str, kinds: Kinds, template: T | None) -> T:
-    hints = annotations(cls)
+def _build(cls: type[T], values: Values, path: str, kinds: Kinds, template: T | None) -> T:
+    hints = annotations_of(cls)
     names = [f.name for f in dataclasses.fields(cls)]
     arguments = {} if template is None else {name: getattr(template, name) for name in names}
     for key in values:
@@ -173,7 +178,7 @@ def _is_mapping(value: Any) -> bool:
 
 
 def _convert(annotation: Any, value: Any, path: str, kinds: Kinds, template: Any = None) -> Any:
-    if dataclasses.is_dataclass(template):
+    if dataclasses.is_dataclass(template) and not isinstance(template, type):
         require(_is_mapping(value), f"{path}={shown(value)} should be a mapping")
         return _build(type(template), value, path, kinds, template)
     if _is_optional(annotation):
@@ -185,7 +190,7 @@ def _convert(annotation: Any, value: Any, path: str, kinds: Kinds, template: Any
         return Options(value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value)
     if annotation in kinds or dataclasses.is_dataclass(annotation):
         require(_is_mapping(value), f"{path}={shown(value)} should be a mapping")
-        kind = kinds[annotation](value, path) if annotation in kinds else annotation
+        kind: Any = kinds[annotation](value, path) if annotation in kinds else annotation
         return from_config_dict(kind, value, path, kinds=kinds)
     if typing.get_origin(annotation) is Literal:
         require_choice(path, value, annotation)

@@ -65,6 +65,8 @@ def import_file(path: str | Path, where: str = "") -> ModuleType:
     path = Path(path).resolve()
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{where or path}: {path.name} is no Python file; name one that ends in .py")
     module = importlib.util.module_from_spec(spec)
     put_folder_on_path()
     sys.modules[name] = module

@@ -34,10 +34,10 @@ class Options(dict[str, Any]):
         require(isinstance(values, Mapping), f"{name}={shown(values)} should be a mapping of options to values")
         return _storable(values, name)
 
-    def __hash__(self) -> int:  # type: ignore[override]
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] - a dict has none, and these cannot change
         return hash(frozenset(self.items()))
 
-    def __or__(self, other: Mapping[str, Any]) -> Options:  # type: ignore[override]
+    def __or__(self, other: Any) -> Options:  # pyright: ignore[reportIncompatibleMethodOverride] - takes names only
         return Options(dict(self) | dict(other))
 
     def __reduce__(self) -> tuple[type[Options], tuple[dict[str, Any]]]:
@@ -50,7 +50,9 @@ class Options(dict[str, Any]):
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError("options cannot be changed; make new ones: options | {name: value}")
 
-    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = _refuse
+    setdefault = _refuse  # pyright: ignore[reportAssignmentType] - refuses whatever it is given
+    update = _refuse  # pyright: ignore[reportAssignmentType] - likewise
 
 
 def options_of(

@@ -11,6 +11,7 @@ import operator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bdh_jax.config.base import ConfigError, require, shown
@@ -49,4 +50,5 @@ def key_of(seed: int) -> jax.Array:
       ConfigError: for any other.
     """
     number = whole_seed(seed, below=2**64)
-    return jax.random.wrap_key_data(np.array([number >> 32, number & 0xFFFFFFFF], np.uint32), impl=KEYS)
+    bits = jnp.asarray(np.array([number >> 32, number & 0xFFFFFFFF], np.uint32))
+    return jax.random.wrap_key_data(bits, impl=KEYS)

@@ -39,7 +39,7 @@ class Table(Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in self._found()
 
-    def get(self, name: str, where: str) -> T:
+    def get(self, name: object, where: str) -> T:
         """The entry of a name.
 
         Args:

@@ -47,8 +47,11 @@ class Consolidation(NamedTuple):
 
 @runtime_checkable
 class _HasInitAndUpdate(Protocol):
-    init: Callable
-    update: Callable
+    @property
+    def init(self) -> Callable[..., Any]: ...
+
+    @property
+    def update(self) -> Callable[..., Any]: ...
 
 
 Function = Plain | Consolidation

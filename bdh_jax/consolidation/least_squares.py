@@ -159,13 +159,14 @@ def _of_episode(
     slow: Slow, fast: FastState, activity: Activity, example_weights: ExampleWeights, layers: Layers
 ) -> tuple[jax.Array, jax.Array]:
     """G [L, K, K] and V [L, H, N, D] of an episode, means over examples, of the layers that are consolidated."""
-    if fast.gram is None:
+    sums, memory = fast.gram, fast.memory
+    if sums is None or memory is None:
         raise ConsolidationError(
             "least squares needs the sum of k ⊗ k, which this state does not keep; build the model with "
             'FastWeightConfig(keep_gram=True, synapse=True), or rule="mesa"'
         )
     chosen = jnp.asarray(_chosen(slow["synapse"].shape[0], layers))
-    gram, written = (mean_over_examples(array, activity, example_weights)[chosen] for array in (fast.gram, fast.memory))
+    gram, written = (mean_over_examples(array, activity, example_weights)[chosen] for array in (sums, memory))
     if fast.predicts_values:
         return gram, written  # the rule has taken off what the synapse knows
     synapse = slow["synapse"][chosen].reshape(*gram.shape[:2], -1)

@@ -24,10 +24,8 @@ from bdh_jax.consolidation.base import Consolidation, Function, as_consolidation
 from bdh_jax.consolidation.config import ConsolidationConfig
 from bdh_jax.consolidation.rows import at_norm
 
-FUNCTIONS: Table[Callable[..., Function]] = Table(
-    "consolidation function", package="bdh_jax.consolidation", attribute="FACTORIES"
-)
-"""Name → factory. Every module of the package that lists ``FACTORIES`` adds its own."""
+FUNCTIONS: Table[Any] = Table("consolidation function", package="bdh_jax.consolidation", attribute="FACTORIES")
+"""Name → factory. Every module of the package that lists ``FACTORIES`` adds its own; a user's own may be a function already."""
 
 _NO_OPTION = ("slow", "fast", "activity", "example_weights")
 
@@ -44,7 +42,7 @@ def make_function(name: str, **options: Any) -> Function:
     """
     found = FUNCTIONS.get(name, where="consolidation.function")
     where = f"consolidation {name!r}"
-    if not callable(found) or isinstance(found, Consolidation):
+    if _is_made(found):
         as_consolidation(found)
         if options:
             raise ConfigError(f"{where} has no option {next(iter(options))!r}: it is made already. Its options: none")
@@ -84,6 +82,11 @@ def from_config(config: ConsolidationConfig) -> Function:
             "function, or set norm to None"
         )
     return function if config.norm is None else at_norm(function, config.norm)
+
+
+def _is_made(found: Any) -> bool:
+    """Whether it is an object with ``init`` and ``update``, or nothing that can be called."""
+    return not callable(found) or isinstance(found, Consolidation)
 
 
 def _is_function(found: Callable[..., Any]) -> bool:

@@ -9,6 +9,7 @@ Axis letters: B batch, L layer, H head, N neurons per head, D model width; K = H
 
 from __future__ import annotations
 
+import functools
 import math
 import typing
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from bdh_jax.config import ConfigError, require
 from bdh_jax.config.base import as_float, shown
@@ -200,7 +202,7 @@ def at_norm(function: Function, norm: float) -> Consolidation:
     def update(slow: Slow, fast: FastState, activity: Activity, history: History) -> tuple[Slow, History]:
         changed, history = inner.update(slow, fast, activity, history)
         change = jax.tree.map(jnp.subtract, changed, slow)
-        size = _root(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(change)))
+        size = _root(functools.reduce(jnp.add, (jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(change))))
         wanted = norm * _root(jnp.sum(jnp.square(mean_state(fast, activity, None))))
         # A change of nothing has no direction: it stays nothing.
         scale = jnp.where(size > 0, wanted / jnp.where(size > 0, size, 1), 0)
@@ -228,7 +230,7 @@ def mean_state(fast: FastState, activity: Activity, example_weights: ExampleWeig
       activity: what a function as ``example_weights`` looks at.
       example_weights: see :data:`ExampleWeights`.
     """
-    weights = None if example_weights is None else _weights_of(example_weights, activity, fast.memory.shape[1])
+    weights = None if example_weights is None else _weights_of(example_weights, activity, fast.batch_size)
     return jnp.stack([memory.written.mean_over_examples(weights).effective()[0] for memory in fast.memories()])
 
 
@@ -238,7 +240,7 @@ def row_scores(score: Score, fast: FastState, activity: Activity, example_weight
         return jnp.sqrt(jnp.sum(jnp.square(mean_state(fast, activity, example_weights)), axis=-1))
     scores = mean_over_examples(getattr(activity, score), activity, example_weights)
     # A matrix shared by all layers was written by all of them.
-    shared = fast.memory.shape[0] == 1
+    shared = len(fast.memories()) == 1
     return jnp.sum(scores, axis=0, keepdims=True) if shared else scores
 
 
@@ -263,7 +265,7 @@ def _count(fraction: float, rows: int) -> int:
 def check_rate(rate: float, name: str = "rate", least: float = -math.inf) -> None:
     """Refuse what is no finite number above ``least``."""
     # A traced rate has no value yet.
-    if isinstance(rate, jax.core.Tracer):
+    if isinstance(rate, Tracer):
         return
     try:
         finite = not isinstance(rate, bool | str | bytes) and jnp.ndim(rate) == 0 and math.isfinite(as_float(rate))
@@ -335,8 +337,8 @@ def target_of(slow: Slow, target: Target) -> jax.Array:
 
 def row_shape(slow: Slow, target: Target) -> tuple[int, int, int]:
     """[L, H, N] of a synapse, [1, H, N] of the decoder, whose rows all layers share."""
-    shape = target_of(slow, target).shape[:-1]
-    return shape if target == "synapse" else (1, *shape)
+    *layers, heads, neurons, _ = target_of(slow, target).shape
+    return layers[0] if target == "synapse" else 1, heads, neurons
 
 
 def add_to(slow: Slow, change: jax.Array, target: Target) -> Slow:

@@ -175,7 +175,7 @@ def decompressed(file: BinaryIO, kind: str, place: str) -> BinaryIO:
       A file that can be read once, from start to end. Reading raises OSError, EOFError or zlib.error if it is damaged or ends early.
     """
     if kind == GZIP:
-        return gzip.GzipFile(fileobj=file)
+        return gzip.GzipFile(fileobj=file)  # pyright: ignore[reportReturnType] - a binary file in all but its stub
     make: Callable[[], Any]
     if kind == ZSTD:
         zstd = zstd_library(place)

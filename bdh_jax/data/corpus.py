@@ -9,7 +9,7 @@ import hashlib
 import io
 import tempfile
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,10 +24,25 @@ MEMORY_BYTES = 2**28
 """A corpus that is larger, as it is made, lies in a temporary file, from which it is mapped."""
 
 
+class TokenArray(Protocol):
+    """What is asked of an array of token ids, in memory or not: stretches of it."""
+
+    @property
+    def dtype(self) -> Any:
+        """Of the ids."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, where: slice, /) -> np.ndarray: ...
+
+    def __array__(self) -> np.ndarray: ...
+
+
 class Corpus(NamedTuple):
     """Documents end to end."""
 
-    tokens: np.ndarray
+    tokens: TokenArray
     """[N], unsigned integers; may be mapped from a file."""
     starts: np.ndarray
     """[D] int64, the first token of each document, ascending; the first is 0."""
@@ -128,10 +143,11 @@ def split_corpus(corpus: Corpus, share: float) -> tuple[Corpus, Corpus]:
     else:
         documents = [corpus.document(index) for index in range(corpus.documents)]
         chosen = [draw(document) < share for document in documents]
-        parts = tuple(
-            build_corpus([d for d, c in zip(documents, chosen, strict=True) if c == side], lambda document: document)
-            for side in (False, True)
-        )
+
+        def of_side(side: bool) -> Corpus:
+            return build_corpus([d for d, c in zip(documents, chosen, strict=True) if c == side], lambda document: document)
+
+        parts = of_side(False), of_side(True)
     if not all(len(part.tokens) for part in parts):
         raise DataError(
             f"{len(corpus.tokens)} tokens in {corpus.documents} documents cannot be split: with a share of {share} a part is empty. "
@@ -142,7 +158,7 @@ def split_corpus(corpus: Corpus, share: float) -> tuple[Corpus, Corpus]:
 
 def draw(document: np.ndarray) -> float:
     """A number in [0, 1) that the content of a document decides."""
-    digest = hashlib.blake2b(np.ascontiguousarray(document), digest_size=8).digest()
+    digest = hashlib.blake2b(np.ascontiguousarray(document).data, digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 

@@ -48,7 +48,7 @@ def load_text(config: DataConfig) -> TextData:
       DataError: if a file is missing, damaged or empty, or there is nothing to split.
     """
     if config.path is not None and prepared.is_prepared(expanded(config.path)):
-        train, validation, tokenizer = _load_prepared(config)
+        train, validation, tokenizer = _load_prepared(expanded(config.path), config)
     else:
         tokenizer = load_tokenizer(config.tokenizer)
         files = [tiny_shakespeare()] if config.path is None else find_files(config.path)
@@ -86,8 +86,7 @@ def tiny_shakespeare() -> Path:
         ) from error
 
 
-def _load_prepared(config: DataConfig) -> tuple[Corpus, Corpus, Tokenizer]:
-    folder = expanded(config.path)
+def _load_prepared(folder: Path, config: DataConfig) -> tuple[Corpus, Corpus, Tokenizer]:
     for name in ("validation_path", "tokenizer"):
         if getattr(config, name) is not None:
             raise DataError(
@@ -132,6 +131,6 @@ def _fingerprint(train: Corpus, validation: Corpus, tokenizer: Tokenizer) -> str
 
 
 def _hash_of(corpus: Corpus) -> bytes:
-    digest = hashlib.sha256(np.ascontiguousarray(corpus.starts))
-    digest.update(np.ascontiguousarray(corpus.tokens))
+    digest = hashlib.sha256(np.ascontiguousarray(corpus.starts).data)
+    digest.update(np.ascontiguousarray(corpus.tokens).data)
     return digest.digest()

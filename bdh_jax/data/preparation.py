@@ -54,7 +54,7 @@ def prepare(
     """
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    files = None
+    files: list[Path] = []
     if prepared.is_prepared(folder):
         manifest = prepared.read_manifest(folder)
         _check_source(folder, manifest, source)
@@ -169,7 +169,7 @@ def _check_files(folder: Path, manifest: dict[str, Any], files: list[Path]) -> N
     """Refuse to go on among other files: documents are counted, and would come twice or never."""
     before, now = manifest.get("files"), _describe(files)
     if before is not None and before != now:
-        changed = next((pair for pair in itertools.zip_longest(before, now) if pair[0] != pair[1]), None)
+        changed = next(pair for pair in itertools.zip_longest(before, now) if pair[0] != pair[1])
         raise DataError(
             f"{folder} was begun with other files: there {changed[0]}, now {changed[1]} (name and bytes). Restore them, or name another --out"
         )
@@ -220,9 +220,9 @@ def _rows(source: dict[str, Any], skip: int) -> Iterator[bytes]:
 def _make_tokenizer(folder: Path, source: dict[str, Any], files: list[Path], path: str | None, documents: int) -> Tokenizer:
     if source["train_tokenizer"] is not None:
         content = train_tokenizer(itertools.islice(_documents(source, files, 0), documents), source["train_tokenizer"])
-    elif path is not None:
-        content = load_tokenizer(path).content
     else:
+        content = load_tokenizer(path).content
+    if content is None:  # bytes, of which nothing is kept
         return load_tokenizer(None)
     with _writing(folder):
         write_whole(folder / prepared.TOKENIZER, content)

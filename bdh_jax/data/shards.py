@@ -178,7 +178,8 @@ def _join(folder: Path, shards: Sequence[Shard], vocab_size: int) -> Corpus:
                 f"{folder / shard.files[0]} or its starts file is damaged: the checksum is not the manifest's. Restore the files, or "
                 "prepare the text anew in another folder"
             )
-        ids, begins = (_array(folder / name, mmap) for name, mmap in zip(shard.files, ("r", None), strict=True))
+        of_tokens, of_starts = shard.files
+        ids, begins = _array(folder / of_tokens, "r"), _array(folder / of_starts, None)
         wrong = _wrong(shard, ids, begins, vocab_size)
         if wrong:
             raise DataError(
@@ -191,7 +192,7 @@ def _join(folder: Path, shards: Sequence[Shard], vocab_size: int) -> Corpus:
     return Corpus(tokens[0] if len(tokens) == 1 else Joined(tokens), np.concatenate(starts), digest)
 
 
-def _array(path: Path, mmap_mode: str | None) -> np.ndarray:
+def _array(path: Path, mmap_mode: Literal["r"] | None) -> np.ndarray:
     try:
         return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

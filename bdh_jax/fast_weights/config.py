@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from bdh_jax.config import check_types, require, require_choice
 from bdh_jax.config.options import Options
@@ -14,6 +14,7 @@ Scope = Literal["layer", "shared"]
 Address = Literal["previous", "current"]
 AddressNorm = Literal["none", "l2", "sum", "kwta", "centred"]
 AddressSource = Literal["code", "gated", "gate"]
+ADDRESS_SOURCES: tuple[AddressSource, ...] = get_args(AddressSource)
 WriteGradient = Literal["full", "stop"]
 
 

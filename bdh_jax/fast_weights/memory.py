@@ -24,6 +24,7 @@ from bdh_jax.fast_weights.state import LayerState, Memory, RecentWrites, RuleSta
 from bdh_jax.kernels import token_step
 from bdh_jax.kernels.fast_weight_scan import fast_weight_scan, own_scores
 from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Final, Stretch
+from bdh_jax.kernels.fast_weight_scan.dispatch import Form
 from bdh_jax.kernels.fast_weight_scan.stretch import coefficients, safe_log
 from bdh_jax.layers.projections import decode
 from bdh_jax.parallel.collectives import ShardAxes
@@ -61,7 +62,7 @@ class MemorySetup(NamedTuple):
     """
 
     config: FastWeightConfig
-    form: str
+    form: Form
     chunk_size: int
     final: Final
     dtype: Any
@@ -377,7 +378,7 @@ def _gram(address: Address, pace: Pace, state: LayerState, call: Call, setup: Me
     written = jnp.broadcast_to(found.written.reshape(-1, length), (batch, length))
     written = written if write_gate is None else written * write_gate
     gram = dynamics.learning_rate * jnp.einsum("bt,btk,btl->bkl", written, key, key)
-    if state.memory is not None:
+    if state.memory is not None and state.memory.gram is not None:
         gram = gram + jnp.broadcast_to(found.kept.reshape(-1, 1, 1), (batch, 1, 1)) * state.memory.gram
     return jnp.mean(gram, axis=0, keepdims=True) if setup.final == "mean" else gram
 

@@ -10,7 +10,7 @@ from typing import Any
 _WIDTH = 80
 
 
-def shapes(tree: Any) -> str:
+def shapes(tree: Any, /) -> str:
     """A tree with "float32[2, 16]" in place of every array, in 80 columns. Fields that are None or empty are left out, and neighbours that
     look the same are counted.
 

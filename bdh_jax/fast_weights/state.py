@@ -19,11 +19,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import export
+from jax.core import Tracer
 
 from bdh_jax.fast_weights.shapes import shapes
 from bdh_jax.kernels import token_step
 from bdh_jax.kernels.token_step.arguments import Recent
 from bdh_jax.parallel.axes import Leaf, is_leaf
+from bdh_jax.types import Struct
 
 Axes = tuple[str, ...]
 T = TypeVar("T")
@@ -48,7 +50,7 @@ def exportable(kind: type[T]) -> type[T]:
             serialized_name=f"{kind.__module__}.{kind.__qualname__}",
             serialize_auxdata=lambda static: json.dumps(static).encode(),
             deserialize_auxdata=lambda static: tuple(json.loads(static)),
-            from_children=lambda static, children: _from_children(kind, static, children),
+            from_children=lambda aux_data, children: _from_children(kind, aux_data, children),
         )
     return kind
 
@@ -59,7 +61,7 @@ def _from_children(kind: type[Any], static: Iterable[Any], children: Iterable[An
     return kind(**dict(zip(names[0], children, strict=True)), **dict(zip(names[1], static, strict=True)))
 
 
-class State:
+class State(Struct):
     """Base of pytrees of arrays with declared axes. Subclasses are ``flax.struct`` dataclasses whose fields are :func:`array`, other
     states, tuples of states, or static."""
 
@@ -68,7 +70,10 @@ class State:
         exportable(cls)
         # A class whose body has a __repr__ keeps it when it becomes a dataclass.
         if "__repr__" not in cls.__dict__:
-            cls.__repr__ = shapes  # type: ignore[method-assign]
+            cls.__repr__ = State.__repr__
+
+    def __repr__(self) -> str:
+        return shapes(self)
 
     def map_arrays(self, function: Callable[[Axes, Any], Any]) -> Self:
         """The same state with ``function(axes, array)`` in place of every array that is there."""
@@ -107,7 +112,7 @@ class State:
             raise ValueError(
                 f"indices has dtype {indices.dtype}; name examples by number (of a mask: jnp.flatnonzero(mask))"
             )
-        if not isinstance(indices, jax.core.Tracer) and indices.size:
+        if not isinstance(indices, Tracer) and indices.size:
             low, high = int(indices.min()), int(indices.max())
             if low < 0 or high >= self.batch_size:
                 raise ValueError(f"index {low if low < 0 else high} is outside the batch of {self.batch_size} examples")
@@ -159,13 +164,13 @@ def _map(node: Any, function: Callable[[Axes, Any], Any]) -> Any:
     if not isinstance(node, State):
         return node
     values = {}
-    for field in dataclasses.fields(node):  # type: ignore[arg-type]
+    for field in dataclasses.fields(node):
         value = getattr(node, field.name)
         if value is None or not field.metadata.get("pytree_node", True):
             continue
         axes = field.metadata.get("axes")
         values[field.name] = _map(value, function) if axes is None else function(axes, value)
-    return node.replace(**values)  # type: ignore[attr-defined]
+    return node.replace(**values)
 
 
 class Sizes(NamedTuple):
@@ -245,7 +250,7 @@ def _settings(node: Any, name: str) -> Iterator[tuple[str, Any]]:
             yield from _settings(child, f"{name}.{number}")
     elif isinstance(node, State):
         yield name, type(node).__name__
-        for field in dataclasses.fields(node):  # type: ignore[arg-type]
+        for field in dataclasses.fields(node):
             value = getattr(node, field.name)
             if not field.metadata.get("pytree_node", True):
                 yield f"{name}.{field.name}", value
@@ -367,7 +372,7 @@ class LayerState(State):
     def flush(self) -> LayerState:
         """The same with all writes where they belong."""
         memory = None if self.memory is None else self.memory.flush()
-        if self.recent is None:
+        if self.recent is None or self.attention is None:
             return self.replace(memory=memory)
         attention, free = self.recent.flush(self.attention)
         return self.replace(attention=attention, memory=memory, recent=free)
@@ -389,7 +394,8 @@ class Activity:
     energy: jax.Array
     count: jax.Array
 
-    __repr__ = shapes
+    def __repr__(self) -> str:
+        return shapes(self)
 
 
 class Written:
@@ -448,16 +454,18 @@ class Written:
     @property
     def activity(self) -> Activity | None:
         """:class:`Activity`; None without fast weights."""
-        if not self.has_memory:
+        if not self.has_memory or self.count is None:
             return None
         use = [layer.use for layer in self.layers]
-        return Activity(_stack([u.strength for u in use]), _stack([u.energy for u in use]), self.count)
+        return Activity(_together([u.strength for u in use]), _together([u.energy for u in use]), self.count)
 
 
 def _stack(arrays: list[Any]) -> jax.Array | None:
+    return None if arrays[0] is None else _together(arrays)
+
+
+def _together(arrays: list[Any]) -> jax.Array:
     """Arrays on a new first axis; shapes where they are shapes."""
-    if arrays[0] is None:
-        return None
     return jax.eval_shape(_stacked, arrays) if isinstance(arrays[0], jax.ShapeDtypeStruct) else _stacked(arrays)
 
 
@@ -555,7 +563,7 @@ class BatchMean(State, Written):
 
     layers: tuple[MeanLayer, ...]
     shared: Memory | None = None
-    count: jax.Array = array("batch")
+    count: jax.Array | None = array("batch")
 
 
 def declared_mean(declared: FastState) -> BatchMean:

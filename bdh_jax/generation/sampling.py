@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -28,7 +29,7 @@ from bdh_jax.fast_weights.shapes import shapes
 from bdh_jax.fast_weights.state import FastState, exportable
 from bdh_jax.models.bdh import BDH, BDHConfig
 from bdh_jax.models.token_step import slots_of, with_slots, without_slots
-from bdh_jax.types import Slow
+from bdh_jax.types import Slow, Struct
 
 PREFILL_CHUNK = 256
 """Tokens of a prompt that one call of the model reads."""
@@ -63,9 +64,13 @@ class Sampling:
                 raise ConfigError(f"{name}={share} must lie in (0, 1], or be None to keep all tokens")
 
 
+Prompts = Sequence[Sequence[int] | np.ndarray]
+"""Token ids, a sequence for each text."""
+
+
 @exportable
 @flax.struct.dataclass
-class GenerationState:
+class GenerationState(Struct):
     """What a model has read so far, for B sequences.
 
     Attributes:
@@ -76,7 +81,8 @@ class GenerationState:
     fast: FastState
     logits: jax.Array
 
-    __repr__ = shapes
+    def __repr__(self) -> str:
+        return shapes(self)
 
 
 def filter_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
@@ -137,7 +143,7 @@ def sample(logits: jax.Array, keys: jax.Array, positions: jax.Array, sampling: S
 def prefill(
     model: BDH,
     slow: Slow,
-    prompts: Sequence[Sequence[int]],
+    prompts: Prompts,
     state: GenerationState | None = None,
     *,
     chunk: int = PREFILL_CHUNK,
@@ -164,20 +170,18 @@ def prefill(
     """
     if chunk < 1:
         raise ValueError(f"chunk={chunk} must be at least 1")
-    arrays, state = begin(model, prompts, state)
+    arrays, reached = begin(model, prompts, state)
     longest = max(len(array) for array in arrays)
     # The first call takes what is left over, so that there are two lengths to compile at most.
     edges = [0, *range((longest - 1) % chunk + 1, longest + 1, chunk)] if longest else [0]
     for start, end in itertools.pairwise(edges):
-        state = _read(model, slow, state, *padded(arrays, start, end))
+        reached = _read(model, slow, reached, *padded(arrays, start, end))
         if progress is not None:
             progress(end, longest)
-    return state
+    return reached
 
 
-def begin(
-    model: BDH, prompts: Sequence[Sequence[int]], state: GenerationState | None
-) -> tuple[list[np.ndarray], GenerationState]:
+def begin(model: BDH, prompts: Prompts, state: GenerationState | None) -> tuple[list[np.ndarray], GenerationState]:
     """The prompts as arrays [T] of ids, and the state that they are read into: of zeros, or the one given. Raises as :func:`prefill`."""
     if len(prompts) == 0:
         raise ValueError("there are no prompts; give at least one sequence of token ids")
@@ -249,7 +253,8 @@ def generate(
     batch = state.logits.shape[0]
     if max_tokens < 0:
         raise ValueError(f"max_tokens={max_tokens} must be ≥ 0")
-    numbers = list(seeds) if np.ndim(seeds) else [whole_seed(seeds, below=2**64) + row for row in range(batch)]
+    given: Any = seeds
+    numbers = list(given) if np.ndim(given) else [whole_seed(given, below=2**64) + row for row in range(batch)]
     if len(numbers) != batch:
         raise ValueError(f"seeds has {len(numbers)} numbers and the state {batch} sequences; give one for each")
     keys = jnp.stack([key_of(number) for number in numbers])
@@ -308,7 +313,7 @@ def _with_other_slots(model: BDH, fast: FastState) -> FastState:
 def _read(model: BDH, slow: Slow, state: GenerationState, tokens: jax.Array, valid: jax.Array) -> GenerationState:
     out = model.apply({"params": slow}, tokens, state.fast, valid=valid)
     # Prompts end at the last column; a row whose prompt is empty keeps the logits it had.
-    return GenerationState(out.fast, jnp.where(valid[:, -1:], out.logits[:, -1], state.logits))
+    return GenerationState(out.carried, jnp.where(valid[:, -1:], out.logits[:, -1], state.logits))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
@@ -318,10 +323,10 @@ def _step(
     tokens = sample(state.logits, keys, state.fast.position, sampling)
     slow, views = weights
     out = model.apply({"params": slow, "views": views}, tokens[:, None], state.fast, valid=going[:, None])
-    return tokens, GenerationState(out.fast, jnp.where(going[:, None], out.logits[:, 0], state.logits))
+    return tokens, GenerationState(out.carried, jnp.where(going[:, None], out.logits[:, 0], state.logits))
 
 
-def _ids(prompt: Sequence[int], index: int, vocab_size: int) -> np.ndarray:
+def _ids(prompt: Sequence[int] | np.ndarray, index: int, vocab_size: int) -> np.ndarray:
     if isinstance(prompt, str | bytes):
         raise ValueError(
             f"prompt {index} is a {type(prompt).__name__}, not token ids; encode it first with the tokenizer of the model (list(...) of bytes)"

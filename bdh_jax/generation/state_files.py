@@ -140,7 +140,7 @@ def load_state(path: str | Path, model: BDH, slow: Slow) -> GenerationState:
     if read.slow_hash != slow_hash(slow):
         raise StateError(f"{path} is a state of other weights of the same configuration; load the checkpoint that made it")
     batch = int(read.batch)
-    logits = jax.ShapeDtypeStruct((batch, model.config.vocab_size), model.config.state_dtype)
+    logits: Any = jax.ShapeDtypeStruct((batch, model.config.vocab_size), model.config.state_dtype)
     plain = model.config.without_slots().build()
     shapes = GenerationState(structs(plain.declared_fast(batch)), logits)
 

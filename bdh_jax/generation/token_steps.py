@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdh_jax.generation.sampling import GenerationState, begin, padded, prefill
+from bdh_jax.generation.sampling import GenerationState, Prompts, begin, padded, prefill
 from bdh_jax.models.bdh import BDH, BDHConfig
 from bdh_jax.models.token_step import TokenStepConfig
 from bdh_jax.types import Slow
@@ -51,7 +51,7 @@ PAYS = {"cpu": Pays(2**20, {"attention": 0.5, "encoder_v": 0.5, "decoder": 0.3, 
 def prefill_and_choose(
     model: BDH,
     slow: Slow,
-    prompts: Sequence[Sequence[int]],
+    prompts: Prompts,
     state: GenerationState | None = None,
     *,
     progress: Callable[[int, int], None] | None = None,
@@ -75,19 +75,19 @@ def prefill_and_choose(
     config, platform = model.config, jax.default_backend()
     if config.token_step.slots or not worthwhile(config, platform):
         return prefill(model, slow, prompts, state, progress=progress), config.token_step
-    arrays, state = begin(model, prompts, state)
+    arrays, reached = begin(model, prompts, state)
     longest = max(len(array) for array in arrays)
     heads, tails = [array[:-MEASURED] for array in arrays], [array[-MEASURED:] for array in arrays]
     if longest > MEASURED:
         so_far = None if progress is None else lambda done, _: progress(done, longest)
-        state = prefill(model, slow, heads, state, progress=so_far)
+        reached = prefill(model, slow, heads, reached, progress=so_far)
     counts = None
     if longest:
         width = min(longest, MEASURED)
-        state, counts = _read_and_count(model, slow, state, *padded(tails, 0, width))
+        reached, counts = _read_and_count(model, slow, reached, *padded(tails, 0, width))
         if progress is not None:
             progress(longest, longest)
-    return state, choose(config, platform, counts)
+    return reached, choose(config, platform, counts)
 
 
 def worthwhile(config: BDHConfig, platform: str) -> bool:
@@ -122,7 +122,7 @@ def _read_and_count(
     config = model.config
     taps = ("code", "gate", "address") if config.fast.enabled else ("code", "gate")
     out = model.apply({"params": slow}, tokens, state.fast, valid=valid, collect=taps)
-    state = GenerationState(out.fast, jnp.where(valid[:, -1:], out.logits[:, -1], state.logits))
+    state = GenerationState(out.carried, jnp.where(valid[:, -1:], out.logits[:, -1], state.logits))
     code = out.collected["code"] != 0
     pairs = jnp.any(code.reshape(*code.shape[:-1], -1, 2), axis=-1) if config.attention == "rope" else code
     active = {"attention": pairs, "encoder_v": code, "decoder": code & (out.collected["gate"] != 0)}

@@ -98,7 +98,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             names = _bare_names(path, file.keys())
             for bare, name in names.items():
                 dtype = file.get_slice(name).get_dtype()
-                _check_dtype(path, bare, _DTYPES.get(dtype, dtype))
+                _check_dtype(path, bare, _DTYPES.get(dtype or "", dtype))
             arrays = {bare: file.get_tensor(name) for bare, name in names.items()}
             saved = (file.metadata() or {}).get(_DIGEST)
     except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
@@ -130,7 +130,7 @@ def _bare_names(path: Path, names: Iterable[object]) -> dict[str, Any]:
     return found
 
 
-def _check_dtype(path: Path, name: str, dtype: str) -> None:
+def _check_dtype(path: Path, name: str, dtype: str | None) -> None:
     if dtype not in _DTYPES.values():
         raise WeightsError(f"{path}: {name} is {dtype}; weights are {', '.join(_DTYPES.values())}: convert them first")
 
@@ -170,7 +170,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 
 def _torch(path: Path) -> ModuleType:
     try:
-        import torch  # not a dependency: only these files need it
+        import torch  # pyright: ignore[reportMissingImports] - not a dependency: only these files need it
     except ImportError as error:
         raise WeightsError(
             f"{path} is a PyTorch file, which needs PyTorch: pip install torch, or convert it to .safetensors"

@@ -140,7 +140,9 @@ def benchmark(
         make_stream(config.stream, seed=config.seed + i, validation=True) for i in range(config.validation_streams)
     ]
     before = {}
-    for contestant in contestants.values() if finished is not None else ():
+    for contestant in contestants.values():
+        if finished is None:
+            break
         row = finished.get(contestant, config, chosen.get(contestant.rate_of or contestant.name), new_ids=new_ids)
         if row is not None:
             before[contestant.name] = row
@@ -231,7 +233,7 @@ def _play(
         output = model.apply({"params": slow}, tokens, learner.start(history), collect=learner.collect)
         right = jnp.zeros(len(facts), bool)
         if learner.by_model:
-            right = answers(model, slow, facts[:, :2], output.fast) == facts[:, 2]
+            right = answers(model, slow, facts[:, :2], output.carried) == facts[:, 2]
         return learner.update(slow, history, output, facts), right
 
     def segment(carry: tuple[Slow, History], episodes: jax.Array) -> tuple[tuple[Slow, History], tuple[jax.Array, ...]]:
@@ -377,7 +379,7 @@ def _score(
     return scores, {name: [each[name] for each in along] for name in along[0]}
 
 
-def _retention(stream: Stream, asked: np.ndarray, episodes: int) -> dict[str, float]:
+def _retention(stream: Stream, asked: np.ndarray | jax.Array, episodes: int) -> dict[str, float]:
     """Recall after so many episodes, of the facts shown so far, in all and by kind and age.
 
     Args:
@@ -407,7 +409,9 @@ def _retention(stream: Stream, asked: np.ndarray, episodes: int) -> dict[str, fl
     return scores
 
 
-def _harm(before: _Unharmed, asked: np.ndarray, probe: np.ndarray, config: LifelongConfig) -> dict[str, float]:
+def _harm(
+    before: _Unharmed, asked: np.ndarray | jax.Array, probe: np.ndarray | jax.Array, config: LifelongConfig
+) -> dict[str, float]:
     """What was lost in unrelated episodes, and of the facts learned by gradient."""
     known = asked[len(asked) - config.known :] == combinations().known_values[: config.known]
     return {"harm": float(before.probe - probe), "harm_known": before.known - _mean(known)}
@@ -435,5 +439,5 @@ def _tune(
     return chosen
 
 
-def _mean(values: np.ndarray) -> float:
+def _mean(values: np.ndarray | jax.Array) -> float:
     return float(values.mean()) if values.size else np.nan

@@ -47,10 +47,12 @@ def ridge_synapse(model: BDH, slow: Slow, keys: jax.Array, values: jax.Array) ->
 
     def wanted(slow: Slow, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Address [L, K] and what it should read [L, D]."""
-        fast = model.apply({"params": slow}, key[None]).fast
+        fast = model.apply({"params": slow}, key[None]).carried
+        written = model.apply({"params": slow}, value[None, None], empty_memory(fast)).carried.memory
+        if fast.previous_address is None or written is None:
+            raise ValueError('this bound needs fast weights whose fast.address is "previous"')
         address = fast.previous_address[:, 0].astype(config.state_dtype)
-        written = model.apply({"params": slow}, value[None, None], empty_memory(fast)).fast.memory[:, 0]
-        return address.reshape(config.n_layer, -1), jnp.einsum("lhn,lhnd->ld", address, written)
+        return address.reshape(config.n_layer, -1), jnp.einsum("lhn,lhnd->ld", address, written[:, 0])
 
     def fill(layer: jax.Array, synapse: jax.Array) -> jax.Array:
         filled = {**slow, "synapse": synapse}
@@ -69,7 +71,7 @@ def never_reset(model: BDH) -> Learner:
     return consolidated(model, consolidation.none())._replace(
         init=lambda slow: model.init_fast(1),
         start=lambda history: history,
-        update=lambda slow, history, output, facts: (slow, output.fast),
+        update=lambda slow, history, output, facts: (slow, output.carried),
         answer=lambda slow, history, keys: answers(model, slow, keys, history),
         nbytes=lambda slow, history: history_nbytes(history),
     )

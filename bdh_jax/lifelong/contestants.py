@@ -69,14 +69,15 @@ def own_function(
       function: either form, see :mod:`bdh_jax.consolidation.base`, or a factory of one.
       rates: to choose from; empty for the function as it stands.
     """
+    given: Any = function  # one of two kinds, which no type tells apart
     if not rates:
-        return Contestant(name, lambda model, rate, facts: consolidated(model, function), own=function)
-    takes_rate = callable(function) and "rate" in _parameters(function)
+        return Contestant(name, lambda model, rate, facts: consolidated(model, given), own=given)
+    takes_rate = "rate" in _parameters(given)
 
     def at(rate: Any) -> Function:
         if not takes_rate:
-            return consolidation.scaled(function, rate)
-        return function(rate=rate) if is_factory(function) else functools.partial(function, rate=rate)
+            return consolidation.scaled(given, rate)
+        return given(rate=rate) if is_factory(given) else functools.partial(given, rate=rate)
 
     return Contestant(
         name,
@@ -85,11 +86,13 @@ def own_function(
         # A function that is given its rate may look at the value.
         traced=not takes_rate,
         # As it was given: only of a tree of the right form can a change be scaled.
-        own=at(rates[0]) if takes_rate else function,
+        own=at(rates[0]) if takes_rate else given,
     )
 
 
-def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+def _parameters(function: Any) -> tuple[str, ...]:
+    if not callable(function):
+        return ()
     try:
         return tuple(inspect.signature(function).parameters)
     except ValueError:  # a callable of C has no signature

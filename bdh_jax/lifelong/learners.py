@@ -69,7 +69,9 @@ def consolidated(model: BDH, function: Function) -> Learner:
     function = as_consolidation(function)
 
     def update(slow: Slow, history: History, output: ModelOutput, facts: jax.Array) -> tuple[Slow, History]:
-        return function.update(slow, output.fast, output.activity, history)
+        if output.activity is None:
+            raise ValueError("the model has no fast weights to consolidate (fast.enabled=False)")
+        return function.update(slow, output.carried, output.activity, history)
 
     return Learner(
         model=model,
@@ -156,7 +158,8 @@ def gradient(
                 )
             trained, frozen = split(slow)
             updates, state = transform.update(jax.grad(loss)(trained, frozen, batch), state, trained)
-            return ({**optax.apply_updates(trained, updates), **frozen}, state, steps + 1), None
+            changed: Any = optax.apply_updates(trained, updates)
+            return ({**changed, **frozen}, state, steps + 1), None
 
         carry = (slow, history["optimizer"], history["steps"])
         (slow, state, steps), _ = jax.lax.scan(step, carry, length=REPLAY_STEPS)

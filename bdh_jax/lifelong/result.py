@@ -330,4 +330,4 @@ def _percent(share: float, score: str) -> str:
 
 def _plain(value: Any) -> Any:
     """Lists of floats with None for NaN, which JSON does not know."""
-    return np.where(np.isnan(value), None, np.asarray(value, object)).tolist()
+    return np.where(np.isnan(value), np.array(None), np.asarray(value, object)).tolist()

@@ -125,7 +125,7 @@ def make_stream(config: StreamConfig, *, seed: int, validation: bool = False) ->
             first_open += 1
         place(fact, first_open)
     # What is left open at the end is filled with facts that were not shown for a while, at the value they have there.
-    for episode in np.flatnonzero(filled < config.pairs):
+    for episode in np.flatnonzero(filled < config.pairs).tolist():
         before = Stream(keys, kind, np.maximum(facts, 0), written)
         now = before.truth(episode).value if episode else np.full(config.facts, -1, np.int32)
         absent = np.setdiff1d(np.flatnonzero(now >= 0), facts[episode : episode + 1, : filled[episode]])

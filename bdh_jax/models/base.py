@@ -13,14 +13,17 @@ import abc
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, overload
 
+import chex
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -178,7 +181,21 @@ class ModelOutput:
     losses: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
     metrics: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
 
-    __repr__ = shapes
+    def __repr__(self) -> str:
+        return shapes(self)
+
+    @property
+    def carried(self) -> FastState:
+        """``fast``, to go on from.
+
+        Raises:
+          ValueError: if the call returned no state, or the mean of a batch.
+        """
+        if not isinstance(self.fast, FastState):
+            raise ValueError(
+                f'there is no state to go on from but {type(self.fast).__name__}: it takes a model that keeps one, and state="full"'
+            )
+        return self.fast
 
     @property
     def activity(self) -> Activity | None:
@@ -249,6 +266,17 @@ class Inputs(NamedTuple):
     masks: Masks
     draws: Any = None
 
+    @property
+    def carried(self) -> FastState:
+        """``fast`` of a call that goes on from a state, as every call token by token does.
+
+        Raises:
+          ValueError: if there is none.
+        """
+        if self.fast is None:
+            raise ValueError("this call starts an episode, and there is no state yet: give model.init_fast(B)")
+        return self.fast
+
 
 class Architecture(abc.ABC):
     """A model as declarations and functions. All of them are pure; ``config`` is all that an instance holds.
@@ -290,7 +318,7 @@ class Architecture(abc.ABC):
         Raises:
           ConfigError: names the setting and the remedy.
         """
-        if self.config.dtype == "float64" and not jax.config.jax_enable_x64:
+        if self.config.dtype == "float64" and jnp.result_type(float) != jnp.float64:
             raise ConfigError(
                 'dtype="float64" needs JAX\'s 64-bit mode: set JAX_ENABLE_X64=1 in the environment, or call '
                 'jax.config.update("jax_enable_x64", True) before any array is made'
@@ -382,6 +410,7 @@ class Architecture(abc.ABC):
             before = None if fast is None else fast.layers[index]
             draws = self.layer_draws(inputs.draws, index)
             output = self.run_block(setup)(self.layer_weights(weights, index), x, before, call, draws)
+            chex.assert_shape(output.x, x.shape)
             x = output.x
             outputs.append(output)
         return x, self.finish(fast, tuple(o.state for o in outputs), call, setup), seen(outputs, setup)
@@ -389,7 +418,8 @@ class Architecture(abc.ABC):
     def call(self, weights: Slow, inputs: Inputs, setup: Setup) -> Call:
         """What all layers of a call share."""
         start = None if inputs.fast is None else inputs.fast.position
-        found = places(inputs.masks, start, inputs.x.shape[:2], self.config.state_dtype)
+        batch, length, _ = inputs.x.shape
+        found = places(inputs.masks, start, (batch, length), self.config.state_dtype)
         return Call(inputs.masks, found, self.shared(weights, inputs, found, setup))
 
     def run_block(self, setup: Setup) -> Callable[..., LayerOutput]:
@@ -404,9 +434,13 @@ _Seen = tuple[dict[str, jax.Array], dict[str, jax.Array], dict[str, jax.Array]]
 def seen(outputs: list[LayerOutput], setup: Setup) -> _Seen:
     """Taps that were asked for, stacked over the layers; losses summed and metrics averaged over them."""
     taps = {name: jnp.stack([output.taps[name] for output in outputs]) for name in setup.collect}
-    losses = {name: sum(o.losses[name] for o in outputs) for name in outputs[0].losses or ()}
-    metrics = {name: sum(o.metrics[name] for o in outputs) / len(outputs) for name in outputs[0].metrics or ()}
-    return taps, losses, metrics
+    losses = _sums([output.losses or {} for output in outputs])
+    metrics = _sums([output.metrics or {} for output in outputs])
+    return taps, losses, {name: total / len(outputs) for name, total in metrics.items()}
+
+
+def _sums(of_layers: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    return {name: functools.reduce(operator.add, (layer[name] for layer in of_layers)) for name in of_layers[0]}
 
 
 class Model(nn.Module):
@@ -419,6 +453,30 @@ class Model(nn.Module):
 
     config: ModelConfig
     mesh: Mesh | None = None
+
+    if TYPE_CHECKING:
+        # What Flax says of its method is that it returns anything.
+        @overload
+        def apply(
+            self,
+            variables: Mapping[str, Any],
+            *args: Any,
+            method: None = None,
+            mutable: Literal[False] = False,
+            **options: Any,
+        ) -> ModelOutput: ...
+        @overload
+        def apply(
+            self,
+            variables: Mapping[str, Any],
+            *args: Any,
+            method: Literal["hidden"],
+            mutable: Literal[False] = False,
+            **options: Any,
+        ) -> jax.Array: ...
+        @overload
+        def apply(self, variables: Mapping[str, Any], *args: Any, **options: Any) -> Any: ...
+        def apply(self, variables: Mapping[str, Any], *args: Any, **options: Any) -> Any: ...
 
     @property
     def architecture(self) -> Architecture:
@@ -477,7 +535,9 @@ class Model(nn.Module):
         x = architecture.embed_draws(architecture.embed(slow, tokens), draws)
         inputs = Inputs(x, fast, masks, draws)
         x, fast, (taps, losses, metrics) = _run_layers(self, slow, inputs, final, collect)
-        return ModelOutput(architecture.readout(slow, x), fast, taps, losses, metrics)
+        logits = architecture.readout(slow, x)
+        chex.assert_shape(logits, (*tokens.shape, self.config.vocab_size))
+        return ModelOutput(logits, fast, taps, losses, metrics)
 
     def hidden(self, tokens: jax.Array, *, valid: jax.Array | None = None, reset: jax.Array | None = None) -> jax.Array:
         """What logits are read from, [B, T, D], in an episode that starts here. ``architecture.readout`` makes logits of it, also of a part
@@ -500,7 +560,7 @@ class Model(nn.Module):
     def init_slow(self, key: jax.Array) -> Slow:
         """The slow weights to start from: ``init(key, tokens)["params"]`` for any tokens, without a pass through the model."""
         self.architecture.check_machine(self.mesh)
-        return self.init(key, method="slow_weights")["params"]
+        return dict(self.init(key, method="slow_weights")["params"])
 
     def init_fast(self, batch_size: int) -> FastState:
         """The state at the start of an episode, for ``batch_size`` examples.
@@ -592,7 +652,7 @@ def _run_layers(
     return jax.shard_map(
         on_shard,
         mesh=mesh,
-        in_specs=(mesh_axes.specs(declared, mesh), Inputs(rows, fast_specs, Masks(rows, rows, rows), draws)),
+        in_specs=(mesh_axes.specs(declared, mesh), Inputs._make((rows, fast_specs, Masks._make((rows, rows, rows)), draws))),
         out_specs=(rows, final_specs, (tap_specs, P(), P())),
         # JAX's kernel interpreter mixes indices that differ between shards with ones that do not, which the check refuses.
         check_vma=getattr(model.config, "kernel", None) != "pallas_interpret",
@@ -618,7 +678,7 @@ def _token_by_token(architecture: Architecture, slow: Slow, inputs: Inputs, setu
     draws = None
     if inputs.draws is not None:
         draws = jax.tree.map(_time_first, inputs.draws, architecture.draw_axes())
-    fast, (x, (taps, losses, metrics)) = jax.lax.scan(step, inputs.fast, (x, masks, draws))
+    fast, (x, (taps, losses, metrics)) = jax.lax.scan(step, inputs.carried, (x, masks, draws))
     x = jnp.moveaxis(x[:, :, 0], 0, 1)
     for name, array in taps.items():
         time = 1 + architecture.taps[name].index("time")
@@ -692,7 +752,7 @@ def _check_arguments(
     batch, length = tokens.shape
     if length < 1 or batch < 1:
         raise ValueError(f"tokens is empty, {tokens.shape}: B and T must be at least 1")
-    if not isinstance(tokens, jax.core.Tracer):
+    if not isinstance(tokens, Tracer):
         ids = np.asarray(tokens)
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= vocab_size:
@@ -711,9 +771,9 @@ def _check_arguments(
         if tap not in architecture.taps:
             valid = ", ".join(architecture.taps) or "nothing"
             raise ValueError(f"collect names {tap!r}; this model can return {valid}")
-    if fast is not None and declared is None:
-        raise ValueError(f"fast is given, but {name} keeps no state from call to call; leave it out")
     if fast is not None:
+        if declared is None:
+            raise ValueError(f"fast is given, but {name} keeps no state from call to call; leave it out")
         _check_state(fast, declared, batch)
 
 

@@ -53,6 +53,7 @@ from bdh_jax.fast_weights.state import (
 from bdh_jax.kernels import token_step
 from bdh_jax.kernels.fast_weight_scan import dispatch, fast_weight_scan, own_scores
 from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Stretch
+from bdh_jax.kernels.fast_weight_scan.dispatch import Form
 from bdh_jax.layers.activity import above_the_rest, active_share
 from bdh_jax.layers.norm import layer_norm
 from bdh_jax.layers.projections import decode, encode, encode_by_head
@@ -121,7 +122,7 @@ class BDHConfig(ModelConfig):
     """Tokens per chunk of the chunked form."""
     remat: bool = dataclasses.field(default=False, metadata=HOW)
     """Recompute each layer in the backward pass instead of keeping its activations."""
-    fast: FastWeightConfig = FastWeightConfig()
+    fast: FastWeightConfig = FastWeightConfig()  # pyright: ignore[reportIncompatibleMethodOverride] - chosen, where others compute it
     """The fast weights."""
     token_step: TokenStepConfig = dataclasses.field(default=TokenStepConfig(), metadata=HOW)
     """How calls of one token read and write: speed, never the function. ``bdh generate`` chooses it from what is active."""
@@ -278,7 +279,7 @@ class BDH(Model):
       mesh: device mesh of ``bdh_jax.parallel.mesh.make_mesh``; None computes on one device. It never changes the function.
     """
 
-    config: BDHConfig
+    config: BDHConfig  # pyright: ignore[reportIncompatibleVariableOverride] - modules are frozen, which Flax does not say
     mesh: Mesh | None = None
 
 
@@ -468,9 +469,9 @@ class BDHArchitecture(Architecture):
             if setup.final == "full":
                 fast = with_slots(fast.replace(token_steps=steps), self.state(inputs.x.shape[0]))
             return x, fast, found
-        inner, before = setup._replace(final="full"), make_room(inputs.fast)
+        inner, before = setup._replace(final="full"), make_room(inputs.carried)
         x, fast, (taps, losses, metrics) = self._layers(weights, inputs._replace(fast=before), inner)
-        fast = fast.replace(token_steps=count_step(before.token_steps, metrics["over_budget"] > 0))
+        fast = fast.replace(token_steps=count_step(before, metrics["over_budget"] > 0))
         return x, finish_state(fast, setup), (taps, losses, metrics)
 
     def _layers(self, weights: Slow, inputs: Inputs, setup: Setup) -> tuple[jax.Array, Any, Any]:
@@ -490,9 +491,11 @@ class BDHArchitecture(Architecture):
             output = block(self.layer_weights(weights, index), x, state, call, draws)
             x, shared = output.x, None if output.state is None else output.state.memory
             outputs.append(output)
-        states = tuple(None if o.state is None else o.state.replace(memory=None) for o in outputs)
-        fast = self.finish(fast, states, call, inner, shared)
-        return x, fast if inner.final == setup.final else finish_state(fast, setup), seen(outputs, setup)
+        states: tuple[Any, ...] = tuple(None if o.state is None else o.state.replace(memory=None) for o in outputs)
+        after = self.finish(fast, states, call, inner, shared)
+        if inner.final != setup.final and isinstance(after, FastState):
+            after = finish_state(after, setup)
+        return x, after, seen(outputs, setup)
 
     def finish(
         self,
@@ -508,11 +511,12 @@ class BDHArchitecture(Architecture):
         count = None
         if self.config.fast.enabled:
             count = jnp.sum(call.places.counted, axis=1)
-            if fast is not None:
+            if fast is not None and fast.count is not None:
                 count = count + keep(fast.count, call.places.continues)
         if setup.final == "mean":
             of_layers = tuple(MeanLayer(layer.memory, layer.use) for layer in layers)
-            return mean_over_mesh(BatchMean(of_layers, shared, jnp.mean(count, keepdims=True)), setup)
+            mean = None if count is None else jnp.mean(count, keepdims=True)
+            return mean_over_mesh(BatchMean(of_layers, shared, mean), setup)
         return FastState(layers, shared, call.places.end_position, count)
 
 
@@ -535,7 +539,7 @@ class LayerSetup(NamedTuple):
         settings = self.config.token_step
         return settings if self.call.by_token and settings.slots else None
 
-    def form(self, length: int) -> str:
+    def form(self, length: int) -> Form:
         """The form of the scans. A call that goes token by token has one token here."""
         return "recurrent" if self.call.by_token else choose_form(self.config, length)
 
@@ -625,6 +629,8 @@ def _attend(
         previous_code = None
     decay = _attention_decay(setup, code.shape[1])
     if setup.token_step is not None:
+        if state.attention is None or state.recent is None:
+            raise ValueError("a token step reads the attention's state and the slots beside it, and this layer has none")
         token = Stretch(query, key, x[:, None], None, call.masks.writes, call.masks.reset)
         budget, group = setup.token_step.attention, 1 if call.extra is None else 2
         dynamics = Dynamics(1.0, decay)
@@ -685,7 +691,7 @@ def _attention_decay(setup: LayerSetup, heads: int) -> jax.Array | float:
     return jax.lax.dynamic_slice_in_dim(every, setup.call.axes.first_head(heads), heads)
 
 
-def choose_form(config: BDHConfig, length: int) -> str:
+def choose_form(config: BDHConfig, length: int) -> Form:
     """The form of ``fast_weight_scan`` that implementation and kernel stand for at this length.
 
     Raises:

@@ -94,7 +94,7 @@ class GPT(Model):
       mesh: device mesh; sequences are spread over ``data``, weights are whole on every device.
     """
 
-    config: GPTConfig
+    config: GPTConfig  # pyright: ignore[reportIncompatibleVariableOverride] - modules are frozen, which Flax does not say
     mesh: Mesh | None = None
 
 
@@ -220,7 +220,7 @@ class GPTArchitecture(Architecture):
     def _norm(self, weights: Slow, x: jax.Array) -> jax.Array:
         config = self.config
         norm = nn.LayerNorm(use_bias=False, dtype=config.compute_dtype, param_dtype=config.state_dtype, parent=None)
-        return norm.apply({"params": weights}, x)
+        return norm.bind({"params": weights})(x)
 
     def _drop(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         return x if mask is None else jnp.where(mask, x / (1 - self.config.dropout), jnp.zeros((), x.dtype))

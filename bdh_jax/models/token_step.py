@@ -87,8 +87,15 @@ def make_room(fast: FastState) -> FastState:
     return _flush_if(fast, _used(fast) >= slots_of(fast))
 
 
-def count_step(steps: TokenSteps, over_budget: jax.Array) -> TokenSteps:
-    """One more call of one token, and whether it exceeded a budget."""
+def count_step(before: FastState, over_budget: jax.Array) -> TokenSteps:
+    """One more call of one token, and whether it exceeded a budget.
+
+    Raises:
+      ValueError: if the state before it has no slots.
+    """
+    steps = before.token_steps
+    if steps is None:
+        raise ValueError("a state without slots takes no token steps; give it some (with_slots)")
     return TokenSteps(steps.taken + 1, steps.over_budget + over_budget.astype(jnp.int32))
 
 

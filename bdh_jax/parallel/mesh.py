@@ -48,7 +48,10 @@ class MeshConfig:
         return {name: getattr(self, name) for name in MESH_AXES}
 
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    config: MeshConfig,
+    devices: list[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm] - JAX assigns the name of this class
+) -> Mesh:
     """The mesh that a configuration asks for.
 
     Args:

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -50,6 +50,7 @@ _TRIES = 20
 _READERS = ("orbax", "tensorstore")
 _LOGGER = logging.getLogger("bdh_jax")
 Which = Literal["best", "last"]
+WHICH: tuple[Which, ...] = get_args(Which)
 
 
 class RunProgress(Schema):
@@ -126,7 +127,10 @@ class Checkpoints:
     def best(self) -> tuple[int, float] | None:
         """(step, primary score) of the best checkpoint by evaluation, or None before the first evaluation."""
         scores = [(info.primary, step) for step, info in self._infos.items() if info.primary is not None]
-        return max(scores)[::-1] if scores else None
+        if not scores:
+            return None
+        primary, step = max(scores)
+        return step, primary
 
     def restore(
         self, target: Mapping[str, Any], step_of: Callable[[Mapping[str, Any]], Any]
@@ -322,6 +326,7 @@ def read_slow(workdir: str | Path, which: Which | int, *, on_host: bool = False)
         if seeds:
             raise CheckpointError(f"{workdir} is a run over several seeds; load one of {', '.join(map(str, seeds))}")
         raise CheckpointError(f"{workdir} holds no checkpoints: it should be the --workdir of a training run")
+    listed: dict[int, Any] = {}
     for _ in range(_TRIES):
         listed = {step: _identity(folder / str(step)) for step in _steps(folder)}
         if listed:
@@ -360,7 +365,7 @@ def _load_one(folder: Path, which: Which | int, on_host: bool) -> Weights:
         wanted = [which] if which in infos else []
         damaged = {step: error for step, error in damaged.items() if step == which}
     for step in wanted:
-        path = folder / str(step)
+        path, slow = folder / str(step), None
         try:
             if not isinstance(infos[step].config.get("model"), dict):
                 raise _wrong(path, "its configuration has no part 'model'")
@@ -369,7 +374,7 @@ def _load_one(folder: Path, which: Which | int, on_host: bool) -> Weights:
             damaged[step] = error
         if _identity(path) != listed[step]:
             raise CheckpointError(f"{path} was replaced while it was read")
-        if step not in damaged:
+        if slow is not None:
             for error in damaged.values():
                 _LOGGER.warning("%s is damaged (%s); %s is read instead", error.path, error.reason, path)
             _LOGGER.info("read %s", path)
@@ -435,7 +440,8 @@ def _read(path: Path, target: Mapping[str, Any], info: _Info, *, alone: bool = F
     try:
         for name, item in items.items():
             with _quietly(), closing(ocp.StandardCheckpointHandler()) as handler:
-                trees[name] = handler.restore((path / name).absolute(), args=item)
+                directory: Any = (path / name).absolute()  # Orbax takes any path, and declares its own
+                trees[name] = handler.restore(directory, args=item)
     except Exception as error:  # Orbax documents none, and raises those of several libraries
         failed = unreadable(path, error)
     if alone and failed is not None:
@@ -458,7 +464,8 @@ def _saved_shapes(path: Path, on_host: bool) -> Any:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
         with _quietly(), closing(ocp.StandardCheckpointHandler()) as handler:
-            saved = handler.metadata(path.absolute() / "slow")
+            directory: Any = path.absolute() / "slow"
+            saved: Any = handler.metadata(directory)
         return jax.tree.map(
             lambda leaf: _on_host(leaf) if on_host else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
             dict(saved),

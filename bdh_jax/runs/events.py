@@ -7,7 +7,10 @@ import time
 from pathlib import Path
 
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.event_pb2 import (
+    Event,  # pyright: ignore[reportAttributeAccessIssue] - made when Protocol Buffers' file is imported
+    SessionLog,  # pyright: ignore[reportAttributeAccessIssue] - likewise
+)
 from tensorboardX.summary import scalar
 
 

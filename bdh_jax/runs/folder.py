@@ -78,7 +78,7 @@ class _Best(Schema):
 class _Score(Schema):
     """Of one evaluation set: its name, and numbers."""
 
-    __pydantic_extra__: dict[str, float | None]
+    __pydantic_extra__: dict[str, float | None]  # pyright: ignore[reportIncompatibleVariableOverride] - as Pydantic documents it
     name: str
     extra: dict[str, float]
 

@@ -33,7 +33,9 @@ class SetScore(Protocol):
     """The one that a line of the log shows."""
     OVERFITS: ClassVar[str | None]
     """The one that rises when what is trained on is learned by heart; None of a task whose sequences are always new."""
-    name: str
+
+    @property
+    def name(self) -> str: ...
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON."""
@@ -43,8 +45,11 @@ class SetScore(Protocol):
 class Scores(Protocol):
     """An evaluation, as far as it is written down."""
 
-    rows: Sequence[SetScore]
-    primary: float
+    @property
+    def rows(self) -> Sequence[SetScore]: ...
+
+    @property
+    def primary(self) -> float: ...
 
 
 class _Row(Schema):

@@ -200,7 +200,7 @@ def _watch(heard: int) -> None:
     first, deadline = None, None
     while True:
         wait = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not select.select([heard], [], [], wait)[0]:
+        if not select.select([heard], [], [], wait)[0] and first is not None:
             _end(first)
         for number in os.read(heard, 64):
             if number not in (*_ALWAYS, *_FREE):

@@ -90,20 +90,45 @@ class TaskConfig:
 class Task(Protocol):
     """Everything that is asked of a task. :class:`TaskBase` has the plain answers."""
 
-    config: TaskConfig
-    vocab_size: int
-    sequence_length: int
-    """T of the training batches."""
-    accuracy_name: str
-    """What the share of right answers in training is called: "recall", say."""
-    may_reset: bool
-    """Whether some batches have resets and others none: then all keep their mask, and are one program."""
-    fingerprint: str | None
-    """Of what is trained on besides the configuration, such as files; a run does not go on with another."""
-    files: Mapping[str, str]
-    """Name → content of what is kept in the run's folder, because it cannot be made again from the configuration."""
-    tokenizer: Tokenizer | None
-    """Of a text."""
+    @property
+    def config(self) -> TaskConfig:
+        """What it was made of."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        ...
+
+    @property
+    def sequence_length(self) -> int:
+        """T of the training batches."""
+        ...
+
+    @property
+    def accuracy_name(self) -> str:
+        """What the share of right answers in training is called: "recall", say."""
+        ...
+
+    @property
+    def may_reset(self) -> bool:
+        """Whether some batches have resets and others none: then all keep their mask, and are one program."""
+        ...
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of what is trained on besides the configuration, such as files; a run does not go on with another."""
+        ...
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """Name → content of what is kept in the run's folder, because it cannot be made again from the configuration."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Of a text."""
+        ...
 
     def batch(self, step: int) -> Batch:
         """The training batch of a step: a pure function of the task's seed and ``step``."""

@@ -6,7 +6,7 @@ Axis letters: E episodes, B batch, T time.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class Encoded(NamedTuple):
     """bool; False only for queries that an episode lacks, at its end."""
 
 
-class Layout(NamedTuple):
+class Layout(NamedTuple, Generic[Kind]):
     """Where the episodes of a batch lie."""
 
     places: dict[Kind, np.ndarray]
@@ -39,7 +39,7 @@ class Layout(NamedTuple):
     """[B,T] bool."""
 
 
-def pack(rows: list[Kind], kinds: tuple[Kind, ...], lengths: dict[Kind, int]) -> Layout:
+def pack(rows: list[Kind], kinds: tuple[Kind, ...], lengths: dict[Kind, int]) -> Layout[Kind]:
     """Give each row an episode of its own kind, then the longest that still fits, until none does.
 
     Args:
@@ -65,7 +65,7 @@ def pack(rows: list[Kind], kinds: tuple[Kind, ...], lengths: dict[Kind, int]) ->
     return Layout(places, weights, reset)
 
 
-def assemble(layout: Layout, encoded: Mapping[Kind, Encoded], *, padding: int) -> Batch:
+def assemble(layout: Layout[Kind], encoded: Mapping[Kind, Encoded], *, padding: int) -> Batch:
     """The batch of a layout.
 
     Args:

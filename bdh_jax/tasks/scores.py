@@ -17,7 +17,7 @@ from bdh_jax.config import require
 class Score:
     """The score of one evaluation set of questions with answers. All numbers but ``count`` are fractions."""
 
-    COLUMNS: ClassVar[dict[str, str]] = {
+    COLUMNS: ClassVar[Mapping[str, str]] = {
         "accuracy": "accuracy",
         "credit": "credit",
         "ceiling": "ceiling",
@@ -58,7 +58,7 @@ class Score:
 class TextScore:
     """How well a text is predicted, token after token."""
 
-    COLUMNS: ClassVar[dict[str, str]] = {
+    COLUMNS: ClassVar[Mapping[str, str]] = {
         "bits_per_byte": "bits per byte",
         "loss": "nats per token",
         "accuracy": "accuracy",

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Predict = Callable[[np.ndarray, np.ndarray], Any]
-"""``predict(tokens [B,T] int32, valid [B,T] bool) -> logits [B,T,V]``, a NumPy or JAX array."""
+Predict = Callable[..., Any]
+"""``predict(tokens [B,T] int32, valid [B,T] bool) -> logits [B,T,V]``, a NumPy or JAX array. More arguments are possible:
+:func:`bdh_jax.training.step.make_predict`."""
 
 ROWS = 256
 """Most rows a call of ``predict`` gets."""

@@ -116,6 +116,8 @@ class Text(TaskBase):
     def batch(self, step: int) -> Batch:
         """The training batch of a step, each array [batch_size, length]: a pure function of (seed, step)."""
         windows = self._batches[step]
+        if windows is None:
+            raise DataError(f"the text has no windows for step {step}; give more text")
         if self.config.order == "shuffled":
             # Every window starts from an empty state anyway.
             windows.reset[:, 0] = False
@@ -139,7 +141,12 @@ class Text(TaskBase):
         Returns:
           One row. ``primary`` is 2^(−bits per byte), the geometric mean of the probability given to a byte.
         """
-        score = score_windows(
+        score = self.score(predict)
+        return Evaluation(rows=(score,), primary=2.0**-score.bits_per_byte)
+
+    def score(self, predict: Predict) -> TextScore:
+        """The row of :meth:`evaluate`."""
+        return score_windows(
             predict,
             self.validation,
             self.data.tokenizer.token_bytes,
@@ -147,7 +154,6 @@ class Text(TaskBase):
             self.config.evaluation_windows,
             rows=self.batch_size,
         )
-        return Evaluation(rows=(score,), primary=2.0**-score.bits_per_byte)
 
 
 def score_windows(

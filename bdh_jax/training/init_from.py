@@ -89,28 +89,30 @@ def read_start(setup: Setup, task: Task, declared: Slow) -> Start:
       CheckpointError: if there is no such checkpoint, or it cannot be read.
       DataError: if the tokenizer of the other run cannot be read.
     """
-    start, failed = None, None
     try:
-        start = _read_start(setup, task, declared)
+        found = _read_start(setup, task, declared)
     except (ConfigError, CheckpointError, DataError) as error:
-        failed = error
+        found = error
     if jax.process_count() > 1:
         # One that went on alone would wait for the others for ever.
-        steps = multihost_utils.process_allgather(np.array(-1 if start is None else start.origin["step"]))
-        if start is not None and len(set(steps.tolist())) > 1:
-            failed = CheckpointError(
-                f"train.init_from={setup.train.init_from}: this process reads step {start.origin['step']}, and others read another one, or none; "
+        step = found.origin["step"] if isinstance(found, Start) else -1
+        steps = multihost_utils.process_allgather(np.array(step))
+        if isinstance(found, Start) and len(set(steps.tolist())) > 1:
+            found = CheckpointError(
+                f"train.init_from={setup.train.init_from}: this process reads step {step}, and others read another one, or none; "
                 "let all of them see the same folder, and name a step: FOLDER@STEP"
             )
-    if failed is not None:
-        raise failed
-    _LOGGER.info("starting from the weights of %s at step %d", start.origin["folder"], start.origin["step"])
-    return start
+    if not isinstance(found, Start):
+        raise found
+    _LOGGER.info("starting from the weights of %s at step %d", found.origin["folder"], found.origin["step"])
+    return found
 
 
 def _read_start(setup: Setup, task: Task, declared: Slow) -> Start:
     """As :func:`read_start`, in this process alone."""
     named = setup.train.init_from
+    if named is None:
+        raise ConfigError("train.init_from names no run to start from")
     folder, step = find_source(named, setup.seed)
     weights = read_slow(folder, "last" if step is None else step, on_host=True)
     _check_architecture(named, setup, weights)

@@ -152,7 +152,7 @@ class _Training:
         self._carried_rows = setup.train.batch_size if setup.train.carry_state else None
         self._target = abstract_state(self._model, self._optimizer, self._mesh, self._hooks, self._carried_rows)
         # Traces the step (the trace is kept): what cannot run here says so before anything is written.
-        self._train_step.eval_shape(self._target, self._put(task.batch(0)), self._step_key)
+        self._train_step.trace(self._target, self._put(task.batch(0)), self._step_key)
 
     @property
     def signal_number(self) -> int | None:
@@ -187,19 +187,23 @@ class _Training:
                 self._reporter.close()
             finally:
                 self._checkpoints.close()
-        best_step, best_primary = self._checkpoints.best
+        best = self._checkpoints.best
+        if best is None:
+            raise CheckpointError(
+                f"{self._workdir} has lost the checkpoint of its last evaluation; start again in another folder"
+            )
         results = {
             "config": self._setup.record.config,
             "seed": self._setup.seed,
             "steps": steps,
             "seconds": self._progress(steps, evaluated=True).seconds,
             "tokens_per_second": self._clock.rate(),
-            "mfu": None if self._peak is None else (self._clock.rate() or 0.0) * self._flops_per_token / self._peak,
+            "mfu": self._share_of_peak(),
             "peak_memory_bytes": peak_memory(),
             "primary": evaluation.primary,
             "evaluation": {row.name: row.to_dict() for row in evaluation.rows},
             "note": evaluation.note,
-            "best": {"step": best_step, "primary": best_primary},
+            "best": {"step": best[0], "primary": best[1]},
         }
         write_json(self._workdir / RESULTS, results)
         return results
@@ -271,6 +275,12 @@ class _Training:
         self._write_run_file([*starts, start], origin)
         return restored_state(trees, self._target), progress
 
+    def _share_of_peak(self) -> float | None:
+        """Model flops utilisation; None where nobody counted, or the devices' peak is not known."""
+        if self._peak is None or self._flops_per_token is None:
+            return None
+        return (self._clock.rate() or 0.0) * self._flops_per_token / self._peak
+
     def _train_and_evaluate(self, state: TrainState, start: RunProgress) -> Evaluation:
         """Train to the end. Returns the evaluation of the final state."""
         settings = self._setup.train
@@ -292,7 +302,7 @@ class _Training:
             elif step > start.step and step % settings.checkpoint_every == 0:
                 self._look_at(pending)
                 self._save(state, step, evaluated, score)
-            if final:
+            if final and evaluation is not None:
                 return evaluation
             self._stop_if_asked(state, step, evaluated, pending)
 
@@ -356,18 +366,18 @@ class _Training:
 
         with self._clock.paused():
             evaluation = self._task.evaluate(interruptible)
-            measured = None if self._measure is None else self._measured(state)
+            measured = None if self._measure is None else self._measured(self._measure, state)
         self._reporter.evaluation(step, evaluation, measured)
         return evaluation
 
-    def _measured(self, state: TrainState) -> dict[str, list[float]]:
+    def _measured(self, measure: Callable[..., Any], state: TrainState) -> dict[str, list[float]]:
         """On the first rows of the first training batch, so that one evaluation can be compared with the next."""
         batch, spread = self._task.batch(0), self._mesh.shape["data"]
         rows = spread * max(1, MEASURED_ROWS // spread)
         arrays = {name: getattr(batch, name)[:rows] for name in batch._fields if name != "extra"}
         batch = self._put(Batch(**arrays))
         return jax.tree.map(
-            lambda sizes: sizes.tolist(), jax.device_get(self._measure(state.slow, batch.tokens, batch.valid, batch.reset))
+            lambda sizes: sizes.tolist(), jax.device_get(measure(state.slow, batch.tokens, batch.valid, batch.reset))
         )
 
     def _save(self, state: TrainState, step: int, evaluated: bool, score: float | None) -> None:

@@ -90,7 +90,7 @@ def split_trained(slow: Slow, declared: Mapping[str, Any]) -> tuple[Slow, Slow]:
     return trained, frozen
 
 
-def merge(trained: Slow, frozen: Slow) -> Slow:
+def merge(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> Slow:
     """The slow weights that :func:`split_trained` split."""
     merged = dict(trained)
     for name, leaf in frozen.items():

@@ -103,7 +103,7 @@ def state_shardings(
     model: Model, optimizer: optax.GradientTransformation, mesh: Mesh, state: TrainState, hooks: Hooks
 ) -> TrainState:
     """Where each array of a training state lies, from what the model and the hooks declare."""
-    whole = replicated(mesh)
+    whole: Any = replicated(mesh)
     slow = shardings(model.declared_slow(), mesh)
     trained, _ = split_trained(slow, model.declared_slow())
     opt_state = optax.tree.map_params(

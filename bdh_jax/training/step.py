@@ -71,7 +71,7 @@ class Gradients(NamedTuple):
     taps: Taps
 
 
-def loss_weights(batch: Batch, loss: Loss) -> jax.Array:
+def loss_weights(batch: Batch, loss: Loss) -> jax.Array | np.ndarray:
     """Weight [B,T] float32 of every position in the loss: the answer's, every valid one's, or those the task gives."""
     if loss == "answer":
         return batch.answer
@@ -189,8 +189,8 @@ def make_train_step(
     *,
     hooks: Hooks = NO_HOOKS,
     losses: Losses = cross_entropy,
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-    """Build the jitted training step.
+) -> jax.stages.Wrapped:
+    """Build the jitted training step: (state, batch, key) → (state, metrics).
 
     Args:
       model: the model, built on ``mesh`` if that has several devices.
@@ -232,7 +232,8 @@ def make_train_step(
         found = gradients(model, state.slow, batch, ask, step_key, state.fast if carry else None)
         trained, frozen = split_trained(state.slow, model.declared_slow())
         updates, opt_state = optimizer.update(found.gradient, state.opt_state, trained)
-        slow = merge(optax.apply_updates(trained, updates), frozen)
+        changed: Any = optax.apply_updates(trained, updates)
+        slow = merge(changed, frozen)
         norm = optax.tree.norm(found.gradient)
         finite = {"loss": jnp.isfinite(found.loss), "gradient": jnp.isfinite(norm)}
         taps, history = (Taps(None, found.taps.collected) if carry else found.taps), {}
@@ -291,9 +292,8 @@ def make_predict(model: Model, mesh: Mesh) -> Callable[[Slow], Predict]:
         ) -> np.ndarray | Iterator[np.ndarray]:
             rows = len(tokens)
             index = np.minimum(np.arange(-(-rows // mesh.shape["data"]) * mesh.shape["data"]), rows - 1)
-            valid = None if np.all(valid) else valid
-            reset = None if reset is None or not np.any(reset) else reset
-            masks = [None if mask is None else mask[index] for mask in (valid, reset)]
+            given = None if np.all(valid) else valid, None if reset is None or not np.any(reset) else reset
+            masks = [None if mask is None else mask[index] for mask in given]
             arrays = put((tokens[index], *masks), mesh)
             if size is None:
                 return jax.device_get(jitted(slow, *arrays))[:rows]

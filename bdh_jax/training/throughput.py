@@ -42,7 +42,10 @@ def training_flops_per_token(config: ModelConfig, length: int) -> int | None:
     return None if multiply_adds is None else 6 * multiply_adds
 
 
-def peak_flops(config: ModelConfig, devices: list[jax.Device]) -> float | None:
+def peak_flops(
+    config: ModelConfig,
+    devices: list[jax.Device],  # pyright: ignore[reportInvalidTypeForm] - JAX assigns the name of this class
+) -> float | None:
     """Flops a second of all devices together, or None where they are not known: they are for bfloat16 only."""
     if config.dtype != "bfloat16":
         return None

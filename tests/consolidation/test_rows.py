@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -239,7 +240,7 @@ def test_scaled_multiplies_the_change_and_remembers_the_same(episode, name):
     plain, history = run(function, slow, fast)
     scaled, scaled_history = run(consolidation.scaled(function, -0.5), slow, fast)
     close(change(slow, scaled), -0.5 * change(slow, plain))
-    jax.tree.map(np.testing.assert_array_equal, scaled_history, history)
+    chex.assert_trees_all_equal(scaled_history, history)
     assert [key for key in slow if key != "synapse" and not np.array_equal(scaled[key], slow[key])] == []
     with pytest.raises(ConfigError, match="rate=nan must be a finite number"):
         consolidation.scaled(function, float("nan"))

@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 
@@ -114,7 +115,7 @@ def check_isolation(case: Case) -> None:
     tokens = np.stack([case.tokens[0], (case.tokens[1] + 1) % VOCAB])
     changed_logits, changed_final = case.call(tokens, other)
     np.testing.assert_array_equal(changed_logits[0], logits[0])
-    jax.tree.map(np.testing.assert_array_equal, examples(changed_final, [0]), examples(final, [0]))
+    chex.assert_trees_all_equal(examples(changed_final, [0]), examples(final, [0]))
     assert np.any(np.asarray(changed_logits[1]) != np.asarray(logits[1]))
 
     swap = [1, 0]
@@ -183,7 +184,7 @@ def check_padding(case: Case) -> None:
     rubbish = np.where(case.valid, case.tokens, (case.tokens + 5) % VOCAB)
     again = case.call(rubbish)
     np.testing.assert_array_equal(again[0][case.valid], logits[case.valid])
-    jax.tree.map(np.testing.assert_array_equal, again[1], final)
+    chex.assert_trees_all_equal(again[1], final)
 
 
 def check_no_padding(case: Case) -> None:
@@ -215,7 +216,7 @@ def check_reset(case: Case) -> None:
     tokens = np.concatenate([(case.tokens[:, :last] + 3) % VOCAB, case.tokens[:, last:]], axis=1)
     other, other_final = case.call(tokens, jax.tree.map(lambda leaf: leaf + leaf, case.fast))
     np.testing.assert_array_equal(other[:, last:], logits[:, last:])
-    jax.tree.map(np.testing.assert_array_equal, other_final, final)
+    chex.assert_trees_all_equal(other_final, final)
     # And it is what an episode of its own gives, from zeros in every leaf of the state. With the same program, so other tokens
     # come after it; if those count, the final state says nothing.
     tail, new = case.tokens[:, last:], case.model.init_fast(len(case.tokens))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import chex
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
@@ -154,7 +155,7 @@ def _compute(model: Model, slow: Any, given: dict[str, Any], cut: int) -> None:
         out = apply(model, slow, fast=fast, **own)
         fast, logits = out.fast, [*logits, out.logits]
     np.testing.assert_allclose(np.concatenate(logits, axis=1)[valid], np.asarray(whole.logits)[valid], rtol=1e-8, atol=1e-9)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9), fast, whole.fast)
+    chex.assert_trees_all_close(fast, whole.fast, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("draws", [QUICK, pytest.param(FULL, marks=pytest.mark.full)])

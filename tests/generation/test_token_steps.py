@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,7 +97,7 @@ def test_choosing_reads_the_prompts_as_prefill_does(plain, always, prompts):
     seen = []
     state, settings = prefill_and_choose(model, slow, prompts, progress=lambda *numbers: seen.append(numbers))
     expected = prefill(model, slow, prompts)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), state, expected)
+    chex.assert_trees_all_close(state, expected, rtol=1e-9, atol=1e-9)
     longest = max(map(len, prompts))
     assert seen[-1] == (longest, longest)
     assert settings.slots == 2

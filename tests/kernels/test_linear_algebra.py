@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import jax.scipy as jsp
@@ -76,7 +77,7 @@ def test_derivatives_are_those_of_one_matrix_at_a_time(name):
     singly = [of_one(m, r) for m, r in zip(matrix.reshape(-1, ROWS, ROWS), right.reshape(-1, ROWS, RIGHT), strict=True)]
     expected = jax.tree.map(lambda *leaves: np.stack(leaves).reshape(*BATCH, *leaves[0].shape), *singly)
     found = jax.jit(derivatives(solve))(matrix, right)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), found, expected)
+    chex.assert_trees_all_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", SOLUTIONS)

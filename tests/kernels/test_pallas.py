@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
@@ -59,7 +59,7 @@ def test_values_and_gradients_are_those_of_the_chunked_form(float64, masked, sum
 
     expected, found = run("chunked"), run("pallas_interpret")
     # Sums of some hundred terms of order one in float64: 1e-13 of rounding in values, a little more in gradients.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), expected, found)
+    chex.assert_trees_all_close(expected, found, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_state_too_large_for_vmem_is_cut(float64, monkeypatch, room, columns, 
     stretch, wanted = Stretch(query, key, value, reset=reset), Wanted("full", False)
     expected = jax.jit(lambda *a: xla.chunked(*a, Dynamics(1.0, 0.9), wanted, 16))(stretch, state)
     found = jax.jit(lambda *a: pallas.chunked(*a, 0.9, wanted, 16, interpret=True))(stretch, state)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), expected, found)
+    chex.assert_trees_all_close(expected, found, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,7 +91,7 @@ def reader():
 
 
 def close(actual, expected):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=EXACT, atol=EXACT), actual, expected)
+    chex.assert_trees_all_close(actual, expected, rtol=EXACT, atol=EXACT)
 
 
 @pytest.mark.parametrize("cuts", SPLITS)

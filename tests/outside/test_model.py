@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,7 +90,7 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(trained, monkeypatch
     assert status == 0, errors
     assert "resuming cut at step 10" in errors
     whole, cut = (load(trained / name, "last")[1] for name in ("runs/recurrent", "cut"))
-    jax.tree.map(np.testing.assert_array_equal, whole, cut)
+    chex.assert_trees_all_equal(whole, cut)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,7 @@ def test_any_split_into_calls_equals_one_call(small, cuts):
         out = model.apply({"params": slow}, tokens[:, first:last], fast, **part)
         fast, logits = out.fast, [*logits, out.logits]
     np.testing.assert_allclose(jnp.concatenate(logits, axis=1), whole.logits, rtol=EXACT, atol=EXACT)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=EXACT, atol=EXACT), fast, whole.fast)
+    chex.assert_trees_all_close(fast, whole.fast, rtol=EXACT, atol=EXACT)
 
 
 def test_it_is_the_recurrence_of_the_page(small):
@@ -176,3 +177,21 @@ def test_its_state_is_declared(small):
         model.apply({"params": small[1]}, small[2], chosen)
     with pytest.raises(ConfigError, match=r"mesh\.heads=2"):
         CONFIG.check_mesh({"data": 1, "sequence": 1, "heads": 2, "neurons": 1})
+
+
+@pytest.mark.parametrize("part", ["block", "readout"])
+def test_a_part_that_returns_another_shape_is_found_where_it_is_called(part, monkeypatch):
+    """And not a layer later, or in the loss."""
+    kind = recurrent.RecurrentArchitecture
+    made = getattr(kind, part)
+
+    def cut(self, *arguments, **named):
+        output = made(self, *arguments, **named)
+        return output._replace(x=output.x[:, :1]) if part == "block" else output[..., :1]
+
+    monkeypatch.setattr(kind, part, cut)
+    model = CONFIG.build()
+    with jax.enable_x64(True), pytest.raises(AssertionError, match=r"\[shape\]|shape"):
+        jax.eval_shape(
+            lambda key: model.apply({"params": model.init_slow(key)}, jnp.zeros((2, LENGTH), int)), jax.random.key(0)
+        )

@@ -10,6 +10,7 @@ import functools
 import math
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,7 +91,7 @@ def test_the_mesh_does_not_change_the_losses(mesh):
     losses, start, state, _ = trained(*mesh)
     expected, expected_start, expected_state, _ = trained(1, 1, 1)
     assert expected[-1] < 0.9 * expected[0]  # it learns, so that each step depends on the steps before
-    jax.tree.map(np.testing.assert_array_equal, start, expected_start)
+    chex.assert_trees_all_equal(start, expected_start)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     # Adam divides by the gradient's size, so single weights may differ by more; the rates get gradients of their own.
     for name in ("fast_log_learning_rate", "fast_logit_decay"):

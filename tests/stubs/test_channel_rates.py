@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,7 +96,7 @@ def test_every_form_that_it_has_agrees(name, form):
         return jax.jit(jax.grad(of, has_aux=True))(slow)
 
     expected, found = number("recurrent"), number(form)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-8), found, expected)
+    chex.assert_trees_all_close(found, expected, rtol=1e-8, atol=1e-8)
     assert np.abs(expected[0]["fast_channel"]).max() > 1e-3
 
 
@@ -125,7 +126,7 @@ def test_channels_are_spread_over_a_mesh_as_rows_are(name):
     slow, mesh = weights(name), make_mesh(MeshConfig(data=2, heads=2, neurons=2))
     whole = run(model(name), slow)
     found = run(model(name, mesh=mesh), slow)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), found, whole)
+    chex.assert_trees_all_close(found, whole, rtol=1e-9, atol=1e-9)
     declared = model(name).declared_slow()["fast_channel"]
     assert (declared.axes, declared.shape) == (("head", "neuron"), (2, 8))
 

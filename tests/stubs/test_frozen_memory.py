@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,7 +116,7 @@ def test_forms_agree_on_frozen_tokens_among_others(rule, implementation):
         for model, slow in (make(rule, implementation=form) for form in ("recurrent", implementation))
     ]
     np.testing.assert_allclose(outs[1].logits, outs[0].logits, rtol=1e-9, atol=1e-9)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), outs[1].fast, outs[0].fast)
+    chex.assert_trees_all_close(outs[1].fast, outs[0].fast, rtol=1e-9, atol=1e-9)
 
 
 def test_a_model_that_attends_does_not_see_what_was_not_written():

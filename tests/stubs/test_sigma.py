@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import jax
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_a_split_into_calls_equals_one_call(slow):
     first = apply(MODEL, slow, TOKENS[:, :1])
     second = apply(MODEL, slow, TOKENS[:, 1:], first.fast)
     np.testing.assert_allclose(second.logits, whole.logits[:, 1:], rtol=1e-5, atol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), second.fast, whole.fast)
+    chex.assert_trees_all_close(second.fast, whole.fast, rtol=1e-5, atol=1e-6)
 
 
 def test_select_and_reset_leave_it_alone(slow):
@@ -57,7 +57,7 @@ def test_select_and_reset_leave_it_alone(slow):
     chosen, cleared = fast.select(jnp.array([2, 0])), fast.reset(jnp.array([True, False, False]))
     assert np.abs(fast.layers[0].sigma).max() > 0.1
     for state in (chosen, cleared):
-        jax.tree.map(np.testing.assert_array_equal, state.layers, fast.layers)
+        chex.assert_trees_all_equal(state.layers, fast.layers)
     assert chosen.position.tolist() == [6, 6]
     assert cleared.position.tolist() == [0, 6, 6]
     assert fast.batch_size == 3
@@ -77,6 +77,6 @@ def test_it_is_saved_and_loaded(slow, tmp_path):
     out = apply(MODEL, slow, TOKENS)
     save_state(tmp_path / "state.safetensors", GenerationState(out.fast, out.logits[:, -1]), MODEL, slow)
     back = load_state(tmp_path / "state.safetensors", MODEL, slow)
-    jax.tree.map(np.testing.assert_array_equal, back.fast, out.fast)
+    chex.assert_trees_all_equal(back.fast, out.fast)
     with pytest.raises(StateError, match="decay was 0.9 there and is 0.5 here"):
         load_state(tmp_path / "state.safetensors", SigmaConfig(vocab_size=7, decay=0.5).build(), slow)

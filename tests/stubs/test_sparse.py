@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -42,12 +43,12 @@ def run(mesh=None, form="parallel", dropout=0.0):
 @pytest.mark.parametrize("shape", [{"data": 4}, {"data": 2, "heads": 2, "neurons": 2}], ids=str)
 def test_a_mesh_changes_nothing(shape, dropout):
     whole, found = run(dropout=dropout), run(make_mesh(MeshConfig(**shape)), dropout=dropout)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), found, whole)
+    chex.assert_trees_all_close(found, whole, rtol=1e-9, atol=1e-9)
 
 
 def test_token_by_token_is_all_at_once():
     whole, found = (run(form=form, dropout=0.3) for form in ("parallel", "recurrent"))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9), found, whole)
+    chex.assert_trees_all_close(found, whole, rtol=1e-8, atol=1e-9)
     assert np.abs(whole.logits - run().logits).max() > 1e-3
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import signal
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_a_killed_run_resumes_with_its_memory(tiny, successor, kill_at, tmp_path
     resumed = train(setup_of(config), successor(config), tmp_path / "cut")
     assert resumed["evaluation"] == whole["evaluation"]
     (_, a), (_, b) = (load(tmp_path / name, "last") for name in ("whole", "cut"))
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    chex.assert_trees_all_equal(a, b)
     assert np.any(np.asarray(a["synapse"]) != 0)
 
 

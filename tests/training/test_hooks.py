@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,7 +103,7 @@ def test_taps_of_slices_are_those_of_the_whole_batch(tiny, successor, count):
         for slices in (1, count)
     )
     assert whole.collected["code"].shape[1] == 4
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), whole, sliced)
+    chex.assert_trees_all_close(whole, sliced, rtol=1e-5, atol=1e-7)
     assert np.abs(whole.collected["read"]).max() > 1e-3
 
 
@@ -137,7 +138,7 @@ def test_a_killed_run_resumes_with_the_history_of_its_hooks(tiny, successor, kil
         loop.train(setup, successor(config, kill_at(signal.SIGTERM, "batch", 2)), tmp_path / "cut")
     loop.train(setup, successor(config), tmp_path / "cut")
     a, b = (load(tmp_path / name, "last")[1] for name in ("whole", "cut"))
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    chex.assert_trees_all_equal(a, b)
 
 
 def test_what_is_saved_comes_back(tiny):
@@ -154,7 +155,7 @@ def test_what_is_saved_comes_back(tiny):
     assert trees["optimizer"]["history"].keys() == {"remember"}
     back = restored_state(trees, target)
     assert jax.tree.structure(back) == jax.tree.structure(target)
-    jax.tree.map(np.testing.assert_array_equal, back, target)
+    chex.assert_trees_all_equal(back, target)
 
 
 def test_a_history_is_spread_as_its_axes_say(tiny):

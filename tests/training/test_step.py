@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,7 +77,7 @@ def test_loss_is_the_weighted_mean_cross_entropy_however_the_batch_is_cut(tiny, 
         right = (logits.argmax(-1) == ragged.targets) * ragged.answer
         np.testing.assert_allclose(whole[1], right.sum() / ragged.answer.sum(), rtol=1e-6)
         sliced = _gradients(model, state.slow, batch, name, count, None)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-14), whole, sliced)
+        chex.assert_trees_all_close(whole, sliced, rtol=1e-9, atol=1e-14)
 
 
 def test_positions_without_weight_do_not_train(tiny, ragged):
@@ -87,7 +88,7 @@ def test_positions_without_weight_do_not_train(tiny, ragged):
         loss, _, gradient, _ = _gradients(model, state.slow, batch, "answer", 1, None)
         if batch.targets is ragged.targets:
             first = loss, gradient
-    jax.tree.map(np.testing.assert_array_equal, first, (loss, gradient))
+    chex.assert_trees_all_equal(first, (loss, gradient))
 
 
 def test_a_batch_without_any_weight_has_a_finite_loss(tiny, ragged):

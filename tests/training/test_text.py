@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from bdh_jax.config import ConfigError
 from bdh_jax.consolidation.config import ConsolidationConfig
 from bdh_jax.data.config import DataConfig
-from bdh_jax.experiment import load, load_bdh, run, setup_of
+from bdh_jax.experiment import load, load_as, run, setup_of
 from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.models.gpt import GPTConfig
 from bdh_jax.parallel.mesh import MeshConfig, make_mesh
@@ -58,7 +59,7 @@ def _task(config):
 
 
 def _same(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    chex.assert_trees_all_equal(a, b)
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, neurons=2)])
@@ -206,8 +207,8 @@ def test_a_gpt_is_trained_saved_and_loaded_like_a_bdh(experiment, tmp_path):
     loaded, slow = load(tmp_path / "run", "last")
     assert loaded == gpt
     assert slow["layer0"]["mlp_in"]["kernel"].shape == (8, 32)
-    with pytest.raises(CheckpointError, match="holds a GPT, and only a BDH has neurons and a state"):
-        load_bdh(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="holds a GPT, and this needs a BDH"):
+        load_as(BDHConfig, tmp_path / "run")
 
 
 def test_contributions_are_logged_with_each_evaluation(experiment, tmp_path):

@@ -15,6 +15,7 @@ A rule of your own is a file too, named as ``module:RULE`` (docs/how-to/write_ru
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,8 +25,8 @@ from bdh_jax.config import ConfigError
 from bdh_jax.config.options import options_of
 from bdh_jax.config.table import Table
 from bdh_jax.fast_weights.limits import bound
-from bdh_jax.fast_weights.rules.base import Context, Rule
-from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, ScanRule, Token
+from bdh_jax.fast_weights.rules.base import Context, Correct, Rule
+from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, ScanRule, Stretch, Token
 from bdh_jax.parallel.collectives import WHOLE, ShardAxes
 
 
@@ -74,18 +75,22 @@ def scan_rule(
     """
     rule = RULES.get(name, "fast.rule")
     context = Context(rule_options(name, options or {}), axes)
-    limited = limits is not None and any(limit is not None for limit in limits.values())
+    bounds = limits or {}
+    limited = any(limit is not None for limit in bounds.values())
 
     def write(state: Any, token: Token, dynamics: Dynamics) -> tuple[jax.Array, Any]:
         read, written = rule.write(state, token, dynamics, context)
         if not limited:
             return read, written
         if isinstance(written, jax.Array):
-            return read, bound(written, **limits)
-        return read, written.replace(S=bound(written.S, **limits))
+            return read, bound(written, **bounds)
+        return read, written.replace(S=bound(written.S, **bounds))
 
-    def correct(stretch: Any, state: Any, found: Any, dynamics: Dynamics) -> tuple[jax.Array, jax.Array]:
-        return rule.correct(stretch, state, found, dynamics, context)
-
-    matrix_form = None if rule.correct is None or limited else correct
+    matrix_form = None if rule.correct is None or limited else functools.partial(_correct, rule.correct, context)
     return ScanRule(name, write, rule.linear and not limited, matrix_form, rule.gate is not None)
+
+
+def _correct(
+    of_rule: Correct, context: Context, stretch: Stretch, state: Any, found: Any, dynamics: Dynamics
+) -> tuple[jax.Array, jax.Array]:
+    return of_rule(stretch, state, found, dynamics, context)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from bdh_jax.config import check_types, require
 from bdh_jax.fast_weights.rules.base import Context, Rule
 from bdh_jax.fast_weights.state import RuleState, array
-from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Token
+from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Rate, Token
 from bdh_jax.kernels.fast_weight_scan.reference import outer, read
 from bdh_jax.kernels.linear_algebra import solve_positive
 
@@ -59,8 +59,8 @@ def mesa(
     key: jax.Array,
     value: jax.Array,
     *,
-    learning_rate: float,
-    decay: float,
+    learning_rate: Rate,
+    decay: Rate,
     ridge: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Online ridge regression: r = q @ (G + ridge)⁻¹ S, then S ← λ S + η k ⊗ x and G ← λ G + η k ⊗ k (arXiv 2309.05858).

@@ -126,8 +126,8 @@ def fast_weight_scan(
 
 def _form(implementation: Form, rule: ScanRule, stretch: Stretch, dynamics: Dynamics, chunk_size: int) -> Form:
     """The form that runs. An explicit choice is taken or refused; "auto" takes what there is."""
-    decay = dynamics.decay
-    rows = jnp.ndim(decay) == 4 and decay.shape[3] > 1
+    shape = jnp.shape(dynamics.decay)
+    rows = len(shape) == 4 and shape[3] > 1
     if implementation == "auto":
         if not rule.has_matrix_form or rows:
             return "recurrent"
@@ -141,7 +141,7 @@ def _form(implementation: Form, rule: ScanRule, stretch: Stretch, dynamics: Dyna
         )
     if rows:
         raise ConfigError(
-            f"implementation={implementation!r} has no decay for each row {decay.shape}: there is only the form token by token; use "
+            f"implementation={implementation!r} has no decay for each row {shape}: there is only the form token by token; use "
             'implementation="recurrent" (or "auto")'
         )
     if implementation in ("pallas", "pallas_interpret"):
@@ -150,8 +150,8 @@ def _form(implementation: Form, rule: ScanRule, stretch: Stretch, dynamics: Dyna
                 f"implementation={implementation!r} cannot run rule {rule.name!r}: the kernel writes k ⊗ x as it is; use "
                 'implementation="chunked" (kernel="xla")'
             )
-        if jnp.ndim(decay) == 4 or stretch.value.shape[1] > 1:
-            what = "a decay for each token" if jnp.ndim(decay) == 4 else "values for each head"
+        if len(shape) == 4 or stretch.value.shape[1] > 1:
+            what = "a decay for each token" if len(shape) == 4 else "values for each head"
             raise ConfigError(
                 f'implementation={implementation!r} cannot take {what}; use implementation="chunked" (kernel="xla")'
             )

@@ -258,8 +258,8 @@ def _call(
     """Grid: groups of neurons of all heads × parts of D × chunks × tiles of neurons. The last two in order, with S in VMEM."""
     count, tiles, writes = shape.length // shape.chunk, shape.tiles, len(outputs) > 1
 
-    def kernel(query: Any, key: Any, value: Any, *refs: Any) -> None:
-        *refs, state, scores = refs
+    def kernel(query: Any, key: Any, value: Any, *others: Any) -> None:
+        *refs, state, scores = others
         found, first, read, last = (
             refs[:4],
             refs[4] if has_state else None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -94,14 +95,15 @@ def recurrent(stretch: Stretch, state: Any, dynamics: Dynamics, write: Write) ->
         if reset is not None:
             state = jax.tree.map(lambda leaf: jnp.where(_like(reset, leaf), jnp.zeros((), leaf.dtype), leaf), state)
         read, written = write(state, token, rates)
+        chex.assert_shape(read, (*token.query.shape[:2], token.value.shape[-1]))
+        chex.assert_trees_all_equal_shapes(written, state)
         if valid is not None:
             written = jax.tree.map(lambda new, old: jnp.where(_like(valid, new), new, old), written, state)
         return written, read
 
     # Some inputs are absent: a None is an empty pytree, so it passes through the scan as None.
-    tokens = Token(
-        *(jnp.moveaxis(a, -2, 0) for a in (stretch.query, stretch.key, stretch.value)), _time_first(stretch.write_gate)
-    )
+    query, key, value = (jnp.moveaxis(array, -2, 0) for array in (stretch.query, stretch.key, stretch.value))
+    tokens = Token(query, key, value, _time_first(stretch.write_gate))
     masks = _time_first(stretch.valid), _time_first(stretch.reset)
     length = stretch.query.shape[-2]
     rates, by_token = zip(*(_rate(rate, length) for rate in dynamics), strict=True)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ def parallel(
     batch, heads = stretch.query.shape[:2]
     stretch, state, log_decay = _enter(stretch, state, dynamics, squeeze=correct is None)
     read, next_state = _one(stretch, state, log_decay, dynamics, wanted, correct)
-    return _leave(read, batch), _leave_state(next_state, heads)
+    return _leave(read, batch), None if next_state is None else _leave_state(next_state, heads)
 
 
 def chunked(
@@ -73,7 +74,7 @@ def chunked(
         state = vary_like(state, query)
         inner = Wanted("full", wanted.sum_heads)
 
-        def step(state: jax.Array, chunk: tuple[Stretch, jax.Array | None]) -> tuple[jax.Array | None, jax.Array]:
+        def step(state: Any, chunk: tuple[Stretch, jax.Array | None]) -> tuple[Any, jax.Array]:
             stretch, of_tokens = chunk
             read, state = _one(stretch, state, log_decay if of_tokens is None else of_tokens, dynamics, inner, correct)
             return state, read
@@ -91,10 +92,10 @@ def chunked(
             log_decay = log_decay[..., end:]
         read, state = _one(rest, state, log_decay, dynamics, wanted, correct)
         reads.append(read)
-    elif wanted.final == "mean" and state.ndim == 4:
+    elif wanted.final == "mean" and state is not None and state.ndim == 4:
         state = jnp.mean(state, axis=0, keepdims=True)
     read = jnp.concatenate(reads, axis=-2) if len(reads) > 1 else reads[0]
-    return _leave(read, batch), None if wanted.final == "none" else _leave_state(state, heads)
+    return _leave(read, batch), None if wanted.final == "none" or state is None else _leave_state(state, heads)
 
 
 def mean_state(stretch: Stretch, state: jax.Array | None, dynamics: Dynamics) -> jax.Array:
@@ -216,10 +217,8 @@ def _leave(read: jax.Array, batch: int) -> jax.Array:
     return read.reshape(batch, -1, *read.shape[-2:])
 
 
-def _leave_state(state: jax.Array | None, heads: int) -> jax.Array | None:
+def _leave_state(state: jax.Array, heads: int) -> jax.Array:
     """[..., D, N] → [B or 1, H, N, D]."""
-    if state is None:
-        return None
     return jnp.swapaxes(state.reshape(-1, heads, *state.shape[-2:]), 2, 3)
 
 

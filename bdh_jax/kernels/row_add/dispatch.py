@@ -75,5 +75,5 @@ def row_add(
     if problem and not interpret:
         raise ConfigError(f'implementation="pallas": {problem}; use "xla"')
     rows = active_rows(chosen.reshape(-1), count).index
-    flat = (array.reshape(-1, array.shape[-1]) for array in (weights, change))
-    return kernel.row_add(*flat, rows, rate, interpret=interpret).reshape(weights.shape)
+    flat, added = (array.reshape(-1, array.shape[-1]) for array in (weights, change))
+    return kernel.row_add(flat, added, rows, rate, interpret=interpret).reshape(weights.shape)

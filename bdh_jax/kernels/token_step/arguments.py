@@ -56,8 +56,8 @@ class Rows(NamedTuple):
       count: int32, how many there are; more than R where they do not fit.
     """
 
-    index: jax.Array
-    count: jax.Array
+    index: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] - hides tuple.index, which is not called
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] - hides tuple.count, which is not called
 
 
 class Active(NamedTuple):
@@ -69,7 +69,7 @@ class Active(NamedTuple):
       address: [B, R], of S, whose rows are read with those of the code; None if S is not.
     """
 
-    index: jax.Array
+    index: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] - hides tuple.index, which is not called
     values: jax.Array
     address: jax.Array | None = None
 

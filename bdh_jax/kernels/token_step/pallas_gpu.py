@@ -75,8 +75,10 @@ def _gate_and_decode(
     heads, width = attended.shape[1:]
     rows = matrices.decoder.shape[0]
     ids, values = _blocks(code.index, block, rows), _blocks(code.values[..., 0], block, 0)
-    memory = matrices.memory is not None
-    addresses = [_blocks(code.address, block, 0), matrices.memory] if memory else []
+    addresses = []
+    if matrices.memory is not None and code.address is not None:
+        addresses = [_blocks(code.address, block, 0), matrices.memory]
+    memory = bool(addresses)
     inputs = (ids, values, attended, matrices.encoder_v, matrices.decoder, *addresses)
 
     def kernel(
@@ -92,7 +94,7 @@ def _gate_and_decode(
             gate = jnp.maximum(jnp.sum(seen * row(encoder_v, (here,), interpret)), jnp.float32(0))
             gates[(*place, index)] = gate
             parts[0].append(values[(*place, index)] * gate * row(decoder, (here,), interpret))
-            if memory:
+            if addresses is not None:
                 parts[1].append(addresses[(*place, index)] * row(matrix, (example, here), interpret))
         for sums, part in zip((y, *read), parts, strict=True):
             sums[(*place, slice(None))] = functools.reduce(jnp.add, part)

@@ -53,21 +53,21 @@ def read_gate_decode(
     group = pairs.values.shape[-1]
     queries, query_blocks = _by_head(pairs, matrices.attention.shape[1], heads, block // group)
     codes, code_blocks = _by_head(code, matrices.decoder.shape[0], heads, block)
-    addresses = None if matrices.memory is None else _address(code, block)
+    addresses = None if matrices.memory is None or code.address is None else _address(code.address, block)
     of_rows = [matrices.encoder_v, matrices.decoder]
-    memory = matrices.memory is not None
+    memory = addresses is not None
     per_copy = block // group
 
     def kernel(query_ids: Any, code_ids: Any, queries: Any, codes: Any, *refs: Any) -> None:
         addresses, refs = (refs[0], refs[1:]) if memory else (None, refs)
-        before, attention, encoder_v, decoder, *refs = refs
-        matrix, refs = (refs[0], refs[1:]) if memory else (None, refs)
-        y, gate, *refs = refs
-        read, refs = (refs[0], refs[1:]) if memory else (None, refs)
-        total, attended, rows, arrived = refs
+        before, attention, encoder_v, decoder, *others = refs
+        matrix, others = (others[0], others[1:]) if memory else (None, others)
+        y, gate, *others = others
+        read, others = (others[0], others[1:]) if memory else (None, others)
+        total, attended, rows, arrived = others
         example, step = pl.program_id(0), pl.program_id(1)
         steps = query_blocks + code_blocks
-        sources = [encoder_v, decoder] + ([matrix.at[example]] if memory else [])
+        sources = [encoder_v, decoder] + ([] if matrix is None else [matrix.at[example]])
 
         def copies(step: Any, do: Callable[[Any], None]) -> None:
             slot = jax.lax.rem(step, jnp.int32(2))
@@ -105,7 +105,7 @@ def read_gate_decode(
             copies(step, lambda copy: copy.start())
             total[...] = jnp.zeros(total.shape, total.dtype)
             y[...] = jnp.zeros(y.shape, y.dtype)
-            if memory:
+            if read is not None:
                 read[...] = jnp.zeros(read.shape, read.dtype)
 
         @pl.when(step + 1 < steps)
@@ -130,7 +130,7 @@ def read_gate_decode(
             )  # [H, block], of which each row needs its own head's
             gate[...] = jnp.sum(jnp.where(codes[...] != 0, found, 0), axis=0, keepdims=True)
             y[...] += _dot(jnp.sum(found * codes[...], axis=0, keepdims=True), rows[slot, 1], 0)
-            if memory:
+            if read is not None and addresses is not None:
                 read[...] += _dot(addresses[...], rows[slot, 2], 0)
 
     def of_step(first: int, count: int, height: int) -> pl.BlockSpec:
@@ -208,8 +208,8 @@ def _by_head(active: Active, rows: int, heads: int, block: int) -> tuple[jax.Arr
     return jnp.moveaxis(values, 3, 2).reshape(batch, values.shape[1], heads, block * group), values.shape[1]
 
 
-def _address(code: Active, block: int) -> jax.Array:
-    """[B, blocks, 1, block] float32."""
-    address = code.address.astype(jnp.float32)
+def _address(address: jax.Array, block: int) -> jax.Array:
+    """[B, R] → [B, blocks, 1, block] float32."""
+    address = address.astype(jnp.float32)
     address = jnp.pad(address, ((0, 0), (0, -address.shape[1] % block)))
     return address.reshape(address.shape[0], -1, 1, block)
