@@ -414,27 +414,36 @@ OWN = {
 }
 
 
+RATES = (0.01, 0.1, 1.0)
+
+
+def one_stream(model, slow, contestant):
+    """A row of the benchmark, without what the model itself is measured for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lifelong, "measure_preconditions", lambda *arguments, **more: MET)
+        config = dataclasses.replace(SIZES, streams=1)
+        (row,) = lifelong.benchmark(model, [slow], {contestant.name: contestant}, config=config, new_ids=None).rows
+    return row
+
+
+@pytest.fixture(scope="module")
+def dense(shallow):
+    return one_stream(*shallow, dataclasses.replace(CONTESTANTS["dense"], rates=RATES))
+
+
 @pytest.mark.parametrize("name", OWN)
-def test_the_rate_of_your_own_function_is_chosen_and_means_what_it_says(shallow, name):
+def test_the_rate_of_your_own_function_is_chosen_and_means_what_it_says(shallow, dense, name):
     """From the same grid as dense, on the same validation stream: what is dense in other words has the rate and the scores of dense."""
-    model, slow = shallow
     function, factor = OWN[name]
-    rates = (0.01, 0.1, 1.0)
-    rows = {
-        "mine": own_function("mine", function, tuple(factor * rate for rate in rates)),
-        "dense": dataclasses.replace(CONTESTANTS["dense"], rates=rates),
-    }
-    mine, dense = lifelong.benchmark(model, [slow], rows, config=dataclasses.replace(SIZES, streams=1), new_ids=None).rows
+    mine = one_stream(*shallow, own_function("mine", function, tuple(factor * rate for rate in RATES)))
     assert mine.rate == pytest.approx(factor * dense.rate)
     for score in ("recall", "in_episode", "harm"):
         np.testing.assert_array_equal(mine.scores[score], dense.scores[score])
 
 
 def test_your_own_function_as_it_stands(shallow, monkeypatch):
-    model, slow = shallow
     names = measured(monkeypatch)
-    rows = {"mine": own_function("mine", consolidation.dense(0.25), rates=())}
-    (row,) = lifelong.benchmark(model, [slow], rows, config=dataclasses.replace(SIZES, streams=1), new_ids=None).rows
+    row = one_stream(*shallow, own_function("mine", consolidation.dense(0.25), rates=()))
     assert (row.rate, names) == (None, ["mine"])
 
 
