@@ -61,7 +61,7 @@ def test_no_dtype_is_promoted_unasked(rule, implementation):
     fast = FastWeightConfig(rule=rule, synapse=True)
     if fast.token_by_token and implementation != "recurrent":
         implementation = "auto"
-    model = BDH(dataclasses.replace(CONFIG, fast=fast, implementation=implementation, chunk_size=2))
+    model = BDH(dataclasses.replace(CONFIG, n_layer=1, fast=fast, implementation=implementation, chunk_size=2))
     with jax.numpy_dtype_promotion("strict"):
         slow = jax.eval_shape(model.init_slow, jax.random.key(0))
         masks = {"valid": TOKENS > 1, "reset": TOKENS == 3}
