@@ -29,7 +29,7 @@ pytest = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
 help:
 	@echo "make nback      train the n-back benchmark and print its table (1 to 2 minutes on two CPU cores)"
-	@echo "make test       the tests (5 minutes on two cores; 9 with JAX 0.12)"
+	@echo "make test       the tests (under 6 minutes on two idle cores, of which most is compilation; 9 with JAX 0.12)"
 	@echo "make test-quick unit tests and the reference contract (under a minute)"
 	@echo "make test-oldest the tests with the oldest version that pyproject.toml allows of every library (PYTHON=python3.11)"
 	@echo "make wheel      build the wheel, install it into a fresh environment and use it in an empty folder (2 minutes)"

@@ -76,8 +76,12 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "unbuffered"),
-    [(["config", "nback"], ""), (["config", "nback"], "1"), (["list", "--help"], ""), ([], "")],
-    ids=["buffered", "unbuffered", "help", "list of commands"],
+    [
+        pytest.param(["config", "nback"], "", id="buffered"),
+        pytest.param(["config", "nback"], "1", id="unbuffered", marks=pytest.mark.full),
+        pytest.param(["list", "--help"], "", id="help"),
+        pytest.param([], "", id="list of commands", marks=pytest.mark.full),
+    ],
 )
 def test_who_reads_no_further_ends_a_command(arguments, unbuffered):
     """As of ``bdh config nback | head``; a program that SIGPIPE ends has this status."""

@@ -164,6 +164,7 @@ def test_models_are_scored_with_parts_switched_off(smoke, tmp_path):
     assert "scores.json exists; name another file" in errors
 
 
+@pytest.mark.full
 def test_a_trained_model_is_scored_with_parts_switched_off(smoke):
     """On the task that it was trained on, which the folder names."""
     workdir, *_ = smoke

@@ -68,7 +68,7 @@ def episodes(count, length=5):
 def stream(function, tokens, model):
     """Slow weights after each episode, and the pairs (address [T, K], value [T, D]) of the first layer in each."""
     slow, pairs, seen = start(model), [], []
-    run = compiled(model)
+    run, update = compiled(model), jax.jit(function.update)
     memory = function.init(slow)
     embed = np.asarray(slow["embed"])
     for episode in tokens:
@@ -77,7 +77,7 @@ def stream(function, tokens, model):
         x = embed[episode[0]]
         x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
         pairs.append((address, x))
-        slow, memory = function.update(slow, out.fast, out.activity, memory)
+        slow, memory = update(slow, out.fast, out.activity, memory)
         seen.append(slow)
     return seen, pairs, memory
 

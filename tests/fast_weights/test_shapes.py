@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from bdh_jax import BDH, BDHConfig, FastWeightConfig
 from bdh_jax.fast_weights.shapes import shapes
 from bdh_jax.generation.sampling import prefill
+from tests.compiled import apply, init
 
 MODEL = BDH(
     BDHConfig(vocab_size=32, n_layer=5, d_model=16, n_head=2, n_neurons=64, dropout=0.0, fast=FastWeightConfig(rule="mesa"))
@@ -17,11 +19,11 @@ MODEL = BDH(
 
 @pytest.fixture(scope="module")
 def slow():
-    return MODEL.init_slow(jax.random.key(0))
+    return init(MODEL, 0)
 
 
 def test_an_output_prints_its_shapes(slow):
-    output = MODEL.apply({"params": slow}, jnp.zeros((2, 3), int), collect=("code",))
+    output = apply(MODEL, slow, np.zeros((2, 3), np.int32), collect=("code",))
     printed = str(output)
     assert printed == repr(output)
     for expected in (

@@ -18,9 +18,7 @@ from bdh_jax.generation.token_steps import Pays, choose, prefill_and_choose, wor
 from bdh_jax.models.token_step import TokenStepConfig, without_slots
 from tests.generation.small import CONFIG, GREEDY, PROMPTS, make, text_from
 
-HEBBIAN = dataclasses.replace(
-    CONFIG, n_layer=2, d_model=16, fast=FastWeightConfig(learning_rate=0.7, decay=0.8, synapse=True)
-)
+HEBBIAN = dataclasses.replace(CONFIG, d_model=16, fast=FastWeightConfig(learning_rate=0.7, decay=0.8, synapse=True))
 SETTINGS = TokenStepConfig(slots=3, attention=10, encoder_v=17, decoder=9, memory=17)
 
 

@@ -118,7 +118,18 @@ TITLES = {
 }
 
 
-@pytest.mark.parametrize(("form", "title"), [(form, title) for form, titles in TITLES.items() for title in titles])
+IN_THE_CONTRACT = ("one head", "one example")
+"""Which tests/contract has in every form, each with its gradients; here in the parallel form only."""
+
+
+def _cases():
+    for form, titles in TITLES.items():
+        for title in titles:
+            repeated = title in IN_THE_CONTRACT and form != "parallel"
+            yield pytest.param(form, title, marks=[pytest.mark.full] if repeated else [], id=f"{form}-{title}")
+
+
+@pytest.mark.parametrize(("form", "title"), [*_cases()])
 def test_values_and_gradients(form, title):
     variant = VARIANTS[title]
     arrays, rates, masks = inputs(variant)

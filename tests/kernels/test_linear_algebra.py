@@ -171,7 +171,7 @@ print("ended")
         ("solve", "solve", 4, 256),
         pytest.param("solve_positive", "solve", 4, 512, marks=pytest.mark.full),
         pytest.param("solve_unit_lower", "solve", 64, 64, marks=pytest.mark.full),
-        ("solve_unit_lower", "jax.vmap(solve)", 64, 64),
+        pytest.param("solve_unit_lower", "jax.vmap(solve)", 64, 64, marks=pytest.mark.full),
     ],
 )
 def test_a_program_with_many_batches_ends_on_all_threads(name, form, batch, rows):

@@ -21,7 +21,7 @@ from bdh_jax.lifelong import bounds, controls, finished_rows, learners
 from bdh_jax.lifelong import result as lifelong_result
 from bdh_jax.lifelong.config import LifelongConfig
 from bdh_jax.lifelong.contestants import CONTESTANTS, LEAST_SQUARES_RIDGE, WRITE_RATES, Contestant, own_function
-from bdh_jax.lifelong.preconditions import measure_preconditions, probe_episodes
+from bdh_jax.lifelong.preconditions import Preconditions, measure_preconditions, probe_episodes
 from bdh_jax.lifelong.result import LifelongResult, interval
 from bdh_jax.lifelong.stream import StreamConfig, make_stream
 from bdh_jax.tasks.facts import VOCABULARY, combinations
@@ -390,6 +390,7 @@ def test_playing_a_stream_agrees_with_driving_it_by_hand(shallow, stream):
     assert result.final_probe == result.probe[-1]
 
 
+@pytest.mark.usefixtures("_met")
 def test_run_takes_your_own_function(shallow):
     model, slow = shallow
 
@@ -414,30 +415,47 @@ OWN = {
 }
 
 
+RATES = (0.01, 0.1, 1.0)
+MET = Preconditions(0, dict.fromkeys(("seen", "held_out", "new_ids"), 1.0), {128: 1.0}, {128: 1.0}, (1.0,), 1.0)
+
+
+@pytest.fixture
+def _met(monkeypatch):
+    """What a model has to meet is not measured: that takes longer than a short stream."""
+    monkeypatch.setattr(lifelong, "measure_preconditions", lambda *arguments, **more: MET)
+
+
+def one_stream(model, slow, contestant):
+    """A row of the benchmark, without what the model itself is measured for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lifelong, "measure_preconditions", lambda *arguments, **more: MET)
+        config = dataclasses.replace(SIZES, streams=1)
+        (row,) = lifelong.benchmark(model, [slow], {contestant.name: contestant}, config=config, new_ids=None).rows
+    return row
+
+
+@pytest.fixture(scope="module")
+def dense(shallow):
+    return one_stream(*shallow, dataclasses.replace(CONTESTANTS["dense"], rates=RATES))
+
+
 @pytest.mark.parametrize("name", OWN)
-def test_the_rate_of_your_own_function_is_chosen_and_means_what_it_says(shallow, name):
+def test_the_rate_of_your_own_function_is_chosen_and_means_what_it_says(shallow, dense, name):
     """From the same grid as dense, on the same validation stream: what is dense in other words has the rate and the scores of dense."""
-    model, slow = shallow
     function, factor = OWN[name]
-    rates = (0.01, 0.1, 1.0)
-    rows = {
-        "mine": own_function("mine", function, tuple(factor * rate for rate in rates)),
-        "dense": dataclasses.replace(CONTESTANTS["dense"], rates=rates),
-    }
-    mine, dense = lifelong.benchmark(model, [slow], rows, config=dataclasses.replace(SIZES, streams=1), new_ids=None).rows
+    mine = one_stream(*shallow, own_function("mine", function, tuple(factor * rate for rate in RATES)))
     assert mine.rate == pytest.approx(factor * dense.rate)
     for score in ("recall", "in_episode", "harm"):
         np.testing.assert_array_equal(mine.scores[score], dense.scores[score])
 
 
 def test_your_own_function_as_it_stands(shallow, monkeypatch):
-    model, slow = shallow
     names = measured(monkeypatch)
-    rows = {"mine": own_function("mine", consolidation.dense(0.25), rates=())}
-    (row,) = lifelong.benchmark(model, [slow], rows, config=dataclasses.replace(SIZES, streams=1), new_ids=None).rows
+    row = one_stream(*shallow, own_function("mine", consolidation.dense(0.25), rates=()))
     assert (row.rate, names) == (None, ["mine"])
 
 
+@pytest.mark.usefixtures("_met")
 def test_a_function_that_breaks_the_weights_is_no_row(shallow):
     model, slow = shallow
 
@@ -477,13 +495,16 @@ def measured(monkeypatch):
     return names
 
 
+@pytest.mark.usefixtures("_met")
 def test_rows_that_are_done_are_not_measured_again(shallow, tmp_path, monkeypatch):
     model, slow = shallow
     path, settings = tmp_path / "new" / "unfinished.json", finished_rows.settings_of([slow])
     own = {"own": own_function("own", consolidation.none(), rates=())}
     names = measured(monkeypatch)
 
-    def benchmark(contestants, config=SIZES, new_ids=0, **rates):
+    short = dataclasses.replace(SIZES, streams=1)
+
+    def benchmark(contestants, config=short, new_ids=0, **rates):
         names.clear()
         finished = finished_rows.FinishedRows(path, settings)
         return lifelong.benchmark(model, [slow], contestants, config=config, rates=rates, new_ids=new_ids, finished=finished)
@@ -497,13 +518,14 @@ def test_rows_that_are_done_are_not_measured_again(shallow, tmp_path, monkeypatc
         assert json.dumps(row.to_dict()) == json.dumps(before[row.name].to_dict())
     benchmark(rows_of(ROWS), dense=0.5)
     assert names == ["dense", "dense_shuffled"]
-    benchmark(rows_of(["none"]), config=dataclasses.replace(SIZES, seed=7))
+    benchmark(rows_of(["none"]), config=dataclasses.replace(short, seed=7))
     assert names == ["none"]
     benchmark(rows_of(["none"]), new_ids=1)
     assert names == ["none"]
     assert len(finished_rows.FinishedRows(path, settings)) == 8
 
 
+@pytest.mark.usefixtures("_met")
 def test_a_rate_that_was_chosen_is_not_chosen_again(shallow, tmp_path, monkeypatch):
     model, slow = shallow
     path, settings = tmp_path / "unfinished.json", finished_rows.settings_of([slow])

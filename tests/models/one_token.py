@@ -1,9 +1,10 @@
-"""Prints how many buffers as large as one S a token needs beside its donated state, as JSON: for some write rules, and for writes that
-wait in slots."""
+"""Prints how many buffers as large as one S a token needs beside its donated state, as JSON: for some write rules, or for writes that
+wait in slots, as the argument says."""
 
 from __future__ import annotations
 
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +34,18 @@ def buffers(config: BDHConfig) -> float:
     return lowered.compile().memory_analysis().temp_size_in_bytes / (4 * fast.layers[0].attention.size)
 
 
-if __name__ == "__main__":
-    rules = {
+def of_rules() -> dict[str, float]:
+    """By write rule."""
+    return {
         rule: buffers(BDHConfig(**SIZES, n_neurons=1024, fast=FastWeightConfig(rule=rule)))
         for rule in ("hebbian", "gated_hebbian")
     }
-    waiting = {name: buffers(BDHConfig(**SIZES, n_neurons=32768, token_step=settings)) for name, settings in WAITING.items()}
-    print(json.dumps({"rules": rules, "waiting": waiting}))
+
+
+def of_waiting() -> dict[str, float]:
+    """By what waits in slots."""
+    return {name: buffers(BDHConfig(**SIZES, n_neurons=32768, token_step=settings)) for name, settings in WAITING.items()}
+
+
+if __name__ == "__main__":
+    print(json.dumps({"rules": of_rules, "waiting": of_waiting}[sys.argv[1]]()))

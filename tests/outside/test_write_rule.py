@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bdh_jax import BDH, BDHConfig, ConfigError, FastWeightConfig, load
+from tests.compiled import apply, init
 from tests.pages import ROOT, commands, import_module, write_files
 from tests.processes import run_text
 
@@ -45,14 +46,14 @@ def test_what_it_has_no_form_for_names_it(setting):
 def test_rows_that_were_read_lately_forget_more():
     """One row is read and another is not: only what the first holds gets less, and only from the next token on."""
     model = BDH(config())
-    slow = model.init_slow(jax.random.key(0))
+    slow = init(model, 0)
     tokens = np.arange(6, dtype=np.int32)[None]
-    final = model.apply({"params": slow}, tokens).fast.layers[0].memory.written
+    final = apply(model, slow, tokens).fast.layers[0].memory.written
     assert type(final).__name__ == "UsageState"
     assert final.usage.shape == (1, 2, 8)
     assert final.usage.max() > 0.5
     hebbian = dataclasses.replace(config(), fast=FastWeightConfig())
-    plain = BDH(hebbian).apply({"params": slow}, tokens).fast.layers[0].memory.written
+    plain = apply(BDH(hebbian), slow, tokens).fast.layers[0].memory.written
     assert np.linalg.norm(final.S) < 0.8 * np.linalg.norm(plain.S)
 
 

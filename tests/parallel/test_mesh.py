@@ -34,7 +34,7 @@ MESHES = ((1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 1, 4), (2, 2, 2), (1, 4, 2), (1, 
 CHOSEN = [pytest.param(mesh, marks=[pytest.mark.full] if mesh in ((1, 4, 2), (2, 1, 4)) else []) for mesh in MESHES]
 # Eleven divides the size of an array exactly if one of its axes comes from N, however it is split, merged or transposed.
 PRIME = 11
-BATCH, LENGTH, WIDTH, HEADS, NEURONS, VOCAB, LAYERS, STEPS = 16, 10, 12, 4, 16 * PRIME, 37, 2, 20
+BATCH, LENGTH, WIDTH, HEADS, NEURONS, VOCAB, LAYERS, STEPS = 16, 10, 12, 4, 16 * PRIME, 37, 1, 20
 # Tests compile without optimisation. Collectives are looked for in the program that users get, too, on the mesh that has all kinds.
 OPTIMISED, OPTIMISED_MESH = {"xla_backend_optimization_level": 3}, (2, 2, 2)
 
@@ -225,20 +225,19 @@ def test_the_parser_sees_gathers_grouped_and_asynchronous_collectives():
 
 
 FORMS = {
-    "parallel": {"implementation": "parallel"},
-    "chunked": {"implementation": "chunked", "n_layer": 1},
-    "shared": {"scope": "shared"},  # token by token
-    "shift": {"attention": "shift", "address_norm": "sum", "n_layer": 1},
+    "parallel": {"implementation": "parallel", "n_layer": 2},
+    "chunked": {"implementation": "chunked"},
+    "shared": {"scope": "shared", "n_layer": 2},  # token by token
+    "shift": {"attention": "shift", "address_norm": "sum"},
     # What these predict is a sum over the rows of all shards.
     "longhorn": {
         "implementation": "chunked",
         "rule": "longhorn",
         "learning_rate": 0.5,
         "address_norm": "none",
-        "n_layer": 1,
     },
-    "gated delta": {"implementation": "recurrent", "rule": "gated_delta", "address_norm": "centred", "n_layer": 1},
-    "oja": {"implementation": "parallel", "rule": "oja", "address_norm": "kwta", "address_active": 30, "n_layer": 1},
+    "gated delta": {"implementation": "recurrent", "rule": "gated_delta", "address_norm": "centred"},
+    "oja": {"implementation": "parallel", "rule": "oja", "address_norm": "kwta", "address_active": 30},
 }
 
 LONG = ("chunked", "shift", "gated delta", "oja")
