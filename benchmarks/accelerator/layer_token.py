@@ -1,6 +1,6 @@
 """What one token of one layer reads through its code, as three programs: matrices read whole, rows gathered by XLA, and the kernel.
 
-    attended = LN(before + q @ ρ),  gate = relu(encoder_v @ attended),  y = (code · gate) @ decoder,  read = address @ S
+attended = LN(before + q @ ρ),  gate = relu(encoder_v @ attended),  y = (code · gate) @ decoder,  read = address @ S
 """
 
 from __future__ import annotations

@@ -80,7 +80,9 @@ def lines(summary: Mapping[str, Any]) -> Sequence[str]:
     found = []
     for name, part in summary["parts"].items():
         why = part.get("error") or part.get("why") or ""
-        found.append(f"{name:12} {part['status']:9} {part.get('seconds', 0):6.1f} s  {part['rows']:3} rows  {why[:200]}".rstrip())
+        found.append(
+            f"{name:12} {part['status']:9} {part.get('seconds', 0):6.1f} s  {part['rows']:3} rows  {why[:200]}".rstrip()
+        )
         found += [f"  left out: {row['name']} ({row['why']})" for row in part["left_out"]]
     return found
 

@@ -226,7 +226,10 @@ def _one_token(work: Work, kernel: str, dtype: str, label: str, batch: int, memo
         token, budgets = layer_token.make(sizes, 0.05, memory, dtype)
         wanted = _in_float64(layer_token.whole, token)
         figures: dict[str, Any] = {"how": _say(kernel), "B, H, N, D": list(sizes), "budgets": list(budgets)}
-        for name, form in (("rows gathered", layer_token.gathered(budgets)), ("kernel", layer_token.by_kernel(budgets, kernel))):
+        for name, form in (
+            ("rows gathered", layer_token.gathered(budgets)),
+            ("kernel", layer_token.by_kernel(budgets, kernel)),
+        ):
             figures[f"difference, {name}"] = assert_alike(jax.jit(form)(token), wanted, OF_ROWS, name)
         return figures
 
@@ -285,4 +288,4 @@ def _largest(tiny: bool) -> dict[str, Any]:
     return {"how": "compiled", "difference": 0.0}
 
 
-PART = Part(place=0, minutes=1.7, least=30, run=run)
+PART = Part(place=0, minutes=1.4, least=30, run=run)

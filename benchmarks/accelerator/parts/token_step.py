@@ -49,7 +49,9 @@ ROUNDS, REPEATS = 5, 20
 def run(work: Work) -> None:
     """The model first, then the layer."""
     rates = timing.bandwidth(work.tiny)
-    work.note(bandwidth=rates, tokens=_tokens(work.tiny), claim=dict(zip(("share", "faster", "bandwidth"), CLAIM, strict=True)))
+    work.note(
+        bandwidth=rates, tokens=_tokens(work.tiny), claim=dict(zip(("share", "faster", "bandwidth"), CLAIM, strict=True))
+    )
     best = max(rates.values())
     # Sums of products are of float32 on both sides; what bounds them are bytes.
     with jax.default_matmul_precision("highest"):
@@ -116,7 +118,9 @@ def _compare(
 
     found, wanted = by_rows(), dense()
     error = timing.assert_alike(found, wanted, CLOSE, "logits")
-    seconds, ratios = timing.ratio_in_turn({"token step": by_rows, "dense": dense}, ROUNDS, f"{share:.0%}, batch {batch}", "token step")
+    seconds, ratios = timing.ratio_in_turn(
+        {"token step": by_rows, "dense": dense}, ROUNDS, f"{share:.0%}, batch {batch}", "token step"
+    )
     steps, seconds = fast[0].token_steps, {name: times["median"] / length for name, times in seconds.items()}
     must, moved, all_ = _bytes(config, share, batch)
     faster, of_bandwidth = ratios["dense"]["median"], must / seconds["token step"] / best
@@ -156,14 +160,17 @@ def _settings(config: BDHConfig, share: float, slots: int) -> BDHConfig:
     pairs = budget(1 - (1 - share) ** 2, rows // 2)
     code = budget(share, rows)
     return dataclasses.replace(
-        config, token_step=TokenStepConfig(slots, attention=pairs, encoder_v=code, decoder=budget(share * 0.6, rows), memory=code)
+        config,
+        token_step=TokenStepConfig(slots, attention=pairs, encoder_v=code, decoder=budget(share * 0.6, rows), memory=code),
     )
 
 
 def _bytes(config: BDHConfig, share: float, batch: int) -> tuple[int, int, int]:
     """Bytes of a token of all examples: that must move, that this way of writing moves beside, and of the dense step."""
     rows, slots = config.n_neurons, config.token_step.slots
-    shared = [1 - (1 - active) ** batch for active in (share, share / 2)]  # encoder_v; decoder, of which the gate leaves half
+    shared = [
+        1 - (1 - active) ** batch for active in (share, share / 2)
+    ]  # encoder_v; decoder, of which the gate leaves half
     own = (1 - (1 - share) ** 2) + share  # of ρ and of S
     must = rows * (1 + sum(shared) + batch * own)
     # Keys of half of the slots on average, of both states; and both states read and written once for all slots.
@@ -258,7 +265,9 @@ def _layer(work: Work, batch: int, share: float, best: float) -> dict[str, Any]:
     forms |= {"kernel": layer_token.by_kernel(budgets, kind) for kind in kinds}
     programs = {name: _repeated(form) for name, form in forms.items()}
     once = {name: program(token, 1) for name, program in programs.items()}
-    errors = {name: timing.assert_alike(found, once["whole"], OF_LAYER, name) for name, found in once.items() if name != "whole"}
+    errors = {
+        name: timing.assert_alike(found, once["whole"], OF_LAYER, name) for name, found in once.items() if name != "whole"
+    }
     calls = {name: (lambda program=program: program(token, REPEATS)) for name, program in programs.items()}
     active = jnp.sum(token.code != 0) / token.code.size
     of_pairs = float(jnp.sum(token.query != 0) / token.query.size)
@@ -291,4 +300,4 @@ def _repeated(form: Callable[[layer_token.Token], Any]) -> Callable[[layer_token
     return run
 
 
-PART = Part(place=1, minutes=1.8, least=60, run=run)
+PART = Part(place=1, minutes=1.6, least=60, run=run)
