@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import pkgutil
+import signal
 import subprocess
 import sys
 import time
@@ -119,8 +121,6 @@ def in_a_process(name: str, settings: Settings, seconds: float) -> str:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a part's process and those that it started."""
-    try:
-        os.killpg(process.pid, 9)
-    except ProcessLookupError:
-        pass
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()

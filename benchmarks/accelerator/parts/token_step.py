@@ -260,9 +260,10 @@ def _layer(work: Work, batch: int, share: float, best: float) -> dict[str, Any]:
     config = generating(work.tiny)
     sizes = (batch, config.n_head, config.neurons_per_head, config.d_model)
     token, budgets = layer_token.make(sizes, share, memory=True)
-    kinds = [jax.default_backend()] if jax.default_backend() in ("gpu", "tpu") else []
+    platform = jax.default_backend()
     forms = {"whole": layer_token.whole, "rows gathered": layer_token.gathered(budgets)}
-    forms |= {"kernel": layer_token.by_kernel(budgets, kind) for kind in kinds}
+    if platform in ("gpu", "tpu"):
+        forms["kernel"] = layer_token.by_kernel(budgets, platform)
     programs = {name: _repeated(form) for name, form in forms.items()}
     once = {name: program(token, 1) for name, program in programs.items()}
     errors = {
