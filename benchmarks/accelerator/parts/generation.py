@@ -38,7 +38,7 @@ def run(work: Work) -> None:
         for batch in (1, 2) if work.tiny else (1, 16):
             prompts = [text[row * length : (row + 1) * length] for row in range(batch)]
             work.attempt(
-                f"batch {batch}, prompt of {length}", 20, lambda prompts=prompts: _compare(config, slow, prompts, count)
+                f"batch {batch}, prompt of {length}", 30, lambda prompts=prompts: _compare(config, slow, prompts, count)
             )
 
 

@@ -25,7 +25,7 @@ _SHOWN = 10
 
 def run(work: Work) -> None:
     """Train, look at the rest of the text, keep the weights."""
-    work.attempt("text:official", 20, lambda: _train(work))
+    work.attempt("text:official", 30, lambda: _train(work))
 
 
 def _train(work: Work) -> dict[str, Any]:
