@@ -3,6 +3,7 @@
 #   make nback CONFIG=configs/nback.py:smoke     another config or variant
 #   make nback PYTHON=python3.12                 another interpreter (delete .venv first)
 #   make nback EXTRAS=cuda                       with the GPU build of JAX
+#   make accelerator RUN=python3                 an interpreter that has all it needs: nothing is installed
 #   make compile-tpu PYTHON=python3.13 COMPILERS=newest   another environment for a compiler, beside the first: .venv-tpu-newest
 PYTHON ?= python3
 EXTRAS ?=
@@ -11,6 +12,7 @@ WORKDIR ?= runs/nback
 ARGS ?=
 WORKERS ?= auto
 COMPILERS ?=
+OUT ?= runs/accelerator
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -24,7 +26,7 @@ compilers_tpu := .venv-tpu$(if $(COMPILERS),-$(COMPILERS))
 compilers_gpu := .venv-gpu$(if $(COMPILERS),-$(COMPILERS))
 pytest = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help nback test test-quick test-full test-oldest wheel notebooks tutorials mutate mutate-contract compile-tpu compile-gpu nightly lint format docs figures clean
+.PHONY: help nback test test-quick test-full test-oldest wheel notebooks tutorials mutate mutate-contract compile-tpu compile-gpu accelerator nightly lint format docs figures clean
 .DELETE_ON_ERROR:
 
 help:
@@ -42,6 +44,7 @@ help:
 	@echo "make mutate-contract  break every rule and see which check of the contract notices (4 minutes); writes docs/reference/mutations.md"
 	@echo "make compile-tpu compile every kernel and the large training steps for v5e, v5p and v6e, without one (20 minutes, a minute with ARGS=--quick: kernels alone, for a v5e)"
 	@echo "make compile-gpu the same for an H100 (5 minutes). Their environments take 1 and 2 GB"
+	@echo "make accelerator measure everything on this machine's GPU or TPU (9 minutes); ARGS=--tiny rehearses it, also on a CPU"
 	@echo "make nightly    what takes too long for every commit: test-full, test-oldest, mutate, tutorials, docs, compile-tpu, compile-gpu (hours)"
 	@echo "make lint       ruff, the arrows between rooms, and types by pyright (1 minute)"
 	@echo "make format     apply ruff's fixes"
@@ -86,6 +89,10 @@ compile-tpu: $(compilers_tpu)/.installed
 
 compile-gpu: $(compilers_gpu)/.installed
 	$(compilers_gpu)/bin/python -m benchmarks.compilers gpu $(ARGS)
+
+# Nothing is installed for an interpreter that is named: the machine may have no network.
+accelerator: $(if $(filter $(VENV)/bin/python,$(RUN)),$(installed))
+	$(RUN) -m benchmarks.accelerator --out=$(OUT) $(ARGS)
 
 lint: $(linted)
 	$(RUN) -m ruff check .

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,21 @@ def row_add() -> str:
     return _table(["form", "ms", "dense ÷ this", "MB that move", "of dense", "claim"], rows) + "\n"
 
 
-TABLES: dict[str, Callable[[], str]] = {"compiled": compiled, "row_add": row_add}
+def first_step() -> str:
+    """What a user waits for."""
+    rows = []
+    for name, entry in _read("first_step_cpu")["results"].items():
+        starts = [_spread(entry["seconds"][start]) for start in ("first", "second", "no cache")]
+        faster = entry["first_over_second"]
+        rows.append([name, *starts, f"{faster['median']:.2f} ({faster['low']:.2f}–{faster['high']:.2f})"])
+    return _table(["configuration", "first, s", "second, s", "no cache, s", "first ÷ second"], rows) + "\n"
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.1f} ({min(values):.1f}–{max(values):.1f})"
+
+
+TABLES: dict[str, Callable[[], str]] = {"compiled": compiled, "row_add": row_add, "first_step": first_step}
 
 
 def filled(text: str) -> str:

@@ -17,6 +17,7 @@ from bdh_jax.commands._allocator import keep_freed_memory
 from bdh_jax.commands._compiling import told_of_compilation
 from bdh_jax.commands._flags import joins_others, parse
 from bdh_jax.commands._help import help_of
+from bdh_jax.commands._programs import keep_programs
 from bdh_jax.config import ConfigError
 from bdh_jax.console import as_far_as_read, show_error, show_messages
 from bdh_jax.data.documents import DataError
@@ -59,6 +60,7 @@ def _parse_flags(command: ModuleType, argv: Sequence[str]) -> list[str]:
 
 def _status(command: ModuleType, argv: Sequence[str]) -> int | None:
     _set_up_logging(quiet=getattr(command, "QUIET", False))
+    keep_programs()
     try:
         with signals.raising(), told_of_compilation():
             if not joins_others():

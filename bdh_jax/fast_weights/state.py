@@ -308,9 +308,9 @@ class RecentWrites(State):
         """The same, as the kernels take it."""
         return Recent(self.key, self.value, self.weight, self.scale, self.used)
 
-    def flush(self, matrix: jax.Array) -> tuple[jax.Array, RecentWrites]:
-        """The matrix [B, H, N, D] with these writes in it, and slots that are free again."""
-        matrix, free = token_step.flush(matrix, self.arrays)
+    def flush(self, matrix: jax.Array, where: jax.Array | None = None) -> tuple[jax.Array, RecentWrites]:
+        """The matrix [B, H, N, D] with these writes in it, and slots that are free again; both as they are ``where`` that is False."""
+        matrix, free = token_step.flush(matrix, self.arrays, where)
         return matrix, RecentWrites(*free)
 
 
@@ -328,11 +328,11 @@ class Memory(State):
     gram: jax.Array | None = array("batch", "row", "row")
     recent: RecentWrites | None = None
 
-    def flush(self) -> Memory:
+    def flush(self, where: jax.Array | None = None) -> Memory:
         """The same with all writes in S."""
         if self.recent is None:
             return self
-        matrix, free = self.recent.flush(self.written.S)
+        matrix, free = self.recent.flush(self.written.S, where)
         return self.replace(written=self.written.replace(S=matrix), recent=free)
 
 
@@ -369,12 +369,12 @@ class LayerState(State):
     use: Use | None = None
     recent: RecentWrites | None = None
 
-    def flush(self) -> LayerState:
+    def flush(self, where: jax.Array | None = None) -> LayerState:
         """The same with all writes where they belong."""
-        memory = None if self.memory is None else self.memory.flush()
+        memory = None if self.memory is None else self.memory.flush(where)
         if self.recent is None or self.attention is None:
             return self.replace(memory=memory)
-        attention, free = self.recent.flush(self.attention)
+        attention, free = self.recent.flush(self.attention, where)
         return self.replace(attention=attention, memory=memory, recent=free)
 
 
@@ -537,9 +537,9 @@ class FastState(State, Written):
         layers = tuple(e.replace(memory=s.memory, use=s.use) for e, s in zip(empty.layers, self.layers, strict=True))
         return empty.replace(layers=layers, shared=self.shared, count=self.count)
 
-    def flush(self) -> FastState:
-        """The same state with every write where it belongs, and all slots free."""
-        layers = (layer.flush() if isinstance(layer, LayerState) else layer for layer in self.layers)
+    def flush(self, where: jax.Array | None = None) -> FastState:
+        """The same state with every write where it belongs, and all slots free; as it is where ``where``, a bool scalar, is False."""
+        layers = (layer.flush(where) if isinstance(layer, LayerState) else layer for layer in self.layers)
         return self.replace(layers=tuple(layers))
 
 

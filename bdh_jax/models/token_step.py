@@ -71,7 +71,7 @@ def without_slots(fast: FastState) -> FastState:
     if fast.token_steps is None:
         return fast
     layers = []
-    for layer in _flush_if(fast, _used(fast) > 0).layers:
+    for layer in fast.flush(_used(fast) > 0).layers:
         memory = None if layer.memory is None else layer.memory.replace(recent=None)
         layers.append(layer.replace(memory=memory, recent=None))
     return fast.replace(layers=tuple(layers), token_steps=None)
@@ -83,8 +83,9 @@ def slots_of(fast: FastState) -> int:
 
 
 def make_room(fast: FastState) -> FastState:
-    """The state with at least one free slot: all are written where none is left."""
-    return _flush_if(fast, _used(fast) >= slots_of(fast))
+    """The state with at least one free slot: all are written where none is left. One that is given up is written in place, and where
+    nothing is written nothing is copied (tests look at the program)."""
+    return fast.flush(_used(fast) >= slots_of(fast))
 
 
 def count_step(before: FastState, over_budget: jax.Array) -> TokenSteps:
@@ -97,33 +98,6 @@ def count_step(before: FastState, over_budget: jax.Array) -> TokenSteps:
     if steps is None:
         raise ValueError("a state without slots takes no token steps; give it some (with_slots)")
     return TokenSteps(steps.taken + 1, steps.over_budget + over_budget.astype(jnp.int32))
-
-
-def _flush_if(fast: FastState, condition: jax.Array) -> FastState:
-    """A state that is given up is written in place, and where nothing is written nothing is copied (tests look at the program): for that
-    the branches return nothing but what a flush changes, which keys and values are not."""
-
-    def changed(fast: FastState) -> list[Any]:
-        parts = [(layer.attention, layer.recent) for layer in fast.layers]
-        parts += [(layer.memory.written.S, layer.memory.recent) for layer in fast.layers if layer.memory is not None]
-        return [(matrix, recent.weight, recent.scale, recent.used) for matrix, recent in parts]
-
-    parts = iter(jax.lax.cond(condition, lambda: changed(fast.flush()), lambda: changed(fast)))
-
-    def with_part(recent: RecentWrites) -> tuple[jax.Array, RecentWrites]:
-        matrix, weight, scale, used = next(parts)
-        return matrix, recent.replace(weight=weight, scale=scale, used=used)
-
-    layers = []
-    for layer in fast.layers:
-        attention, recent = with_part(layer.recent)
-        layers.append(layer.replace(attention=attention, recent=recent))
-    for number, layer in enumerate(layers):
-        if layer.memory is not None:
-            matrix, recent = with_part(layer.memory.recent)
-            written = layer.memory.written.replace(S=matrix)
-            layers[number] = layer.replace(memory=layer.memory.replace(written=written, recent=recent))
-    return fast.replace(layers=tuple(layers))
 
 
 def _used(fast: FastState) -> jax.Array:

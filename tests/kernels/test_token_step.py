@@ -161,6 +161,40 @@ def test_a_flush_reaches_every_row(neurons):
     np.testing.assert_array_equal(free.scale, 1)
 
 
+@pytest.mark.parametrize("neurons", [5, xla.FLUSH_ROWS, xla.FLUSH_ROWS + 3])
+@pytest.mark.parametrize("where", [True, False])
+def test_a_flush_where_it_is_wanted_is_a_flush_in_values_and_gradients(neurons, where):
+    rng = np.random.default_rng(4)
+    sizes = {"key": (1, 1, 2, neurons), "value": (1, 2, 3), "weight": (1, 1, 2), "scale": (1, 1)}
+    arrays = {name: jnp.asarray(rng.normal(size=size)) for name, size in sizes.items()}
+    matrix, used = jnp.asarray(rng.normal(size=(1, 1, neurons, 3))), jnp.int32(2)
+
+    def asked(matrix, arrays, where):
+        return token_step.flush(matrix, Recent(**arrays, used=used), where)
+
+    def expected(matrix, arrays):
+        return token_step.flush(matrix, Recent(**arrays, used=used)) if where else (matrix, Recent(**arrays, used=used))
+
+    def number(found):
+        return jnp.sum(jnp.sin(found[0])) + jnp.sum(found[1].weight * found[1].scale[..., None])
+
+    found = jax.jit(asked)(matrix, arrays, where)
+    jax.tree.map(np.testing.assert_array_equal, found, jax.jit(expected)(matrix, arrays))
+    gradient = jax.jit(jax.grad(lambda *a: number(asked(*a, jnp.asarray(where))), (0, 1)))(matrix, arrays)
+    wanted = jax.jit(jax.grad(lambda *a: number(expected(*a)), (0, 1)))(matrix, arrays)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=EXACT, atol=EXACT), gradient, wanted)
+
+
+def test_a_flush_that_may_not_be_wanted_is_no_condition():
+    """XLA for GPUs copies the matrix into the branches of a condition, and out of them."""
+    shapes = [(1, 1, 2, 5), (1, 2, 3), (1, 1, 2), (1, 1)]
+    recent = Recent(*map(jnp.zeros, shapes), jnp.int32(0))
+    program = jax.jit(token_step.flush).lower(jnp.zeros((1, 1, 5, 3)), recent, jnp.asarray(True)).as_text()
+    assert "stablehlo.while" in program
+    assert "stablehlo.case" not in program
+    assert "stablehlo.if" not in program
+
+
 def test_what_does_not_fit_is_refused():
     query, matrix = np.ones((BATCH, HEADS, NEURONS)), np.ones((HEADS, NEURONS, WIDTH))
     for arguments, message in (

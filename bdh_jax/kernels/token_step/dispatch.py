@@ -194,8 +194,13 @@ def _take_slot(recent: Recent, token: Write, found: jax.Array) -> Recent:
     )
 
 
-def flush(matrix: jax.Array, recent: Recent) -> tuple[jax.Array, Recent]:
+def flush(matrix: jax.Array, recent: Recent, where: jax.Array | None = None) -> tuple[jax.Array, Recent]:
     """M [B, H, N, D] with all recent writes in it, and slots that are free again.
+
+    Args:
+      matrix: M. It is written in place where it is given up, and not touched where nothing is written.
+      recent: the writes.
+      where: bool scalar; False leaves both as they are. None: True.
 
     Raises:
       ValueError: for shapes that do not fit each other.
@@ -208,7 +213,10 @@ def flush(matrix: jax.Array, recent: Recent) -> tuple[jax.Array, Recent]:
     free = recent._replace(
         weight=jnp.zeros_like(recent.weight), scale=jnp.ones_like(recent.scale), used=jnp.zeros_like(recent.used)
     )
-    return xla.flush(matrix, recent), free
+    if where is None:
+        return xla.flush(matrix, recent), free
+    chosen = {name: jnp.where(where, getattr(free, name), getattr(recent, name)) for name in ("weight", "scale", "used")}
+    return xla.flush_where(matrix, recent, where), recent._replace(**chosen)
 
 
 def _within_budget(

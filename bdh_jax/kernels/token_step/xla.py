@@ -8,6 +8,8 @@ Axis letters: see :mod:`bdh_jax.types`; R rows that are read at most, G neighbou
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -117,6 +119,38 @@ def project(x: jax.Array, matrix: jax.Array, active: jax.Array, budget: int) -> 
 
 def flush(matrix: jax.Array, recent: Recent) -> jax.Array:
     """M [B, H, N, D] with all recent writes in it; block after block, each in its place."""
+    return _flush_blocks(matrix, recent, None)
+
+
+@jax.custom_vjp
+def flush_where(matrix: jax.Array, recent: Recent, wanted: jax.Array) -> jax.Array:
+    """:func:`flush` where ``wanted``, a bool scalar, says so, and M otherwise.
+
+    A loop that has no block to go through leaves M in its place on every machine. A condition does so on CPUs; for GPUs XLA copies what
+    its branches are given, and what they return once more.
+    """
+    return _flush_blocks(matrix, recent, wanted)
+
+
+def _keep_arguments(matrix: jax.Array, recent: Recent, wanted: jax.Array) -> tuple[jax.Array, Any]:
+    return flush_where(matrix, recent, wanted), (matrix, recent, wanted)
+
+
+def _differentiate(arguments: Any, cotangent: jax.Array) -> tuple[Any, ...]:
+    """Of a loop whose length is not known there is no derivative: that of the condition, which is the same function."""
+    matrix, recent, wanted = arguments
+
+    def conditional(matrix: jax.Array, recent: Recent) -> jax.Array:
+        return jax.lax.cond(wanted, lambda: flush(matrix, recent), lambda: matrix)
+
+    _, pull_back = jax.vjp(conditional, matrix, recent)
+    return (*pull_back(cotangent), None)
+
+
+flush_where.defvjp(_keep_arguments, _differentiate)
+
+
+def _flush_blocks(matrix: jax.Array, recent: Recent, wanted: jax.Array | None) -> jax.Array:
     weighted = recent.weight[..., None].astype(matrix.dtype)
     scale, value = recent.scale[..., None, None], recent.value.astype(matrix.dtype)
     neurons = matrix.shape[2]
@@ -128,9 +162,15 @@ def flush(matrix: jax.Array, recent: Recent) -> jax.Array:
         new = scale * old + jnp.einsum("bhwn,bwd->bhnd", key, value)
         return jax.lax.dynamic_update_slice_in_dim(matrix, new, start, axis=2)
 
+    def times(count: int) -> Any:
+        return count if wanted is None else jnp.where(wanted, jnp.int32(count), jnp.int32(0))
+
     whole = neurons // size
-    matrix = jax.lax.fori_loop(0, whole, lambda number, matrix: block(matrix, number * size, size), matrix)
-    return block(matrix, whole * size, neurons - whole * size) if neurons % size else matrix
+    matrix = jax.lax.fori_loop(0, times(whole), lambda number, matrix: block(matrix, number * size, size), matrix)
+    if not neurons % size:
+        return matrix
+    rest = neurons - whole * size
+    return jax.lax.fori_loop(0, times(1), lambda _, matrix: block(matrix, whole * size, rest), matrix)
 
 
 def _take(array: jax.Array, index: jax.Array) -> jax.Array:
