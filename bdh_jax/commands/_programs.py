@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import filelock
 import jax
@@ -29,8 +30,9 @@ def keep_programs() -> Path | None:
     Returns:
       The folder; None where JAX was told already or nothing can be written there, which costs time and is no error.
     """
+    config: Any = jax.config  # its attributes are made while JAX starts
     told = any(name in os.environ for name in _SET_BY_USERS)
-    if told or jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
+    if told or config.jax_compilation_cache_dir is not None or not config.jax_enable_compilation_cache:
         return None
     try:
         folder = cache_folder()
