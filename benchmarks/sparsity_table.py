@@ -27,7 +27,7 @@ import token_step
 
 from bdh_jax import BDHConfig
 from bdh_jax.analysis.activity import active_shares
-from bdh_jax.experiment import load_bdh, read_experiment
+from bdh_jax.experiment import load_as, read_experiment
 
 ROWS: dict[str, dict[str, float]] = {
     "default": {},
@@ -108,7 +108,7 @@ def measured(folder: Path) -> dict[str, Any]:
             scores.append(statistics.mean(sets["ratio"] for sets in evaluation.values()))
         workdir = folder / f"seed{seed}"
         workdir = workdir if workdir.is_dir() else folder
-        config, slow = load_bdh(workdir, "best")
+        config, slow = load_as(BDHConfig, workdir, "best")
         experiment = read_experiment(workdir)
         task = experiment.task.make(seed=int(seed), batch_size=32, data=experiment.data)
         batch = task.batch(BEYOND)

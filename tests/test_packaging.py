@@ -33,7 +33,7 @@ def plain(name):
 
 def test_every_dependency_is_imported():
     stated = {plain(match["name"]) for match in oldest.requirements()[""]}
-    assert stated - distributions_imported() == set()
+    assert stated - distributions_imported() == {"jaxlib"}, "JAX imports its other half itself"
     assert {"jax", "chex", "absl-py"} <= stated
 
 
