@@ -1,4 +1,4 @@
-"""An experiment: what a run is made of, and the checks across its parts. Only commands and the public ``load`` see all of it."""
+"""An experiment: what a run is made of, and the checks across its parts. Only commands, the sweep and the public ``load`` see all of it."""
 
 from __future__ import annotations
 

@@ -40,7 +40,8 @@ from rich import box
 from rich.table import Table
 
 from bdh_jax.analysis import figures
-from bdh_jax.config import ConfigError, require, shown
+from bdh_jax.config import ConfigError, require
+from bdh_jax.config.base import shown
 from bdh_jax.config.convert import rebuild
 from bdh_jax.config.options import Options
 from bdh_jax.config.paths import check_writable
@@ -168,15 +169,18 @@ def plan(
     for variant, experiment in named.items():
         for values in _product(rows):
             prefix = [variant.replace(",", "-")] if variant else []
-            name = _folder_name(prefix, values, short) or "default"
+            given = _folder_name(prefix, values, short) or "default"
             points = tuple(
-                _point(name, experiment, values, point, short, validation_seed=validation_seed) for point in _product(grid)
+                _point(given, experiment, values, point, short, validation_seed=validation_seed) for point in _product(grid)
             )
+            # As the configuration has them: 1 where a float belongs is 1.0.
+            read = _values_in(points[0].config, rows)
+            name = _folder_name(prefix, read, short) or "default"
             _check_distinct(points, grid, f"row {name}")
-            planned.append(Row(name, variant, _values_in(points[0].config, rows), points))
+            planned.append(Row(name, variant, read, points))
     _check_rows(planned)
-    read = {key: tuple(dict.fromkeys(point.values[key] for point in planned[0].points)) for key in grid}
-    return Sweep(tuple(planned), read, chosen_seeds, validation_seed)
+    values_of = {key: tuple(dict.fromkeys(point.values[key] for point in planned[0].points)) for key in grid}
+    return Sweep(tuple(planned), values_of, chosen_seeds, validation_seed)
 
 
 def _check_values(key: str, values: Sequence[Any]) -> None:
@@ -264,7 +268,7 @@ def _nested(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _values_in(config: ExperimentConfig, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as the configuration holds them: 1 where a float belongs is 1.0."""
+    """The values as the configuration holds them."""
     found = {}
     for key in keys:
         value: Any = config
@@ -492,7 +496,7 @@ class SweepResult:
                 )
             for values, cells in lines.items():
                 table.add_row(result.row.name, *map(shown_value, values), *cells)
-        table.caption = "* chosen; larger is better"
+        table.caption = "larger is better; * is what was chosen"
         return table
 
     @property
@@ -516,7 +520,8 @@ class SweepResult:
         near = [r for r in others if best.mean - r.mean <= (best.spread or 0.0) + (r.spread or 0.0)]
         if not near:
             return f"{best.row.name} is the best: {score}"
-        return f"{best.row.name}: {score}, and {_number(len(near), 'row')} within the spread of seeds"
+        names = near[0].row.name if len(near) == 1 else _number(len(near), "row")
+        return f"{best.row.name}: {score}, and {names} within the spread of seeds"
 
     def plot(self) -> Any:
         """The primary score against the grid's first key with numbers, a line a row, the chosen points ringed. Without a grid, by row.
@@ -540,8 +545,9 @@ class SweepResult:
         axes.set_xticks(list(places.values()), [shown_value(value) for value in places])
         axes.minorticks_off()
         best = "" if len(self.sweep.grid) == 1 else ", the best of the other keys"
-        title = f"{self.finding()}\n○ chosen, with mean ± sd over {_number(len(self.sweep.seeds), 'seed')}; × diverged"
-        figures.say(axes, title=title, x=key, y=f"primary score, seed {self.sweep.validation_seed}{best}")
+        marks = f"○ chosen, with mean ± sd over {_number(len(self.sweep.seeds), 'seed')}; × diverged"
+        score = f"primary score, seed {self.sweep.validation_seed}{best}"
+        figures.say(axes, title=self.finding(), x=f"{key}\n{marks}", y=score)
         figures.legend(figure, axes)
         return figure
 

@@ -21,13 +21,13 @@ from pathlib import Path
 
 from absl import flags
 
-from bdh_jax import sweep
 from bdh_jax.commands._flags import define_config, define_path, numbers, read_values
 from bdh_jax.commands._output import save_figure, write_output
 from bdh_jax.config import ConfigError
 from bdh_jax.console import show
 from bdh_jax.experiment import ExperimentConfig
 from bdh_jax.runs.signals import Stopped, number_of
+from bdh_jax.sweep import VALIDATION_SEED, plan, run
 
 _LOGGER = logging.getLogger("bdh_jax")
 
@@ -48,7 +48,7 @@ _GRID = flags.DEFINE_multi_string(
     "grid", [], "KEY=VALUE,VALUE,…: what each row chooses from; of several keys, all combinations."
 )
 _SEEDS = flags.DEFINE_list("seeds", None, "Seeds that are reported. Default: config.seeds, or 0,1,2.")
-_VALIDATION_SEED = flags.DEFINE_integer("validation_seed", sweep.VALIDATION_SEED, "Seed by which is chosen.", lower_bound=0)
+_VALIDATION_SEED = flags.DEFINE_integer("validation_seed", VALIDATION_SEED, "Seed by which is chosen.", lower_bound=0)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -70,10 +70,10 @@ def main(argv: Sequence[str]) -> None:
         if twice is not None:
             raise ConfigError(f"--config.{twice} and --{flag}={twice} both set {twice}; leave out one of them")
     seeds = None if _SEEDS.value is None else numbers("seeds", _SEEDS.value, int)
-    planned = sweep.plan(_experiments(), rows=rows, grid=grid, seeds=seeds, validation_seed=_VALIDATION_SEED.value)
+    planned = plan(_experiments(), rows=rows, grid=grid, seeds=seeds, validation_seed=_VALIDATION_SEED.value)
     workdir = Path(_WORKDIR.value)
     try:
-        result = sweep.run(planned, workdir)
+        result = run(planned, workdir)
     except KeyboardInterrupt as stopped:
         raise Stopped(
             number_of(stopped),
