@@ -16,8 +16,8 @@ The folder holds::
 
     sweep.json                          what is swept over
     ROW/POINT/                          a training run (docs/reference/run_folder.md) with the validation seed
-    ROW/seeds-POINT/seed<k>/            and those with the seeds, of the point that was chosen; ROW/seeds/ if there is only one
-    results.json                        at the end
+    ROW/seeds-POINT/seed<k>/            and those with the seeds, of the point that was chosen; ROW/seeds/ without a grid
+    results.json, table.md, figure.png  at the end; the last two are written by the command
     …/diverged.json                     in the folder of a run that ended so
 """
 
@@ -66,7 +66,7 @@ from bdh_jax.runs.signals import name_of
 from bdh_jax.tasks.scores import mean_and_spread, read_score, summarise
 from bdh_jax.training.loop import Interrupted, NonFiniteError
 
-SWEEP, DIVERGED = "sweep.json", "diverged.json"
+SWEEP, DIVERGED, TABLE, FIGURE = "sweep.json", "diverged.json", "table.md", "figure.png"
 SEEDS, VALIDATION_SEED = (0, 1, 2), 100
 MOST = 100
 """Characters of a folder's name; a longer one ends in a hash of itself."""
@@ -446,14 +446,13 @@ class SweepResult:
         Of several evaluation sets there is the number that seeds are compared by, of one all of its numbers.
         """
         short = short_names((*self.rows[0].row.values, *self.sweep.grid))
-        scored = next((outcome for row in self.rows for outcome in row.finite.values()), None)
-        sets = {} if scored is None else {name: read_score(s) for name, s in scored.results["evaluation"].items()}
-        kinds = list(sets.values())
-        columns = [(name, kinds[0].COMPARED, name) for name in sets]
-        title = "" if not kinds else f"{kinds[0].COLUMNS[kinds[0].COMPARED]}, "
+        scored = [outcome.results["evaluation"] for row in self.rows for outcome in row.finite.values()]
+        sets = {name: read_score(score) for evaluation in scored for name, score in evaluation.items()}
+        columns = [(name, score.COMPARED, name) for name, score in sets.items()]
+        title = "".join(f"{number}, " for number in dict.fromkeys(s.COLUMNS[s.COMPARED] for s in sets.values()))
         if len(sets) == 1:
-            (name,) = sets
-            title, columns = f"{name}: ", [(name, number, header) for number, header in kinds[0].COLUMNS.items()]
+            ((name, score),) = sets.items()
+            title, columns = f"{name}: ", [(name, number, header) for number, header in score.COLUMNS.items()]
         seeds = ", ".join(map(str, self.sweep.seeds))
         table = Table(title=f"{title}mean ± standard deviation over seeds {seeds}", box=box.SIMPLE_HEAD, show_edge=False)
         table.add_column("row")
@@ -472,7 +471,7 @@ class SweepResult:
         finite = [outcome.results for outcome in result.finite.values()]
         mean, spread = summarise(finite) if finite else ({}, {})
         for name, number, _ in columns:
-            yield mean_and_spread(mean[name][number], spread[name][number]) if finite else "–"
+            yield mean_and_spread(mean[name][number], spread[name][number]) if name in mean else "–"
 
     def validation_table(self) -> Table:
         """The primary score of every point: a column for each value of the grid's first key."""
@@ -517,11 +516,13 @@ class SweepResult:
         score = f"{best.mean:.3f}" + ("" if best.spread is None else f" ± {best.spread:.3f}")
         if not others:
             return f"{best.row.name}: {score}"
-        near = [r for r in others if best.mean - r.mean <= (best.spread or 0.0) + (r.spread or 0.0)]
+        if any(row.spread is None for row in ranked):
+            return f"{best.row.name} has the highest score: {score}, without a spread"
+        near = [r for r in others if best.mean - r.mean <= best.spread + r.spread]
         if not near:
             return f"{best.row.name} is the best: {score}"
         names = near[0].row.name if len(near) == 1 else _number(len(near), "row")
-        return f"{best.row.name}: {score}, and {names} within the spread of seeds"
+        return f"{best.row.name}: {score}; {names} within the spread of seeds"
 
     def plot(self) -> Any:
         """The primary score against the grid's first key with numbers, a line a row, the chosen points ringed. Without a grid, by row.
@@ -590,7 +591,7 @@ class SweepResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON."""
-        return {**_identity(self.sweep), "results": [row.to_dict() for row in self.rows]}
+        return {**identity(self.sweep), "results": [row.to_dict() for row in self.rows]}
 
 
 def _is_number(value: Any) -> bool:
@@ -681,9 +682,9 @@ def run(sweep: Sweep, workdir: Path) -> SweepResult:
       Interrupted: after a signal, once everything is saved.
     """
     with only_writer(workdir):
-        _check_folder(sweep, workdir)
+        check_folder(sweep, workdir)
         runs = _Runs(sweep, workdir)
-        write_json(workdir / SWEEP, _identity(sweep))
+        write_json(workdir / SWEEP, identity(sweep))
         _LOGGER.info("%s; %d of them are finished", sweep.describe(), runs.number)
         result = SweepResult(sweep, tuple(runs.row(row) for row in sweep.rows))
         write_json(workdir / RESULTS, result.to_dict())
@@ -693,7 +694,8 @@ def run(sweep: Sweep, workdir: Path) -> SweepResult:
     return result
 
 
-def _identity(sweep: Sweep) -> dict[str, Any]:
+def identity(sweep: Sweep) -> dict[str, Any]:
+    """What ``sweep.json`` holds."""
     rows = {
         row.name: {"variant": row.variant, "values": dict(row.values), "config": record_of(row.points[0].config).config}
         for row in sweep.rows
@@ -702,16 +704,24 @@ def _identity(sweep: Sweep) -> dict[str, Any]:
     return {"rows": rows, "grid": grid, "seeds": list(sweep.seeds), "validation_seed": sweep.validation_seed}
 
 
-def _check_folder(sweep: Sweep, workdir: Path) -> None:
-    """Refuse a folder of something else, or of a sweep that this one does not go on with."""
+def check_folder(sweep: Sweep, workdir: Path) -> None:
+    """Refuse a folder of something else, or of a sweep that this one does not go on with.
+
+    Raises:
+      CheckpointError: names the difference and the remedy.
+    """
     path = workdir / SWEEP
     if not path.exists():
-        if any((workdir / name).exists() for name in (RUN, CHECKPOINTS, RESULTS)) or seed_folders(workdir):
-            raise CheckpointError(f"{workdir} holds a training run or its results, and no {SWEEP}; use another --workdir")
+        names = [name for name in (RUN, CHECKPOINTS, RESULTS, TABLE, FIGURE) if (workdir / name).exists()]
+        names += [folder.name for folder in seed_folders(workdir)]
+        if names:
+            raise CheckpointError(
+                f"{workdir} holds {', '.join(names)} of something else, and no {SWEEP}; use another --workdir"
+            )
         check_writable(path, BELOW + 3 * MOST)
         return
     stored = read_record(path, _SweepFile)
-    now = json.loads(json.dumps(_identity(sweep)))
+    now = json.loads(json.dumps(identity(sweep)))
     found = [f"{key}: there {old}, now {new}" for key, old, new in _settings(stored, now, set(sweep.grid)) if old != new]
     left_out = [f"row {name}" for name in stored.rows if name not in now["rows"]]
     for key, values in stored.grid.items():
@@ -774,16 +784,16 @@ class _Runs:
     def _finished(self, row: Row) -> int:
         """How many runs of a row are finished, as far as what is chosen is known."""
         folder = self._workdir / row.name
-        validation = [_outcome(point.config, folder / point.name) for point in row.points if self._sweep.chooses]
+        validation = [outcome_in(folder / point.name, point.config) for point in row.points if self._sweep.chooses]
         done = sum(outcome is not None for outcome in validation)
         if done < len(validation) or (chosen := _choose(row, validation)) is None:
             return done
         configs = {seed: dataclasses.replace(chosen.config, seed=seed) for seed in self._sweep.seeds}
         seeds = _seeds_folder(folder, chosen)
-        return done + sum(_outcome(config, seeds / f"seed{seed}") is not None for seed, config in configs.items())
+        return done + sum(outcome_in(seeds / f"seed{seed}", config) is not None for seed, config in configs.items())
 
     def _run(self, config: ExperimentConfig, folder: Path, label: str) -> Outcome:
-        outcome = _outcome(config, folder)
+        outcome = outcome_in(folder, config)
         if outcome is not None:
             return outcome
         self.number += 1
@@ -791,7 +801,8 @@ class _Runs:
         try:
             results, late = train(config, folder)
         except NonFiniteError as error:
-            _LOGGER.warning("%s, seed %d: %s", label, config.seed, error)
+            # Its remedies are those of a run that stands alone.
+            _LOGGER.warning("%s, seed %d diverged: %s", label, config.seed, str(error).partition(". ")[0])
             record = {"config": record_of(config).config, "step": error.step, "message": str(error)}
             write_json(folder / DIVERGED, record)
             return Outcome(None, error.step)
@@ -822,7 +833,7 @@ def _choose(row: Row, validation: Sequence[Outcome]) -> Point | None:
     return max(finite, key=lambda pair: pair[0])[1] if finite else None
 
 
-def _outcome(config: ExperimentConfig, folder: Path) -> Outcome | None:
+def outcome_in(folder: Path, config: ExperimentConfig) -> Outcome | None:
     """What a folder says of a run that is over; None of any other.
 
     Raises:

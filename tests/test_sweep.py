@@ -259,10 +259,13 @@ def test_another_experiment_is_refused_and_what_only_says_how_is_not(smoke, trai
 
 
 def test_a_folder_of_something_else_is_left_alone(smoke, training, tmp_path):
-    (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"holds a training run or its results, and no sweep\.json"):
-        sweep.run(sweep.plan(smoke), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    for name in ("run.json", "figure.png", "seed3"):
+        folder = tmp_path / name
+        (folder / name).mkdir(parents=True)
+        with pytest.raises(CheckpointError, match=rf"holds {name} of something else, and no sweep\.json"):
+            sweep.run(sweep.plan(smoke), folder)
+        assert [path.name for path in folder.iterdir()] == [name]
+    assert training.done == []
 
 
 def test_a_signal_that_comes_at_the_end_of_a_run_stops_the_sweep(smoke, training, tmp_path):
@@ -390,7 +393,22 @@ def test_the_figure_has_a_line_a_row_and_says_which_is_best(smoke, training, tmp
     assert [list(ring.get_xdata()) for ring in rings] == [[2e-3], [4e-3]]
     training.score = worse
     same = sweep.run(sweep.plan(smoke, rows=ROWS, grid=GRID, seeds=(0, 1)), tmp_path / "same")
-    assert same.finding() == "rule=hebbian: 0.901 ± 0.001, and rule=delta within the spread of seeds"
+    assert same.finding() == "rule=hebbian: 0.901 ± 0.001; rule=delta within the spread of seeds"
+
+
+def test_rows_of_different_evaluation_sets_share_a_table(smoke, training, tmp_path):
+    planned = sweep.plan({"": smoke, "other": change(smoke, "task", evaluation_sets=("n4",))}, seeds=(0,))
+    result = sweep.run(planned, tmp_path)
+    first, second = result.rows
+    scores = {"n4": Score("n4", 8, 0.5, 0.5, 1.0).to_dict()}
+    second.runs[0].results["evaluation"].clear()
+    second.runs[0].results["evaluation"].update(scores)
+    shown = cells(dataclasses.replace(result, rows=(first, second)).table())
+    assert (shown["n2"], shown["n4"]) == (["0.7000", "–"], ["–", "0.5000"])
+    alone = dataclasses.replace(result, rows=(second,)).table()
+    assert list(cells(alone)) == ["row", "seeds", "accuracy", "credit", "ceiling", "credit ÷ ceiling"]
+    assert alone.title == "n4: mean ± standard deviation over seeds 0"
+    assert result.finding() == "default has the highest score: 0.700, without a spread"
 
 
 # With training.

@@ -27,7 +27,7 @@ from bdh_jax.config import ConfigError
 from bdh_jax.console import show
 from bdh_jax.experiment import ExperimentConfig
 from bdh_jax.runs.signals import Stopped, number_of
-from bdh_jax.sweep import VALIDATION_SEED, plan, run
+from bdh_jax.sweep import FIGURE, TABLE, VALIDATION_SEED, plan, run
 
 _LOGGER = logging.getLogger("bdh_jax")
 
@@ -79,8 +79,8 @@ def main(argv: Sequence[str]) -> None:
             number_of(stopped),
             f"aborted; runs that are finished, and what others saved, wait in {workdir} for the same command",
         ) from None
-    write_output(workdir / "table.md", result.markdown())
-    save_figure(result.plot, workdir / "figure.png")
+    write_output(workdir / TABLE, result.markdown())
+    save_figure(result.plot, workdir / FIGURE)
     show(*result.tables(), keys=result.key_columns)
 
 
