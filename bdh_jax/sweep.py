@@ -211,8 +211,8 @@ def _check_seeds(
         not first.seeds or chosen == first.seeds,
         f"seeds={_joined(chosen)} of the sweep and config.seeds={_joined(first.seeds)} differ; give one of them",
     )
-    for seed in (*chosen, validation_seed):
-        whole_seed(seed, "seeds")
+    chosen = tuple(whole_seed(seed, "seeds") for seed in chosen)
+    whole_seed(validation_seed, "validation_seed")
     require(len(set(chosen)) == len(chosen), f"seeds={_joined(chosen)} names a seed twice")
     require(
         validation_seed not in chosen,
@@ -686,7 +686,13 @@ def run(sweep: Sweep, workdir: Path) -> SweepResult:
         runs = _Runs(sweep, workdir)
         write_json(workdir / SWEEP, identity(sweep))
         _LOGGER.info("%s; %d of them are finished", sweep.describe(), runs.number)
-        result = SweepResult(sweep, tuple(runs.row(row) for row in sweep.rows))
+        try:
+            result = SweepResult(sweep, tuple(runs.row(row) for row in sweep.rows))
+        except BaseException:
+            if not any(workdir.rglob(RUN)):
+                # No run has begun, so that another sweep may take the folder: what the first one lacks is told by training only.
+                (workdir / SWEEP).unlink(missing_ok=True)
+            raise
         write_json(workdir / RESULTS, result.to_dict())
     for row in result.rows:
         for note in row.notes():

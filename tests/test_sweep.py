@@ -268,6 +268,20 @@ def test_a_folder_of_something_else_is_left_alone(smoke, training, tmp_path):
     assert training.done == []
 
 
+def test_what_cannot_begin_names_its_row_and_leaves_the_folder_to_another_sweep(smoke, training, tmp_path):
+    planned = sweep.plan(change(smoke, "model", vocab_size=100), rows=ROWS, grid=GRID)
+
+    def refuse(rule, rate, seed):
+        raise ConfigError("model.vocab_size=100 is too small")
+
+    score, training.score = training.score, refuse
+    with pytest.raises(ConfigError, match="^rule=hebbian, learning_rate=0.001, seed 100: model.vocab_size=100 is too small"):
+        sweep.run(planned, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    training.score = score
+    assert sweep.run(sweep.plan(smoke, grid=GRID), tmp_path / "new").rows
+
+
 def test_a_signal_that_comes_at_the_end_of_a_run_stops_the_sweep(smoke, training, tmp_path):
     training.late = signal.SIGTERM
     with pytest.raises(Interrupted, match="SIGTERM: 1 of 6 runs are finished; the same command goes on in") as stopped:
