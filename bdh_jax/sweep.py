@@ -685,7 +685,7 @@ def run(sweep: Sweep, workdir: Path) -> SweepResult:
         check_folder(sweep, workdir)
         runs = _Runs(sweep, workdir)
         write_json(workdir / SWEEP, identity(sweep))
-        _LOGGER.info("%s; %d of them are finished", sweep.describe(), runs.number)
+        _LOGGER.info("%s; finished already: %d", sweep.describe(), runs.number)
         try:
             result = SweepResult(sweep, tuple(runs.row(row) for row in sweep.rows))
         except BaseException:

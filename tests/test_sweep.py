@@ -204,7 +204,7 @@ def test_after_an_interruption_only_what_is_missing_is_trained(smoke, training, 
     assert len(first + training.done) == len(set(first + training.done)) == planned.count
     said = [record.getMessage() for record in caplog.records]
     assert said[:2] == [
-        f"{planned.describe()}; 7 of them are finished",
+        f"{planned.describe()}; finished already: 7",
         "run 8 of 10: rule=delta, learning_rate=0.004, seed 100",
     ]
     training.done = []

@@ -115,7 +115,7 @@ def test_a_signal_saves_the_run_and_the_same_command_goes_on(tmp_path):
     command.send_signal(signal.SIGTERM)
     status, output, errors = command.wait()
     assert (status, output) == (143, b""), errors.decode()
-    assert b"1 row \xc3\x97 2 grid points, then 1 row \xc3\x97 3 seeds = 5 runs; 0 of them are finished" in errors
+    assert b"1 row \xc3\x97 2 grid points, then 1 row \xc3\x97 3 seeds = 5 runs; finished already: 0" in errors
     assert b"run 1 of 5: default, learning_rate=0.001, seed 100" in errors
     last = errors.decode().strip().split("\n")[-1]
     assert last.startswith("error: SIGTERM: saved step ")
