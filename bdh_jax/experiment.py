@@ -1,4 +1,4 @@
-"""An experiment: what a run is made of, and the checks across its parts. Only commands and the public ``load`` see all of it."""
+"""An experiment: what a run is made of, and the checks across its parts. Only commands, the sweep and the public ``load`` see all of it."""
 
 from __future__ import annotations
 
@@ -305,7 +305,7 @@ def check_memory(config: ExperimentConfig, available: int | None) -> None:
     )
 
 
-def _memory() -> int | None:
+def memory_available() -> int | None:
     """Bytes of all devices, or of the machine; None where neither is known."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     if all("bytes_limit" in one for one in stats):
@@ -332,6 +332,25 @@ def run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
       CheckpointError: if the folder cannot be resumed from.
       NonFiniteError, Interrupted: as :func:`bdh_jax.training.loop.train`.
     """
+    results, _ = train(config, workdir)
+    if jax.process_index() == 0:
+        show(results_table(results))
+    return results
+
+
+def train(config: ExperimentConfig, workdir: Path) -> tuple[dict[str, Any], int | None]:
+    """As :func:`run`, and nothing is printed.
+
+    Args:
+      config: the experiment.
+      workdir: the run's folder.
+
+    Returns:
+      What ``results.json`` holds; and, of a run of one seed, the signal that came too late to interrupt anything, or None.
+
+    Raises:
+      ConfigError, CheckpointError, NonFiniteError, Interrupted: as :func:`run`.
+    """
 
     def of_seed(seed: int) -> Setup:
         return setup_of(dataclasses.replace(config, seed=seed, seeds=()))
@@ -339,18 +358,14 @@ def run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
     def make_task(setup: Setup) -> Task:
         return config.task.make(seed=setup.seed, batch_size=config.train.batch_size, data=config.data)
 
-    check_memory(config, _memory())
+    check_memory(config, memory_available())
     with only_writer(workdir):
         if config.seeds:
-            results = train_seeds(workdir, config.seeds, of_seed, make_task, record_of(config))
-        elif seed_folders(workdir):
+            return train_seeds(workdir, config.seeds, of_seed, make_task, record_of(config)), None
+        if seed_folders(workdir):
             raise CheckpointError(f"{workdir} holds a run over several seeds; give --config.seeds or another --workdir")
-        else:
-            setup = setup_of(config)
-            results, _ = train_in(workdir, setup, lambda: make_task(setup))
-    if jax.process_index() == 0:
-        show(results_table(results))
-    return results
+        setup = setup_of(config)
+        return train_in(workdir, setup, lambda: make_task(setup))
 
 
 def _with_defaults(stored: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -35,6 +35,33 @@ class ConfigFlag:
     """What ``--config`` and its overrides give, once the command line is parsed."""
 
     value: ExperimentConfig | None = None
+    argv: tuple[str, ...] = ()
+    """The command line that it was read from."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys that the command line overrides."""
+        return tuple(_named(self.argv)[1])
+
+    def with_variants(self, variants: str) -> ExperimentConfig:
+        """The experiment with more variants than ``--config`` names, and the same overrides.
+
+        Args:
+          variants: joined by commas; empty for none.
+
+        Raises:
+          ConfigError: as :func:`read_config`, and if there is no ``--config``.
+        """
+        named = _named(self.argv)[0].get("config")
+        if named is None:
+            raise ConfigError("--config is missing: name an experiment, such as --config=nback (`bdh list` has all)")
+        name, _, given = named.partition(":")
+        joined = ",".join(filter(None, (given, variants)))
+        # The flag that comes last counts.
+        config, _ = read_config([*self.argv, f"--config={name}{':' * bool(joined)}{joined}"])
+        if config is None:
+            raise ConfigError(f"--config={named} names no experiment")
+        return config
 
 
 _CONFIG = ConfigFlag()
@@ -84,7 +111,9 @@ def parse(argv: list[str]) -> list[str]:
     """
     argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
     if "config" in flags.FLAGS:
-        _CONFIG.value, argv = read_config(with_flag(argv))
+        argv = with_flag(argv)
+        _CONFIG.argv = tuple(argv)
+        _CONFIG.value, argv = read_config(argv)
     try:
         rest = flags.FLAGS(argv)
     except flags.IllegalFlagValueError as error:
@@ -125,13 +154,7 @@ def read_config(argv: Sequence[str]) -> tuple[ExperimentConfig | None, list[str]
       ConfigError: for a missing file, an unknown variant, a misspelt key, or a value that is ill-typed or out of range.
       flags.Error: for a value that is none of its key's type.
     """
-    named: dict[str, str] = {}
-    keys = []
-    for index, argument in enumerate(argv):
-        if match := re.fullmatch(r"--?(config|workdir)(?:=(.*))?", argument):
-            named[match[1]] = match[2] if match[2] is not None else next(iter(argv[index + 1 :]), "")
-        elif match := re.match(r"--?(?:no)?config\.([^=]+)", argument):
-            keys.append(match.group(1))
+    named, keys = _named(argv)
     if "config" in named:
         template = load_experiment(named["config"])
     else:
@@ -146,9 +169,76 @@ def read_config(argv: Sequence[str]) -> tuple[ExperimentConfig | None, list[str]
         return template, list(argv)
     values = to_config_dict(template)
     for key in keys:
-        _check_key(template, values, key)
+        _check_key(template, values, key, f"--config.{key}")
     rest = _override(values, argv)
     return rebuild(template, values), rest
+
+
+def read_values(template: ExperimentConfig, flag: str, texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    """What a flag says that is given as ``--FLAG=KEY=VALUE,VALUE,…``, once for each key.
+
+    A value is what ``--config.KEY=VALUE`` makes of it. One that has commas of its own, a tuple, stands in parentheses: ``(4,8),(16,)``.
+
+    Args:
+      template: the experiment that has the keys.
+      flag: its name.
+      texts: what was given.
+
+    Returns:
+      Key → its values.
+
+    Raises:
+      ConfigError: for a key that does not exist or comes twice, or a value that is none of its type. Ranges are not looked at.
+    """
+    found: dict[str, tuple[Any, ...]] = {}
+    for text in texts:
+        key, _, values = text.partition("=")
+        if not key or not values:
+            raise ConfigError(
+                f"--{flag}={text} must be KEY=VALUE,VALUE,…, such as --{flag}=optimizer.learning_rate=1e-3,2e-3"
+            )
+        if key in found:
+            raise ConfigError(f"--{flag} names {key} twice; give all its values at once, --{flag}={key}=VALUE,VALUE,…")
+        found[key] = tuple(_read_value(template, flag, key, value) for value in _items(flag, text, values))
+    return found
+
+
+def _items(flag: str, text: str, values: str) -> list[str]:
+    """What stands between commas that are in no parentheses."""
+    items, depth = [""], 0
+    for char in values:
+        depth += (char in "([{") - (char in ")]}")
+        if char == "," and depth == 0:
+            items.append("")
+        else:
+            items[-1] += char
+    if depth:
+        raise ConfigError(f"--{flag}={text}: a parenthesis is not closed; a tuple is written (4,8)")
+    if not all(items):
+        raise ConfigError(f"--{flag}={text}: a value is empty; write KEY=VALUE,VALUE,…")
+    return items
+
+
+def _read_value(template: ExperimentConfig, flag: str, key: str, text: str) -> Any:
+    values = to_config_dict(template)
+    _check_key(template, values, key, f"--{flag}={key}")
+    if isinstance(_value_at(values, key), ml_collections.ConfigDict):
+        raise ConfigError(f"--{flag}={key}: config.{key} has keys of its own; name one of them")
+    # Names in a tuple need no quotes, as they need none on their own.
+    bare = re.fullmatch(r"\(([A-Za-z_]\w*(?:,[A-Za-z_]\w*)*),?\)", text)
+    try:
+        _override(values, ["", f"--config.{key}={bare[1] if bare else text}"])
+    except flags.Error as error:
+        raise ConfigError(f"--{flag}={key}={text}: {str(error).partition(': ')[2] or error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"--{flag}={key}={text}: {error}") from None
+    return _value_at(values, key)
+
+
+def _value_at(values: ml_collections.ConfigDict, key: str) -> Any:
+    for name in key.split("."):
+        values = values[name]
+    return values
 
 
 def numbers(flag: str, texts: Sequence[str], kind: type[_Number]) -> list[_Number]:
@@ -205,8 +295,21 @@ class _NamesParser(tuple_parser.TupleParser):
         return super().parse(argument)
 
 
-def _check_key(template: ExperimentConfig, values: ml_collections.ConfigDict, key: str) -> None:
-    """Refuse a key that does not exist. Options depend on another key: any one is made room for here, and checked by its part."""
+def _named(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """What a command line gives for ``--config`` and ``--workdir``, and the keys that it overrides."""
+    named: dict[str, str] = {}
+    keys = []
+    for index, argument in enumerate(argv):
+        if match := re.fullmatch(r"--?(config|workdir)(?:=(.*))?", argument):
+            named[match[1]] = match[2] if match[2] is not None else next(iter(argv[index + 1 :]), "")
+        elif match := re.match(r"--?(?:no)?config\.([^=]+)", argument):
+            keys.append(match.group(1))
+    return named, keys
+
+
+def _check_key(template: ExperimentConfig, values: ml_collections.ConfigDict, key: str, where: str) -> None:
+    """Refuse a key that does not exist, in a message that begins with ``where``. Options depend on another key: any one is made room for
+    here, and checked by its part."""
     node: Any = template
     parents = "config"
     for name in key.split("."):
@@ -221,14 +324,14 @@ def _check_key(template: ExperimentConfig, values: ml_collections.ConfigDict, ke
                 close = difflib.get_close_matches(name, names, n=1)
                 hint = f" Did you mean {parents}.{close[0]}?" if close else ""
                 raise ConfigError(
-                    f"--config.{key}: {parents} has no key {name!r}.{hint} Valid keys of {parents}: {', '.join(names)}"
+                    f"{where}: {parents} has no key {name!r}.{hint} Valid keys of {parents}: {', '.join(names)}"
                 )
             node = getattr(node, name)
             if isinstance(node, Options) or dataclasses.is_dataclass(node):
                 inner: Any = values[name]
                 values = inner
         else:
-            raise ConfigError(f"--config.{key}: {parents} is a single value and has no keys")
+            raise ConfigError(f"{where}: {parents} is a single value and has no keys")
         parents = f"{parents}.{name}"
 
 

@@ -167,7 +167,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
         table.add_column(header, justify="right")
     for name, mean in results["mean"].items():
         spread = results["spread"][name]
-        table.add_row(name, *(_mean_and_spread(mean[key], spread[key]) for key in kind.COLUMNS))
+        table.add_row(name, *(mean_and_spread(mean[key], spread[key]) for key in kind.COLUMNS))
     lines = [kind.COLUMNS[kind.COMPARED]]
     for seed, run in results["runs"].items():
         lines.append(f"seed {seed}: " + "  ".join(f"{name} {s[kind.COMPARED]:.4f}" for name, s in run["evaluation"].items()))
@@ -175,7 +175,8 @@ def results_table(results: Mapping[str, Any]) -> Table:
     return table
 
 
-def _mean_and_spread(mean: float, spread: float | None) -> str:
+def mean_and_spread(mean: float, spread: float | None) -> str:
+    """A score of several seeds in a table; None is the spread of a single one."""
     # The ceiling is that of the evaluation set, which is the same for every seed.
     return f"{mean:.4f}" if not spread else f"{mean:.4f} ± {spread:.4f}"
 

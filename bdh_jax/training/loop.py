@@ -68,7 +68,15 @@ class Interrupted(Exception):
 
 
 class NonFiniteError(Exception):
-    """Loss or gradient became NaN or infinite. The message names the step and the last good checkpoint."""
+    """Loss or gradient became NaN or infinite. The message names the step and the last good checkpoint.
+
+    Attributes:
+      step: the step.
+    """
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 def train(setup: Setup, task: Task, workdir: Path) -> dict[str, Any]:
@@ -325,7 +333,7 @@ class _Training:
         fetched = jax.device_get([metrics for _, metrics in ready])
         for (step, _), metrics in zip(ready, fetched, strict=True):
             if not all(metrics["finite"].values()):
-                raise NonFiniteError(self._describe_divergence(step, metrics))
+                raise NonFiniteError(self._describe_divergence(step, metrics), step)
             self._clock.count(step, int(metrics["tokens"]))
             if step % self._setup.train.log_every == 0 or step == self._setup.train.steps:
                 row = {

@@ -30,6 +30,17 @@ RUNS: dict[str, list[list[str]]] = {
         ["--workdir=FOLDER/facts", "--facts=32", "--streams=1", "--functions=none,tests.commands.test_lifelong:unchanged"]
     ],
     "capacity": [["--out=FOLDER/capacity", "--rows=64", "--active=0.1", "--at_rows=64", "--trials=1", "--rules=hebbian"]],
+    "sweep": [
+        [
+            "nback:smoke",
+            "--workdir=FOLDER/sweep",
+            "--rows=model.fast.rule=hebbian",
+            "--grid=optimizer.learning_rate=1e-3,2e-3",
+            "--seeds=0",
+            "--config.task.evaluation_sets=n2,n8",
+            *SMALL,
+        ]
+    ],
     "prepare": [["--files=FOLDER/stories.jsonl", "--out=FOLDER/prepared", "--validation_share=0.3"]],
 }
 """Command → arguments of small runs in the folder of the fixture. A new command needs a row."""

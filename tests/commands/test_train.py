@@ -255,6 +255,7 @@ def test_bad_input_exits_with_2_and_one_message(tmp_path, name):
 
 PATHS = {
     "train": ([SMOKE, "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run is no path of this machine"),
+    "sweep": ([SMOKE, "--workdir=s3://bucket/run"], "--workdir=s3://bucket/run is no path of this machine"),
     "prepare": (["--files=README.md,hdfs://name/x", "--out=new"], "--files=hdfs://name/x is no path of this machine"),
     "generate": (["--workdir=.", "--prompt=a", f"--save_state={'x' * 256}"], ": File name too long; name another place"),
     "evaluate": ([SMOKE, "--workdir=.", "--out=~nobody-of-that-name/x"], "~ no user's home"),
@@ -275,7 +276,7 @@ def test_what_is_no_path_is_refused_before_the_work(command):
 
 def test_a_string_flag_of_a_command_is_a_path_or_a_name():
     """Whoever adds one says which: names of files are read by `define_path` alone."""
-    names = {"config", "prompt", "reference", "name", "split", "column"}
+    names = {"config", "prompt", "reference", "name", "split", "column", "variants"}
     for file in (ROOT / "bdh_jax" / "commands").glob("*.py"):
         found = set(re.findall(r'DEFINE_string\(\s*"(\w+)"', file.read_text()))
         assert found <= names, f"{file.name}: define_path, or a name that is no path"

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdh_jax import CheckpointError, ConfigError
+from bdh_jax import CheckpointError, ConfigError, sweep
 from bdh_jax.config.base import one_line
 from bdh_jax.config.convert import to_dict
 from bdh_jax.data import shards
@@ -196,6 +196,24 @@ def _read_rows(folder: Path) -> Any:
     return row.to_dict()
 
 
+SWEPT = sweep.plan(CONFIG, grid={"optimizer.learning_rate": (1e-3, 1e30)})
+
+
+def _write_sweep(folder: Path) -> None:
+    write_json(folder / sweep.SWEEP, sweep.identity(SWEPT))
+    for step, point in enumerate(SWEPT.rows[0].points):
+        record = {"config": record_of(point.config).config, "step": step, "message": "not finite"}
+        write_json(folder / point.name / sweep.DIVERGED, record)
+
+
+def _read_sweep(folder: Path) -> Any:
+    sweep.check_folder(SWEPT, folder)
+    outcomes = [sweep.outcome_in(folder / point.name, point.config) for point in SWEPT.rows[0].points]
+    if None in outcomes:
+        raise CheckpointError(f"{folder} has a run that is not finished")  # which is trained, and not taken for finished
+    return [outcome.to_dict() for outcome in outcomes]
+
+
 SUBJECTS: dict[str, Subject] = {
     "checkpoint, loaded": Subject(
         _write_checkpoints, lambda folder: load_slow(folder, "last")[1], "checkpoints/4/**/*", lambda: _weights(3)
@@ -213,6 +231,7 @@ SUBJECTS: dict[str, Subject] = {
         lambda folder: read_pathway(folder / "weights.safetensors")[1],
         "*.safetensors",
     ),
+    "sweep": Subject(_write_sweep, _read_sweep, "**/*.json"),
     "rows of the lifelong benchmark": Subject(_write_rows, _read_rows, "*.json"),
 }
 

@@ -64,7 +64,7 @@ def test_the_folder_of_a_killed_process_is_free(tmp_path):
         process.kill()
         process.wait()
     with only_writer(tmp_path / "run"):
-        assert "process 12" not in (tmp_path / "run" / LOCK).read_text()
+        assert "process 12 on" not in (tmp_path / "run" / LOCK).read_text()
 
 
 def test_a_process_that_ends_soon_is_waited_for(tmp_path, caplog):
