@@ -348,13 +348,13 @@ class Outcome:
     """The score by which is chosen, larger is better; None of a run that diverged."""
     diverged_at: int | None = None
     """The step at which its loss or gradient was not finite."""
-    results: Mapping[str, Any] | None = None
-    """What ``results.json`` of the run holds."""
+    results: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What ``results.json`` of the run holds; empty of a run that diverged."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON."""
         kept = ("steps", "seconds", "evaluation")
-        results = {key: self.results[key] for key in kept if key in self.results} if self.results else {}
+        results = {key: self.results[key] for key in kept if key in self.results}
         return {"primary": self.primary, "diverged_at": self.diverged_at, **results}
 
 
@@ -378,14 +378,16 @@ class RowResult:
     @property
     def mean(self) -> float | None:
         """Of the primary score over seeds that came to their end; None if there are none."""
-        scores = [outcome.primary for outcome in self.finite.values()]
-        return statistics.fmean(scores) if scores else None
+        return statistics.fmean(self._scores) if self._scores else None
 
     @property
     def spread(self) -> float | None:
         """Its sample standard deviation; None of fewer than two seeds."""
-        scores = [outcome.primary for outcome in self.finite.values()]
-        return statistics.stdev(scores) if len(scores) > 1 else None
+        return statistics.stdev(self._scores) if len(self._scores) > 1 else None
+
+    @property
+    def _scores(self) -> list[float]:
+        return [outcome.primary for outcome in self.runs.values() if outcome.primary is not None]
 
     def notes(self) -> list[str]:
         """What is to be known of the row besides its numbers, each in a line."""
@@ -509,20 +511,22 @@ class SweepResult:
 
     def finding(self) -> str:
         """What the rows say, as a sentence: one is best only if it is so by more than the spreads of both."""
-        ranked = sorted((row for row in self.rows if row.mean is not None), key=lambda row: -row.mean)
-        if not ranked:
+        scored = [(row.mean, row.spread, row.row.name) for row in self.rows if row.mean is not None]
+        if not scored:
             return "Every row diverged"
-        best, *others = ranked
-        score = f"{best.mean:.3f}" + ("" if best.spread is None else f" ± {best.spread:.3f}")
+        (mean, spread, best), *others = sorted(scored, key=lambda row: -row[0])
+        score = f"{mean:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
         if not others:
-            return f"{best.row.name}: {score}"
-        if any(row.spread is None for row in ranked):
-            return f"{best.row.name} has the highest score: {score}, without a spread"
-        near = [r for r in others if best.mean - r.mean <= best.spread + r.spread]
+            return f"{best}: {score}"
+        near = []
+        for other, own_spread, name in others:
+            if spread is None or own_spread is None:
+                return f"{best} has the highest score: {score}, without a spread"
+            if mean - other <= spread + own_spread:
+                near.append(name)
         if not near:
-            return f"{best.row.name} is the best: {score}"
-        names = near[0].row.name if len(near) == 1 else _number(len(near), "row")
-        return f"{best.row.name}: {score}; {names} within the spread of seeds"
+            return f"{best} is the best: {score}"
+        return f"{best}: {score}; {near[0] if len(near) == 1 else _number(len(near), 'row')} within the spread of seeds"
 
     def plot(self) -> Any:
         """The primary score against the grid's first key with numbers, a line a row, the chosen points ringed. Without a grid, by row.
@@ -791,8 +795,9 @@ class _Runs:
         """How many runs of a row are finished, as far as what is chosen is known."""
         folder = self._workdir / row.name
         validation = [outcome_in(folder / point.name, point.config) for point in row.points if self._sweep.chooses]
-        done = sum(outcome is not None for outcome in validation)
-        if done < len(validation) or (chosen := _choose(row, validation)) is None:
+        known = [outcome for outcome in validation if outcome is not None]
+        done = len(known)
+        if done < len(validation) or (chosen := _choose(row, known)) is None:
             return done
         configs = {seed: dataclasses.replace(chosen.config, seed=seed) for seed in self._sweep.seeds}
         seeds = _seeds_folder(folder, chosen)

@@ -236,9 +236,10 @@ def _read_value(template: ExperimentConfig, flag: str, key: str, text: str) -> A
 
 
 def _value_at(values: ml_collections.ConfigDict, key: str) -> Any:
+    found: Any = values
     for name in key.split("."):
-        values = values[name]
-    return values
+        found = found[name]
+    return found
 
 
 def numbers(flag: str, texts: Sequence[str], kind: type[_Number]) -> list[_Number]:

@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
         if twice is not None:
             raise ConfigError(f"--config.{twice} and --{flag}={twice} both set {twice}; leave out one of them")
     seeds = None if _SEEDS.value is None else numbers("seeds", _SEEDS.value, int)
-    planned = plan(_experiments(), rows=rows, grid=grid, seeds=seeds, validation_seed=_VALIDATION_SEED.value)
+    planned = plan(_experiments(_CONFIG.value), rows=rows, grid=grid, seeds=seeds, validation_seed=_VALIDATION_SEED.value)
     workdir = Path(_WORKDIR.value)
     try:
         result = run(planned, workdir)
@@ -84,10 +84,10 @@ def main(argv: Sequence[str]) -> None:
     show(*result.tables(), keys=result.key_columns)
 
 
-def _experiments() -> dict[str, ExperimentConfig]:
+def _experiments(experiment: ExperimentConfig) -> dict[str, ExperimentConfig]:
     """The experiment, by the variants that --variants adds to it."""
     named = [""] if _VARIANTS.value is None else [name.strip().removeprefix(":") for name in _VARIANTS.value.split(";")]
     twice = next((name for name in named if named.count(name) > 1), None)
     if twice is not None:
         raise ConfigError(f"--variants={_VARIANTS.value} names {twice or ':'} twice; leave out one of them")
-    return {name: _CONFIG.with_variants(name) if name else _CONFIG.value for name in named}
+    return {name: _CONFIG.with_variants(name) if name else experiment for name in named}
