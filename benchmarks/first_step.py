@@ -3,7 +3,7 @@
     python benchmarks/first_step.py
 
 Each round is a new user, whose cache folder is empty: the same training is started twice, in a process each, and ended once it has made
-its first step. "No cache" is a third start, with JAX told not to keep programs. Seconds are from the start of Python. About ten minutes on
+its first step. "No cache" is a third start, with JAX told not to keep programs. Seconds are from the start of Python. About three minutes on
 two CPU cores.
 """
 
