@@ -104,6 +104,7 @@ def test_which_settings_do_not_identify_the_result(tiny):
         "model.implementation",
         "model.kernel",
         "model.remat",
+        "model.token_step",
         "train.checkpoint_every",
         "train.log_contributions",
         "train.log_every",

@@ -15,9 +15,10 @@ import numpy as np
 
 from bdh_jax.kernels import fast_weight_scan, row_add
 from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Stretch
-from bdh_jax.kernels.row_add import largest, pallas_gpu, pallas_tpu
+from bdh_jax.kernels.row_add import pallas_gpu, pallas_tpu
 from bdh_jax.kernels.token_step import flush, project, read, step
 from bdh_jax.kernels.token_step.arguments import Recent
+from bdh_jax.layers.largest import largest
 from benchmarks.accelerator import layer_token
 from benchmarks.accelerator.part import Part, Work
 from benchmarks.accelerator.timing import assert_alike

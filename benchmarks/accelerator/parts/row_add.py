@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdh_jax.kernels.row_add import largest, row_add
+from bdh_jax.kernels.row_add import row_add
+from bdh_jax.layers.largest import largest
 from benchmarks.accelerator import timing
 from benchmarks.accelerator.part import Part, Work
 
