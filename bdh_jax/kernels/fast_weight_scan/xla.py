@@ -28,6 +28,10 @@ from bdh_jax.kernels.fast_weight_scan.stretch import Coefficients, coefficients_
 from bdh_jax.parallel.collectives import vary_like
 
 
+_FEW, _LARGE = 8, 2**22
+"""Examples, and numbers of each of them, that are multiplied one after the other."""
+
+
 def parallel(
     stretch: Stretch, state: jax.Array | None, dynamics: Dynamics, wanted: Wanted, correct: Correct | None = None
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -124,7 +128,11 @@ def _own_scores_jvp(rows: tuple[jax.Array], change: tuple[jax.Array]) -> tuple[j
 
 def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
     dtype = jnp.promote_types(jnp.float32, query.dtype)
-    return jnp.einsum("...tn,...sn->...ts", query, key, preferred_element_type=dtype)
+    product = functools.partial(jnp.einsum, "...tn,...sn->...ts", preferred_element_type=dtype)
+    if query.ndim == 4 and 1 < query.shape[0] <= _FEW and query.size >= _LARGE * query.shape[0]:
+        # One after the other what is made for each of them stays in a cache until it is multiplied.
+        return jnp.stack([product(*rows) for rows in zip(query, key, strict=True)])
+    return product(query, key)
 
 
 def _one(
