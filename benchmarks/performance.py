@@ -65,6 +65,67 @@ def row_add() -> str:
     return _table(["form", "ms", "dense ÷ this", "MB that move", "of dense", "claim"], rows) + "\n"
 
 
+def token_step() -> str:
+    """One token with 2 % and 5 % active rows, and beside a GPT."""
+    found = _read("token_step_cpu")["results"]
+    tokens, sides = 32, ("by hand", "default", "older")
+    rows = []
+    for name, entry in found["table"].items():
+        ratios = [_ratio(entry["ratios"][side]) for side in sides]
+        claims = ", ".join(f"{side} ≥ {limit:g}" for side, limit in entry["claims"].items())
+        rows.append(
+            [
+                name,
+                f"{entry['overlap']:.0%}",
+                _spread([1e3 * seconds / tokens for seconds in entry["seconds"]["token step"]]),
+                *ratios,
+                f"{entry['state_over_attention_and_memory']:.3f}",
+                claims,
+            ]
+        )
+    head = ["active", "overlap", "ms a token", "by hand ÷", "default ÷", "older ÷", "state", "claims"]
+    beside = [[name, _spread([1e3 * s / tokens for s in seconds])] for name, seconds in found["gpt"]["seconds"].items()]
+    sizes = " and ".join(f"{size:.1f} M" for size in found["gpt"]["parameters_in_millions"])
+    official = found["official"]
+    return (
+        f"{_table(head, rows)}\n\nThe official code, which reads its whole context for every token, took {_ratio(official['ratio'])} times as "
+        f"long after {official['context']} tokens. Beside a GPT with a cache of keys and values, {sizes} parameters:\n\n"
+        f"{_table(['after', 'ms a token'], beside)}\n"
+    )
+
+
+def write_back() -> str:
+    """Training and forward with write-back over without."""
+    rows = []
+    for name, entry in _read("write_back_cpu")["results"].items():
+        times = [f"{entry['seconds'][side]['median'] * 1e3:,.0f}" for side in ("without", "with")]
+        rows.append([name, *times, f"{entry['counted_ratio']:.3f}", _ratio(entry["ratio"], 3), f"≤ {entry['limit']:.3f}"])
+    return _table(["", "ms without", "ms with", "counted", "with ÷ without", "claim"], rows) + "\n"
+
+
+def hot_paths() -> str:
+    """Every path beside its floor."""
+    found = _read("hot_paths_cpu")
+    rows = []
+    for name, entry in found["paths"].items():
+        must = f"{entry['flops'] / 1e9:,.0f} GFLOP" if entry["flops"] else f"{entry['units'] * entry['bytes'] / 1e6:,.0f} MB"
+        rows.append(
+            [
+                name,
+                must,
+                f"{entry['floor_milliseconds']:,.0f}",
+                f"{entry['milliseconds']['median']:,.0f} ({entry['milliseconds']['low']:,.0f}–{entry['milliseconds']['high']:,.0f})",
+                f"{entry['share']:.0%}",
+            ]
+        )
+    rate = found["rates"]
+    return (
+        _table(["path", "must", "floor, ms", "ms", "reached"], rows)
+        + f"\n\nMeasured in the same run: {rate['flops_per_second'] / 1e9:,.0f} GFLOP/s of a matrix product of the decoder's shape, "
+        f"{rate['bytes_per_second'] / 1e9:.1f} GB/s of memory.\n"
+    )
+
+
 def first_step() -> str:
     """What a user waits for."""
     rows = []
@@ -75,11 +136,22 @@ def first_step() -> str:
     return _table(["configuration", "first, s", "second, s", "no cache, s", "first ÷ second"], rows) + "\n"
 
 
+def _ratio(ratio: dict[str, float], digits: int = 2) -> str:
+    return f"{ratio['median']:.{digits}f} ({ratio['low']:.{digits}f}–{ratio['high']:.{digits}f})"
+
+
 def _spread(values: list[float]) -> str:
     return f"{statistics.median(values):.1f} ({min(values):.1f}–{max(values):.1f})"
 
 
-TABLES: dict[str, Callable[[], str]] = {"compiled": compiled, "row_add": row_add, "first_step": first_step}
+TABLES: dict[str, Callable[[], str]] = {
+    "compiled": compiled,
+    "hot_paths": hot_paths,
+    "write_back": write_back,
+    "token_step": token_step,
+    "row_add": row_add,
+    "first_step": first_step,
+}
 
 
 def filled(text: str) -> str:
