@@ -26,16 +26,17 @@ compilers_tpu := .venv-tpu$(if $(COMPILERS),-$(COMPILERS))
 compilers_gpu := .venv-gpu$(if $(COMPILERS),-$(COMPILERS))
 pytest = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help nback test test-quick test-full test-oldest wheel notebooks tutorials mutate mutate-contract compile-tpu compile-gpu accelerator nightly lint format docs figures clean
+.PHONY: help nback test test-slow test-quick test-full test-oldest wheel notebooks tutorials mutate mutate-contract compile-tpu compile-gpu accelerator nightly lint format docs figures clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make nback      train the n-back benchmark and print its table (1 to 2 minutes on two CPU cores)"
 	@echo "make test       the tests (under 6 minutes on two idle cores, of which most is compilation; 9 with JAX 0.12)"
+	@echo "make test-slow  whole commands, and runs that are ended and gone on with (3 minutes)"
 	@echo "make test-quick unit tests and the reference contract (under a minute)"
 	@echo "make test-oldest the tests with the oldest version that pyproject.toml allows of every library (PYTHON=python3.11)"
 	@echo "make wheel      build the wheel, install it into a fresh environment and use it in an empty folder (2 minutes)"
-	@echo "make test-full  and the contract on every three settings, and longer tests (11 minutes)"
+	@echo "make test-full  all of these, the contract on every three settings, and longer tests (15 minutes)"
 	@echo "make notebooks  execute the notebooks in a shortened form (under 3 minutes)"
 	@echo "make tutorials  execute them in full and store their outputs and figures (6 minutes)"
 	@echo "make docs       build the site into site/; a warning or a link that leads nowhere is an error (1 minute)"
@@ -53,8 +54,12 @@ help:
 nback: $(installed)
 	$(RUN) -m bdh_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
+# With ARGS, which select, nothing is left out but the longest.
 test: $(tested)
-	$(pytest) $(ARGS)
+	$(pytest) $(if $(ARGS),,-m "not full and not slow") $(ARGS)
+
+test-slow: $(tested)
+	$(pytest) -m "slow and not full" $(ARGS)
 
 test-quick: $(tested)
 	$(pytest) -m "quick and not full" $(ARGS)

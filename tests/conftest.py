@@ -37,13 +37,32 @@ hypothesis.settings.load_profile("default")
 
 # What `make test-quick` runs, beside tests marked `quick`.
 _QUICK = ("config", "data", "fast_weights", "interop", "kernels", "mutations", "runs")
-_STARTS_PROGRAMS = ("test_sigkill.py",)
+# What `make test-slow` runs: whole commands, runs that are ended and gone on with, and the pages of docs/how-to.
+_SLOW = (
+    "benchmarks/test_accelerator.py",
+    "commands/test_capacity.py",
+    "commands/test_lifelong.py",
+    "commands/test_programs.py",
+    "commands/test_signals.py",
+    "commands/test_terminal.py",
+    "commands/test_text.py",
+    "commands/test_train.py",
+    "lifelong/test_benchmark.py",
+    "lifelong/test_sweep.py",
+    "outside",
+    "parallel/test_processes.py",
+    "runs/test_sigkill.py",
+    "training/test_init_from.py",
+    "training/test_resume.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        folder, name = item.path.relative_to(Path(__file__).parent).parts[0], item.path.name
-        if folder in _QUICK and name not in _STARTS_PROGRAMS:
+        path = item.path.relative_to(Path(__file__).parent)
+        if path.as_posix() in _SLOW or path.parts[0] in _SLOW:
+            item.add_marker(pytest.mark.slow)
+        elif path.parts[0] in _QUICK:
             item.add_marker(pytest.mark.quick)
 
 

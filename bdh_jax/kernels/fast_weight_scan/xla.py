@@ -129,7 +129,8 @@ def _own_scores_jvp(rows: tuple[jax.Array], change: tuple[jax.Array]) -> tuple[j
 def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
     dtype = jnp.promote_types(jnp.float32, query.dtype)
     product = functools.partial(jnp.einsum, "...tn,...sn->...ts", preferred_element_type=dtype)
-    if query.ndim == 4 and 1 < query.shape[0] <= _FEW and query.size >= _LARGE * query.shape[0]:
+    known = all(isinstance(length, int) for length in query.shape)  # which those of an exported function need not be
+    if known and query.ndim == 4 and 1 < query.shape[0] <= _FEW and query.size >= _LARGE * query.shape[0]:
         # One after the other what is made for each of them stays in a cache until it is multiplied.
         return jnp.stack([product(*rows) for rows in zip(query, key, strict=True)])
     return product(query, key)
