@@ -19,9 +19,9 @@ def test_the_tables_are_those_of_the_results():
 
 
 def test_what_stands_between_the_marks_is_replaced_and_nothing_else():
-    places = "".join(f"before\n<!-- {name} -->\nold\n<!-- end of {name} -->\nafter\n" for name in performance.TABLES)
+    places = "".join(f"before\n<!-- {name} -->\nWAS HERE\n<!-- end of {name} -->\nafter\n" for name in performance.TABLES)
     filled = performance.filled(places)
-    assert "old" not in filled
+    assert "WAS HERE" not in filled
     assert filled.count("before") == filled.count("after") == len(performance.TABLES)
     assert "| dense |" in filled
 
