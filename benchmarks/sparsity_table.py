@@ -53,10 +53,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None, help="training steps instead of each config's own")
     parser.add_argument("--rounds", type=int, default=8, help="rounds of timing")
     parser.add_argument("--neurons", type=int, default=32768, help="K of the model whose tokens are timed")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="rows, by their labels")
     parser.add_argument("--train_only", action="store_true", help="train what is missing and end")
     parser.add_argument("--json", type=Path, help="write all numbers there")
     options = parser.parse_args()
-    folders = {(task, row): train(task, row, options) for task in TASKS for row in ROWS}
+    folders = {(task, row): train(task, row, options) for task in TASKS for row in options.rows}
     if options.train_only:
         return
     found = {where: measured(folder) for where, folder in folders.items()}
