@@ -86,10 +86,11 @@ def token_step() -> str:
     head = ["active", "overlap", "ms a token", "by hand ÷", "default ÷", "older ÷", "state", "claims"]
     beside = [[name, _spread([1e3 * s / tokens for s in seconds])] for name, seconds in found["gpt"]["seconds"].items()]
     sizes = " and ".join(f"{size:.1f} M" for size in found["gpt"]["parameters_in_millions"])
-    official = found["official"]
+    official, trained = found["official"], _read("token_step_trained_cpu")["results"]["trained"]
     return (
         f"{_table(head, rows)}\n\nThe official code, which reads its whole context for every token, took {_ratio(official['ratio'])} times as "
-        f"long after {official['context']} tokens. Beside a GPT with a cache of keys and values, {sizes} parameters:\n\n"
+        f"long after {official['context']} tokens. A model of this size that was trained for 100 steps, at its own activity, against the older "
+        f"commit: {_ratio(trained['ratios']['older'])}; against this library without slots: {_ratio(trained['ratios']['default'])}. Beside a GPT with a cache of keys and values, {sizes} parameters:\n\n"
         f"{_table(['after', 'ms a token'], beside)}\n"
     )
 
@@ -124,27 +125,6 @@ def hot_paths() -> str:
         + f"\n\nMeasured in the same run: {rate['flops_per_second'] / 1e9:,.0f} GFLOP/s of a matrix product of the decoder's shape, "
         f"{rate['bytes_per_second'] / 1e9:.1f} GB/s of memory.\n"
     )
-
-
-def sparsity() -> str:
-    """What a sparser code costs and saves."""
-    found = _read("sparsity_cpu")
-    rows = []
-    for entry in found["rows"]:
-        scores, share, time = entry["scores"], entry["share"], entry["milliseconds"]
-        score = f"{statistics.mean(scores):.3f} ± {statistics.stdev(scores):.3f}"
-        rows.append(
-            [
-                {"nback": "n-back, credit ÷ ceiling", "text": "text, bits per byte"}[entry["task"]],
-                entry["row"],
-                score,
-                f"{share['code']:.1%}",
-                f"{share['gated']:.1%}",
-                f"{time['median']:.1f} ({time['low']:.1f}–{time['high']:.1f})",
-            ]
-        )
-    head = ["scored", "code", f"seeds {found['seeds']}", "active", "gated, active", "ms a token"]
-    return _table(head, rows) + "\n"
 
 
 def first_step() -> str:

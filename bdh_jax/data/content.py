@@ -105,7 +105,7 @@ def kind_of(head: bytes, name: str, place: str, column: str) -> str:
         said = "is" if found is not None else "is, by its name,"
         raise DataError(
             f"{place} {said} {found or claimed}, which is not read as text; unpack or convert it to text, JSON lines or Parquet, or name "
-            "other files"
+            "other files, as with a glob: 'FOLDER/**/*.txt'"
         )
     if claimed in _OPENED:
         empty = "it is empty" if not head else f"its content is not {claimed}"

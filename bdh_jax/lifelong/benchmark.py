@@ -197,7 +197,7 @@ def check_model(config: BDHConfig) -> None:
         )
     if config.vocab_size < VOCABULARY:
         raise ConfigError(
-            f'vocab_size={config.vocab_size}: the task "facts" has {VOCABULARY} token ids. Train with configs/lifelong.py'
+            f'vocab_size={config.vocab_size}: the task "facts" has {VOCABULARY} token ids. Take a model of `bdh train lifelong`'
         )
 
 

@@ -19,7 +19,9 @@ def test_the_tables_are_those_of_the_results():
 
 
 def test_what_stands_between_the_marks_is_replaced_and_nothing_else():
-    places = "".join(f"STANDS BEFORE\n<!-- {name} -->\nWAS HERE\n<!-- end of {name} -->\nSTANDS AFTER\n" for name in performance.TABLES)
+    places = "".join(
+        f"STANDS BEFORE\n<!-- {name} -->\nWAS HERE\n<!-- end of {name} -->\nSTANDS AFTER\n" for name in performance.TABLES
+    )
     filled = performance.filled(places)
     assert "WAS HERE" not in filled
     assert filled.count("STANDS BEFORE") == filled.count("STANDS AFTER") == len(performance.TABLES)

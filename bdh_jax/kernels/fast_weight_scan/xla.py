@@ -27,7 +27,6 @@ from bdh_jax.kernels.fast_weight_scan.arguments import Correct, Dynamics, Stretc
 from bdh_jax.kernels.fast_weight_scan.stretch import Coefficients, coefficients_like, safe_log
 from bdh_jax.parallel.collectives import vary_like
 
-
 _FEW, _LARGE = 8, 2**22
 """Examples, and numbers of each of them, that are multiplied one after the other."""
 
