@@ -37,6 +37,8 @@ hypothesis.settings.load_profile("default")
 
 # What `make test-quick` runs, beside tests marked `quick`.
 _QUICK = ("config", "data", "fast_weights", "interop", "kernels", "mutations", "runs")
+# But not these: interpreted kernels, and programs with hundreds of batches.
+_NOT_QUICK = ("kernels/test_linear_algebra.py", "kernels/test_pallas.py", "kernels/test_token_step_pallas.py")
 # What `make test-slow` runs: whole commands, runs that are ended and gone on with, and the pages of docs/how-to.
 _SLOW = (
     "benchmarks/test_accelerator.py",
@@ -62,7 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         path = item.path.relative_to(Path(__file__).parent)
         if path.as_posix() in _SLOW or path.parts[0] in _SLOW:
             item.add_marker(pytest.mark.slow)
-        elif path.parts[0] in _QUICK:
+        elif path.parts[0] in _QUICK and path.as_posix() not in _NOT_QUICK:
             item.add_marker(pytest.mark.quick)
 
 
