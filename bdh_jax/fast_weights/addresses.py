@@ -8,6 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from bdh_jax.layers.largest import kth_largest
 from bdh_jax.parallel.collectives import ShardAxes
 
 ADDRESS_NORM_EPSILON = 1e-12
@@ -24,12 +25,8 @@ def address_code(code: jax.Array, norm: str, active: int, axes: ShardAxes) -> ja
     if norm == "centred":
         total = axes.sum_over_rows(jnp.sum(rows, axis=-1, dtype=jnp.promote_types(jnp.float32, code.dtype)))
         return code - (total / (rows.shape[-1] * axes.shards())).astype(code.dtype)[:, None, :, None]
-    largest = jax.lax.top_k(jax.lax.stop_gradient(rows), min(active, rows.shape[-1]))[0]
-    if axes.rows:
-        # As many from each shard as may win, and then the winners among those.
-        largest = axes.gather_rows(largest, 2)
-        largest = jax.lax.top_k(largest, min(active, largest.shape[-1]))[0]
-    return jnp.where(code >= largest[:, None, :, -1:], code, jnp.zeros((), code.dtype))
+    last_winner = kth_largest(rows, min(active, rows.shape[-1] * axes.shards()), axes.sum_over_rows)
+    return jnp.where(code >= last_winner[:, None, :, None], code, jnp.zeros((), code.dtype))
 
 
 def address_scale(code: jax.Array, norm: str, axes: ShardAxes, squares: jax.Array | None = None) -> jax.Array:

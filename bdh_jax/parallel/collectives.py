@@ -39,10 +39,6 @@ class ShardAxes(NamedTuple):
         """The sum over all shards of rows, of all heads."""
         return jax.lax.psum(array, self.rows) if self.rows else array
 
-    def gather_rows(self, array: jax.Array, axis: int) -> jax.Array:
-        """The parts of all shards of rows, end to end along ``axis``."""
-        return jax.lax.all_gather(array, self.rows, axis=axis, tiled=True) if self.rows else array
-
     def shards(self) -> int:
         """How many shards the rows are split into."""
         return jax.lax.axis_size(self.rows) if self.rows else 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bdh_jax.fast_weights.addresses import scores_of_previous, shift_to_previous
-from bdh_jax.kernels.fast_weight_scan import fast_weight_scan, own_scores
+from bdh_jax.kernels.fast_weight_scan import fast_weight_scan, own_scores, xla
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(2, 2, 6, 8))
@@ -41,6 +41,14 @@ def test_own_scores_and_their_derivatives_are_those_of_the_product():
     np.testing.assert_allclose(
         jax.jvp(own_scores, (ROWS,), (change,))[1], jax.jvp(plain, (ROWS,), (change,))[1], rtol=EXACT, atol=EXACT
     )
+
+
+def test_few_large_examples_are_multiplied_one_by_one_to_the_same(monkeypatch):
+    rows = ROWS[:, :1]
+    wanted = plain(rows)
+    monkeypatch.setattr(xla, "_LARGE", rows[0].size)
+    assert str(jax.make_jaxpr(own_scores)(rows)).count("dot_general") == len(rows)
+    np.testing.assert_allclose(own_scores(rows), wanted, rtol=EXACT)
 
 
 def test_their_gradient_is_one_product():
