@@ -26,7 +26,7 @@ compilers_tpu := .venv-tpu$(if $(COMPILERS),-$(COMPILERS))
 compilers_gpu := .venv-gpu$(if $(COMPILERS),-$(COMPILERS))
 pytest = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help nback test test-slow test-quick test-full test-oldest wheel notebooks tutorials mutate mutate-contract compile-tpu compile-gpu accelerator nightly lint format docs figures clean
+.PHONY: help nback test test-slow test-quick test-full test-oldest wheel notebooks tutorials mutate mutate-contract compile-tpu compile-gpu accelerator nightly lint format constraints docs figures clean
 .DELETE_ON_ERROR:
 
 help:
@@ -47,7 +47,8 @@ help:
 	@echo "make compile-gpu the same for an H100 (5 minutes). Their environments take 1 and 2 GB"
 	@echo "make accelerator measure everything on this machine's GPU or TPU (9 minutes); ARGS=--tiny rehearses it, also on a CPU"
 	@echo "make nightly    what takes too long for every commit: test-full, test-oldest, mutate, tutorials, docs, compile-tpu, compile-gpu (hours)"
-	@echo "make lint       ruff, the arrows between rooms, and types by pyright (1 minute)"
+	@echo "make lint       ruff, the arrows between rooms, types by pyright, and the files of launch/ (1 minute)"
+	@echo "make constraints find the versions of constraints/ anew"
 	@echo "make format     apply ruff's fixes"
 	@echo "make clean      remove .venv and its like, and caches, never runs/"
 
@@ -104,6 +105,14 @@ lint: $(linted)
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/lint-imports
 	$(RUN) -m pyright --pythonpath $(RUN)
+	$(RUN) launch/check.py
+
+# The versions that an image or a machine of launch/ gets, the same on every day.
+constraints: $(linted)
+	@for version in 3.11 3.12 3.13; do \
+	  $(RUN) -m uv pip compile --quiet pyproject.toml --extra text --extra plot --extra notebooks --extra cuda --extra tpu --upgrade \
+	    --python-version $$version --python-platform x86_64-manylinux_2_31 --no-header --no-annotate --no-emit-index-url \
+	    --output-file constraints/python$$version.txt || exit 1; done
 
 format: $(linted)
 	$(RUN) -m ruff check --fix .
