@@ -42,7 +42,9 @@ def faults() -> Iterator[str]:
         elif name.startswith("jobset_"):
             yield from (f"{name}: {fault}" for fault in jobset_faults(yaml.safe_load(path.read_text(encoding="utf-8"))))
         elif name == "skypilot.yaml":
-            yield from (f"{name}: {fault}" for fault in _schema_faults("skypilot", yaml.safe_load(path.read_text(encoding="utf-8"))))
+            yield from (
+                f"{name}: {fault}" for fault in _schema_faults("skypilot", yaml.safe_load(path.read_text(encoding="utf-8")))
+            )
         else:
             yield f"{name}: nothing here knows how to check it; say so in launch/check.py"
         missing = [word for word in SAID if f"\n# {word} " not in path.read_text(encoding="utf-8")]

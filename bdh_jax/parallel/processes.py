@@ -27,7 +27,9 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
-        raise ConfigError(f"{' and '.join(missing)} missing: a cluster is found by itself, or all of --{', --'.join(given)} say it")
+        raise ConfigError(
+            f"{' and '.join(missing)} missing: a cluster is found by itself, or all of --{', --'.join(given)} say it"
+        )
     if coordinator is not None and num_processes is not None and process_id is not None:
         require(
             re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\s]+):[0-9]{1,5}", coordinator) is not None,

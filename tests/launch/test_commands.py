@@ -21,7 +21,10 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
-SMALL = ["--config.train.steps=20", "--config.train.evaluate_every=20", "--config.train.checkpoint_every=20", "--config.model.n_layer=1"]
+STEPS = 4
+SMALL = [f"--config.train.{key}={STEPS}" for key in ("steps", "evaluate_every", "checkpoint_every")] + [
+    "--config.model.n_layer=1"
+]
 FIRST_PORT = 61440  # JAX takes the port of the first process from the number of the Slurm job
 FOUR_DEVICES = "--xla_force_host_platform_device_count=4"
 
@@ -74,7 +77,9 @@ def _local(arguments: list[str], folder: Path, port: int | None = None) -> list[
     """The arguments with what is not here replaced: the experiment by a small one, the folder, and the host of process 0."""
     assert any("seed25m" in argument for argument in arguments), arguments
     found = [argument.replace("nback:seed25m", "nback:smoke").replace("/runs/", f"{folder}/") for argument in arguments]
-    return [re.sub(r"(--coordinator=).*", rf"\1localhost:{port}", argument) for argument in found] + SMALL
+    if port is not None:
+        found = [re.sub(r"(--coordinator=).*", rf"\1localhost:{port}", argument) for argument in found]
+    return found + SMALL
 
 
 def _together(commands: list[list[str]], environment: dict[str, str]) -> None:
@@ -89,8 +94,8 @@ def _together(commands: list[list[str]], environment: dict[str, str]) -> None:
 
 def _finished(folder: Path, processes: int) -> None:
     """A run ended there, at its last step, of so many processes."""
-    results = json.loads((folder / "results.json").read_text())
-    assert results["step"] == 20
+    assert (folder / "results.json").exists()
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [str(STEPS)]
     (start,) = json.loads((folder / "run.json").read_text())["starts"]
     assert start["processes"] == processes
 
@@ -140,19 +145,22 @@ def test_every_host_of_a_tpu_slice_trains(tmp_path, environment):
 
 def test_what_a_tpu_slice_cannot_do_is_refused(environment):
     script = str(LAUNCH / "cloud_tpu.sh")
-    for named, arguments, said in (({}, ["train"], "name of the TPU slice"), ({"TPU": "s", "ZONE": "z"}, ["fly"], "fly: unknown")):
+    for named, arguments, said in (
+        ({}, ["train"], "name of the TPU slice"),
+        ({"TPU": "s", "ZONE": "z"}, ["fly"], "fly: unknown"),
+    ):
         found = subprocess.run(["bash", script, *arguments], env={**environment, **named}, text=True, capture_output=True)
         assert found.returncode != 0
         assert said in found.stderr
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_the_machines_of_skypilot_train(nodes, tmp_path, environment):
+def test_the_machines_of_skypilot_train(tmp_path, environment):
+    nodes = 2
     script = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())["run"]
     port = _port()
     assert script.count("8476") == 1
     script = " ".join(_local([script.rstrip().replace("8476", str(port))], tmp_path))
-    of_each = {"SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.1"[: 9 if nodes == 1 else None], "SKYPILOT_NUM_NODES": str(nodes)}
+    of_each = {"SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.1", "SKYPILOT_NUM_NODES": str(nodes)}
     started = [
         subprocess.Popen(
             ["bash", "-c", script],
