@@ -7,7 +7,7 @@
 
 ``bdh list`` names the experiments, ``bdh config nback`` the keys of one. Run it again to resume, or, once finished, to print the table
 again. ``python -m bdh_jax.main`` takes the same flags. Exit status: 0 finished, 1 loss or gradient not finite,
-2 a mistake in what was asked, 128 + n after signal n: Ctrl-C (130), SIGTERM (143), SIGHUP (129) and SIGUSR1 (138) save first. A second
+2 a mistake in what was asked, 75 another process of the run is gone, 128 + n after signal n: Ctrl-C (130), SIGTERM (143), SIGHUP (129) and SIGUSR1 (138) save first. A second
 Ctrl-C aborts at once.
 """
 
@@ -21,10 +21,12 @@ import jax
 from absl import flags
 
 from bdh_jax.commands._flags import define_config, define_path
+from bdh_jax.commands._process import GONE, gone
 from bdh_jax.config import ConfigError
-from bdh_jax.console import suggest
+from bdh_jax.console import show_error, suggest
 from bdh_jax.experiment import ExperimentConfig, run
 from bdh_jax.parallel import processes
+from bdh_jax.runs import signals
 from bdh_jax.tasks.facts import FactsConfig
 
 _LOGGER = logging.getLogger("bdh_jax")
@@ -64,10 +66,17 @@ def main(argv: Sequence[str]) -> None:
             "--config.mesh.distributed=True, or leave them out"
         )
     workdir = Path(_WORKDIR.value)
-    run(config, workdir)
+    with processes.watched(_end):
+        run(config, workdir)
     if jax.process_index() == 0:
         _LOGGER.info("results, metrics and checkpoints are in %s", workdir)
         suggest(*_next(config, workdir))
+
+
+def _end(who: str) -> None:
+    """End this process, since another one is gone. It may hang in what only all of them can do together."""
+    show_error(gone(who))
+    signals.leave(GONE)
 
 
 def _next(config: ExperimentConfig, workdir: Path) -> Iterator[str]:
