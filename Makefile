@@ -26,7 +26,7 @@ compilers_tpu := .venv-tpu$(if $(COMPILERS),-$(COMPILERS))
 compilers_gpu := .venv-gpu$(if $(COMPILERS),-$(COMPILERS))
 pytest = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help nback test test-slow test-quick test-full test-oldest wheel notebooks tutorials mutate mutate-contract compile-tpu compile-gpu accelerator nightly lint format docs figures clean
+.PHONY: help nback test test-slow test-quick test-full test-oldest test-faults wheel notebooks tutorials mutate mutate-contract compile-tpu compile-gpu accelerator nightly lint format constraints docs figures clean
 .DELETE_ON_ERROR:
 
 help:
@@ -35,6 +35,7 @@ help:
 	@echo "make test-slow  whole commands, and runs that are ended and gone on with (3 minutes)"
 	@echo "make test-quick unit tests and the reference contract (under a minute)"
 	@echo "make test-oldest the tests with the oldest version that pyproject.toml allows of every library (PYTHON=python3.11)"
+	@echo "make test-faults kill, starve and damage runs 50 times, and compare them with undisturbed ones (10 minutes)"
 	@echo "make wheel      build the wheel, install it into a fresh environment and use it in an empty folder (2 minutes)"
 	@echo "make test-full  all of these, the contract on every three settings, and longer tests (15 minutes)"
 	@echo "make notebooks  execute the notebooks in a shortened form (under 3 minutes)"
@@ -46,8 +47,9 @@ help:
 	@echo "make compile-tpu compile every kernel and the large training steps for v5e, v5p and v6e, without one (20 minutes, a minute with ARGS=--quick: kernels alone, for a v5e)"
 	@echo "make compile-gpu the same for an H100 (5 minutes). Their environments take 1 and 2 GB"
 	@echo "make accelerator measure everything on this machine's GPU or TPU (9 minutes); ARGS=--tiny rehearses it, also on a CPU"
-	@echo "make nightly    what takes too long for every commit: test-full, test-oldest, mutate, tutorials, docs, compile-tpu, compile-gpu (hours)"
-	@echo "make lint       ruff, the arrows between rooms, and types by pyright (1 minute)"
+	@echo "make nightly    what takes too long for every commit: test-full, test-oldest, test-faults, mutate, tutorials, docs, compile-tpu, compile-gpu (hours)"
+	@echo "make lint       ruff, the arrows between rooms, types by pyright, and the files of launch/ (1 minute)"
+	@echo "make constraints find the versions of constraints/ anew"
 	@echo "make format     apply ruff's fixes"
 	@echo "make clean      remove .venv and its like, and caches, never runs/"
 
@@ -74,6 +76,9 @@ notebooks: $(installed_notebooks)
 tutorials: $(installed_notebooks)
 	$(RUN) notebooks/execute.py $(ARGS)
 
+test-faults: $(tested)
+	$(RUN) -m tests.faults.kills $(ARGS)
+
 # In an environment of its own. The newest versions are those that every other fresh environment gets.
 test-oldest: .venv-oldest/.installed
 	.venv-oldest/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
@@ -87,7 +92,7 @@ mutate: $(tested)
 mutate-contract: $(tested)
 	$(RUN) -m tests.mutations.contract --write docs/reference/mutations.md $(ARGS)
 
-nightly: test-full test-oldest mutate tutorials docs compile-tpu compile-gpu
+nightly: test-full test-oldest test-faults mutate tutorials docs compile-tpu compile-gpu
 
 compile-tpu: $(compilers_tpu)/.installed
 	$(compilers_tpu)/bin/python -m benchmarks.compilers tpu $(ARGS)
@@ -104,6 +109,14 @@ lint: $(linted)
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/lint-imports
 	$(RUN) -m pyright --pythonpath $(RUN)
+	$(RUN) launch/check.py
+
+# The versions that an image or a machine of launch/ gets, the same on every day.
+constraints: $(linted)
+	@for version in 3.11 3.12 3.13; do \
+	  $(RUN) -m uv pip compile --quiet pyproject.toml --extra text --extra plot --extra notebooks --extra cuda --extra tpu --upgrade \
+	    --python-version $$version --python-platform x86_64-manylinux_2_31 --no-header --no-annotate --no-emit-index-url \
+	    --output-file constraints/python$$version.txt || exit 1; done
 
 format: $(linted)
 	$(RUN) -m ruff check --fix .

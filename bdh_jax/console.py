@@ -129,10 +129,12 @@ def show_messages(*, quiet: bool = False) -> None:
 def show_error(error: object) -> None:
     """One line that begins with "error:"; a terminal breaks it between words."""
     line = f"error: {error}"
-    if sys.stderr is not None and messages().is_terminal:
-        messages().print(Text(line), overflow="fold")
-    else:
-        print(line, file=sys.stderr)
+    # Where nobody can read it any more, as on a full disk, the exit status still says it.
+    with contextlib.suppress(OSError):
+        if sys.stderr is not None and messages().is_terminal:
+            messages().print(Text(line), overflow="fold")
+        else:
+            print(line, file=sys.stderr)
 
 
 # Progress.

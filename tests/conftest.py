@@ -49,6 +49,8 @@ _SLOW = (
     "commands/test_terminal.py",
     "commands/test_text.py",
     "commands/test_train.py",
+    "faults/test_kills.py",
+    "launch",
     "lifelong/test_benchmark.py",
     "lifelong/test_sweep.py",
     "outside",

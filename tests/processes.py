@@ -57,8 +57,12 @@ class Command:
     def ended(self) -> bool:
         return not self._process.is_alive()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def send_signal(self, number: int) -> None:
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
 
     def errors(self) -> bytes:
         """What it has said so far on standard error."""

@@ -5,8 +5,10 @@ A mistake of the user is one message on standard error and status 2, never a tra
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 import jax
@@ -24,16 +26,18 @@ from bdh_jax.data.documents import DataError
 from bdh_jax.generation.state_files import StateError
 from bdh_jax.parallel.devices import check_devices
 from bdh_jax.runs import signals
-from bdh_jax.runs.folder import CheckpointError
+from bdh_jax.runs.folder import CheckpointError, newest_checkpoint
 from bdh_jax.training.loop import Interrupted, NonFiniteError
 
 USAGE_ERROR = 2
+GONE = 75
+"""Another process of the run is gone: EX_TEMPFAIL of sysexits.h, for it may be tried again."""
 _HELP = {f"{dashes}{name}" for dashes in ("-", "--") for name in ("h", "help", "helpshort", "helpfull")}
 
 
 def run(command: ModuleType, argv: Sequence[str]) -> None:
-    """Run a command and exit: 0 finished, 1 diverged, 2 a mistake in what was asked, 128 + n stopped by signal n, also 141 if nobody reads
-    what it prints.
+    """Run a command and exit: 0 finished, 1 diverged, 2 a mistake in what was asked, 75 another process of the run is gone, 128 + n stopped
+    by signal n, also 141 if nobody reads what it prints.
 
     Args:
       command: module with ``main(argv)``, which has defined its flags.
@@ -61,6 +65,11 @@ def _parse_flags(command: ModuleType, argv: Sequence[str]) -> list[str]:
 def _status(command: ModuleType, argv: Sequence[str]) -> int | None:
     _set_up_logging(quiet=getattr(command, "QUIET", False))
     keep_programs()
+    if joins_others():
+        # JAX aborts a process that loses the first of them: another one has to be there to say so.
+        ended = signals.stand_by()
+        if ended is not None:
+            return _ended(ended)
     try:
         with signals.raising(), told_of_compilation():
             if not joins_others():
@@ -74,6 +83,21 @@ def _status(command: ModuleType, argv: Sequence[str]) -> int | None:
         return _stopped(error, error.signal_number)
     except KeyboardInterrupt as error:
         return _stopped(error, signals.number_of(error))
+
+
+def _ended(status: int) -> int:
+    """What the parent of a process that joined others says of its end."""
+    if status == -signal.SIGABRT:
+        return _fail(gone("process 0, or this one (see above),"), GONE)
+    if status < 0:
+        return _fail(f"{signals.name_of(-status)} killed this process; what was not yet saved is lost", 128 - status)
+    return status
+
+
+def gone(who: str) -> str:
+    """What is said when a process of the run is gone."""
+    workdir = Path(flags.FLAGS["workdir"].value or ".")
+    return f"{who} is gone; {newest_checkpoint(workdir)}; the same command on all processes goes on from there"
 
 
 def _stopped(error: BaseException, number: int) -> int:

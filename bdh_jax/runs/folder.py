@@ -144,6 +144,15 @@ def seed_folders(workdir: Path) -> list[Path]:
     return sorted(path for path in workdir.glob("seed*") if path.name[4:].isdigit() and path.is_dir())
 
 
+def newest_checkpoint(workdir: Path) -> str:
+    """Where a run would go on from, in words, without a look into it; of several seeds the last that has a checkpoint."""
+    for folder in [*reversed(seed_folders(workdir)), workdir]:
+        steps = [int(path.name) for path in (folder / CHECKPOINTS).glob("*") if path.name.isdecimal()]
+        if steps:
+            return f"the last checkpoint of {folder} is of step {max(steps)}"
+    return f"{workdir} has no checkpoint yet"
+
+
 def changes(stored: Mapping[str, Any], record: Record) -> Changes:
     """What differs between a stored configuration, from JSON, and that of a record."""
     old, new = _flatten(record.complete(stored)), _flatten(record.config)

@@ -14,6 +14,7 @@ This module imports nothing that takes long: it has to be there before what does
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import logging
 import os
@@ -23,6 +24,7 @@ import stat
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
@@ -32,6 +34,8 @@ GRACE = 10.0
 _ALWAYS = (signal.SIGINT, signal.SIGTERM)
 _FREE = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name))
 """Handled unless they are ignored, as under nohup, or somebody else's."""
+_DIE_WITH_PARENT = 1
+"""PR_SET_PDEATHSIG of prctl, on Linux."""
 _LOST = "aborted; what was not yet saved is lost"
 _SHOW_CURSOR = "\033[?25h"
 
@@ -148,6 +152,38 @@ def noting(*, together: bool = False) -> Iterator[Received]:
     try:
         with _handlers(handle, leave=(signal.SIGTERM,) if together else ()):
             yield received
+    finally:
+        _LISTENER.notes = False
+
+
+def stand_by() -> int | None:
+    """Fork: the child goes on, and the parent waits for its end, which it can tell of even if the child was aborted.
+
+    The parent passes on every signal, and the child dies with it. Both listen as before. Main thread only, before JAX has started.
+
+    Returns:
+      None in the child; in the parent the child's exit status, or minus the signal that ended it.
+    """
+    with warnings.catch_warnings():
+        # Of threads that a fork does not copy: so far there is the one that listens, which the child starts anew.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+        # A terminal's Ctrl-C comes from the parent alone, once.
+        os.setpgid(0, 0)
+        listen()
+        return None
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    _LISTENER.notes = True
+    try:
+        with _handlers(pass_on):
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     finally:
         _LISTENER.notes = False
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.processes import Command, run_text
 
-STEPS = 200
+STEPS, SAVED = 200, 40
 RUN = (
     "bdh_jax",
     "train",
@@ -44,11 +44,16 @@ def _job() -> int:
 
 
 def _start(monkeypatch, workdir, *of_each: str) -> list[Command]:
-    """Two processes of one run with a device each, and an argument of its own if there are some."""
+    """Processes of one run with a device each, two, or as many as have an argument of their own."""
     flags = os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", "")
-    common = {"SLURM_JOB_ID": _job(), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": 2, "XLA_FLAGS": flags}
+    common = {
+        "SLURM_JOB_ID": _job(),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": max(2, len(of_each)),
+        "XLA_FLAGS": flags,
+    }
     commands = []
-    for rank in range(2):
+    for rank in range(max(2, len(of_each))):
         for name, value in {**common, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}.items():
             monkeypatch.setenv(name, str(value))
         more = of_each[rank : rank + 1]
@@ -90,6 +95,51 @@ def test_two_processes_stop_together_and_resume_to_the_losses_of_one(tmp_path, m
     # Gradients are sums over the processes, in another order: the bound is that between meshes, and 2e-7 was seen.
     steps = range(1, STEPS + 1)
     np.testing.assert_allclose([two[step] for step in steps], [one[step] for step in steps], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("processes", "killed", "said", "after"),
+    [
+        (2, 1, "process 1 on host", 2),
+        (2, 0, "process 0, or this one (see above), is gone", 2),
+        pytest.param(4, 2, "process 2 on host", 2, marks=pytest.mark.full),
+        pytest.param(2, 1, "process 1 on host", 4, marks=pytest.mark.full),
+    ],
+)
+def test_a_killed_process_is_named_by_the_others_which_stop_and_go_on(processes, killed, said, after, tmp_path, monkeypatch):
+    """To the bit, if as many go on as before."""
+    workdir = tmp_path / "run"
+    every = f"--config.train.checkpoint_every={SAVED}"
+    with monkeypatch.context() as environment:
+        commands = _start(environment, workdir, *[every] * processes)
+        while not (workdir / "checkpoints" / str(SAVED)).exists():
+            assert not any(command.ended() for command in commands), [command.wait() for command in commands]
+            time.sleep(0.05)
+        commands[killed].send_signal(signal.SIGKILL)
+        began = time.monotonic()
+        ends = [command.wait() for command in commands]
+        took = time.monotonic() - began
+        rest = [end for rank, end in enumerate(ends) if rank != killed]
+        assert [status for status, _, _ in rest] == [75] * (processes - 1), ends
+        for _, _, errors in rest:
+            assert said.encode() in errors, errors
+            assert f"the last checkpoint of {workdir} is of step".encode() in errors
+        # Not hanging is what is promised; it takes half a minute on a machine that does nothing else.
+        assert took < 120
+        ends = [command.wait() for command in _start(environment, workdir, *[every] * after)]
+        assert [status for status, _, _ in ends] == [0] * after, ends
+        ends = [command.wait() for command in _start(environment, tmp_path / "whole", *[every] * processes)]
+        assert [status for status, _, _ in ends] == [0] * processes, ends
+    whole = tmp_path / "whole"
+    losses, digests = zip(*((_losses(folder), _digests(folder)) for folder in (workdir, whole)), strict=True)
+    assert list(losses[0]) == list(losses[1]) == list(range(1, STEPS + 1))
+    # Sums over another number of processes are taken in another order.
+    np.testing.assert_allclose(list(losses[0].values()), list(losses[1].values()), rtol=0 if after == processes else 1e-5)
+    assert (digests[0] == digests[1]) == (after == processes)
+
+
+def _digests(workdir) -> dict[str, str]:
+    return json.loads((workdir / "checkpoints" / str(STEPS) / "info" / "metadata").read_text())["digests"]
 
 
 @pytest.mark.full

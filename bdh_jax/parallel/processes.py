@@ -1,0 +1,151 @@
+"""How the processes of one run find each other, and notice that one of them is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+# What keeps numbers of all processes in one place has no public name; Orbax uses it as well.
+from jax._src import distributed
+
+from bdh_jax.config import ConfigError, require
+from bdh_jax.parallel.devices import check_devices
+
+BEAT = 2.0
+"""Seconds from one sign of life to the next."""
+PATIENCE = 20.0
+"""Seconds without one after which a process counts as gone."""
+_READS = 8
+"""How many times something is looked for that others do within a second or two."""
+_HEARTBEAT = 50
+"""Seconds after which JAX's own service ends all processes without a name: later than we do."""
+_ALIVE, _GONE, _DONE = "bdh_jax/alive", "bdh_jax/gone", "done"
+
+
+def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+    """Join the other processes of this run, and start JAX on all their devices.
+
+    Slurm, Open MPI, a Cloud TPU slice and GKE's TPU pods are found by ``jax.distributed`` from the environment; anywhere else all three
+    arguments say it.
+
+    Args:
+      coordinator: ``host:port`` of the process with id 0, the same everywhere.
+      num_processes: how many there are.
+      process_id: of this one, 0 … num_processes − 1.
+
+    Raises:
+      ConfigError: if some of the three are missing or out of range, if there is no cluster, or if the others do not answer.
+    """
+    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise ConfigError(
+            f"{' and '.join(missing)} missing: a cluster is found by itself, or all of --{', --'.join(given)} say it"
+        )
+    if coordinator is not None and num_processes is not None and process_id is not None:
+        require(
+            re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\s]+):[0-9]{1,5}", coordinator) is not None,
+            f"--coordinator={coordinator} must be HOST:PORT of the process with --process_id=0, such as 10.0.0.2:8476",
+        )
+        require(num_processes >= 1, f"--num_processes={num_processes} must be at least 1")
+        require(
+            0 <= process_id < num_processes,
+            f"--process_id={process_id} must lie in 0 … {num_processes - 1}: there are --num_processes={num_processes}",
+        )
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=_HEARTBEAT)
+    except ValueError as error:
+        raise ConfigError(
+            f"mesh.distributed=True: this is no cluster that JAX knows ({error}); name the processes by --{', --'.join(given)}, or set "
+            "it to False"
+        ) from error
+    check_devices()
+
+
+@contextlib.contextmanager
+def watched(gone: Callable[[str], None]) -> Iterator[None]:
+    """Tell the others that this process lives while the block runs, and notice when one of them does not.
+
+    A collective operation waits for ever for a process that is gone, or fails with a word of the network's. So a thread looks, and an
+    error of JAX in the block waits for what it finds. Process 0 keeps the signs of life: if it is gone, JAX aborts the others at once.
+
+    Args:
+      gone: called in another thread with what is gone, such as "process 3 on host b"; it ends the process.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    client: Any = distributed.global_state.client
+    over = threading.Event()
+    thread = threading.Thread(target=_watch, args=(client, over, gone), name="processes", daemon=True)
+    thread.start()
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("bdh_jax."):
+            thread.join(PATIENCE + _READS * BEAT)
+        raise
+    finally:
+        over.set()
+        thread.join()
+        with contextlib.suppress(Exception):
+            _say(client, _DONE)
+
+
+def _say(client: Any, what: str) -> None:
+    client.key_value_set(f"{_ALIVE}/{jax.process_index()}", f"{socket.gethostname()} {what}", allow_overwrite=True)
+
+
+def _watch(client: Any, over: threading.Event, gone: Callable[[str], None]) -> None:
+    seen: dict[str, tuple[str, float]] = {}
+    beat = 0
+    while not over.wait(BEAT):
+        beat += 1
+        try:
+            _say(client, str(beat))
+            if jax.process_index() == 0:
+                for who in _silent(client, seen):
+                    client.key_value_set(f"{_GONE}/0", who, allow_overwrite=True)
+            found = _found(client)
+        except Exception:  # of the service, of which JAX documents none: that it cannot be asked, JAX notices as well
+            continue
+        if found is not None:
+            with contextlib.suppress(Exception):
+                _say(client, _DONE)
+            if jax.process_index() == 0:
+                # The others read it here before this process ends, which aborts them.
+                _wait_for_others(client, seen)
+            gone(found)
+
+
+def _wait_for_others(client: Any, seen: dict[str, tuple[str, float]]) -> None:
+    """Until all that live have read what is gone."""
+    for _ in range(_READS):
+        silent = len(list(_silent(client, seen)))
+        done = sum(what == _DONE for what, _ in seen.values())
+        if done + silent == len(seen):
+            return
+        time.sleep(BEAT / 2)
+
+
+def _found(client: Any) -> str | None:
+    """What process 0 found gone."""
+    return next((value for _, value in client.key_value_dir_get(_GONE)), None)
+
+
+def _silent(client: Any, seen: dict[str, tuple[str, float]]) -> Iterator[str]:
+    """Processes that gave no sign of life for too long. ``seen`` is what each said last, and when that was."""
+    now = time.monotonic()
+    for key, value in client.key_value_dir_get(_ALIVE):
+        process, (host, _, what) = key.rpartition("/")[2], value.partition(" ")
+        said, since = seen.get(process, ("", now))
+        seen[process] = (what, now if what != said else since)
+        if what != _DONE and now - seen[process][1] > PATIENCE:
+            yield f"process {process} on host {host}"

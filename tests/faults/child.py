@@ -1,0 +1,49 @@
+"""A command of the package in a process that something is wrong with: ``python -m tests.faults.child WRONG COMMAND ...``.
+
+nothing     nothing
+readonly    its folder cannot be written to
+clock       the clock jumps by up to three days, back and forth
+impatient   it does not wait for a folder that another process holds
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import runpy
+import stat
+import sys
+import time
+from pathlib import Path
+
+from bdh_jax.runs import lock
+
+NOBODY = 65534
+
+
+def _readonly(arguments: list[str]) -> None:
+    folder = Path(next(argument for argument in arguments if argument.startswith("--workdir=")).partition("=")[2])
+    if os.geteuid() == 0:  # who may write anything: somebody else then, to whom it does not belong
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    else:
+        folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+
+
+def _clock(arguments: list[str]) -> None:
+    right = time.time
+    time.time = lambda: right() + random.Random(int(time.monotonic())).uniform(-3, 3) * 86400
+
+
+def _impatient(arguments: list[str]) -> None:
+    lock.WAIT = 0.5
+
+
+WRONG = {"nothing": lambda arguments: None, "readonly": _readonly, "clock": _clock, "impatient": _impatient}
+
+if __name__ == "__main__":
+    wrong, *arguments = sys.argv[1:]
+    WRONG[wrong](arguments)
+    sys.argv = ["bdh_jax", *arguments]
+    runpy.run_module("bdh_jax", run_name="__main__", alter_sys=True)
