@@ -56,7 +56,7 @@ def _default() -> ExperimentConfig:
     return ExperimentConfig(
         task=MixedConfig(
             jobs=Options(
-                text=Options(length=66, evaluation_windows=256),
+                text=Options(length=68, evaluation_windows=256),
                 nback=Options(queries=2, evaluation_sequences=256),
             )
         ),

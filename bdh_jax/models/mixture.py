@@ -312,7 +312,7 @@ class MixtureArchitecture(Architecture):
             taps |= {f"{name}.{tap}": output.taps[tap] for tap in wanted}
             losses |= {f"{name}.{loss}": value for loss, value in (output.losses or {}).items()}
             metrics |= {f"{name}.{metric}": value for metric, value in (output.metrics or {}).items()}
-        shares = _mean(route.chosen, call.masks.valid)
+        shares = _mean(route.chosen.astype(route.probability.dtype), call.masks.valid)
         metrics |= {f"share_{name}": shares[number] for number, name in enumerate(self.experts)}
         if self.config.balance:
             losses["balance"] = self.config.balance * self._imbalance(route, shares, call.masks.valid)
@@ -344,7 +344,7 @@ class MixtureArchitecture(Architecture):
         if self.config.top_k == count:
             return Route(probability, jnp.ones_like(probability, bool), probability)
         best = jax.lax.top_k(scores, self.config.top_k)[1]
-        chosen = jnp.any(best[..., None] == jnp.arange(count), axis=-2)
+        chosen = jnp.any(jax.nn.one_hot(best, count, dtype=bool), axis=-2)
         return Route(jnp.where(chosen, probability, 0), chosen, probability)
 
     # How they compose.
@@ -440,7 +440,7 @@ class MixtureArchitecture(Architecture):
 
         longer = Masks(both(before.written, masks.valid), both(nothing, reset), both(before.written, masks.write))
         longer_places = places._replace(
-            position=both(first[:, None] + jnp.arange(segment, dtype=first.dtype), position),
+            position=both(first[:, None] + jnp.arange(segment, dtype=first.dtype)[None], position),
             counted=both(nothing.astype(places.counted.dtype), places.counted),
         )
         output = part.run(both(before.x, x), None, None, longer, longer_places, None)
@@ -459,7 +459,7 @@ class MixtureArchitecture(Architecture):
         here = (places.counted > 0) & (position // segment == last)
         if call.masks.writes is not None:
             here &= call.masks.writes
-        goes = here[..., None] & (position[..., None] % segment == jnp.arange(segment))  # [B, T, C]
+        goes = here[..., None] & jax.nn.one_hot(position % segment, segment, dtype=bool)  # [B, T, C]
         written, new = jnp.any(goes, axis=1), jnp.einsum("btc,btd->bcd", goes.astype(x.dtype), x)
         if before is None:
             return Kept(new, written)
@@ -495,7 +495,6 @@ class _Part(NamedTuple):
 
 def _mean(array: jax.Array, valid: jax.Array | None) -> jax.Array:
     """[B, T, E] → [E], over the tokens that count."""
-    array = array.astype(jnp.float32)
     if valid is None:
         return jnp.mean(array, axis=(0, 1))
     return jnp.sum(array * valid[..., None], axis=(0, 1)) / jnp.maximum(jnp.sum(valid), 1)

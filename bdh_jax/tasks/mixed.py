@@ -30,7 +30,7 @@ class MixedConfig(TaskConfig):
     """Rows of several tasks in one batch."""
 
     name: str = "mixed"
-    jobs: Options = Options(text=Options(length=66), nback=Options())
+    jobs: Options = Options(text=Options(length=68), nback=Options())
     """Name of each job → options of its task. ``name`` among them names the task, or ``module:Class`` of a configuration of your own; without it
     that is the job's name."""
 

@@ -38,9 +38,10 @@ CONFIG = MixtureConfig(
 )
 MODEL = CONFIG.build()
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, (2, LENGTH)).astype(np.int32)
+NOTHING = Setup("none")
 VALID = np.array([[0, 1, 1, 0, 1, 1, 0, 1], [1, 1, 0, 1, 1, 0, 1, 1]], bool)
 RESET = np.array([[0, 0, 0, 0, 1, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0, 0]], bool)
-MASKS = {"none": {}, "valid": {"valid": VALID}, "both": {"valid": VALID, "reset": RESET}}
+TWO = dataclasses.replace(CONFIG, experts=Options({name: CONFIG.experts[name] for name in ("bdh", "gpt")}))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,14 +59,14 @@ def close(a, b):
     chex.assert_trees_all_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-def in_pieces(slow, tokens, cuts, masks, model=MODEL):
-    fast, logits = None, []
-    for start, stop in itertools.pairwise([0, *cuts, tokens.shape[1]]):
-        part = {name: jnp.asarray(mask[:, start:stop]) for name, mask in masks.items()}
-        out = apply(model, slow, jnp.asarray(tokens[:, start:stop]), fast, **part)
-        fast = out.fast
-        logits.append(out.logits)
-    return np.concatenate(logits, axis=1), fast
+def of_two(slow):
+    """The weights without those of the third expert."""
+    return {**{n: slow[n] for n in ("embed", "lm_head", "bdh", "gpt")}, "router": slow["router"][..., :2]}
+
+
+def one_layer(slow):
+    """Those of the first layer."""
+    return {**slow, "router": slow["router"][:1], **{n: {"layer0": slow[n]["layer0"]} for n in ("gpt", "wide")}}
 
 
 def test_every_expert_gets_some_tokens_here(slow):
@@ -84,15 +85,19 @@ def test_later_tokens_move_nothing(slow, top_k):
     assert moved_by_later_tokens(lambda tokens: apply(model, slow, tokens, fast).logits, TOKENS, VOCAB) == 0
 
 
-@pytest.mark.parametrize("masks", MASKS)
+@pytest.mark.parametrize("masks", [(np.ones_like(VALID), np.zeros_like(RESET)), (VALID, RESET)], ids=["none", "both"])
 def test_any_split_into_calls_gives_the_same(slow, masks):
     """Segments of three tokens end within and between calls; single tokens go another way through BDH."""
-    masks = MASKS[masks]
-    whole = apply(MODEL, slow, TOKENS, **{name: jnp.asarray(mask) for name, mask in masks.items()})
-    seen = masks.get("valid", np.ones_like(VALID))[..., None]
-    for cuts in ([4], [3], range(1, LENGTH)):
-        logits, fast = in_pieces(slow, TOKENS, cuts, masks)
-        close(np.where(seen, logits, 0), np.where(seen, whole.logits, 0))
+    model, slow, (valid, reset) = TWO.build(), of_two(slow), masks
+    whole = apply(model, slow, TOKENS, valid=valid, reset=reset)
+    for cuts in ([5], range(1, LENGTH)):
+        fast, pieces = model.init_fast(2), []
+        for start, stop in itertools.pairwise([0, *cuts, LENGTH]):
+            part = slice(start, stop)
+            out = apply(model, slow, TOKENS[:, part], fast, valid=valid[:, part], reset=reset[:, part])
+            fast = out.fast
+            pieces.append(out.logits)
+        close(np.where(valid[..., None], np.concatenate(pieces, axis=1), 0), np.where(valid[..., None], whole.logits, 0))
         close(fast, whole.fast)
 
 
@@ -136,6 +141,10 @@ def test_an_episode_that_is_reset_is_one_of_its_own(slow):
     close(packed.fast, alone.fast)
 
 
+def layers(architecture, slow, x, masks, setup=NOTHING):
+    return jax.jit(lambda slow, x: architecture.layers(slow, Inputs(x, None, masks), setup))(slow, x)
+
+
 class Fixed(type(MODEL.architecture)):
     """Routes that are said."""
 
@@ -152,14 +161,14 @@ def test_a_token_is_written_where_it_is_routed_and_counts_everywhere(slow):
     config = dataclasses.replace(CONFIG, n_layer=1, context=LENGTH)
     architecture = Fixed(config)
     architecture.chosen = np.eye(3, dtype=bool)[[0, 1, 2, 0, 1, 0, 2, 1]]
-    slow = {**slow, "router": slow["router"][:1], **{n: {"layer0": slow[n]["layer0"]} for n in ("gpt", "wide")}}
+    slow = one_layer(slow)
     x = architecture.embed(slow, jnp.asarray(TOKENS))
-    (out, _, (taps, _, metrics)) = architecture.layers(slow, Inputs(x, None, Masks()), Setup("none", ("route", "bdh.code")))
+    out, _, (taps, _, metrics) = layers(architecture, slow, x, Masks(), Setup("none", ("route", "bdh.code")))
     probability = jax.nn.softmax(x @ slow["router"][0])
     change = jnp.zeros_like(x)
     for number, (name, expert) in enumerate(architecture.experts.items()):
         write = jnp.broadcast_to(jnp.asarray(architecture.chosen[:, number]), TOKENS.shape)
-        y, _, _ = expert.layers(slow[name], Inputs(x, None, Masks(write=write)), Setup("none"))
+        y, _, _ = layers(expert, slow[name], x, Masks(write=write))
         change += jnp.where(write, probability[..., number], 0)[..., None] * (y - x)
     close(out, layer_norm(x + change))
     close(taps["route"][0], jnp.where(jnp.asarray(architecture.chosen), probability, 0))
@@ -170,10 +179,10 @@ def test_a_token_is_written_where_it_is_routed_and_counts_everywhere(slow):
 def test_with_all_experts_it_is_their_mean_by_the_router(slow):
     """And masks are the caller's: nothing is held back from any of them."""
     config = dataclasses.replace(CONFIG, n_layer=1, top_k=3, context=LENGTH)
-    slow = {**slow, "router": slow["router"][:1], **{n: {"layer0": slow[n]["layer0"]} for n in ("gpt", "wide")}}
+    slow = one_layer(slow)
     architecture = config.make_architecture()
     x = architecture.embed(slow, jnp.asarray(TOKENS))
-    outputs = [e.layers(slow[n], Inputs(x, None, Masks()), Setup("none"))[0] for n, e in architecture.experts.items()]
+    outputs = [layers(expert, slow[name], x, Masks())[0] for name, expert in architecture.experts.items()]
     weights = jax.nn.softmax(x @ slow["router"][0])
     mixed = sum(weights[..., i, None] * y for i, y in enumerate(outputs))
     close(apply(config.build(), slow, TOKENS).logits, architecture.readout(slow, layer_norm(mixed)))
@@ -182,7 +191,7 @@ def test_with_all_experts_it_is_their_mean_by_the_router(slow):
 def test_the_balance_is_the_share_times_the_probability(slow):
     """Of the tokens that count; its gradient reaches the router."""
     config = dataclasses.replace(CONFIG, n_layer=1, balance=0.5)
-    slow = {**slow, "router": slow["router"][:1], **{n: {"layer0": slow[n]["layer0"]} for n in ("gpt", "wide")}}
+    slow = one_layer(slow)
     model = config.build()
     x = np.asarray(model.architecture.embed(slow, jnp.asarray(TOKENS)))[VALID]
     probability = np.asarray(jax.nn.softmax(x @ slow["router"][0]))
@@ -237,24 +246,29 @@ def test_dropout_is_each_expert_s_own(slow):
 
 def test_generation_goes_on_as_one_text_would(slow):
     """Prompts of several lengths, read in chunks, beyond a segment's end."""
-    state = prefill(MODEL, slow, [[1, 2, 3, 4, 5], [6, 7]], chunk=2)
-    written = [list(tokens) for tokens in generate(MODEL, slow, state, max_tokens=4, sampling=Sampling(temperature=0))]
-    for row, prompt in enumerate(([1, 2, 3, 4, 5], [6, 7])):
+    model, slow = TWO.build(), of_two(slow)
+    state = prefill(model, slow, [[1, 2, 3, 4], [6, 7]], chunk=2)
+    written = [list(tokens) for tokens in generate(model, slow, state, max_tokens=4, sampling=Sampling(temperature=0))]
+    for row, prompt in enumerate(([1, 2, 3, 4], [6, 7])):
         text = [*prompt, *(tokens[row] for tokens in written)]
-        logits = apply(MODEL, slow, np.array([text], np.int32)).logits[0]
-        assert text[len(prompt) :] == np.asarray(logits).argmax(-1)[len(prompt) - 1 : -1].tolist()
+        read = np.array([text + text], np.int32)[:, :8]
+        best = np.asarray(apply(model, slow, read, state="none").logits[0]).argmax(-1)
+        assert text[len(prompt) :] == best[len(prompt) - 1 : len(text) - 1].tolist()
 
 
 def test_a_mesh_changes_nothing(slow):
     mesh = make_mesh(MeshConfig(data=8))
     tokens = np.random.default_rng(2).integers(0, VOCAB, (8, 4)).astype(np.int32)
 
-    def gradient(model):
-        return jax.jit(
-            jax.grad(lambda slow: jnp.sum(jnp.square(model.apply({"params": slow}, tokens, state="none").logits)))
-        )(slow)
+    config, slow = dataclasses.replace(CONFIG, n_layer=1), one_layer(slow)
 
-    close(gradient(CONFIG.build(mesh)), gradient(MODEL))
+    def gradient(model):
+        def number(slow):
+            return jnp.sum(jnp.square(model.apply({"params": slow}, tokens, state="none").logits))
+
+        return jax.jit(jax.grad(number))(slow)
+
+    close(gradient(config.build(mesh)), gradient(config.build()))
     with pytest.raises(ConfigError, match="mesh.neurons=2: a 'mixture' model has no rows to spread"):
         CONFIG.check_mesh({"data": 1, "heads": 1, "neurons": 2})
 
