@@ -32,7 +32,7 @@ from bdh_jax.experiment import ExperimentConfig, load, load_experiment
 from bdh_jax.models.base import ModelConfig, count_parameters
 from bdh_jax.models.mixture import MixtureConfig
 from bdh_jax.tasks.base import Batch
-from bdh_jax.tasks.mixed import Mixed, join
+from bdh_jax.tasks.mixed import Mixed
 from bdh_jax.tasks.text import Text
 from bdh_jax.types import Slow
 
@@ -113,7 +113,7 @@ def held_out(task: Mixed, count: int) -> Iterator[Batch]:
         tokens, targets, reset, weight = (np.stack(arrays) for arrays in zip(*windows, strict=True))
         reset[:, 0] = False
         of_text = Batch(tokens, targets, weight, weight, np.ones(tokens.shape, bool), reset)
-        yield join([task.jobs["nback"].batch(BEYOND + number), of_text])
+        yield task.join([task.jobs["nback"].batch(BEYOND + number), of_text])
 
 
 def measured(row: sweep.RowResult, options: argparse.Namespace, batches: list[Batch]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     python -m bdh_jax.main --config=configs/mixture.py --workdir=runs/mixture --config.data.path=FILE_FOLDER_OR_GLOB
 
-Half of the rows of a batch are windows of a text, half are n-back; ids are bytes in the one and keys and values in the other. Each layer
+Half of the rows of a batch are windows of a text, half are n-back, whose keys and values have ids after the bytes. Each layer
 sends a token to one of the experts: a BDH, whose fast weights learn within the context, or a GPT. Without ``data.path`` the text is tiny
 Shakespeare, which is downloaded once.
 
@@ -30,6 +30,7 @@ from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.models.gpt import GPTConfig
 from bdh_jax.models.mixture import MixtureConfig
 from bdh_jax.tasks.mixed import MixedConfig
+from bdh_jax.tasks.nback import INTEGER_VOCABULARY
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 
 ALONE = ("bdh", "gpt")
@@ -61,7 +62,12 @@ def _default() -> ExperimentConfig:
             )
         ),
         model=MixtureConfig(
-            n_layer=2, d_model=64, experts=Options(bdh=bdh, gpt=Options(n_head=4, rope_theta=100.0)), top_k=1, context=256
+            vocab_size=256 + INTEGER_VOCABULARY,
+            n_layer=2,
+            d_model=64,
+            experts=Options(bdh=bdh, gpt=Options(n_head=4, rope_theta=100.0)),
+            top_k=1,
+            context=256,
         ),
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=50),
         train=TrainConfig(steps=600, batch_size=16, loss="weights", evaluate_every=300, checkpoint_every=300),

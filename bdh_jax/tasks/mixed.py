@@ -1,7 +1,8 @@
 """Several jobs at once: each row of a batch is of one of them, and one model with one vocabulary serves all.
 
-Jobs are tasks. What an id means depends on the job, and no token says which job a row is of: with text and n-back, id 101 is the letter e
-or a value. Each job has the same number of rows and the same share of the loss, and is scored by its own evaluation.
+Jobs are tasks. Each has ids of its own (those of texts come first, so that bytes are bytes), or all begin at 0: then what an id means depends
+on the job, and no token says which job a row is of. Each job has the same number of rows and the same share of the loss, and is scored by
+its own evaluation, over the whole vocabulary.
 
 Axis letters: B batch, T time, V vocabulary; J jobs.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +35,8 @@ class MixedConfig(TaskConfig):
     jobs: Options = Options(text=Options(length=68), nback=Options())
     """Name of each job → options of its task. ``name`` among them names the task, or ``module:Class`` of a configuration of your own; without it
     that is the job's name."""
+    own_ids: bool = True
+    """Whether the ids of a job come after those of the job before; False: all begin at 0."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -73,7 +77,8 @@ class MixedConfig(TaskConfig):
 
     def token_meaning(self, tokenizer: Tokenizer | None = None) -> str:
         """See :meth:`bdh_jax.tasks.base.TaskConfig.token_meaning`."""
-        return " or ".join(dict.fromkeys(config.token_meaning(tokenizer) for config in self.job_configs().values()))
+        meanings = dict.fromkeys(config.token_meaning(tokenizer) for config in self.job_configs().values())
+        return f"{' or '.join(meanings)}, {'one after another' if self.own_ids else 'all from 0'}"
 
     @property
     def reads_text(self) -> bool:
@@ -97,7 +102,8 @@ class Mixed(TaskBase):
                     f"task.jobs.{job}: this task has a loss of its own, and the rows of a batch share one; name another task"
                 )
         tasks = list(self.jobs.values())
-        self.vocab_size = max(task.vocab_size for task in tasks)
+        self.first_id = _first_ids(self.jobs) if config.own_ids else dict.fromkeys(self.jobs, 0)
+        self.vocab_size = max(self.first_id[job] + task.vocab_size for job, task in self.jobs.items())
         self.sequence_length = max(task.sequence_length for task in tasks)
         self.may_reset = any(task.may_reset for task in tasks)
         self.fingerprint = "+".join(task.fingerprint for task in tasks if task.fingerprint is not None) or None
@@ -106,11 +112,19 @@ class Mixed(TaskBase):
 
     def batch(self, step: int) -> Batch:
         """The training batch of a step: rows 0, J, 2J, … are of the first job."""
-        return join([task.batch(step) for task in self.jobs.values()])
+        return self.join([task.batch(step) for task in self.jobs.values()])
 
     def batches(self, start: int, end: int) -> Iterator[Batch]:
         """The batches of steps ``start`` … ``end`` − 1."""
-        return map(join, zip(*(task.batches(start, end) for task in self.jobs.values()), strict=True))
+        return map(self.join, zip(*(task.batches(start, end) for task in self.jobs.values()), strict=True))
+
+    def join(self, parts: Sequence[Batch]) -> Batch:
+        """The batch of a batch of each job, in the order of their names, in this task's ids."""
+        moved = []
+        for part, first in zip(parts, self.first_id.values(), strict=True):
+            tokens, targets = (np.where(part.valid, ids + np.int32(first), 0) for ids in (part.tokens, part.targets))
+            moved.append(part._replace(tokens=tokens, targets=targets))
+        return join(moved)
 
     def job_of_row(self, rows: int) -> np.ndarray:
         """The number of the job, in the order of their names, of each of so many rows [B]."""
@@ -126,7 +140,7 @@ class Mixed(TaskBase):
           All their rows; those of a text have the bits per byte of the frequencies of its tokens beside them, ``unigram``. ``primary`` is the
           mean over jobs.
         """
-        found = {job: task.evaluate(predict) for job, task in self.jobs.items()}
+        found = {job: task.evaluate(_from(predict, self.first_id[job])) for job, task in self.jobs.items()}
         rows = [_named(job, row, self.jobs[job], len(e.rows)) for job, e in found.items() for row in e.rows]
         notes = [evaluation.note for evaluation in found.values() if evaluation.note]
         primary = float(np.mean([evaluation.primary for evaluation in found.values()]))
@@ -156,6 +170,30 @@ def join(parts: Sequence[Batch]) -> Batch:
 
     columns = zip(*(weighed(part)[:-1] for part in parts), strict=True)
     return Batch(*map(whole, columns))
+
+
+def _first_ids(jobs: Mapping[str, Task]) -> dict[str, int]:
+    """The first id of each job; texts have one tokenizer, and share theirs."""
+    texts = [task.vocab_size for task in jobs.values() if task.tokenizer is not None]
+    after, first = max(texts, default=0), {}
+    for job, task in jobs.items():
+        if task.tokenizer is not None:
+            first[job] = 0
+        else:
+            first[job], after = after, after + task.vocab_size
+    return first
+
+
+def _from(predict: Predict, first: int) -> Predict:
+    """What a job calls, whose id 0 is the model's id ``first``: its logits begin with those of its own ids, and no id is left out."""
+
+    def moved(tokens: np.ndarray, valid: np.ndarray, *more: Any) -> Any:
+        logits = predict(np.where(valid, tokens + np.int32(first), 0), valid, *more)
+        if isinstance(logits, Iterator):
+            return (np.roll(np.asarray(part), -first, axis=-1) for part in logits)
+        return np.roll(np.asarray(logits), -first, axis=-1)
+
+    return moved if first else predict
 
 
 def unigram_bits(text: Text) -> float:

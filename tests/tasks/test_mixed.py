@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -41,15 +42,20 @@ def test_rows_are_of_the_jobs_in_turn(task, data):
     for job, part in enumerate(parts):
         length = part.tokens.shape[1]
         for name in ("tokens", "targets", "answer", "valid", "reset"):
-            rows = getattr(batch, name)[job::2]
-            np.testing.assert_array_equal(rows[:, :length], getattr(part, name))
+            rows, expected = getattr(batch, name)[job::2], getattr(part, name)
+            if job == 0 and name in ("tokens", "targets"):  # n-back's come after the bytes; padding is 0
+                expected = np.where(part.valid, expected + 256, 0)
+            np.testing.assert_array_equal(rows[:, :length], expected)
             assert not rows[:, length:].any()
             assert rows.dtype == getattr(part, name).dtype
         # As before within a job.
         weights = batch.loss_weights[job::2][:, :length]
         np.testing.assert_allclose(weights / weights.sum(), part.loss_weights / part.loss_weights.sum(), rtol=1e-6)
         np.testing.assert_allclose(weights.sum(), batch.valid.sum() / 2, rtol=1e-6)
-    assert task.vocab_size == 256
+    assert task.vocab_size == 256 + 130
+    shared = dataclasses.replace(CONFIG, own_ids=False).make(seed=3, batch_size=6, data=data)
+    assert shared.vocab_size == 256
+    np.testing.assert_array_equal(shared.batch(5).tokens[0], nback.batch(5).tokens[0])
     (ahead,) = task.batches(5, 6)
     for one, other in zip(ahead[:-1], batch[:-1], strict=True):
         np.testing.assert_array_equal(one, other)
@@ -57,19 +63,30 @@ def test_rows_are_of_the_jobs_in_turn(task, data):
 
 def test_each_job_is_scored_by_its_own_task(task):
     """A model that always says the same: its text is scored as that, and it recalls what it guesses."""
+    value = task.jobs["nback"].evaluation_sets["n2"].answers[0]
 
     def predict(tokens, valid, reset=None):
-        logits = np.zeros((*tokens.shape, 256), np.float32)
-        logits[..., 100] = 20
+        logits = np.zeros((*tokens.shape, 386), np.float32)
+        logits[..., 100] = 20  # the byte d
+        logits[..., 256 + value] = 20
         return logits
 
+    def nback_alone(tokens, valid, reset=None):
+        return predict(tokens, valid)[..., 256:]
+
     found = task.evaluate(predict)
+    text = task.jobs["text"]
     assert [row.name for row in found.rows] == ["nback", "text"]
-    alone = [job.evaluate(predict) for job in task.jobs.values()]
+    alone = [task.jobs["nback"].evaluate(nback_alone), text.evaluate(predict)]
+    assert found.rows[0].accuracy > 0
+    seen = []
+    task.evaluate(
+        lambda tokens, valid, reset=None: seen.append(np.where(valid, tokens, 256).min()) or predict(tokens, valid)
+    )
+    assert seen[0] >= 256
     assert found.rows[0].credit == alone[0].rows[0].credit
     assert found.rows[1].bits_per_byte == alone[1].rows[0].bits_per_byte
     assert found.primary == pytest.approx((alone[0].primary + alone[1].primary) / 2)
-    text = task.jobs["text"]
     counts = np.bincount(text.data.train.tokens, minlength=256) + 1
     share = counts / counts.sum()
     assert found.rows[1].extra["unigram"] == pytest.approx(-np.log2(share[text.validation.tokens[1:]]).mean())
@@ -78,7 +95,7 @@ def test_each_job_is_scored_by_its_own_task(task):
 
 def test_scores_of_two_kinds_are_one_table(task):
     def predict(tokens, valid, reset=None):
-        return np.zeros((*tokens.shape, 256), np.float32)
+        return np.zeros((*tokens.shape, 386), np.float32)
 
     found = task.evaluate(predict)
     table = found.table()
@@ -101,12 +118,13 @@ def test_scores_of_two_kinds_are_one_table(task):
     )
     seeds = results_table(several)
     assert "credit ÷ ceiling, bits per byte" in str(seeds.caption)
-    assert "text 8.0000" in str(seeds.caption)
+    assert "text 8.59" in str(seeds.caption)
     assert isinstance(found, Evaluation)
 
 
 def test_it_says_what_its_jobs_say(task):
-    assert CONFIG.token_meaning() == "integers or bytes"
+    assert CONFIG.token_meaning() == "integers or bytes, one after another"
+    assert CONFIG.token_meaning() != dataclasses.replace(CONFIG, own_ids=False).token_meaning()
     assert CONFIG.reads_text
     assert not MixedConfig(jobs=Options(nback=NBACK, counter=Options())).reads_text
     assert task.fingerprint == task.jobs["text"].fingerprint
