@@ -36,8 +36,9 @@ from bdh_jax.tasks.mixed import Mixed
 from bdh_jax.tasks.text import Text
 from bdh_jax.types import Slow
 
-MIXTURE = "mixture"
+MIXTURES = ("mixture", "routed")
 ALONE = ("bdh", "gpt")
+"""Rows, by the names of variants; the first is the default."""
 BEYOND = 10**6
 """A step that no run reaches: its n-back sequences were not trained on."""
 ROWS = 16
@@ -64,21 +65,22 @@ def main() -> None:
     parser.add_argument("--path", type=Path, required=True, help="the text that is trained on")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds that are reported")
     parser.add_argument(
-        "--rates", type=float, nargs="+", default=[2e-3, 4e-3], help="learning rates that each row chooses from"
+        "--rates", type=float, nargs="+", default=[4e-3, 8e-3], help="learning rates that each row chooses from"
     )
     parser.add_argument("--steps", type=int, default=None, help="training steps instead of the configuration's")
     parser.add_argument("--variant", default="", help="a variant of every row, such as smoke")
     parser.add_argument("--batches", type=int, default=16, help="held-out batches of 16 rows a job")
+    parser.add_argument("--rows", nargs="+", choices=(*ALONE, *MIXTURES), default=[*ALONE, *MIXTURES], help="rows to train")
     parser.add_argument("--train_only", action="store_true", help="train what is missing and end")
     parser.add_argument("--json", type=Path, help="write all numbers there")
     options = parser.parse_args()
-    experiments = {name: experiment(name, options) for name in (MIXTURE, *ALONE)}
+    experiments = {name: experiment(name, options) for name in options.rows}
     planned = sweep.plan(experiments, grid={"optimizer.learning_rate": tuple(options.rates)}, seeds=options.seeds)
     print(planned.describe(), flush=True)
     result = sweep.run(planned, options.workdir)
     if options.train_only:
         return
-    first = experiments[MIXTURE]
+    first = next(iter(experiments.values()))
     task = first.task.make(seed=0, batch_size=2 * ROWS, data=first.data)
     assert isinstance(task, Mixed)
     batches = list(held_out(task, options.batches))
@@ -86,8 +88,11 @@ def main() -> None:
     best = min(ALONE, key=lambda name: statistics.fmean(loss["both"] for loss in rows[name]["losses"]))
     for name, row in rows.items():
         row["to_best_alone"] = None if name == best else difference(row["losses"], rows[best]["losses"])
-    routing = of_router(result.rows[0], options, task, batches, rows[MIXTURE]["losses"])
-    report(rows, routing, best, options)
+    mixtures = [row for row in result.rows if row.row.name in MIXTURES]
+    routing = {r.row.name: of_router(r, options, task, batches, rows[r.row.name]["losses"]) for r in mixtures}
+    report(rows, best, options)
+    for name, found in routing.items():
+        report_routing(name, found)
     if options.json:
         record = {"seeds": options.seeds, "rates": options.rates, "steps": first.train.steps, "best_alone": best}
         measure.write_json(options.json, {**record, "rows": rows, "routing": routing})
@@ -95,7 +100,7 @@ def main() -> None:
 
 def experiment(name: str, options: argparse.Namespace) -> ExperimentConfig:
     """The experiment of a row."""
-    variants = ",".join(variant for variant in ("" if name == MIXTURE else name, options.variant) if variant)
+    variants = ",".join(variant for variant in ("" if name == MIXTURES[0] else name, options.variant) if variant)
     config = load_experiment(f"mixture:{variants}" if variants else "mixture")
     config = change(config, "data", path=str(options.path))
     return config if options.steps is None else change(config, "train", steps=options.steps, evaluate_every=options.steps)
@@ -218,8 +223,8 @@ def alone(batches: list[Batch], job: int) -> list[Batch]:
     return kept
 
 
-def report(rows: dict[str, Any], routing: dict[str, Any], best: str, options: argparse.Namespace) -> None:
-    """Print the tables."""
+def report(rows: dict[str, Any], best: str, options: argparse.Namespace) -> None:
+    """Print the losses."""
     table = []
     for name, row in rows.items():
         cells = [spread([loss[part] for loss in row["losses"]]) for part in ("text", "nback", "both")]
@@ -249,19 +254,28 @@ def report(rows: dict[str, Any], routing: dict[str, Any], best: str, options: ar
         table,
         f"Text by the frequencies of its bytes alone: {rows[best]['unigram']:.4f} bits; n-back by chance: {math.log(65):.4f} nats.",
     )
+
+
+def report_routing(name: str, routing: dict[str, Any]) -> None:
+    """Print who reads what, and what that is worth."""
     lines = []
     for layer in range(len(routing["shares"][0])):
         for number, job in enumerate(routing["jobs"]):
             of_seeds = np.array(routing["shares"])[:, layer, number]
             lines.append([f"layer {layer}, {job}", *(spread(list(share)) for share in of_seeds.T)])
     lines.append(["all", *(spread(list(share)) for share in np.array(routing["of_all"]).T)])
-    measure.report("Share of the tokens that each expert reads", ["", *routing["experts"]], lines, "Mean ± sd over seeds.")
-    lines = []
-    for name in ("shuffled", "shuffled_within_jobs"):
-        costs = np.array(routing[name])
-        lines.append([name.replace("_", " "), *("{:+.4f} ± {:.4f}".format(*paired(list(cost))) for cost in costs.T)])
     measure.report(
-        "Nats lost where tokens trade their routes", ["", "n-back", "text", "both"], lines, "95 % intervals over seeds."
+        f"{name}: share of the tokens that each expert reads", ["", *routing["experts"]], lines, "Mean ± sd over seeds."
+    )
+    lines = []
+    for what in ("shuffled", "shuffled_within_jobs"):
+        costs = np.array(routing[what])
+        lines.append([what.replace("_", " "), *("{:+.4f} ± {:.4f}".format(*paired(list(cost))) for cost in costs.T)])
+    measure.report(
+        f"{name}: nats lost where tokens trade their routes",
+        ["", "n-back", "text", "both"],
+        lines,
+        "95 % intervals over seeds.",
     )
 
 

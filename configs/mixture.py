@@ -10,7 +10,8 @@ Variants follow a colon, several are joined by commas:
 
     bdh      the BDH alone, with as many parameters as a token of the mixture can use
     gpt      the GPT alone, likewise
-    dense    every token is read by all experts
+    dense    the outputs of all experts count, weighed by the router
+    routed   an expert writes the tokens that are routed to it alone
     smoke    a tiny model for a few steps: does it run?
 
 docs/results/mixture.md has the results.
@@ -46,9 +47,9 @@ def get_config(arg: str = "") -> ExperimentConfig:
     Raises:
       ConfigError: for an unknown or repeated variant, or two that do not go together.
     """
-    alone = [name for name in parse_variants(arg, VARIANTS) if name in (*ALONE, "dense")]
-    if len(alone) > 1:
-        raise ConfigError(f"variants {' and '.join(map(repr, alone))} do not go together: each is another model; name one")
+    models = [name for name in parse_variants(arg, VARIANTS) if name in (*ALONE, "dense", "routed")]
+    if len(models) > 1:
+        raise ConfigError(f"variants {' and '.join(map(repr, models))} do not go together: each is another model; name one")
     return apply_variants(_default(), arg, VARIANTS)
 
 
@@ -70,7 +71,7 @@ def _default() -> ExperimentConfig:
             context=256,
         ),
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=50),
-        train=TrainConfig(steps=600, batch_size=16, loss="weights", evaluate_every=300, checkpoint_every=300),
+        train=TrainConfig(steps=600, batch_size=16, loss="weights", evaluate_every=600, checkpoint_every=300),
     )
 
 
@@ -99,6 +100,10 @@ def _dense(config: ExperimentConfig) -> ExperimentConfig:
     return change(config, "model", top_k=len(model.experts))
 
 
+def _routed(config: ExperimentConfig) -> ExperimentConfig:
+    return change(config, "model", writes="routed")
+
+
 def _smoke(config: ExperimentConfig) -> ExperimentConfig:
     jobs = Options(text=Options(length=18, evaluation_windows=8), nback=Options(mixture=("n2",), evaluation_sequences=8))
     config = change(config, "task", jobs=jobs)
@@ -111,5 +116,6 @@ VARIANTS: dict[str, Callable[[ExperimentConfig], ExperimentConfig]] = {
     "bdh": _bdh,
     "gpt": _gpt,
     "dense": _dense,
+    "routed": _routed,
     "smoke": _smoke,
 }

@@ -5,16 +5,21 @@
     x   = LN(x + Σ_e p'_e (block_e(x) − x))   block_e: one layer of expert e, any registered model's
     logits = x @ lm_head                      embedding and readout are the mixture's own, for all experts
 
-What a token means to an expert that it is not routed to: it *counts* there, and it is not *written* (``Masks.write``). Positions go on,
-and the address "previous" is that of the token before, whoever read it; but fast weights and linear attention neither hold the token
-nor decay for it, and no softmax attention sees it. Every router sees its own token alone, so all stays causal, and a stretch of tokens
-gives the same in one call or several.
+What a token means to an expert that it is not routed to is ``writes``:
 
-An expert whose block keeps no state of its own, as a GPT's, is given one: the inputs of this segment that were routed to it. A segment
+* "all": it is written there like any other, into fast weights, attention's state and what is attended to. Routing decides whose output
+  counts. So a router that sends a question to the expert that can answer it gets a gradient for that.
+* "routed": it *counts* there, and is not *written* (``Masks.write``). Positions go on, and the address "previous" is that of the token
+  before, whoever reads it; but fast weights and linear attention neither hold the token nor decay for it, and no softmax attention sees
+  it. Whether to write is then a choice without a gradient: what comes of it, comes at later tokens.
+
+Every router sees its own token alone, so all stays causal either way, and a stretch of tokens gives the same in one call or several.
+
+An expert whose block keeps no state of its own, as a GPT's, is given one: the inputs of this segment that were written. A segment
 is ``context`` tokens of an episode, and attention begins anew with each; so a call of one token costs the same however long the text is.
 
 Every expert computes every token, and what was not chosen is masked: a step takes the time of all experts together. What is sparse is
-which weights a token's output depends on (:mod:`bdh_jax.analysis.routing` counts them).
+which weights a token's way from layer to layer passes (:mod:`bdh_jax.analysis.routing` counts them).
 
 The loss that keeps the router from always choosing the same is E · Σ_e f_e P_e, of f_e, the share of the choices that fell on e, and
 P_e, the mean of p_e (Fedus, Zoph, Shazeer, Switch Transformers, JMLR 2022).
@@ -26,7 +31,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -54,6 +59,7 @@ from bdh_jax.models.base import (
 from bdh_jax.models.registry import MODELS
 from bdh_jax.types import Slow
 
+Writes = Literal["all", "routed"]
 SHARED = ("vocab_size", "n_layer", "d_model", "dropout", "dtype")
 """Settings that the mixture and all of its experts have alike."""
 _OWN = ("embed", "router", "lm_head")
@@ -72,7 +78,9 @@ class MixtureConfig(ModelConfig):
     """Name of each expert → options of its model. ``architecture`` among them names the model, or ``module:Class`` of a configuration of your
     own; without it that is the expert's name. Vocabulary, layers, width, dropout and dtype are the mixture's."""
     top_k: int = 1
-    """k, experts that a token is routed to in each layer. With all of them every token is written everywhere."""
+    """k, experts that a token is routed to in each layer."""
+    writes: Writes = "all"
+    """The tokens that an expert writes and attends to: "all", or those that are "routed" to it."""
     context: int = 256
     """C, tokens that an expert without a state of its own reads together; of a longer episode it reads one such segment after another."""
     balance: float = 0.01
@@ -105,6 +113,7 @@ class MixtureConfig(ModelConfig):
         require(self.init_std > 0, f"init_std={self.init_std} must be positive")
         require(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
         require_choice("dtype", self.dtype, DType)
+        require_choice("writes", self.writes, Writes)
         for name, expert in self.expert_configs().items():
             _check_state(name, expert.make_architecture().state(1))
 
@@ -184,7 +193,7 @@ class Kept(State):
 
     Attributes:
       x: [B, C, D], the layer's input at each place of the segment; zero where nothing is written.
-      written: [B, C] bool, where there is a token that was routed to it.
+      written: [B, C] bool, where there is a token.
     """
 
     x: jax.Array = array("batch", "time", "model", dtype="compute")
@@ -411,8 +420,8 @@ class MixtureArchitecture(Architecture):
                 )
 
     def _masks(self, masks: Masks, chosen: jax.Array) -> Masks:
-        """What is written at an expert: what is routed to it."""
-        if self.config.top_k == len(self.experts):
+        """What is written at an expert."""
+        if self.config.writes == "all" or self.config.top_k == len(self.experts):
             return masks
         return masks._replace(write=chosen if masks.write is None else chosen & masks.write)
 

@@ -33,6 +33,7 @@ CONFIG = MixtureConfig(
     d_model=8,
     experts=Options(bdh=BDH, gpt=Options(n_head=1, init_std=0.4), wide=Options(architecture="gpt", n_head=2, init_std=0.4)),
     context=3,
+    writes="routed",
     init_std=0.5,
     dtype="float64",
 )
@@ -174,6 +175,18 @@ def test_a_token_is_written_where_it_is_routed_and_counts_everywhere(slow):
     close(taps["route"][0], jnp.where(jnp.asarray(architecture.chosen), probability, 0))
     assert taps["bdh.code"].shape == (1, 2, 2, LENGTH, 8)
     close([metrics[f"share_{n}"] for n in ("bdh", "gpt", "wide")], [3 / 8, 3 / 8, 2 / 8])
+
+
+def test_all_is_written_everywhere_where_routes_choose_outputs_alone(slow):
+    """Each expert is its own model of the whole text."""
+    config = dataclasses.replace(CONFIG, n_layer=1, context=LENGTH, writes="all")
+    slow, architecture = one_layer(slow), config.make_architecture()
+    x = architecture.embed(slow, jnp.asarray(TOKENS))
+    outputs = [layers(expert, slow[name], x, Masks())[0] for name, expert in architecture.experts.items()]
+    weights = jax.nn.softmax(x @ slow["router"][0])
+    weights = jnp.where(weights == weights.max(-1, keepdims=True), weights, 0)
+    change = sum(weights[..., i, None] * (y - x) for i, y in enumerate(outputs))
+    close(apply(config.build(), slow, TOKENS).logits, architecture.readout(slow, layer_norm(x + change)))
 
 
 def test_with_all_experts_it_is_their_mean_by_the_router(slow):
