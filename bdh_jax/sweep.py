@@ -261,9 +261,9 @@ def _nested(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         else:
             changed[name] = value
     for name, inner in parts.items():
-        part = getattr(config, name, None)
+        part = config.get(name) if isinstance(config, Options) else getattr(config, name, None)
         # An option is one of many: the others stay.
-        changed[name] = {**part, **inner} if isinstance(part, Options) else _nested(part, inner)
+        changed[name] = {**part, **_nested(part, inner)} if isinstance(part, Options) else _nested(part, inner)
     return changed
 
 

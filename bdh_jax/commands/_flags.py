@@ -318,7 +318,11 @@ def _check_key(template: ExperimentConfig, values: ml_collections.ConfigDict, ke
             if name not in values:
                 with values.unlocked():
                     values[name] = any_value()
+            option = node.get(name)
             node = None
+            if isinstance(option, Options):
+                inner: Any = values[name]
+                node, values = option, inner
         elif dataclasses.is_dataclass(node):
             names = [field.name for field in dataclasses.fields(node)]
             if name not in names:
@@ -329,7 +333,7 @@ def _check_key(template: ExperimentConfig, values: ml_collections.ConfigDict, ke
                 )
             node = getattr(node, name)
             if isinstance(node, Options) or dataclasses.is_dataclass(node):
-                inner: Any = values[name]
+                inner = values[name]
                 values = inner
         else:
             raise ConfigError(f"{where}: {parents} is a single value and has no keys")

@@ -31,14 +31,15 @@ from absl import flags
 
 from bdh_jax.commands._flags import define_choice, define_path
 from bdh_jax.commands._output import new_file, write_output
-from bdh_jax.config import ConfigError
+from bdh_jax.config import ConfigError, require
 from bdh_jax.console import NOT_READ, Progress, leave_unread
 from bdh_jax.data.tokenizer import Tokenizer
-from bdh_jax.experiment import load_as, tokenizer_of
+from bdh_jax.experiment import load, tokenizer_of
 from bdh_jax.generation.sampling import GenerationState, Prompts, Sampling, check_memory, generate, prefill
 from bdh_jax.generation.state_files import load_state, save_state
 from bdh_jax.generation.token_steps import prefill_and_choose
-from bdh_jax.models.bdh import BDH, BDHConfig
+from bdh_jax.models.base import Model
+from bdh_jax.models.bdh import BDH
 from bdh_jax.runs.checkpoint import WHICH
 from bdh_jax.types import Slow
 
@@ -97,9 +98,14 @@ def main(argv: Sequence[str]) -> int:
     for flag in (_OUT, _SAVE_STATE):
         new_file(flag.value, flag.name)
     workdir = Path(_WORKDIR.value)
-    config, slow = load_as(BDHConfig, workdir, _WHICH.value)
+    config, slow = load(workdir, _WHICH.value)
+    require(
+        config.has_state,
+        f"--workdir={workdir} holds a {type(config).__name__.removesuffix('Config')}, which keeps no state to go on from; name a run of a "
+        "model that keeps one, such as a BDH",
+    )
     tokenizer = tokenizer_of(workdir)
-    model = BDH(config)
+    model = config.build()
     sampling = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value, vocab_size=tokenizer.vocab_size)
     if _PROMPTS.value and _OUT.value:
         texts = _write_many(model, slow, tokenizer, sampling, _read_prompts(Path(_PROMPTS.value)))
@@ -108,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
     return 0 if _write_one(model, slow, tokenizer, sampling) else NOT_READ
 
 
-def _write_one(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling) -> bool:
+def _write_one(model: Model, slow: Slow, tokenizer: Tokenizer, sampling: Sampling) -> bool:
     """Stream one text. Returns whether all of it was read; the state is saved in any case."""
     prompt = _prompt()
     before = load_state(_STATE.value, model, slow) if _STATE.value else None
@@ -146,7 +152,7 @@ def _write_one(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling)
     return stream.is_read
 
 
-def _write_many(model: BDH, slow: Slow, tokenizer: Tokenizer, sampling: Sampling, prompts: list[str]) -> str:
+def _write_many(model: Model, slow: Slow, tokenizer: Tokenizer, sampling: Sampling, prompts: list[str]) -> str:
     """What is written for each prompt, a line of JSON each."""
     ids = [tokenizer.encode(prompt.encode()) for prompt in prompts]
     model, state = _read(model, slow, ids, None)
@@ -190,7 +196,7 @@ def _over_budget(state: GenerationState) -> str:
     return f"; {int(steps.over_budget) / int(steps.taken):.0%} had more active than the prompt and read everything"
 
 
-def _read(model: BDH, slow: Slow, prompts: Prompts, state: GenerationState | None) -> tuple[BDH, GenerationState]:
+def _read(model: Model, slow: Slow, prompts: Prompts, state: GenerationState | None) -> tuple[Model, GenerationState]:
     """Read prompts, with a bar if that takes long; and the same model with the token step that is to write."""
     batch, longest = len(prompts), max(len(prompt) for prompt in prompts)
     check_memory(model.config, batch, _available_memory())
@@ -200,7 +206,7 @@ def _read(model: BDH, slow: Slow, prompts: Prompts, state: GenerationState | Non
             del total
             bar.to(done)
 
-        if _TOKEN_STEP.value == "off":
+        if _TOKEN_STEP.value == "off" or not isinstance(model, BDH):
             return model, prefill(model, slow, prompts, state, progress=progress)
         state, token_step = prefill_and_choose(model, slow, prompts, state, progress=progress)
         return BDH(dataclasses.replace(model.config, token_step=token_step)), state

@@ -28,6 +28,7 @@ from bdh_jax.experiment import ExperimentConfig, run
 from bdh_jax.parallel import processes
 from bdh_jax.runs import signals
 from bdh_jax.tasks.facts import FactsConfig
+from bdh_jax.tasks.text import TextConfig
 
 _LOGGER = logging.getLogger("bdh_jax")
 
@@ -87,7 +88,8 @@ def _next(config: ExperimentConfig, workdir: Path) -> Iterator[str]:
     elif config.task.reads_text:
         if config.model.has_state:
             yield f'bdh generate --workdir={one} --prompt="To be"'
-        yield f"bdh score-text --workdir={workdir}"
+        whole = isinstance(config.task, TextConfig)
+        yield f"bdh score-text --workdir={workdir}" if whole else f"bdh evaluate --workdir={one}"
     else:
         yield f"bdh evaluate --workdir={one}"
         if config.model.has_fast_weights and config.task.token_meaning() == "integers":

@@ -97,9 +97,7 @@ def to_config_dict(config: Any) -> ml_collections.ConfigDict:
         if dataclasses.is_dataclass(value):
             result[field.name] = to_config_dict(value)
         elif isinstance(value, Options):
-            options = result[field.name] = ml_collections.ConfigDict()
-            for name, option in value.items():
-                options[name] = any_value(option)
+            result[field.name] = _options_dict(value)
         elif value is None:
             (kind,) = (a for a in typing.get_args(hints[field.name]) if a is not type(None))
             result[field.name] = config_dict.placeholder(kind)
@@ -108,6 +106,13 @@ def to_config_dict(config: Any) -> ml_collections.ConfigDict:
         else:
             result[field.name] = value
     return result.lock()
+
+
+def _options_dict(options: Options) -> ml_collections.ConfigDict:
+    result = ml_collections.ConfigDict()
+    for name, option in options.items():
+        result[name] = _options_dict(option) if isinstance(option, Options) else any_value(option)
+    return result
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from bdh_jax.config import ConfigError, check_types
 from bdh_jax.config.seeds import KEYS, key_of, whole_seed
 from bdh_jax.fast_weights.shapes import shapes
 from bdh_jax.fast_weights.state import FastState, exportable
-from bdh_jax.models.bdh import BDH, BDHConfig
+from bdh_jax.models.base import Model, ModelConfig
 from bdh_jax.models.token_step import slots_of, with_slots, without_slots
 from bdh_jax.types import Slow, Struct
 
@@ -141,7 +141,7 @@ def sample(logits: jax.Array, keys: jax.Array, positions: jax.Array, sampling: S
 
 
 def prefill(
-    model: BDH,
+    model: Model,
     slow: Slow,
     prompts: Prompts,
     state: GenerationState | None = None,
@@ -181,7 +181,7 @@ def prefill(
     return reached
 
 
-def begin(model: BDH, prompts: Prompts, state: GenerationState | None) -> tuple[list[np.ndarray], GenerationState]:
+def begin(model: Model, prompts: Prompts, state: GenerationState | None) -> tuple[list[np.ndarray], GenerationState]:
     """The prompts as arrays [T] of ids, and the state that they are read into: of zeros, or the one given. Raises as :func:`prefill`."""
     if len(prompts) == 0:
         raise ValueError("there are no prompts; give at least one sequence of token ids")
@@ -212,7 +212,7 @@ def padded(arrays: Sequence[np.ndarray], start: int, end: int) -> tuple[jax.Arra
     return jnp.asarray(tokens), jnp.asarray(valid)
 
 
-def as_model_keeps_it(model: BDH, state: GenerationState) -> GenerationState:
+def as_model_keeps_it(model: Model, state: GenerationState) -> GenerationState:
     """The state with slots for writes that wait, or without, as the model has them. Its buffers may be given up."""
     if model.config.slots == slots_of(state.fast):
         return state
@@ -220,7 +220,7 @@ def as_model_keeps_it(model: BDH, state: GenerationState) -> GenerationState:
 
 
 def generate(
-    model: BDH,
+    model: Model,
     slow: Slow,
     state: GenerationState,
     *,
@@ -276,15 +276,15 @@ def generate(
             return
 
 
-def memory_needed(config: BDHConfig, batch_size: int, chunk: int = PREFILL_CHUNK) -> int:
-    """Bytes that reading takes beside the weights, about: the state, old and new, and the codes of a chunk. The prompt's length
+def memory_needed(config: ModelConfig, batch_size: int, chunk: int = PREFILL_CHUNK) -> int:
+    """Bytes that reading takes beside the weights, about: the state, old and new, and the widest arrays of a chunk. The prompt's length
     does not matter."""
-    one = jax.eval_shape(lambda: BDH(config).init_fast(1)).nbytes
-    codes = 6 * chunk * config.n_neurons * config.state_dtype.itemsize
-    return batch_size * (2 * one + codes)
+    one = jax.eval_shape(lambda: config.build().init_fast(1)).nbytes
+    wide = 6 * chunk * config.widest * config.state_dtype.itemsize
+    return batch_size * (2 * one + wide)
 
 
-def check_memory(config: BDHConfig, batch_size: int, available: int | None) -> None:
+def check_memory(config: ModelConfig, batch_size: int, available: int | None) -> None:
     """Refuse more sequences than the memory holds, before anything is computed.
 
     Args:
@@ -304,13 +304,13 @@ def check_memory(config: BDHConfig, batch_size: int, available: int | None) -> N
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _with_other_slots(model: BDH, fast: FastState) -> FastState:
+def _with_other_slots(model: Model, fast: FastState) -> FastState:
     plain = without_slots(fast)
     return with_slots(plain, model.declared_fast(fast.position.shape[0])) if model.config.slots else plain
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _read(model: BDH, slow: Slow, state: GenerationState, tokens: jax.Array, valid: jax.Array) -> GenerationState:
+def _read(model: Model, slow: Slow, state: GenerationState, tokens: jax.Array, valid: jax.Array) -> GenerationState:
     out = model.apply({"params": slow}, tokens, state.fast, valid=valid)
     # Prompts end at the last column; a row whose prompt is empty keeps the logits it had.
     return GenerationState(out.carried, jnp.where(valid[:, -1:], out.logits[:, -1], state.logits))
@@ -318,7 +318,7 @@ def _read(model: BDH, slow: Slow, state: GenerationState, tokens: jax.Array, val
 
 @functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
 def _step(
-    model: BDH, weights: tuple[Slow, Slow], state: GenerationState, keys: jax.Array, going: jax.Array, sampling: Sampling
+    model: Model, weights: tuple[Slow, Slow], state: GenerationState, keys: jax.Array, going: jax.Array, sampling: Sampling
 ) -> tuple[jax.Array, GenerationState]:
     tokens = sample(state.logits, keys, state.fast.position, sampling)
     slow, views = weights

@@ -26,7 +26,7 @@ from bdh_jax.config.base import one_line
 from bdh_jax.config.records import RecordError, Schema, digest_of, parse, whole_file
 from bdh_jax.fast_weights.state import structs
 from bdh_jax.generation.sampling import GenerationState, as_model_keeps_it
-from bdh_jax.models.bdh import BDH, BDHConfig
+from bdh_jax.models.base import Model, ModelConfig
 from bdh_jax.models.token_step import without_slots
 from bdh_jax.runs.fingerprint import digests, slow_hash
 from bdh_jax.types import Slow
@@ -54,7 +54,7 @@ class StateError(ValueError):
     """A saved state that cannot be used here. The message names the file, what is wrong and the remedy."""
 
 
-def config_hash(config: BDHConfig) -> str:
+def config_hash(config: ModelConfig) -> str:
     """What tells states of different models apart: a hash of all settings that change the function or the state's shape."""
     settings = dataclasses.asdict(config)
     for name in ("implementation", "kernel", "chunk_size", "remat", "dropout", "token_step"):  # speed and training only
@@ -62,7 +62,7 @@ def config_hash(config: BDHConfig) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def save_state(path: str | Path, state: GenerationState, model: BDH, slow: Slow, *, overwrite: bool = False) -> None:
+def save_state(path: str | Path, state: GenerationState, model: Model, slow: Slow, *, overwrite: bool = False) -> None:
     """Write a state to a safetensors file, with a header that says what made it. Writes that wait in slots are made for that: a file is
     the same whatever ``token_step`` is.
 
@@ -102,7 +102,7 @@ def save_state(path: str | Path, state: GenerationState, model: BDH, slow: Slow,
         raise StateError(f"{path} cannot be written ({reason}); make room, or name another file") from error
 
 
-def load_state(path: str | Path, model: BDH, slow: Slow) -> GenerationState:
+def load_state(path: str | Path, model: Model, slow: Slow) -> GenerationState:
     """Read a state that :func:`save_state` wrote.
 
     Args:

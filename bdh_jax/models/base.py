@@ -90,6 +90,16 @@ class ModelConfig:
         return False
 
     @property
+    def draws_in_training(self) -> bool:
+        """Whether a training step draws random numbers (:meth:`Architecture.draws`)."""
+        return self.dropout > 0
+
+    @property
+    def widest(self) -> int:
+        """Numbers that the widest array of a layer has for each token."""
+        return self.d_model
+
+    @property
     def slots(self) -> int:
         """How many writes may wait beside a matrix of the state; 0: every write goes there at once."""
         return 0
@@ -509,7 +519,7 @@ class Model(nn.Module):
             of what was written, for consolidation.
           collect: names of taps to return for every layer and token; BDH: "code", "gate", "address", "decoded" (what the decoder makes of
             the gated code) and "read" (what fast weights and synapse add to that).
-          deterministic: False applies dropout and needs ``rngs={"dropout": key}``.
+          deterministic: False applies dropout and other noise, and needs ``rngs={"dropout": key}``.
 
         Returns:
           :class:`ModelOutput`.
@@ -530,7 +540,7 @@ class Model(nn.Module):
         final = "none" if architecture.state(1) is None else state
 
         draws = None
-        if self.config.dropout > 0 and not deterministic:
+        if self.config.draws_in_training and not deterministic:
             draws = architecture.draws(self.make_rng("dropout"), *tokens.shape)
         x = architecture.embed_draws(architecture.embed(slow, tokens), draws)
         inputs = Inputs(x, fast, masks, draws)

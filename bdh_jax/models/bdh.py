@@ -199,6 +199,11 @@ class BDHConfig(ModelConfig):
         return self.fast.token_by_token
 
     @property
+    def widest(self) -> int:
+        """Its codes."""
+        return self.n_neurons
+
+    @property
     def slots(self) -> int:
         """How many writes may wait beside a matrix of the state."""
         return self.token_step.slots

@@ -10,7 +10,7 @@ Axis letters: see :mod:`bdh_jax.types`; N is the width of a head here.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -72,6 +72,11 @@ class GPTConfig(ModelConfig):
         require(self.rope_theta > 1, f"rope_theta={self.rope_theta} must be greater than 1")
         require_choice("dtype", self.dtype, DType)
 
+    @property
+    def widest(self) -> int:
+        """The hidden layer of its MLP."""
+        return self.width_factor * self.d_model
+
     def multiply_adds_per_token(self, length: int) -> int:
         """Of a forward pass over so many tokens, for each: (4 + 2·width_factor)·D² + 2·T·D a layer, and V·D for the logits."""
         layer = (4 + 2 * self.width_factor) * self.d_model**2 + 2 * length * self.d_model
@@ -116,6 +121,7 @@ class GPTArchitecture(Architecture):
     """What a GPT is made of."""
 
     config: GPTConfig
+    outside: ClassVar[tuple[str, ...]] = ("embed", "norm", "lm_head")
 
     def weights(self) -> dict[str, Any]:
         """The slow weights: embed, layer0 …, norm, lm_head."""

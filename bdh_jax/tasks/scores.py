@@ -105,7 +105,7 @@ def read_score(values: Mapping[str, Any]) -> AnyScore:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What a task says of a model. All rows are of one kind."""
+    """What a task says of a model."""
 
     rows: tuple[AnyScore, ...]
     primary: float
@@ -119,19 +119,24 @@ class Evaluation:
 
     def table(self, title: str | None = None) -> Table:
         """The scores as a table that fits 80 columns, one row a set."""
-        kind = type(self.rows[0])
+        columns = _columns(self.rows)
         extras = list(dict.fromkeys(key for row in self.rows for key in row.extra))
         table = Table(title=title, caption=self.note or None, box=box.SIMPLE_HEAD, show_edge=False, padding=0)
         table.add_column("set")
-        for header in (kind.COUNTED, *kind.COLUMNS.values()):
+        for header in (" or ".join(dict.fromkeys(row.COUNTED for row in self.rows)), *columns.values()):
             table.add_column(header, justify="right")
         for key in extras:
             table.add_column(key.replace("_", " "), justify="right")
         for row in self.rows:
-            numbers = [getattr(row, name) for name in kind.COLUMNS]
-            cells = [_fraction(x) for x in numbers] + [_fraction(row.extra[k]) if k in row.extra else "" for k in extras]
+            cells = [_fraction(getattr(row, name)) if name in row.COLUMNS else "" for name in columns]
+            cells += [_fraction(row.extra[k]) if k in row.extra else "" for k in extras]
             table.add_row(row.name, str(row.count), *cells)
         return table
+
+
+def _columns(rows: Sequence[AnyScore]) -> dict[str, str]:
+    """The numbers of all rows and their headings; a row of another kind has none of some."""
+    return {name: header for row in rows for name, header in row.COLUMNS.items()}
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -162,15 +167,18 @@ def results_table(results: Mapping[str, Any]) -> Table:
         title=f"seeds {', '.join(map(str, seeds))}: mean ± standard deviation", box=box.SIMPLE_HEAD, pad_edge=False
     )
     table.add_column("set")
-    kind = type(read_score(next(iter(results["runs"][str(seeds[0])]["evaluation"].values()))))
-    for header in kind.COLUMNS.values():
+    scores = {name: read_score(score) for name, score in results["runs"][str(seeds[0])]["evaluation"].items()}
+    columns = _columns(list(scores.values()))
+    for header in columns.values():
         table.add_column(header, justify="right")
     for name, mean in results["mean"].items():
         spread = results["spread"][name]
-        table.add_row(name, *(mean_and_spread(mean[key], spread[key]) for key in kind.COLUMNS))
-    lines = [kind.COLUMNS[kind.COMPARED]]
+        own = scores[name].COLUMNS
+        table.add_row(name, *(mean_and_spread(mean[key], spread[key]) if key in own else "" for key in columns))
+    lines = [", ".join(dict.fromkeys(score.COLUMNS[score.COMPARED] for score in scores.values()))]
     for seed, run in results["runs"].items():
-        lines.append(f"seed {seed}: " + "  ".join(f"{name} {s[kind.COMPARED]:.4f}" for name, s in run["evaluation"].items()))
+        compared = (f"{name} {run['evaluation'][name][score.COMPARED]:.4f}" for name, score in scores.items())
+        lines.append(f"seed {seed}: " + "  ".join(compared))
     table.caption = "\n".join(lines)
     return table
 

@@ -228,7 +228,7 @@ def make_train_step(
     )
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        step_key = jax.random.fold_in(key, state.step) if model.config.dropout > 0 else None
+        step_key = jax.random.fold_in(key, state.step) if model.config.draws_in_training else None
         found = gradients(model, state.slow, batch, ask, step_key, state.fast if carry else None)
         trained, frozen = split_trained(state.slow, model.declared_slow())
         updates, opt_state = optimizer.update(found.gradient, state.opt_state, trained)
