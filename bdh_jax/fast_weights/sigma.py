@@ -83,9 +83,7 @@ def sigma_scan(
     return _at_once(tokens, sigma, masks, rates)
 
 
-def _token_by_token(
-    tokens: SigmaTokens, sigma: jax.Array, masks: Masks, rates: SigmaRates
-) -> tuple[jax.Array, jax.Array]:
+def _token_by_token(tokens: SigmaTokens, sigma: jax.Array, masks: Masks, rates: SigmaRates) -> tuple[jax.Array, jax.Array]:
     update = jax.vmap(lambda sigma, post, key: sigma_update(sigma, post[None], key[None], **rates._asdict()))
 
     def step(sigma: jax.Array, token: tuple[SigmaTokens, jax.Array | None, jax.Array | None]) -> tuple[jax.Array, jax.Array]:

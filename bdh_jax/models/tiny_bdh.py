@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from bdh_jax.config import check_types, require, require_choice, require_sizes
+from bdh_jax.config.identity import HOW
 from bdh_jax.fast_weights.addresses import ADDRESS_NORM_EPSILON, shift_to_previous
 from bdh_jax.fast_weights.masks import keep
 from bdh_jax.fast_weights.sigma import SigmaForm, SigmaRates, SigmaTokens, sigma_scan
@@ -95,7 +96,7 @@ class TinyBDHConfig(ModelConfig):
     """"l2" gives what is read with and written under length 1."""
     residual: bool = False
     """Whether a field adds its z to its input; else it gives z alone."""
-    implementation: Literal["auto", "recurrent", "parallel"] = "auto"
+    implementation: Literal["auto", "recurrent", "parallel"] = dataclasses.field(default="auto", metadata=HOW)
     """How σ is written over a stretch of tokens: one after another, or all at once, which exists without limits. Never changes the
     function."""
 
@@ -109,7 +110,9 @@ class TinyBDHConfig(ModelConfig):
         require_choice("address", self.address, Address)
         require_choice("address_norm", self.address_norm, Literal["none", "l2"])
         require_choice("implementation", self.implementation, Literal["auto", "recurrent", "parallel"])
-        require(self.vocab_size >= 2, f"vocab_size={self.vocab_size} must be at least 2: an answer is one of two tokens or more")
+        require(
+            self.vocab_size >= 2, f"vocab_size={self.vocab_size} must be at least 2: an answer is one of two tokens or more"
+        )
         require(self.init_std > 0, f"init_std={self.init_std} must be positive")
         require(self.init_std_outside > 0, f"init_std_outside={self.init_std_outside} must be positive")
         require(0 <= self.forget <= 1, f"forget={self.forget} must lie in [0, 1]")

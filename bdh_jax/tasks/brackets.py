@@ -35,6 +35,8 @@ SHORTEST = 4
 """The shortest sequence of depth 2."""
 EDITS = ("kind", "direction", "exchange")
 EVALUATION_SEED = 202
+_ATTEMPTS = 100
+"""At an edit, before another one is made."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,24 +149,30 @@ def counts_fit(brackets: np.ndarray) -> np.ndarray:
     return np.all([(brackets == k).sum(axis=1) == (brackets == KINDS + k).sum(axis=1) for k in range(KINDS)], axis=0)
 
 
-def edited(rng: np.random.Generator, brackets: np.ndarray, edit: np.ndarray) -> np.ndarray:
-    """Balanced brackets [E, T] after one edit each, of EDITS[edit [E]], so that none is balanced."""
-    brackets, left = brackets.copy(), np.arange(len(brackets))
-    while len(left):
+def edited(rng: np.random.Generator, brackets: np.ndarray, edit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Balanced brackets [E, T] after one edit each, so that none is balanced, and which edits they were [E].
+
+    They are those of EDITS[edit [E]], but a sequence that no exchange unbalances, such as (()), has a bracket of another kind instead.
+    """
+    brackets, edit, left = brackets.copy(), edit.copy(), np.arange(len(brackets))
+    places = brackets.shape[1] - 1
+    for attempt in range(_ATTEMPTS + 1):
+        if attempt == _ATTEMPTS:
+            edit[left] = EDITS.index("kind")  # which unbalances every sequence
         rows, row = brackets[left], np.arange(len(left))
-        at = rng.integers(0, brackets.shape[1], len(left))
+        exchange = edit[left] == EDITS.index("exchange")
+        at = rng.integers(0, np.where(exchange, places, places + 1))
         here = rows[row, at]
         other = here - here % KINDS + (here % KINDS + rng.integers(1, KINDS, len(left))) % KINDS
         turned = (here + KINDS) % (2 * KINDS)
-        after = np.minimum(at + 1, brackets.shape[1] - 1)
-        exchange = edit[left] == EDITS.index("exchange")
+        after = np.minimum(at + 1, places)
         changed = rows.copy()
         changed[row, at] = np.where(exchange, rows[row, after], np.where(edit[left] == EDITS.index("kind"), other, turned))
-        changed[row, after] = np.where(exchange, here, changed[row, after])
+        changed[row[exchange], after[exchange]] = here[exchange]
         broken = ~is_balanced(changed)
         brackets[left[broken]] = changed[broken]
         left = left[~broken]
-    return brackets
+    return brackets, edit
 
 
 def sample(rng: np.random.Generator, count: int, length: int, max_depth: int) -> Sequences:
@@ -173,7 +181,7 @@ def sample(rng: np.random.Generator, count: int, length: int, max_depth: int) ->
     edit = np.full(count, -1)
     half = (count + 1) // 2
     edit[half:] = np.arange(count - half) % len(EDITS)
-    brackets[half:] = edited(rng, brackets[half:], edit[half:])
+    brackets[half:], edit[half:] = edited(rng, brackets[half:], edit[half:])
     return Sequences(brackets, edit < 0, edit)
 
 
@@ -198,7 +206,7 @@ class Brackets(TaskBase):
         for length in np.unique(turns):
             (pairs,) = np.nonzero(turns == length)
             brackets = balanced_brackets(rng, 2 * len(pairs), int(length), config.max_depth)
-            brackets[len(pairs) :] = edited(rng, brackets[len(pairs) :], edits[pairs])
+            brackets[len(pairs) :], _ = edited(rng, brackets[len(pairs) :], edits[pairs])
             rows = np.concatenate([2 * pairs, 2 * pairs + 1])
             there = rows < self.batch_size
             encoded = self.encode(brackets, np.arange(len(rows)) < len(pairs))

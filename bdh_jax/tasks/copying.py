@@ -52,9 +52,7 @@ class CopyingConfig(TaskConfig):
             self.symbols >= longest,
             f"task.symbols={self.symbols} must be at least {longest}: the symbols of a sequence are all different",
         )
-        require(
-            self.evaluation_sequences >= 1, f"task.evaluation_sequences={self.evaluation_sequences} must be at least 1"
-        )
+        require(self.evaluation_sequences >= 1, f"task.evaluation_sequences={self.evaluation_sequences} must be at least 1")
         require(
             min(self.evaluation_lengths, default=0) >= 1,
             f"task.evaluation_lengths={self.evaluation_lengths} must be numbers ≥ 1, at least one",

@@ -62,9 +62,7 @@ class NewRuleConfig(TaskConfig):
             f"task.others={self.others} must lie in 0 … {self.symbols - 1}: each has an input symbol of its own",
         )
         require(self.fillers >= 0, f"task.fillers={self.fillers} must be ≥ 0")
-        require(
-            self.evaluation_sequences >= 1, f"task.evaluation_sequences={self.evaluation_sequences} must be at least 1"
-        )
+        require(self.evaluation_sequences >= 1, f"task.evaluation_sequences={self.evaluation_sequences} must be at least 1")
 
     def make(self, *, seed: int, batch_size: int, data: DataConfig | None = None) -> NewRule:
         """See :meth:`bdh_jax.tasks.base.TaskConfig.make`."""
