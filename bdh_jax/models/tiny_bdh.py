@@ -265,7 +265,7 @@ class TinyBDHArchitecture(Architecture):
             read, sigma = sigma_scan(tokens, start, call.masks, config.rates, config.form)
             y2 = read.astype(x.dtype)
             taps["key"] = key
-            metrics = _measured(sigma + weights["synapse"].T[None])
+            metrics = _measured("sigma", sigma) | _measured("synapse", weights["synapse"][None])
             if setup.final != "none":
                 memory = Memory(RuleState(sigma.mT[:, None]))
                 use = _use(SigmaTokens(read, query, key), None if state is None else state.use, call, config.learning_rate)
@@ -309,13 +309,14 @@ def _low_rank(x: jax.Array, e: jax.Array, d: jax.Array) -> jax.Array:
     return jax.nn.relu((x @ e) @ d.T)
 
 
-def _measured(sigma: jax.Array) -> dict[str, jax.Array]:
-    """What is logged of σ [B, N, N], means over the examples: the share of synapses that are not zero, its norm, its strongest synapse."""
-    sigma = jax.lax.stop_gradient(sigma)
+def _measured(name: str, matrices: jax.Array) -> dict[str, jax.Array]:
+    """What is logged of σ after the last token [B, N, N], and of the synapse: the share of entries that are not zero, the norm, and the
+    size of the strongest, means over the examples."""
+    matrices = jax.lax.stop_gradient(matrices)
     return {
-        "sigma_nonzero": jnp.mean((sigma != 0).astype(sigma.dtype)),
-        "sigma_norm": jnp.mean(jnp.sqrt(jnp.sum(jnp.square(sigma), axis=(1, 2)))),
-        "sigma_largest": jnp.mean(jnp.max(jnp.abs(sigma), axis=(1, 2))),
+        f"{name}_nonzero": jnp.mean((matrices != 0).astype(matrices.dtype)),
+        f"{name}_norm": jnp.mean(jnp.sqrt(jnp.sum(jnp.square(matrices), axis=(1, 2)))),
+        f"{name}_largest": jnp.mean(jnp.max(jnp.abs(matrices), axis=(1, 2))),
     }
 
 

@@ -33,10 +33,14 @@ QUERY, YES, NO, NONE, PADDING = range(2 * KINDS, 2 * KINDS + 5)
 VOCABULARY = PADDING + 1
 SHORTEST = 4
 """The shortest sequence of depth 2."""
+END = -1
+"""After the last bracket of a sequence that is shorter than others; no token."""
 EDITS = ("kind", "direction", "exchange")
 EVALUATION_SEED = 202
 _ATTEMPTS = 100
 """At an edit, before another one is made."""
+_BLOCK = 16
+"""Batches that are made together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,23 +93,34 @@ class Sequences(NamedTuple):
     """[E] int, index into EDITS; −1 of a balanced one."""
 
 
-def balanced_brackets(rng: np.random.Generator, count: int, length: int, max_depth: int) -> np.ndarray:
-    """Balanced sequences [E, T] int32 of depth 2 at least and ``max_depth`` at most."""
-    found = np.empty((0, length), np.int32)
-    while len(found) < count:
-        brackets = np.empty((count, length), np.int32)
-        stack = np.zeros((count, max_depth), np.int32)
-        depth, deepest, row = np.zeros(count, np.int64), np.zeros(count, np.int64), np.arange(count)
-        for t in range(length):
-            opens = (rng.random(count) < 0.5) | (depth == 0)
-            opens &= depth < np.minimum(max_depth, length - t)
-            kind = rng.integers(0, KINDS, count)
-            brackets[:, t] = np.where(opens, kind, KINDS + stack[row, np.maximum(depth - 1, 0)])
-            stack[row[opens], depth[opens]] = kind[opens]
-            depth += np.where(opens, 1, -1)
-            deepest = np.maximum(deepest, depth)
-        found = np.concatenate([found, brackets[deepest >= 2]])
-    return found[:count]
+def balanced_brackets(rng: np.random.Generator, lengths: np.ndarray, max_depth: int) -> np.ndarray:
+    """Balanced sequences of even lengths [E], as [E, T] int32 with END after their last bracket; of depth 2 at least and ``max_depth``
+    at most."""
+    brackets, left = np.full((len(lengths), int(lengths.max(initial=0))), END, np.int32), np.arange(len(lengths))
+    while len(left):
+        drawn, deepest = _walk(rng, lengths[left], max_depth)
+        deep = deepest >= 2
+        brackets[left[deep], : drawn.shape[1]] = drawn[deep]
+        left = left[~deep]
+    return brackets
+
+
+def _walk(rng: np.random.Generator, lengths: np.ndarray, max_depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """Balanced sequences [E, T], and the greatest depth of each."""
+    count, longest = len(lengths), int(lengths.max())
+    brackets = np.full((count, longest), END, np.int32)
+    stack = np.zeros((count, max_depth + 1), np.int32)
+    depth, deepest, row = np.zeros(count, np.int64), np.zeros(count, np.int64), np.arange(count)
+    coins, kinds = rng.random((longest, count)) < 0.5, rng.integers(0, KINDS, (longest, count), dtype=np.int32)
+    for t in range(longest):
+        there = t < lengths
+        opens = (coins[t] | (depth == 0)) & (depth < np.minimum(max_depth, lengths - t))
+        brackets[:, t] = np.where(there, np.where(opens, kinds[t], KINDS + stack[row, np.maximum(depth - 1, 0)]), END)
+        # What a bracket that closes leaves above the top of the stack is never read.
+        stack[row, depth] = kinds[t]
+        depth += np.where(there, np.where(opens, 1, -1), 0)
+        deepest = np.maximum(deepest, depth)
+    return brackets, deepest
 
 
 class Reading(NamedTuple):
@@ -120,7 +135,7 @@ class Reading(NamedTuple):
 
 
 def parse(brackets: np.ndarray) -> Reading:
-    """Read brackets [E, T] with a stack."""
+    """Read brackets [E, T] with a stack. At END all stays as it is."""
     count, length = brackets.shape
     stack = np.zeros((count, length + 1), np.int32)
     depth, intact, row = np.zeros(count, np.int64), np.ones(count, bool), np.arange(count)
@@ -128,11 +143,11 @@ def parse(brackets: np.ndarray) -> Reading:
     unbroken = np.zeros((count, length), bool)
     for t in range(length):
         bracket = brackets[:, t]
-        opens = bracket < KINDS
+        opens, closes = (bracket >= 0) & (bracket < KINDS), bracket >= KINDS
         top = stack[row, np.maximum(depth - 1, 0)]
-        intact = intact & (opens | ((depth > 0) & (bracket == KINDS + top)))
-        stack[row[opens], depth[opens]] = bracket[opens]
-        depth = np.maximum(depth + np.where(opens, 1, -1), 0)
+        intact = intact & (~closes | ((depth > 0) & (bracket == KINDS + top)))
+        stack[row, depth] = bracket  # above the top unless it opens
+        depth = np.maximum(depth + opens - closes, 0)
         depths[:, t], unbroken[:, t] = depth, intact
         closing[:, t] = np.where(depth > 0, KINDS + stack[row, np.maximum(depth - 1, 0)], NONE)
     return Reading(depths, closing, unbroken)
@@ -155,17 +170,17 @@ def edited(rng: np.random.Generator, brackets: np.ndarray, edit: np.ndarray) -> 
     They are those of EDITS[edit [E]], but a sequence that no exchange unbalances, such as (()), has a bracket of another kind instead.
     """
     brackets, edit, left = brackets.copy(), edit.copy(), np.arange(len(brackets))
-    places = brackets.shape[1] - 1
+    lengths = (brackets != END).sum(axis=1)
     for attempt in range(_ATTEMPTS + 1):
         if attempt == _ATTEMPTS:
             edit[left] = EDITS.index("kind")  # which unbalances every sequence
         rows, row = brackets[left], np.arange(len(left))
         exchange = edit[left] == EDITS.index("exchange")
-        at = rng.integers(0, np.where(exchange, places, places + 1))
+        at = rng.integers(0, lengths[left] - exchange)
         here = rows[row, at]
         other = here - here % KINDS + (here % KINDS + rng.integers(1, KINDS, len(left))) % KINDS
         turned = (here + KINDS) % (2 * KINDS)
-        after = np.minimum(at + 1, places)
+        after = np.minimum(at + 1, lengths[left] - 1)
         changed = rows.copy()
         changed[row, at] = np.where(exchange, rows[row, after], np.where(edit[left] == EDITS.index("kind"), other, turned))
         changed[row[exchange], after[exchange]] = here[exchange]
@@ -177,7 +192,7 @@ def edited(rng: np.random.Generator, brackets: np.ndarray, edit: np.ndarray) -> 
 
 def sample(rng: np.random.Generator, count: int, length: int, max_depth: int) -> Sequences:
     """Sequences of one length, the first half of them balanced."""
-    brackets = balanced_brackets(rng, count, length, max_depth)
+    brackets = balanced_brackets(rng, np.full(count, length), max_depth)
     edit = np.full(count, -1)
     half = (count + 1) // 2
     edit[half:] = np.arange(count - half) % len(EDITS)
@@ -193,39 +208,46 @@ class Brackets(TaskBase):
     def __init__(self, config: BracketsConfig, seed: int, batch_size: int):
         self.config, self.seed, self.batch_size = config, seed, batch_size
         self.sequence_length = config.lengths[1] + 1
+        self._blocks: dict[int, tuple[np.ndarray, ...]] = {}
 
     def batch(self, step: int) -> Batch:
-        """Sequences of random lengths, two of each, one of them balanced; padded at their ends."""
-        rng, config, width = batch_rng(self.seed, step), self.config, self.sequence_length
-        low, high = config.lengths
-        tokens, targets = (np.full((self.batch_size, width), PADDING, np.int32) for _ in range(2))
-        answer, weights = (np.zeros((self.batch_size, width), np.float32) for _ in range(2))
-        valid = np.zeros((self.batch_size, width), bool)
-        turns = rng.integers(low // 2, high // 2 + 1, -(-self.batch_size // 2)) * 2
-        edits = rng.integers(0, len(EDITS), len(turns))
-        for length in np.unique(turns):
-            (pairs,) = np.nonzero(turns == length)
-            brackets = balanced_brackets(rng, 2 * len(pairs), int(length), config.max_depth)
-            brackets[len(pairs) :], _ = edited(rng, brackets[len(pairs) :], edits[pairs])
-            rows = np.concatenate([2 * pairs, 2 * pairs + 1])
-            there = rows < self.batch_size
-            encoded = self.encode(brackets, np.arange(len(rows)) < len(pairs))
-            for array, part in zip((tokens, targets, answer, weights, valid), encoded, strict=True):
-                array[rows[there], : length + 1] = part[there]
+        """Sequences of random lengths, of each balanced one and one that is not; padded at their ends."""
+        block, place = divmod(step, _BLOCK)
+        if block not in self._blocks:
+            self._blocks = {block: self._block(block)}
+        rows = slice(place * self.batch_size, (place + 1) * self.batch_size)
+        tokens, targets, answer, weights, valid = (array[rows] for array in self._blocks[block])
         return Batch(tokens, targets, answer, weights, valid, np.zeros_like(valid))
+
+    def _block(self, block: int) -> tuple[np.ndarray, ...]:
+        """The rows of _BLOCK batches, which are made together: most of the time goes to the loops over places."""
+        rng, (low, high) = batch_rng(self.seed, block), self.config.lengths
+        half = -(-self.batch_size // 2)
+        lengths = np.repeat(rng.integers(low // 2, high // 2 + 1, _BLOCK * half) * 2, 2)
+        brackets = np.full((len(lengths), high), END, np.int32)
+        drawn = balanced_brackets(rng, lengths, self.config.max_depth)
+        brackets[:, : drawn.shape[1]] = drawn
+        brackets[1::2], _ = edited(rng, brackets[1::2], rng.integers(0, len(EDITS), len(lengths) // 2))
+        arrays = self.encode(brackets, np.arange(len(lengths)) % 2 == 0)
+        # An odd batch leaves its last partner out.
+        kept = np.arange(len(lengths)) % (2 * half) < self.batch_size
+        return tuple(array[kept] for array in arrays)
 
     def encode(self, brackets: np.ndarray, balanced: np.ndarray) -> tuple[np.ndarray, ...]:
         """Tokens, targets, answer, loss weights and valid, each [E, T + 1], of brackets [E, T] and balanced [E]."""
-        reading, count = parse(brackets), len(brackets)
-        query = np.full((count, 1), QUERY, np.int32)
-        tokens = np.concatenate([brackets, query], axis=1).astype(np.int32)
-        verdict = np.where(balanced, YES, NO).astype(np.int32)[:, None]
+        reading, (count, length) = parse(brackets), brackets.shape
+        end, row = (brackets != END).sum(axis=1), np.arange(count)
+        there = np.arange(length) < end[:, None]
+        tokens, targets = (np.full((count, length + 1), PADDING, np.int32) for _ in range(2))
+        tokens[:, :-1], tokens[row, end] = np.where(there, brackets, PADDING), QUERY
         # After a mistake there is nothing to predict, and no loss weight.
-        targets = np.concatenate([np.where(reading.intact, reading.closing, NONE), verdict], axis=1)
-        answer = np.zeros(tokens.shape, np.float32)
-        answer[:, -1] = 1
-        weights = np.concatenate([self.config.trace * reading.intact, np.ones((count, 1))], axis=1).astype(np.float32)
-        return tokens, targets.astype(np.int32), answer, weights, np.ones(tokens.shape, bool)
+        intact = reading.intact & there
+        targets[:, :-1] = np.where(intact, reading.closing, np.where(there, NONE, PADDING))
+        targets[row, end] = np.where(balanced, YES, NO)
+        answer, weights = (np.zeros((count, length + 1), np.float32) for _ in range(2))
+        answer[row, end] = weights[row, end] = 1
+        weights[:, :-1] += self.config.trace * intact
+        return tokens, targets, answer, weights, np.arange(length + 1) <= end[:, None]
 
     def evaluate(self, predict: Predict) -> Evaluation:
         """Two rows for each length, whose ceiling is 1.

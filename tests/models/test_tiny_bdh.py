@@ -84,9 +84,9 @@ def test_three_steps_of_the_published_program():
     assert np.abs(sigma_of(slows[-1])).max() > 0.01
     # What is logged is of σ as the step found it.
     before = sigma_of(slows[-2])
-    assert metrics["model"]["sigma_nonzero"] == pytest.approx(np.mean(before != 0))
-    assert metrics["model"]["sigma_norm"] == pytest.approx(np.linalg.norm(before), rel=1e-4)
-    assert metrics["model"]["sigma_largest"] == pytest.approx(np.abs(before).max(), rel=1e-4)
+    assert metrics["model"]["synapse_nonzero"] == pytest.approx(np.mean(before != 0))
+    assert metrics["model"]["synapse_norm"] == pytest.approx(np.linalg.norm(before), rel=1e-4)
+    assert metrics["model"]["synapse_largest"] == pytest.approx(np.abs(before).max(), rel=1e-4)
 
 
 def test_sigma_gets_no_gradient_and_is_not_decayed():

@@ -162,10 +162,22 @@ def test_where_no_exchange_unbalances_another_edit_does():
     assert (edits == 0).all()
 
 
+def test_brackets_of_different_lengths_in_one_array():
+    lengths = np.array([4, 40, 12, 6])
+    rows = brackets.balanced_brackets(np.random.default_rng(0), lengths, 3)
+    np.testing.assert_array_equal((rows != brackets.END).sum(axis=1), lengths)
+    changed, _ = brackets.edited(np.random.default_rng(1), rows, np.array([0, 1, 2, 1]))
+    np.testing.assert_array_equal(changed == brackets.END, rows == brackets.END)
+    for row, broken in zip(rows.tolist(), changed.tolist(), strict=True):
+        for line, verdict in ((row, brackets.YES), (broken, brackets.NO)):
+            line = [bracket for bracket in line if bracket != brackets.END]
+            assert _brackets(None, [*line, brackets.QUERY], brackets.QUERY) == verdict
+
+
 @pytest.mark.parametrize("edit", range(3))
 def test_one_edit_is_one_edit(edit):
     rng = np.random.default_rng(1)
-    balanced = brackets.balanced_brackets(rng, 40, 12, 4)
+    balanced = brackets.balanced_brackets(rng, np.full(40, 12), 4)
     changed, edits = brackets.edited(rng, balanced, np.full(40, edit))
     assert (edits == edit).all()
     differs = balanced != changed
