@@ -73,7 +73,7 @@ class TinyBDHConfig(ModelConfig):
     dtype: DType = "float32"
     interface: Interface = "bits"
     """"bits": a token is its binary digits and a constant, which R_in maps, and one logit tells token 1 from token 0. "tokens": R_in has
-    a row and W_read a column for every token."""
+    a row for every token and one for the constant, and W_read a column for every token."""
     init_std: float = 0.05
     """Standard deviation of the initial E, D_x, D_y and D_k."""
     init_std_outside: float = 0.2
@@ -188,7 +188,9 @@ class TinyBDHArchitecture(Architecture):
         """Lengths of the logical axes: the stream is as wide as there are neurons."""
         config, sizes = self.config, super().sizes(batch_size)
         own = {"head": 1, "neuron": config.n_neurons, "model": config.n_neurons, "wide": config.d_model}
-        inputs, outputs = (config.digits + 1, 1) if config.interface == "bits" else (config.vocab_size,) * 2
+        inputs, outputs = (
+            (config.digits + 1, 1) if config.interface == "bits" else (config.vocab_size + 1, config.vocab_size)
+        )
         return sizes._replace(axes={**sizes.axes, **own, "row": inputs, "vocab": outputs})
 
     def weights(self) -> dict[str, Any]:
@@ -227,7 +229,7 @@ class TinyBDHArchitecture(Architecture):
         """Tokens [B, T] → [B, T, N]."""
         r_in = slow["r_in"].astype(self.config.compute_dtype)
         if self.config.interface == "tokens":
-            return r_in[tokens]
+            return r_in[tokens] + r_in[-1]
         shifts = jnp.arange(self.config.digits)[::-1].reshape(1, 1, -1)
         digits = ((tokens[..., None] >> shifts) & 1).astype(r_in.dtype)
         return jnp.concatenate([digits, jnp.ones_like(digits[..., :1])], axis=-1) @ r_in

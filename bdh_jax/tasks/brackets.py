@@ -5,8 +5,8 @@ NO. Half of all sequences are balanced; the others are one edit away from one th
 or two neighbours exchanged, each equally often. Exchanged neighbours leave every count as it was, so that counting brackets by their kind
 does not tell them: that is the null "by counts".
 
-At each bracket of a balanced sequence, and of another one up to its first mistake, the target is the bracket that closes the innermost
-open one, or NONE. The second question is scored there, where something is open.
+At each bracket the target is the bracket that closes the innermost open one, or NONE where none is open; from the first mistake on it is
+NO. The second question is scored at brackets of balanced sequences that leave one open.
 
 A balanced sequence is a walk that opens or closes with equal chance, between depth 0 and ``max_depth``, and reaches depth 2.
 
@@ -240,13 +240,11 @@ class Brackets(TaskBase):
         there = np.arange(length) < end[:, None]
         tokens, targets = (np.full((count, length + 1), PADDING, np.int32) for _ in range(2))
         tokens[:, :-1], tokens[row, end] = np.where(there, brackets, PADDING), QUERY
-        # After a mistake there is nothing to predict, and no loss weight.
-        intact = reading.intact & there
-        targets[:, :-1] = np.where(intact, reading.closing, np.where(there, NONE, PADDING))
+        targets[:, :-1] = np.where(there, np.where(reading.intact, reading.closing, NO), PADDING)
         targets[row, end] = np.where(balanced, YES, NO)
         answer, weights = (np.zeros((count, length + 1), np.float32) for _ in range(2))
         answer[row, end] = weights[row, end] = 1
-        weights[:, :-1] += self.config.trace * intact
+        weights[:, :-1] += self.config.trace * there
         return tokens, targets, answer, weights, np.arange(length + 1) <= end[:, None]
 
     def evaluate(self, predict: Predict) -> Evaluation:

@@ -81,6 +81,8 @@ def _brackets(task, before, token):
             broken |= not stack or stack.pop() != bracket - brackets.KINDS
     if token == brackets.QUERY:
         return brackets.NO if broken or stack else brackets.YES
+    if broken:
+        return brackets.NO
     return brackets.KINDS + stack[-1] if stack else brackets.NONE
 
 
