@@ -229,7 +229,7 @@ class TinyBDHArchitecture(Architecture):
         """Tokens [B, T] → [B, T, N]."""
         r_in = slow["r_in"].astype(self.config.compute_dtype)
         if self.config.interface == "tokens":
-            return r_in[tokens] + r_in[-1]
+            return r_in[tokens] + r_in[-1:][None]
         shifts = jnp.arange(self.config.digits)[::-1].reshape(1, 1, -1)
         digits = ((tokens[..., None] >> shifts) & 1).astype(r_in.dtype)
         return jnp.concatenate([digits, jnp.ones_like(digits[..., :1])], axis=-1) @ r_in
