@@ -1,4 +1,4 @@
-"""tiny-BDH: what its σ is good for. XOR as published, copying, recall, brackets, and rules that no weight knows.
+"""A tiny BDH and what its σ is good for: XOR as published, copying, recall, brackets, and rules that no weight knows.
 
     python -m bdh_jax train tiny_bdh --workdir=runs/xor
     python -m bdh_jax train tiny_bdh:brackets --workdir=runs/brackets
@@ -91,7 +91,7 @@ def _sequences(config: ExperimentConfig, vocab_size: int, **changes: object) -> 
     config = change(
         config, "optimizer", learning_rate=4e-3, warmup_steps=50, schedule="cosine", weight_decay=0.01, clip_norm=1.0
     )
-    return change(config, "train", hooks=(), steps=1000, batch_size=32, evaluate_every=100, checkpoint_every=500)
+    return change(config, "train", hooks=(), steps=500, batch_size=32, evaluate_every=50, checkpoint_every=500)
 
 
 def _copy(config: ExperimentConfig) -> ExperimentConfig:
@@ -100,12 +100,16 @@ def _copy(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def _recall(config: ExperimentConfig) -> ExperimentConfig:
-    return _sequences(dataclasses.replace(config, task=NBackConfig()), INTEGER_VOCABULARY, forget=0.05)
+    config = _sequences(dataclasses.replace(config, task=NBackConfig()), INTEGER_VOCABULARY, forget=0.05)
+    return change(config, "train", steps=1000, evaluate_every=100)
 
 
 def _brackets(config: ExperimentConfig) -> ExperimentConfig:
-    config = _sequences(dataclasses.replace(config, task=BracketsConfig()), BRACKETS, address="mapped")
-    return change(config, "train", loss="weights", steps=2000, evaluate_every=250)
+    # The first field keeps what is open, and those above it that a bracket did not fit: one alone counts, and no more.
+    changes = {"address": "mapped", "n_layer": 3, "residual": True}
+    config = _sequences(dataclasses.replace(config, task=BracketsConfig()), BRACKETS, **changes)
+    config = change(config, "optimizer", learning_rate=1e-2)
+    return change(config, "train", loss="weights", steps=3000, evaluate_every=500, checkpoint_every=1000)
 
 
 def _new_rule(config: ExperimentConfig) -> ExperimentConfig:

@@ -53,7 +53,7 @@ class BracketsConfig(TaskConfig):
     learned from short sequences first."""
     max_depth: int = 8
     """Most brackets that are open at once, at least 2."""
-    trace: float = 0.2
+    trace: float = 0.5
     """Loss weight (``train.loss="weights"``) of each bracket's target; the query's is 1."""
     evaluation_lengths: tuple[int, ...] = (20, 40, 60, 80, 100)
     """Brackets of the sequences of each set."""

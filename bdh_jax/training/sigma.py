@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from bdh_jax.config import ConfigError
-from bdh_jax.fast_weights.sigma import sigma_update
+from bdh_jax.fast_weights.sigma import SigmaRates, sigma_update
 from bdh_jax.models.base import Model
-from bdh_jax.models.tiny_bdh import TinyBDHConfig
 from bdh_jax.tasks.base import Batch
 from bdh_jax.training.hooks import History, Hooks, Taps, Update
 from bdh_jax.types import Slow
@@ -23,8 +22,8 @@ def after_step(model: Model) -> Hooks:
     Raises:
       ConfigError: for a model without σ.
     """
-    config = model.config
-    if not (isinstance(config, TinyBDHConfig) and config.use_sigma):
+    rates = getattr(model.config, "rates", None)
+    if not (isinstance(rates, SigmaRates) and model.config.has_fast_weights):
         raise ConfigError(
             "train.hooks: bdh_jax.training.sigma:after_step writes the σ of a tiny-BDH, and this model has none; leave it out, or set "
             'model.architecture="tiny_bdh" with model.use_sigma=True'
@@ -36,7 +35,7 @@ def after_step(model: Model) -> Hooks:
         if batch.valid is not None:
             post = jnp.where(jnp.asarray(batch.valid)[None, :, :, None], post, jnp.zeros((), post.dtype))
         post, pre = (array.reshape(len(array), -1, array.shape[-1]) for array in (post, pre))
-        of_field = jax.vmap(lambda sigma, post, pre: sigma_update(sigma, post, pre, **config.rates._asdict()))
+        of_field = jax.vmap(lambda sigma, post, pre: sigma_update(sigma, post, pre, **rates._asdict()))
         sigma = of_field(synapse[:, 0].mT, post, pre)
         return {**slow, "synapse": sigma.mT[:, None].astype(synapse.dtype)}, history
 
