@@ -39,7 +39,7 @@ EDITS = ("kind", "direction", "exchange")
 EVALUATION_SEED = 202
 _ATTEMPTS = 100
 """At an edit, before another one is made."""
-_BLOCK = 16
+_BLOCK = 64
 """Batches that are made together."""
 
 
@@ -49,9 +49,8 @@ class BracketsConfig(TaskConfig):
 
     name: str = "brackets"
     lengths: tuple[int, int] = (4, 40)
-    """Shortest and longest sequence that is trained on, in brackets. The logarithm of the length is uniform between: what brackets are is
-    learned from short sequences first."""
-    max_depth: int = 8
+    """Shortest and longest sequence that is trained on, in brackets; each even length between is equally likely."""
+    max_depth: int = 4
     """Most brackets that are open at once, at least 2."""
     trace: float = 0.5
     """Loss weight (``train.loss="weights"``) of each bracket's target; the query's is 1."""
@@ -224,8 +223,7 @@ class Brackets(TaskBase):
         """The rows of _BLOCK batches, which are made together: most of the time goes to the loops over places."""
         rng, (low, high) = batch_rng(self.seed, block), self.config.lengths
         half = -(-self.batch_size // 2)
-        pairs = np.exp(rng.uniform(np.log(low // 2), np.log(high // 2 + 1), _BLOCK * half)).astype(np.int64)
-        lengths = np.repeat(2 * np.minimum(pairs, high // 2), 2)
+        lengths = np.repeat(rng.integers(low // 2, high // 2 + 1, _BLOCK * half) * 2, 2)
         brackets = np.full((len(lengths), high), END, np.int32)
         drawn = balanced_brackets(rng, lengths, self.config.max_depth)
         brackets[:, : drawn.shape[1]] = drawn
