@@ -271,7 +271,7 @@ def setup_of(config: ExperimentConfig) -> Setup:
         mesh=config.mesh,
         hooks=(*named_hooks(config.train), *consolidation_hook(config.consolidation)),
         seed=config.seed,
-        measure=make_contributions if config.train.log_contributions and config.model.has_fast_weights else None,
+        measure=make_contributions if config.train.log_contributions and config.model.fast.enabled else None,
         record=record_of(config),
     )
 

@@ -25,6 +25,11 @@ LOOKS: dict[str, tuple[str, str]] = {
     # Models.
     "BDH": (_BLUE, "o"),
     "GPT": (_ORANGE, "s"),
+    "GRU": (_PURPLE, "^"),
+    "tiny-BDH": (_RED, "D"),
+    "tiny-BDH, 128 neurons": (_ORANGE, "v"),
+    "tiny-BDH, 256 neurons": (_YELLOW, "P"),
+    "without σ": (_GREY, "x"),
     # Rows of the lifelong benchmark.
     "none": (_GREY, "x"),
     "dense": (_BLUE, "o"),

@@ -35,6 +35,8 @@ class Taps(NamedTuple):
     collected: Mapping[str, jax.Array]
     """Name → array [L, B, ...] of the whole batch, its rows in order, also if the step ran in slices (train.accumulation). Every update
     finds what any of them collects."""
+    metrics: Mapping[str, jax.Array] = {}
+    """Name → scalar, what the model would like to be logged; the mean over slices."""
 
 
 def _always(batch: Batch) -> bool:

@@ -343,6 +343,7 @@ class _Training:
                     "learning_rate": float(metrics["learning_rate"]),
                     "tokens_per_second": self._clock.recent_rate(),
                 }
+                row |= {f"model/{name}": float(value) for name, value in metrics["model"].items()}
                 if self._peak is not None and row["tokens_per_second"] is not None:
                     row["mfu"] = row["tokens_per_second"] * self._flops_per_token / self._peak
                 self._reporter.training(step, row)

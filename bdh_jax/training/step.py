@@ -120,7 +120,7 @@ def loss_fn(
     for named in output.losses.values():
         total = total + named * jnp.sum(weights)
     right = jnp.sum(batch.answer * (jnp.argmax(output.logits, axis=-1) == batch.targets))
-    return total, (right, jax.lax.stop_gradient(Taps(output.fast, output.collected)))
+    return total, (right, jax.lax.stop_gradient(Taps(output.fast, output.collected, output.metrics)))
 
 
 def gradients(
@@ -173,8 +173,9 @@ def gradients(
         _, first_batch, first_weights = jax.tree.map(lambda x: x[0], inputs)
         sums, _ = _apart(jax.eval_shape(slice_gradient, trained, first_batch, first_weights, key))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
-        (((total, (right, state)), gradient), collected) = jax.lax.scan(add_slice, zeros, inputs)
-        taps = Taps(jax.tree.map(lambda leaf: leaf / ask.accumulation, state), jax.tree.map(_whole, collected))
+        (((total, (right, summed)), gradient), collected) = jax.lax.scan(add_slice, zeros, inputs)
+        state, metrics = jax.tree.map(lambda leaf: leaf / ask.accumulation, summed)
+        taps = Taps(state, jax.tree.map(_whole, collected), metrics)
 
     scale = 1 / _at_least_something(jnp.sum(weights))
     accuracy = right / _at_least_something(jnp.sum(batch.answer))
@@ -203,8 +204,9 @@ def make_train_step(
     Returns:
       ``step(state, batch, key) -> (state, metrics)``. ``state`` is donated. ``batch`` comes from :func:`put_batch`, ``key``
       is the run's, replicated; each step folds its number into it. Metrics are scalars: loss, answer_accuracy, grad_norm
-      (before clipping), learning_rate, tokens (valid ones), and finite, a dict: "loss", "gradient", the path of every leaf that is
-      carried on, and "<hook>:" with the path of every leaf that a hook's update made → whether it is.
+      (before clipping), learning_rate and tokens (valid ones); model, a dict of what the model would like to be logged; and finite, a
+      dict: "loss", "gradient", the path of every leaf that is carried on, and "<hook>:" with the path of every leaf that a hook's update
+      made → whether it is.
 
     Raises:
       ConfigError: for hooks that need what a step that carries its state does not have; and, when the step is traced, for an update that
@@ -249,6 +251,7 @@ def make_train_step(
             "grad_norm": norm,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "tokens": jnp.asarray(batch.tokens.size if batch.valid is None else jnp.sum(batch.valid), jnp.int32),
+            "model": dict(found.taps.metrics),
             "finite": finite,
         }
         return TrainState(state.step + 1, slow, opt_state, history, found.taps.fast if carry else ()), metrics
@@ -368,7 +371,7 @@ def _updated(update: Update, step: jax.Array, slow: Slow, taps: Taps, batch: Bat
 def _apart(result: Any) -> tuple[Any, dict[str, jax.Array]]:
     """A slice's result, with what is summed over slices apart from what was collected of its rows."""
     (total, (right, taps)), gradient = result
-    return ((total, (right, taps.fast)), gradient), taps.collected
+    return ((total, (right, (taps.fast, dict(taps.metrics)))), gradient), taps.collected
 
 
 def _slices(array: jax.Array, count: int, mesh: Mesh | None) -> jax.Array:

@@ -289,8 +289,117 @@ def language_scores() -> Any:
     return figure
 
 
+def _tiny_bdh() -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks" / "results" / "tiny_bdh_cpu.json").read_text(encoding="utf-8"))
+
+
+def _seeds(row: dict[str, Any], names: Sequence[str], what: str = "accuracy") -> np.ndarray:
+    """Scores of a row, [seeds, sets]."""
+    return np.array([[run["scores"][name][what] for name in names] for run in row["runs"]])
+
+
+def _curve(axes: Any, x: Sequence[float], y: np.ndarray, look: dict[str, Any]) -> None:
+    """The mean of [seeds, ...] with a band from the least to the greatest."""
+    axes.plot(x, y.mean(axis=0), **look)
+    axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=look["color"], alpha=0.15, linewidth=0)
+
+
+def tiny_bdh_brackets() -> Any:
+    """Both questions against the length of the sequences."""
+    rows, lengths = _tiny_bdh()["parts"]["brackets"], (20, 40, 60, 80, 100)
+    figure, panels = figures.make(2, width=4.4, height=3.8)
+    looks = figures.lines(list(rows))
+    for axes, question, null in zip(panels, ("balanced", "closing"), ("by counts", "by last"), strict=True):
+        names = [f"{question}{length}" for length in lengths]
+        for label, row in rows.items():
+            _curve(axes, lengths, _seeds(row, names), looks[label])
+        first = next(iter(rows.values()))
+        axes.plot(lengths, _seeds(first, names, null)[0], color="0.3", linestyle="-.", linewidth=1, label=null)
+        figures.reference(axes, 1 / 2 if question == "balanced" else 1 / 3, "chance")
+        figures.reference(axes, 1, "ceiling")
+        axes.axvline(40, color="0.6", linestyle=":", linewidth=1)
+        axes.set_xticks(lengths)
+        axes.set_ylim(0.28, 1.04)
+    figures.say(
+        panels[0],
+        title="σ and a ReLU suffice for a stack\nat the lengths that it was trained on",
+        x="brackets (dotted line: longest in training)",
+        y="balanced or not: accuracy",
+    )
+    figures.say(
+        panels[1],
+        title="The next closing bracket\nis known beyond them",
+        x="brackets (dotted line: longest in training)",
+        y="which bracket closes: accuracy",
+    )
+    figures.legend(figure, panels[0])
+    return figure
+
+
+def tiny_bdh_sigma() -> Any:
+    """σ over the training of XOR, over an episode, and its strongest synapses."""
+    found = _tiny_bdh()
+    figure, (training, episode, strongest) = figures.make(3, width=3.8, height=3.5)
+    runs = found["parts"]["xor"]["tiny-BDH"]["runs"]
+    steps = [int(step) for step in runs[0]["synapse_norm"]]
+    quantities = {"synapse_nonzero": "share ≠ 0", "synapse_norm": "norm", "synapse_largest": "strongest synapse"}
+    looks = figures.lines([*quantities.values()])
+    for name, label in quantities.items():
+        _curve(training, steps, np.array([[run[name][str(step)] for step in steps] for run in runs]), looks[label])
+    figures.say(training, title="XOR: σ stays,\nand does nothing", x="step of training", y="σ written after each step")
+    figures.legend(figure, training, None)
+    looks = figures.lines([*found["episode"]])
+    for label, course in found["episode"].items():
+        tokens = np.arange(1, 1 + len(course["norm"]))
+        episode.plot(tokens, course["norm"], **looks[label])
+        episode.plot(tokens, course["nonzero"], color=looks[label]["color"], linestyle=":", linewidth=1.4)
+    figures.say(episode, title="A new rule: σ fills within an episode", x="token", y="norm of σ (dotted: share ≠ 0)")
+    episode.legend(fontsize=7, frameon=False)
+    for number, course in enumerate(found["episode"]["tiny-BDH"]["strongest"]):
+        strongest.plot(np.arange(1, 1 + len(course)), course, color=figures.layer(number, 8), linewidth=1.2)
+    strongest.axhline(0, color="0.7", linewidth=0.8)
+    figures.say(strongest, title="The synapses that are\nstrongest at its end", x="token", y="strength")
+    return figure
+
+
+def tiny_bdh_consolidation() -> Any:
+    """Facts kept after a reset, and the price in later episodes."""
+    found = _tiny_bdh()["consolidation"]
+    figure, (kept, harm) = figures.make(2, width=4.4, height=3.5)
+    looks = figures.lines([*found["kept"]])
+    for name, by_facts in found["kept"].items():
+        facts = [int(number) for number in by_facts]
+        _curve(kept, facts, np.array([*by_facts.values()]).T, looks[name])
+        if name in found["in_episode"]:
+            _curve(harm, facts, np.array([*found["in_episode"][name].values()]).T, looks[name])
+    for axes in (kept, harm):
+        figures.reference(axes, 1 / 32, "chance")
+        figures.reference(axes, 1, "ceiling")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(facts, [str(number) for number in facts])
+        axes.minorticks_off()
+        axes.set_ylim(-0.03, 1.06)
+    figures.say(
+        kept, title="What the synapse keeps\nwhen σ is reset", x="facts, one an episode", y="recall without σ's episode"
+    )
+    figures.say(harm, title="and what that costs", x="facts consolidated before", y="recall of a rule shown once")
+    figures.legend(figure, kept, None)
+    return figure
+
+
 FIGURES: dict[str, Callable[[], Any]] = {
-    made.__name__: made for made in (lifelong, lifelong_course, lifelong_facts, capacity, language_context, language_scores)
+    made.__name__: made
+    for made in (
+        lifelong,
+        lifelong_course,
+        lifelong_facts,
+        capacity,
+        language_context,
+        language_scores,
+        tiny_bdh_brackets,
+        tiny_bdh_sigma,
+        tiny_bdh_consolidation,
+    )
 }
 
 _SHOWN = (415, 704, 911, 1024)

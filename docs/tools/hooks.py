@@ -19,7 +19,20 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "bdh_jax"
 API = "reference/api"
-EXPERIMENTS = ("nback", "counter", "consolidation", "lifelong", "lifelong:aware", "text", "text:gpt")
+EXPERIMENTS = (
+    "nback",
+    "counter",
+    "consolidation",
+    "lifelong",
+    "lifelong:aware",
+    "text",
+    "text:gpt",
+    "tiny_bdh",
+    "tiny_bdh:copy",
+    "tiny_bdh:brackets",
+    "tiny_bdh:new_rule",
+    "tiny_bdh:brackets,gru",
+)
 """Whose parts together have every key of the library's own classes."""
 
 

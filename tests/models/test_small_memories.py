@@ -1,0 +1,145 @@
+"""tiny-BDH and the GRU as models that carry a state: causal, the same in any split into calls, each example and episode for itself."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bdh_jax.models.gru import GRUConfig
+from bdh_jax.models.tiny_bdh import TinyBDHConfig
+from tests.compiled import apply, init
+
+VOCAB, BATCH, LENGTH = 9, 3, 10
+RNG = np.random.default_rng(0)
+TOKENS = RNG.integers(0, VOCAB, (BATCH, LENGTH)).astype(np.int32)
+VALID = RNG.random((BATCH, LENGTH)) < 0.8
+RESET = RNG.random((BATCH, LENGTH)) < 0.15
+WRITE = RNG.random((BATCH, LENGTH)) < 0.7
+# Float64: sums of a hundred terms, through a dozen tokens that each amplify what came before.
+EXACT = 1e-11
+
+
+def tiny(**changes):
+    settings = {
+        "vocab_size": VOCAB,
+        "n_layer": 2,
+        "n_neurons": 8,
+        "d_model": 4,
+        "interface": "tokens",
+        "address_norm": "l2",
+        "residual": True,
+        "forget": 0.1,
+        "learning_rate": 0.7,
+        "init_std": 0.6,
+        "init_std_outside": 1.0,
+        "dtype": "float64",
+    }
+    return TinyBDHConfig(**settings | changes)
+
+
+NO_LIMITS = {"clamp": None, "threshold": None, "row_norm": None}
+LIMITS = {"clamp": 0.5, "threshold": 0.02, "row_norm": 0.8}
+CONFIGS = {
+    "mapped": tiny(address="mapped", **NO_LIMITS),
+    "previous, token by token": tiny(address="previous", implementation="recurrent", **NO_LIMITS),
+    "limits": tiny(address="previous", **LIMITS),
+    "gru": GRUConfig(vocab_size=VOCAB, n_layer=2, d_model=6, dtype="float64", init_std=1.0),
+}
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(params=CONFIGS, scope="module")
+def model(request):
+    return CONFIGS[request.param].build()
+
+
+@pytest.fixture(scope="module")
+def slow(model):
+    with jax.enable_x64(True):
+        slow = init(model, 0)
+        if "synapse" in slow:  # what consolidation left there is read as well
+            slow = {**slow, "synapse": 0.3 * jax.random.normal(jax.random.key(5), slow["synapse"].shape)}
+    return slow
+
+
+def close(a, b):
+    chex.assert_trees_all_close(a, b, rtol=EXACT, atol=EXACT)
+
+
+def seen(logits, valid=VALID):
+    return np.where(valid[..., None], logits, 0)
+
+
+def test_later_tokens_change_nothing_before_them(model, slow):
+    out = apply(model, slow, TOKENS, valid=VALID, reset=RESET)
+    for t in (1, 5, LENGTH - 1):
+        changed = TOKENS.copy()
+        changed[:, t] = (changed[:, t] + 1) % VOCAB
+        again = apply(model, slow, changed, valid=VALID, reset=RESET)
+        np.testing.assert_array_equal(again.logits[:, :t], out.logits[:, :t])
+        assert np.abs(again.logits[:, t:] - out.logits[:, t:]).max() > 1e-3
+
+
+def test_any_split_into_calls_is_one_call(model, slow):
+    masks = {"valid": VALID, "reset": RESET, "write": WRITE}
+    whole = apply(model, slow, TOKENS, **masks)
+    for cuts in ([4], list(range(1, LENGTH))):
+        fast, logits = None, []
+        for start, end in zip([0, *cuts], [*cuts, LENGTH], strict=True):
+            part = apply(model, slow, TOKENS[:, start:end], fast, **{k: m[:, start:end] for k, m in masks.items()})
+            fast = part.fast
+            logits.append(part.logits)
+        close(seen(np.concatenate(logits, axis=1)), seen(whole.logits))
+        close(fast, whole.fast)
+
+
+def test_a_reset_begins_an_episode_and_padding_is_nothing(model, slow):
+    reset = np.zeros((BATCH, LENGTH), bool)
+    reset[:, 6] = True
+    packed = apply(model, slow, TOKENS, reset=reset)
+    alone = apply(model, slow, TOKENS[:, 6:])
+    close(packed.logits[:, 6:], alone.logits)
+    close(packed.fast, alone.fast)
+    assert np.abs(packed.logits[:, 6:] - apply(model, slow, TOKENS).logits[:, 6:]).max() > 1e-3
+    padded, valid = np.zeros((BATCH, 2 * LENGTH), np.int32), np.zeros((BATCH, 2 * LENGTH), bool)
+    padded[:, 1::2], valid[:, 1::2] = TOKENS, True
+    out, plain = apply(model, slow, padded, valid=valid), apply(model, slow, TOKENS)
+    close(out.logits[:, 1::2], plain.logits)
+    close(out.fast, plain.fast)
+
+
+def test_examples_do_not_see_each_other(model, slow):
+    out, order = apply(model, slow, TOKENS), [2, 0, 1]
+    other = apply(model, slow, np.concatenate([TOKENS[:1], (TOKENS[1:] + 1) % VOCAB]))
+    np.testing.assert_array_equal(other.logits[0], out.logits[0])
+    swapped = apply(model, slow, TOKENS[order])
+    close(swapped.logits, out.logits[np.array(order)])
+    close(swapped.fast, out.fast.select(jnp.array(order)))
+
+
+def test_a_token_that_does_not_write_reads_and_leaves_the_memory(model, slow):
+    start = apply(model, slow, TOKENS).fast
+    frozen = apply(model, slow, TOKENS[:, :1], start, write=np.zeros((BATCH, 1), bool))
+    close(frozen.logits, apply(model, slow, TOKENS[:, :1], start).logits)
+    written = [layer.h if hasattr(layer, "h") else layer.memory for layer in start.layers]
+    chex.assert_trees_all_equal([layer.h if hasattr(layer, "h") else layer.memory for layer in frozen.fast.layers], written)
+    assert frozen.fast.position.tolist() == [LENGTH + 1] * BATCH
+
+
+def test_the_memory_has_a_gradient_from_the_future_to_the_past_alone(model, slow):
+    def logits(table):
+        embed = "embed" if "embed" in slow else "r_in"
+        return model.apply({"params": {**slow, embed: table}}, np.arange(VOCAB, dtype=np.int32)[None]).logits[0]
+
+    table = slow["embed" if "embed" in slow else "r_in"]
+    influence = np.abs(jax.jit(jax.jacobian(lambda table: logits(table).sum(axis=-1)))(table)).sum(axis=-1)
+    np.testing.assert_array_equal(influence[np.triu_indices(VOCAB, 1)], 0)
+    assert (influence[np.tril_indices(VOCAB, -1)] > 0).mean() > 0.8
