@@ -113,6 +113,26 @@ class ModelConfig:
                     f"mesh.{name}={shape[name]}: a {self.architecture!r} model has no rows to spread; set it to 1"
                 )
 
+    @property
+    def whole_time(self) -> str | None:
+        """Why time cannot be split over devices; None if it can."""
+        return f"a {self.architecture!r} model needs all tokens in one place"
+
+    def check_time(self, shape: Mapping[str, int]) -> None:
+        """Refuse a mesh that splits time, of a model whose time cannot be split.
+
+        Args:
+          shape: name of each mesh axis → its length.
+
+        Raises:
+          ConfigError: says why.
+        """
+        reason = self.whole_time
+        require(
+            shape["sequence"] == 1 or reason is None,
+            f"mesh.sequence={shape['sequence']} splits time, and {reason}; set it to 1",
+        )
+
     def multiply_adds_per_token(self, length: int) -> int | None:
         """Multiply-adds of a forward pass over so many tokens, for each of them; None where nobody counted."""
         del length
@@ -325,6 +345,7 @@ class Architecture(abc.ABC):
             )
         if mesh is not None:
             self.config.check_mesh(mesh.shape)
+            self.config.check_time(mesh.shape)
 
     # The three functions.
 
@@ -419,7 +440,7 @@ class Architecture(abc.ABC):
         """What all layers of a call share."""
         start = None if inputs.fast is None else inputs.fast.position
         batch, length, _ = inputs.x.shape
-        found = places(inputs.masks, start, (batch, length), self.config.state_dtype)
+        found = places(inputs.masks, start, (batch, length), self.config.state_dtype, setup.axes)
         return Call(inputs.masks, found, self.shared(weights, inputs, found, setup))
 
     def run_block(self, setup: Setup) -> Callable[..., LayerOutput]:
@@ -617,7 +638,10 @@ def _run_layers(
 ) -> tuple[jax.Array, Any, _Seen]:
     """All layers; on a mesh inside ``jax.shard_map`` where the architecture says so, so that no collective moves an N-sized array."""
     architecture, mesh = model.architecture, model.mesh
+    if mesh is not None and inputs.x.shape[1] % mesh.shape["sequence"]:
+        return _padded(model, slow, inputs, final, collect)
     batch, length, _ = inputs.x.shape
+    length //= 1 if mesh is None else mesh.shape["sequence"]
     by_token = architecture.by_token(length)
     if by_token and inputs.fast is None:
         inputs = inputs._replace(fast=model.init_fast(batch))
@@ -630,7 +654,7 @@ def _run_layers(
     declared, slow = (
         {k: v for k, v in tree.items() if k not in architecture.outside} for tree in (architecture.weights(), slow)
     )
-    rows = P(*mesh_axes.spec_of(("batch",), mesh))
+    rows = mesh_axes.spec_of(("batch", "time"), mesh)
     fast_specs = None if inputs.fast is None else mesh_axes.specs(model.declared_fast(batch), mesh)
     draws = None
     if inputs.draws is not None:
@@ -646,7 +670,7 @@ def _run_layers(
         # Here once, and not at every use of a weight, so that gradients cross the mesh once, summed over layers and tokens.
         slow = jax.tree.map(lambda weight: vary_like(weight, inputs.x), slow)
         x, fast, (taps, losses, metrics) = core(architecture, slow, inputs, setup)
-        losses, metrics = jax.tree.map(setup.axes.mean_over_batch, (losses, metrics))
+        losses, metrics = jax.tree.map(setup.axes.mean_over_tokens, (losses, metrics))
         return x, fast, (taps, losses, metrics)
 
     return jax.shard_map(
@@ -657,6 +681,31 @@ def _run_layers(
         # JAX's kernel interpreter mixes indices that differ between shards with ones that do not, which the check refuses.
         check_vma=getattr(model.config, "kernel", None) != "pallas_interpret",
     )(slow, inputs)
+
+
+def _padded(
+    model: Model, slow: Slow, inputs: Inputs, final: StateKind, collect: tuple[str, ...]
+) -> tuple[jax.Array, Any, _Seen]:
+    """The layers over tokens that the parts of time do not divide: invalid ones, which change nothing, fill the last part."""
+    architecture, mesh = model.architecture, model.mesh
+    batch, length, _ = inputs.x.shape
+    more = -length % (1 if mesh is None else mesh.shape["sequence"])
+
+    def longer(array: jax.Array, time: int) -> jax.Array:
+        return jnp.pad(array, [(0, more if axis == time else 0) for axis in range(array.ndim)])
+
+    valid = jnp.ones((batch, length), bool) if inputs.masks.valid is None else inputs.masks.valid
+    masks = jax.tree.map(lambda mask: longer(mask, 1), inputs.masks._replace(valid=valid))
+    draws = inputs.draws
+    if draws is not None:
+        draws = jax.tree.map(lambda array, axes: longer(array, axes.index("time")), draws, architecture.draw_axes())
+    padded = Inputs(longer(inputs.x, 1), inputs.fast, masks, draws)
+    x, fast, (taps, losses, metrics) = _run_layers(model, slow, padded, final, collect)
+    for name, array in taps.items():
+        time = 1 + architecture.taps[name].index("time")
+        taps[name] = jax.lax.slice_in_dim(array, 0, length, axis=time)
+    losses = {name: value * ((length + more) / length) for name, value in losses.items()}
+    return x[:, :length], fast, (taps, losses, metrics)
 
 
 def _all_at_once(architecture: Architecture, slow: Slow, inputs: Inputs, setup: Setup) -> tuple[jax.Array, Any, _Seen]:

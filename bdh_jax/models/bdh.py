@@ -33,7 +33,7 @@ from jax.sharding import Mesh
 
 from bdh_jax.config import ConfigError, check_types, require, require_choice, require_sizes
 from bdh_jax.config.identity import HOW
-from bdh_jax.fast_weights.addresses import scores_of_previous, shift_to_previous
+from bdh_jax.fast_weights.addresses import carried_over, scores_of_previous, shift_to_previous
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.fast_weights.masks import Places, keep
 from bdh_jax.fast_weights.memory import Call as MemoryCall
@@ -220,6 +220,22 @@ class BDHConfig(ModelConfig):
         if fast.scope == "shared":
             return 'fast.scope="shared" lets a layer read what others wrote at the same token (of one layer, use "layer")'
         return "fast.keep_gram=True adds up K × K numbers at every token" if fast.keep_gram else None
+
+    @property
+    def whole_time(self) -> str | None:
+        """Why time cannot be split over devices; None if it can: what a part of time writes must not depend on what S holds before it."""
+        fast = self.fast
+        if self.implementation == "recurrent":
+            return 'model.implementation="recurrent" goes token by token'
+        if not fast.enabled:
+            return None
+        if fast.scope == "shared":
+            return 'model.fast.scope="shared" goes token by token through all layers'
+        if not fast.rule_entry.linear:
+            return f"model.fast.rule={fast.rule!r} writes what S does not hold yet"
+        if fast.limited:
+            return "limits on S (model.fast.clamp, threshold, row_norm) look at it after every write"
+        return "model.fast.keep_gram=True adds up K × K numbers" if fast.keep_gram else None
 
     @property
     def memory_slots(self) -> int:
@@ -450,7 +466,7 @@ class BDHArchitecture(Architecture):
         neurons = setup.axes.first_neuron(local) + jnp.arange(local)
         frequencies = rope_frequencies(neurons, config.neurons_per_head, config.rope_theta, config.state_dtype)
         position, length = places.position, inputs.x.shape[1]
-        if inputs.fast is None and position.shape[0] > 1:
+        if inputs.fast is None and position.shape[0] > 1 and not setup.axes.sequence:
             # Positions lie in [0, T): one table of T angles, looked up, instead of B·T angles.
             tables = rope_angles(jnp.arange(length)[None], neurons, frequencies)
             cos, sin = (table[0, 0][position][:, None] for table in tables)
@@ -510,7 +526,7 @@ class BDHArchitecture(Architecture):
             return None
         count = None
         if self.config.fast.enabled:
-            count = jnp.sum(call.places.counted, axis=1)
+            count = setup.axes.sum_over_time(jnp.sum(call.places.counted, axis=1))
             if fast is not None and fast.count is not None:
                 count = count + keep(fast.count, call.places.continues)
         if setup.final == "mean":
@@ -621,9 +637,11 @@ def _attend(
     It is the scan of the fast weights with λ = μ, η = 1 and values x for every head; that it sees the past alone is the causal mask of
     ``bdh_jax.kernels.fast_weight_scan.stretch.coefficients``.
     """
-    config = setup.config
+    config, axes, carried = setup.config, setup.call.axes, None
     if call.extra is None:
-        query, (key, previous_code) = code, shift_to_previous(code, state.previous_code, call.masks.valid, call.masks.reset)
+        carried = carried_over(code, state.previous_code, call.masks.valid, call.masks.reset, axes)
+        query, (key, previous_code) = code, shift_to_previous(code, carried, call.masks.valid, call.masks.reset)
+        previous_code = axes.from_last(previous_code)
     else:
         query = key = rope(code, *call.extra)
         previous_code = None
@@ -642,7 +660,7 @@ def _attend(
     if form == "parallel":
         scores = own_scores(query)
         if call.extra is None:
-            scores = scores_of_previous(scores, query, state.previous_code, call.masks.valid, call.masks.reset)
+            scores = scores_of_previous(scores, query, carried, call.masks.valid, call.masks.reset)
     attended, attention = fast_weight_scan(
         query,
         key,
@@ -655,6 +673,7 @@ def _attend(
         chunk_size=config.chunk_size,
         final="full" if setup.call.final == "full" else "none",
         scores=scores,
+        axes=axes,
     )
     return attended, LayerState(attention, previous_code), False
 
