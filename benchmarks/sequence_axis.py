@@ -142,7 +142,10 @@ def questions(rows: int, length: int, seed: int, steps_back: int | None = None) 
 def training(length: int, steps: int) -> dict[str, Any]:
     """Losses of one device and of eight."""
     batches = windows(length, steps)
-    optimizer, train = OptimizerConfig(learning_rate=1e-3, warmup_steps=2), TrainConfig(steps=steps, batch_size=1, loss="all")
+    optimizer, train = (
+        OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
+        TrainConfig(steps=steps, batch_size=1, loss="all"),
+    )
     found = {}
     for parts in (1, DEVICES):
         start = time.perf_counter()
@@ -157,7 +160,9 @@ def recall(back: int, rows: int, steps: int) -> dict[str, Any]:
     """Scores of questions that lie far back: on one device, on eight, with S emptied halfway, and by chance."""
     optimizer = OptimizerConfig(learning_rate=4e-3, warmup_steps=50)
     train = TrainConfig(steps=steps, batch_size=32, loss="answer")
-    losses, slow = Step(RECALL, optimizer, train, MeshConfig()).losses([questions(32, 64, 1 + step) for step in range(steps)])
+    losses, slow = Step(RECALL, optimizer, train, MeshConfig()).losses(
+        [questions(32, 64, 1 + step) for step in range(steps)]
+    )
     slow = jax.device_get(slow)
     length = back + 2 * PAIRS + 2
     length += -length % DEVICES

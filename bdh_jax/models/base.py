@@ -36,6 +36,7 @@ from bdh_jax.fast_weights.masks import Masks, Places, places
 from bdh_jax.fast_weights.shapes import shapes
 from bdh_jax.fast_weights.state import Activity, BatchMean, FastState, Sizes, batch_mean
 from bdh_jax.parallel import axes as mesh_axes
+from bdh_jax.parallel.axes import Leaf
 from bdh_jax.parallel.collectives import ShardAxes, shard_axes, vary_like
 from bdh_jax.types import Slow
 
@@ -298,6 +299,30 @@ class Inputs(NamedTuple):
         return self.fast
 
 
+class Activations(NamedTuple):
+    """What a training step holds and sends of activations, declared: enough to plan by.
+
+    Attributes:
+      once: of a call, such as random draws and logits.
+      between: what each layer hands to the next.
+      kept: what a layer keeps for its backward pass.
+      peak: what else is there at once while the gradient of a layer is computed.
+      over_rows: what a layer sums over all shards of rows, forward and backward.
+      within_head: what it sums over the shards of a head's neurons, likewise.
+      over_time: what it hands from one part of time to the next, likewise.
+      multiply_adds: of a forward pass, for each token.
+    """
+
+    once: tuple[Leaf, ...]
+    between: tuple[Leaf, ...]
+    kept: tuple[Leaf, ...]
+    peak: tuple[Leaf, ...]
+    over_rows: tuple[Leaf, ...]
+    within_head: tuple[Leaf, ...]
+    over_time: tuple[Leaf, ...]
+    multiply_adds: int
+
+
 class Architecture(abc.ABC):
     """A model as declarations and functions. All of them are pure; ``config`` is all that an instance holds.
 
@@ -331,6 +356,10 @@ class Architecture(abc.ABC):
         config = self.config
         lengths = {"batch": batch_size, "layer": config.n_layer, "model": config.d_model, "vocab": config.vocab_size}
         return Sizes(lengths, {"state": config.state_dtype, "compute": config.compute_dtype})
+
+    def activations(self, batch: int, length: int, parts: int) -> Activations | None:
+        """What training on B × T tokens holds of activations, T in so many parts; None: nobody declared it."""
+        del batch, length, parts
 
     def check_machine(self, mesh: Mesh | None) -> None:
         """Refuse what cannot run here.

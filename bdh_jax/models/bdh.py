@@ -59,6 +59,7 @@ from bdh_jax.layers.norm import layer_norm
 from bdh_jax.layers.projections import decode, encode, encode_by_head
 from bdh_jax.layers.rotary import rope, rope_angles, rope_frequencies
 from bdh_jax.models.base import (
+    Activations,
     Architecture,
     Call,
     DType,
@@ -74,6 +75,7 @@ from bdh_jax.models.base import (
     seen,
 )
 from bdh_jax.models.token_step import TokenStepConfig, count_step, make_room, with_slots, without_slots
+from bdh_jax.parallel.axes import Leaf
 from bdh_jax.parallel.collectives import vary_like
 from bdh_jax.types import Slow
 
@@ -393,6 +395,50 @@ class BDHArchitecture(Architecture):
             declare(LayerState, sizes, present, memory=own, use=use, recent=recent) for _ in range(config.n_layer)
         )
         return declare(FastState, sizes, layers=layers, shared=memory if own is None else None, token_steps=steps)
+
+    def activations(self, batch: int, length: int, parts: int) -> Activations | None:
+        """What training on B × T tokens holds of activations, T in so many parts; None where tokens go one by one.
+
+        A layer keeps four arrays of neurons: the code, the code turned by its positions, the gate and the gated code. While its gradient is
+        computed there are gradients of three of them, and scores.
+        """
+        config, sizes = self.config, self.sizes(batch).axes
+        local = -(-length // parts)
+        form = choose_form(config, local)
+        if form == "recurrent":
+            return None
+        wide, narrow = config.state_dtype, config.compute_dtype
+        tokens = {**sizes, "time": parts * local}
+
+        def leaf(*axes: str, dtype: Any = narrow, **lengths: int) -> Leaf:
+            return Leaf(axes, tuple({**tokens, **lengths}[axis] for axis in axes), dtype)
+
+        neurons, width = leaf("batch", "head", "time", "neuron"), leaf("batch", "time", "model")
+        of_heads = leaf("batch", "head", "time", "model", dtype=wide)
+        state = leaf("batch", "head", "neuron", "model", dtype=wide)
+        stretch = local if form == "parallel" else min(config.chunk_size, local)
+        scores = leaf("batch", "head", "time", "level", dtype=wide, level=stretch)
+        states = (
+            []
+            if form == "parallel"
+            else [leaf("batch", "level", "head", "neuron", "model", dtype=wide, level=local // stretch)]
+        )
+        reads = 2 if config.fast.enabled else 1
+        draws = [leaf("layer", "batch", "head", "time", "neuron", dtype=bool)] if config.dropout else []
+        phases = [leaf("time", "neuron", dtype=wide)] * 2 if config.attention == "rope" else []
+        logits = leaf("batch", "time", "vocab", dtype=wide)
+        per_token = reads * (stretch if form == "parallel" else 2 * config.d_model + stretch)
+        work = config.n_layer * config.n_neurons * (3 * config.d_model + per_token) + config.vocab_size * config.d_model
+        return Activations(
+            once=(*draws, *phases, logits, logits),
+            between=(width,),
+            kept=(*[neurons] * 4, of_heads, *states * reads),
+            peak=(*[neurons] * 3, *[scores] * 2, of_heads),
+            over_rows=(leaf("batch", "time", "model", dtype=wide),),
+            within_head=(of_heads,),
+            over_time=(state,) * reads,
+            multiply_adds=work,
+        )
 
     def check_machine(self, mesh: Mesh | None) -> None:
         """Refuse what cannot run here."""
