@@ -10,7 +10,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ MOST_CPU_DEVICES = 64
 """CPU devices that are made at most, where a chip's own compiler is not there."""
 LONG = 8192
 """Tokens of a window from which on a search splits time."""
-REMEDIES: tuple[tuple[str, dict[str, Any]], ...] = (("model", {"remat": True}), ("mesh", {"fsdp": True}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,46 +292,48 @@ def _changed(config: ExperimentConfig, **parts: Mapping[str, Any]) -> Experiment
 
 
 def remedies(one: Plan) -> list[tuple[str, Plan]]:
-    """What to change of a plan that does not fit, each with the plan that fits by declarations; the least change first."""
-    config, train = one.config, one.config.train
-    steps: list[dict[str, dict[str, Any]]] = [{}]
-    if not config.model.remat:
-        steps.append({"model": {"remat": True}})
-    if not config.mesh.fsdp and config.mesh.data > 1:
-        steps += [{**before, "mesh": {"fsdp": True}} for before in list(steps)]
-    tries = [{**step, "train": {"accumulation": train.accumulation * times}} if times > 1 else step for times in (1, 2, 4, 8, 16, 32) for step in steps]  # fmt: skip
-    for heads in (2, 4, 8, 16, 32, 64, 128):
-        data = config.mesh.data // heads
-        if config.mesh.data % heads == 0:
-            moved = {"data": data, "heads": config.mesh.heads * heads, "fsdp": data > 1}
-            tries += [{"model": {"remat": True}, "mesh": moved, **({"train": {"accumulation": train.accumulation * times}} if times > 1 else {})} for times in (1, 4)]  # fmt: skip
-    found = []
-    for parts in tries:
-        changed = _changed(config, **parts) if parts else None
-        if changed is None:
-            continue
-        other = plan(changed, one.topology)
-        # What the compiler refuses though it was declared to fit wants as much more room as it was wrong by.
-        room = 1.0 if one.chip is None else max(1.0, one.takes / one.needs.total)
-        if one.chip is not None and other.needs.total * room <= one.chip.memory:
-            flags = [
-                f"--config.{part}.{name}={value}"
-                for part, fields in parts.items()
-                for name, value in fields.items()
-                if value != getattr(getattr(config, part), name)
-            ]
-            found.append((" ".join(flags), other))
-        if len(found) == 3:
-            break
-    return found
+    """What to change of a plan that does not fit: flags, and the plan that fits by declarations with them.
+
+    Recomputation, weights in parts, and whole heads on more of the chips, each with as few slices of the batch as do; at most three, those
+    that take the least time first.
+    """
+    chip, mesh = one.chip, one.config.mesh
+    if chip is None:
+        return []
+    # What the compiler refuses though it was declared to fit wants as much more room as that.
+    room = max(1.0, one.takes / one.needs.total)
+    splits: list[dict[str, Any]] = [{}, {"fsdp": True}]
+    for heads in (ways for ways in range(2, mesh.data + 1) if mesh.data % ways == 0):
+        data = mesh.data // heads
+        splits.append({"data": data, "heads": mesh.heads * heads, "fsdp": data > 1})
+    found: list[tuple[str, Plan]] = []
+    for remat, split in itertools.product(sorted({one.config.model.remat, True}), splits):
+        for times in (2**power for power in range(11)):
+            slices = one.config.train.accumulation * times
+            parts: dict[str, dict[str, Any]] = {"model": {"remat": remat}, "mesh": split, "train": {"accumulation": slices}}
+            flags = _flags(one.config, parts)
+            changed = _changed(one.config, **parts) if flags else None
+            if changed is None:
+                continue
+            other = plan(changed, one.topology)
+            if other.needs.total * room <= chip.memory:
+                found.append((flags, other))
+                break
+    return sorted(found, key=lambda pair: _seconds_of_a_token(pair[1]))[:3]
+
+
+def _flags(config: ExperimentConfig, parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """What changes a configuration so, on a command line."""
+    changed = (
+        f"--config.{part}.{name}={value}"
+        for part, fields in parts.items()
+        for name, value in fields.items()
+        if value != getattr(getattr(config, part), name)
+    )
+    return " ".join(changed)
 
 
 def describe_mesh(mesh: MeshConfig) -> str:
     """As ``--mesh`` has it."""
     names = [f"{name}:{length}" for name, length in mesh.shape.items() if length > 1]
     return ",".join([*names, *(["fsdp"] if mesh.fsdp else [])]) or "one device"
-
-
-def together(plans: Sequence[Plan]) -> list[dict[str, Any]]:
-    """As JSON keeps them."""
-    return [one.to_dict() for one in plans]

@@ -14,7 +14,7 @@ _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16}
 _INSTRUCTION = re.compile(rf"= (.*?) (ragged-all-to-all|{'|'.join(KINDS)})(-start)?\((.*)")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$")
 _CALLED = re.compile(
-    r"(body|condition|to_apply|calls|called_computations|branch_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)\}?"
+    r"(body|condition|to_apply|calls|called_computations|branch_computations)=(%?[\w.\-]+|\{%?[\w.\-]+(?:, %?[\w.\-]+)*\})"
 )
 
 
@@ -101,7 +101,7 @@ def _computations(text: str) -> list[tuple[str, list[str], int]]:
             rounds = re.search(r'known_trip_count":\{"n":"(\d+)"', line) if " while(" in line else None
             for how, named in _CALLED.findall(line):
                 times = int(rounds[1]) if rounds is not None and how in ("body", "condition") else 1
-                calls[name] += [(one.strip().lstrip("%"), times) for one in named.split(",")]
+                calls[name] += [(one.strip().lstrip("%"), times) for one in named.strip("{}").split(",")]
     runs = dict.fromkeys(bodies, 0)
 
     def run(name: str, times: int) -> None:

@@ -247,7 +247,8 @@ def declared_collectives(setup: Setup, batch: Batch, lengths: Mapping[str, int])
 def declared_cost(setup: Setup, batch: Batch, lengths: Mapping[str, int]) -> Cost | None:
     """What a step does, from declarations; None where the model declares no activations.
 
-    Every activation is counted as written once and read twice, every weight as read in each pass, and the optimiser's as read and written.
+    Every activation of a layer is counted as written and read once in each pass over it, every weight as read once in each, and the
+    optimiser's as read and written.
     """
     sent = declared_collectives(setup, batch, lengths)
     rows, length = batch.tokens.shape
@@ -261,6 +262,6 @@ def declared_cost(setup: Setup, batch: Batch, lengths: Mapping[str, int]) -> Cos
     per_layer = sum(bytes_of(leaf, lengths) for leaf in (*found.kept, *found.peak, *found.between))
     once = sum(bytes_of(leaf, lengths) for leaf in found.once)
     passes = 4 if remat else 3
-    moved = slices * (passes * (setup.model.n_layer * per_layer + once + (need.weights or need.gradients)))
+    moved = slices * passes * (2 * (setup.model.n_layer * per_layer + once) + (need.weights or need.gradients))
     moved += 2 * (need.parameters + need.optimizer) + need.gradients
     return Cost(useful * (4 / 3 if remat else 1), useful, moved, sum(one.sent for one in sent))
