@@ -11,8 +11,7 @@ Variants follow a colon, several are joined by commas: ``--config=configs/scale.
     fast        with write-back
     long        windows of 131,072 bytes, 8 of them a step: split them over ``mesh.sequence``
 
-Rates are those of the published size, and not tuned. Which text is said by ``--config.data.path``. docs/explanation/scaling.md has what fits
-where.
+Rates are those of the published size, and not tuned. Which text is said by ``--config.data.path``. docs/scaling.md has what fits where.
 """
 
 from __future__ import annotations

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import json
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -227,11 +226,19 @@ def compile_step(plan: Plan, python: Path | None = None) -> dict[str, Any]:
     return answer
 
 
-def search(config: ExperimentConfig, topology: Topology) -> list[Plan]:
-    """Plans that fit by declarations, those with the least time for a token first.
+def search(config: ExperimentConfig, topology: Topology, batches: Sequence[int] | None = None) -> list[Plan]:
+    """Plans that fit by declarations, those with the least time for a token first; arguments and errors as of :func:`candidates`."""
+    return sorted((one for one in candidates(config, topology, batches) if one.fits), key=_seconds_of_a_token)
 
-    Meshes of all chips, with weights split over ``data`` and without; the batch as configured, half and twice as large; recomputation and
-    none; slices as configured and up to eight times as many.
+
+def candidates(config: ExperimentConfig, topology: Topology, batches: Sequence[int] | None = None) -> list[Plan]:
+    """Plans on meshes of all chips, with weights split over ``data`` and without; with recomputation and without; in as many slices as
+    configured and up to 64 times as many.
+
+    Args:
+      config: the experiment.
+      topology: the chips.
+      batches: sequences a step; None for as many as configured, half and twice as many.
 
     Raises:
       ConfigError: for a model that declares no activations, or chips of which nothing is known.
@@ -240,12 +247,14 @@ def search(config: ExperimentConfig, topology: Topology) -> list[Plan]:
         raise ConfigError(
             f"--search on --topology={topology}: nothing is known of the rates of a CPU; name one of {', '.join(CHIPS)}"
         )
-    found = [one for one in map(functools.partial(_tried, topology), _variants(config, topology)) if one is not None]
+    rows = config.train.batch_size
+    sizes = sorted({rows, 2 * rows, max(1, rows // 2)}) if batches is None else batches
+    found = [plan(one, topology) for one in _variants(config, topology, sizes) if one is not None]
     if all(one.cost is None for one in found):
         raise ConfigError(
             f"--search needs declared activations, and a {config.model.architecture!r} model in this form has none; name a mesh"
         )
-    return sorted((one for one in found if one.cost is not None and one.fits), key=_seconds_of_a_token)
+    return [one for one in found if one.cost is not None]
 
 
 def _seconds_of_a_token(one: Plan) -> tuple[float, int]:
@@ -255,14 +264,9 @@ def _seconds_of_a_token(one: Plan) -> tuple[float, int]:
     return cost.step(chip) / one.tokens, one.takes
 
 
-def _tried(topology: Topology, config: ExperimentConfig | None) -> Plan | None:
-    return None if config is None else plan(config, topology)
-
-
-def _variants(config: ExperimentConfig, topology: Topology) -> Iterator[ExperimentConfig | None]:
+def _variants(config: ExperimentConfig, topology: Topology, batches: Sequence[int]) -> Iterator[ExperimentConfig | None]:
     length = config.task.shapes(config.train.batch_size).tokens.shape[1]
-    batches = sorted({config.train.batch_size, 2 * config.train.batch_size, max(1, config.train.batch_size // 2)})
-    slices = [config.train.accumulation * times for times in (1, 2, 4, 8)]
+    slices = [config.train.accumulation * times for times in (1, 4, 16, 64)]
     for mesh in _meshes(topology.size, split_time=length >= LONG):
         for fsdp, batch, remat, accumulation in itertools.product((False, True), batches, (False, True), slices):
             if fsdp and mesh["data"] == 1:
