@@ -74,8 +74,13 @@ def experiment(row: dict[str, Any]) -> ExperimentConfig:
 def compiled(row: dict[str, Any], pythons: dict[str, Path | None]) -> dict[str, Any]:
     """The row with what declarations and the compiler say."""
     topology = read_topology(row["topology"])
+    return beside(row, compile_step(plan(experiment(row), topology), pythons[topology.platform]))
+
+
+def beside(row: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    """The row with what declarations say now, and what a compiler said."""
+    topology = read_topology(row["topology"])
     declared = plan(experiment(row), topology)
-    answer = compile_step(declared, pythons[topology.platform])
     found = plan(declared.config, topology, answer)
     layers = f", {row['layers']} layers" if "layers" in row else ""
     name = f"{row['experiment']} on {row['topology']}, {row['mesh']}, {row['batch_size']} windows{layers}"
@@ -124,6 +129,13 @@ def main() -> int:
     pythons: dict[str, Path | None] = {"tpu": options.tpu, "gpu": options.gpu, "cpu": None}
     found = json.loads(options.json.read_text()) if options.json.exists() else {}
     rows = {"checked": CHECKED, "plans": PLANS, "refused": REFUSED}
+    for part, listed in rows.items():  # declarations may have changed since
+        found[part] = [
+            beside(row, one["compiled"])
+            for row in listed
+            for one in found.get(part, [])
+            if all(one.get(key) == value for key, value in row.items())
+        ]
     for part in options.parts.split(","):
         if part == "heads":
             if part not in found or (options.old is not None and "before" not in found[part]):
@@ -142,6 +154,7 @@ def main() -> int:
             found.setdefault(part, []).append(one)
             options.json.write_text(json.dumps(found, indent=1) + "\n")
             console.print(f"{part}: {one['name']} ({one['compiled']['seconds']:.0f} s)", markup=False)
+    options.json.write_text(json.dumps(found, indent=1) + "\n")
     return report(found)
 
 

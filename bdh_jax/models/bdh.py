@@ -400,8 +400,7 @@ class BDHArchitecture(Architecture):
         """What training on B × T tokens holds of activations, T in so many parts; None where tokens go one by one.
 
         A layer keeps four arrays of neurons: the code, the code turned by its positions, the gate and the gated code. While its gradient is
-        computed there are gradients of three of them, and scores; and three are there twice, by heads and by tokens: what the encoder makes,
-        what the decoder takes, and the gradient of that.
+        computed there are gradients of three of them, and scores; and one is there twice, by heads and by tokens.
         """
         config, sizes = self.config, self.sizes(batch).axes
         local = -(-length // parts)
@@ -434,7 +433,7 @@ class BDHArchitecture(Architecture):
             once=(*draws, *phases, logits, logits),
             between=(width,),
             kept=(*[neurons] * 4, of_heads, *states * reads),
-            peak=(*[neurons] * 6, *[scores] * 2, of_heads),
+            peak=(*[neurons] * 4, *[scores] * 2, of_heads),
             over_rows=(leaf("batch", "time", "model", dtype=wide),),
             within_head=(of_heads,),
             over_time=(state,) * reads,
