@@ -79,6 +79,7 @@ class ExperimentConfig:
             whole_seed(seed, "seeds")
         self._check_task()
         self.model.check_mesh(self.mesh.shape)
+        self.model.check_time(self.mesh.shape)
         self._check_rows()
         self._check_state()
 

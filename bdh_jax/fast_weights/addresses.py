@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from bdh_jax.layers.largest import kth_largest
-from bdh_jax.parallel.collectives import ShardAxes
+from bdh_jax.parallel.collectives import ShardAxes, vary_like
 
 ADDRESS_NORM_EPSILON = 1e-12
 
@@ -76,6 +76,33 @@ def shift_to_previous(
     if inside is not None:
         previous = jnp.where(inside[:, None, :, None], previous, jnp.zeros((), previous.dtype))
     return previous[:, :, :-1], previous[:, :, -1]
+
+
+def carried_over(
+    current: jax.Array, carried: jax.Array | None, valid: jax.Array | None, reset: jax.Array | None, axes: ShardAxes
+) -> jax.Array | None:
+    """What :func:`shift_to_previous` is to take for the value before the first token at hand: where time is split, that of the last
+    valid token of earlier parts, if it is of the same episode.
+
+    Args:
+      current, valid, reset: as of :func:`shift_to_previous`, of the part of time at hand.
+      carried: the value before the first token of all parts; None for zeros.
+      axes: of the mesh.
+    """
+    if not axes.sequence:
+        return carried
+    start = jnp.zeros_like(current[:, :, 0]) if carried is None else vary_like(carried.astype(current.dtype), current)
+    _, last = shift_to_previous(current, None, valid, reset)
+
+    def later(first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return first[0] | second[0], jnp.where(second[0][:, None, None], second[1], first[1])
+
+    if valid is None:  # every part has a valid token then, and the next part needs no other
+        return axes.before(last, lambda first, second: second, start)
+    # A part without a valid token and without a reset hands on what it was handed.
+    ended = jnp.any(valid if reset is None else valid | reset, axis=1)
+    known, value = axes.before((ended, last), later, (jnp.zeros_like(ended), jnp.zeros_like(last)))
+    return jnp.where(known[:, None, None], value, start)
 
 
 def scores_of_previous(

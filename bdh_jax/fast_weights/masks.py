@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from bdh_jax.kernels.fast_weight_scan.stretch import exclusive_count
+from bdh_jax.parallel.collectives import WHOLE, ShardAxes, vary_like
 
 
 class Masks(NamedTuple):
@@ -39,7 +40,7 @@ class Places(NamedTuple):
 
     Attributes:
       position: [B or 1, T] int32, valid tokens before each one since its episode's start.
-      end_position: [B] int32, the same after the last token.
+      end_position: [B] int32, the same after the last token of the call.
       counted: [B, T] float, 1 for tokens that count towards the activity of the last episode.
       continues: [B] bool, whether no episode starts in this call, so that earlier activity still counts; None: nowhere does one.
     """
@@ -50,15 +51,39 @@ class Places(NamedTuple):
     continues: jax.Array | None
 
 
-def places(masks: Masks, start: jax.Array | None, shape: tuple[int, int], dtype: Any) -> Places:
+def places(masks: Masks, start: jax.Array | None, shape: tuple[int, int], dtype: Any, axes: ShardAxes = WHOLE) -> Places:
     """Where each token stands.
 
     Args:
-      masks: of the call.
+      masks: of the call; of the part of time at hand, where time is split.
       start: [B] int32, the position that the call goes on from; None for zeros.
-      shape: (B, T).
+      shape: (B, T) of what is at hand.
       dtype: of ``counted``.
+      axes: of the mesh.
     """
+    if not axes.sequence:
+        return _places(masks, start, shape, dtype)
+    alone = _places(masks, None, shape, dtype)
+    resets = jnp.zeros((shape[0],), bool) if masks.reset is None else jnp.any(masks.reset, axis=1)
+    part = (resets, vary_like(alone.end_position, resets))
+    before_all = jnp.zeros((shape[0],), jnp.int32) if start is None else start
+
+    def later(first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return first[0] | second[0], jnp.where(second[0], second[1], first[1] + second[1])
+
+    anew, tokens = axes.before(part, later, (jnp.zeros_like(resets), jnp.zeros_like(alone.end_position)))
+    found = _places(masks, jnp.where(anew, tokens, before_all + tokens), shape, dtype)
+    found = found._replace(end_position=axes.from_last(found.end_position))
+    if masks.reset is None:
+        return found
+    # What counts is of the last episode of all parts, and earlier activity counts on if none of them began one.
+    number = axes.sum_over_time(resets.astype(jnp.int32))
+    up_to_here = axes.before(resets.astype(jnp.int32), jnp.add, jnp.zeros(shape[0], jnp.int32)) + resets
+    counted = jnp.where((up_to_here == number)[:, None], found.counted, jnp.zeros((), dtype))
+    return found._replace(counted=counted, continues=number == 0)
+
+
+def _places(masks: Masks, start: jax.Array | None, shape: tuple[int, int], dtype: Any) -> Places:
     batch, length = shape
     valid, reset = masks.valid, masks.reset
     before = jnp.arange(length, dtype=jnp.int32)[None] if valid is None else exclusive_count(valid)

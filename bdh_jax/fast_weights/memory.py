@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bdh_jax.fast_weights.addresses import address_code, address_scale, scores_of_previous, shift_to_previous
+from bdh_jax.fast_weights.addresses import address_code, address_scale, carried_over, scores_of_previous, shift_to_previous
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.fast_weights.masks import Masks, Places, keep
 from bdh_jax.fast_weights.rules import scan_rule
@@ -226,7 +226,7 @@ def read_and_write(
         read = read + address.scale[:, 0] * decode(source, weights.synapse.astype(setup.dtype), setup.state_dtype)
     use = None
     if setup.final != "none":
-        use = _use(address, written, pace, state.use, call)
+        use = _use(address, written, pace, state.use, call, setup.axes)
         if setup.final == "mean":
             use = use.mean_over_examples()
     next_state = LayerState(memory=next_memory, previous_address=written.previous_address, use=use)
@@ -263,18 +263,19 @@ def _write_factored(
     config, dtype = setup.config, setup.dtype
     valid, reset = call.masks.valid, call.masks.reset
     key, key_scale, previous_address = address.code, address.scale, None
+    carried = carried_scale = None
     if config.address == "previous":
-        carried = state.previous_address
+        carried = carried_over(address.code, state.previous_address, valid, reset, setup.axes)
+        carried_scale = None if state.previous_address is None else jnp.ones_like(address.scale[:, :, 0])
+        carried_scale = carried_over(address.scale, carried_scale, valid, reset, setup.axes)
         key, last = shift_to_previous(address.code, carried, valid, reset)
-        carried = None if carried is None else jnp.ones_like(address.scale[:, :, 0])
-        key_scale, last_scale = shift_to_previous(address.scale, carried, valid, reset)
-        previous_address = (last * last_scale).astype(dtype)
+        key_scale, last_scale = shift_to_previous(address.scale, carried_scale, valid, reset)
+        previous_address = setup.axes.from_last((last * last_scale).astype(dtype))
     value = (x * key_scale[:, 0]).astype(dtype)
     if config.write_gradient == "stop":
         key, value = jax.lax.stop_gradient((key, value))
     scores = address.scores
     if scores is not None and config.address == "previous":
-        carried = state.previous_address
         if carried is not None and config.write_gradient == "stop":
             carried = jax.lax.stop_gradient(carried)
         query = address.code
@@ -348,6 +349,7 @@ def _scan(
         rule=rule,
         write_gate=pace.write_gate,
         scores=scores,
+        axes=setup.axes,
     )
     return Scanned(*scanned)
 
@@ -383,7 +385,7 @@ def _gram(address: Address, pace: Pace, state: LayerState, call: Call, setup: Me
     return jnp.mean(gram, axis=0, keepdims=True) if setup.final == "mean" else gram
 
 
-def _use(address: Address, written: Written, pace: Pace, before: Use | None, call: Call) -> Use:
+def _use(address: Address, written: Written, pace: Pace, before: Use | None, call: Call, axes: ShardAxes) -> Use:
     """How much each row was used, over this call and the episode's earlier ones."""
     places, write, (dynamics, write_gate) = call.places, call.masks.write, pace
     counted = places.counted
@@ -399,6 +401,7 @@ def _use(address: Address, written: Written, pace: Pace, before: Use | None, cal
         energy = jnp.einsum("bhtn,bt->bhn", jnp.square(rate) * key, size)
     else:
         energy = jnp.square(rate.reshape(-1, 1))[None] * jnp.einsum("bhtn,bt->bhn", key, size)
+    strength, energy = axes.sum_over_time(strength), axes.sum_over_time(energy)
     if before is not None:
         strength = strength + keep(before.strength, places.continues)
         energy = energy + keep(before.energy, places.continues)

@@ -36,6 +36,7 @@ from bdh_jax.fast_weights.masks import Masks, Places, places
 from bdh_jax.fast_weights.shapes import shapes
 from bdh_jax.fast_weights.state import Activity, BatchMean, FastState, Sizes, batch_mean
 from bdh_jax.parallel import axes as mesh_axes
+from bdh_jax.parallel.axes import Leaf
 from bdh_jax.parallel.collectives import ShardAxes, shard_axes, vary_like
 from bdh_jax.types import Slow
 
@@ -122,6 +123,26 @@ class ModelConfig:
                 raise ConfigError(
                     f"mesh.{name}={shape[name]}: a {self.architecture!r} model has no rows to spread; set it to 1"
                 )
+
+    @property
+    def whole_time(self) -> str | None:
+        """Why time cannot be split over devices; None if it can."""
+        return f"a {self.architecture!r} model needs all tokens in one place"
+
+    def check_time(self, shape: Mapping[str, int]) -> None:
+        """Refuse a mesh that splits time, of a model whose time cannot be split.
+
+        Args:
+          shape: name of each mesh axis → its length.
+
+        Raises:
+          ConfigError: says why.
+        """
+        reason = self.whole_time
+        require(
+            shape["sequence"] == 1 or reason is None,
+            f"mesh.sequence={shape['sequence']} splits time, and {reason}; set it to 1",
+        )
 
     def multiply_adds_per_token(self, length: int) -> int | None:
         """Multiply-adds of a forward pass over so many tokens, for each of them; None where nobody counted."""
@@ -288,6 +309,30 @@ class Inputs(NamedTuple):
         return self.fast
 
 
+class Activations(NamedTuple):
+    """What a training step holds and sends of activations, declared: enough to plan by.
+
+    Attributes:
+      once: of a call, such as random draws and logits.
+      between: what each layer hands to the next.
+      kept: what a layer keeps for its backward pass.
+      peak: what else is there at once while the gradient of a layer is computed.
+      over_rows: what a layer sums over all shards of rows, forward and backward.
+      within_head: what it sums over the shards of a head's neurons, likewise.
+      over_time: what it hands from one part of time to the next, likewise.
+      multiply_adds: of a forward pass, for each token.
+    """
+
+    once: tuple[Leaf, ...]
+    between: tuple[Leaf, ...]
+    kept: tuple[Leaf, ...]
+    peak: tuple[Leaf, ...]
+    over_rows: tuple[Leaf, ...]
+    within_head: tuple[Leaf, ...]
+    over_time: tuple[Leaf, ...]
+    multiply_adds: int
+
+
 class Architecture(abc.ABC):
     """A model as declarations and functions. All of them are pure; ``config`` is all that an instance holds.
 
@@ -322,6 +367,10 @@ class Architecture(abc.ABC):
         lengths = {"batch": batch_size, "layer": config.n_layer, "model": config.d_model, "vocab": config.vocab_size}
         return Sizes(lengths, {"state": config.state_dtype, "compute": config.compute_dtype})
 
+    def activations(self, batch: int, length: int, parts: int) -> Activations | None:
+        """What training on B × T tokens holds of activations, T in so many parts; None: nobody declared it."""
+        del batch, length, parts
+
     def check_machine(self, mesh: Mesh | None) -> None:
         """Refuse what cannot run here.
 
@@ -335,6 +384,7 @@ class Architecture(abc.ABC):
             )
         if mesh is not None:
             self.config.check_mesh(mesh.shape)
+            self.config.check_time(mesh.shape)
 
     # The three functions.
 
@@ -429,7 +479,7 @@ class Architecture(abc.ABC):
         """What all layers of a call share."""
         start = None if inputs.fast is None else inputs.fast.position
         batch, length, _ = inputs.x.shape
-        found = places(inputs.masks, start, (batch, length), self.config.state_dtype)
+        found = places(inputs.masks, start, (batch, length), self.config.state_dtype, setup.axes)
         return Call(inputs.masks, found, self.shared(weights, inputs, found, setup))
 
     def run_block(self, setup: Setup) -> Callable[..., LayerOutput]:
@@ -627,7 +677,10 @@ def _run_layers(
 ) -> tuple[jax.Array, Any, _Seen]:
     """All layers; on a mesh inside ``jax.shard_map`` where the architecture says so, so that no collective moves an N-sized array."""
     architecture, mesh = model.architecture, model.mesh
+    if mesh is not None and inputs.x.shape[1] % mesh.shape["sequence"]:
+        return _padded(model, slow, inputs, final, collect)
     batch, length, _ = inputs.x.shape
+    length //= 1 if mesh is None else mesh.shape["sequence"]
     by_token = architecture.by_token(length)
     if by_token and inputs.fast is None:
         inputs = inputs._replace(fast=model.init_fast(batch))
@@ -640,7 +693,7 @@ def _run_layers(
     declared, slow = (
         {k: v for k, v in tree.items() if k not in architecture.outside} for tree in (architecture.weights(), slow)
     )
-    rows = P(*mesh_axes.spec_of(("batch",), mesh))
+    rows = mesh_axes.spec_of(("batch", "time"), mesh)
     fast_specs = None if inputs.fast is None else mesh_axes.specs(model.declared_fast(batch), mesh)
     draws = None
     if inputs.draws is not None:
@@ -656,7 +709,7 @@ def _run_layers(
         # Here once, and not at every use of a weight, so that gradients cross the mesh once, summed over layers and tokens.
         slow = jax.tree.map(lambda weight: vary_like(weight, inputs.x), slow)
         x, fast, (taps, losses, metrics) = core(architecture, slow, inputs, setup)
-        losses, metrics = jax.tree.map(setup.axes.mean_over_batch, (losses, metrics))
+        losses, metrics = jax.tree.map(setup.axes.mean_over_tokens, (losses, metrics))
         return x, fast, (taps, losses, metrics)
 
     return jax.shard_map(
@@ -667,6 +720,31 @@ def _run_layers(
         # JAX's kernel interpreter mixes indices that differ between shards with ones that do not, which the check refuses.
         check_vma=getattr(model.config, "kernel", None) != "pallas_interpret",
     )(slow, inputs)
+
+
+def _padded(
+    model: Model, slow: Slow, inputs: Inputs, final: StateKind, collect: tuple[str, ...]
+) -> tuple[jax.Array, Any, _Seen]:
+    """The layers over tokens that the parts of time do not divide: invalid ones, which change nothing, fill the last part."""
+    architecture, mesh = model.architecture, model.mesh
+    batch, length, _ = inputs.x.shape
+    more = -length % (1 if mesh is None else mesh.shape["sequence"])
+
+    def longer(array: jax.Array, time: int) -> jax.Array:
+        return jnp.pad(array, [(0, more if axis == time else 0) for axis in range(array.ndim)])
+
+    valid = jnp.ones((batch, length), bool) if inputs.masks.valid is None else inputs.masks.valid
+    masks = jax.tree.map(lambda mask: longer(mask, 1), inputs.masks._replace(valid=valid))
+    draws = inputs.draws
+    if draws is not None:
+        draws = jax.tree.map(lambda array, axes: longer(array, axes.index("time")), draws, architecture.draw_axes())
+    padded = Inputs(longer(inputs.x, 1), inputs.fast, masks, draws)
+    x, fast, (taps, losses, metrics) = _run_layers(model, slow, padded, final, collect)
+    for name, array in taps.items():
+        time = 1 + architecture.taps[name].index("time")
+        taps[name] = jax.lax.slice_in_dim(array, 0, length, axis=time)
+    losses = {name: value * ((length + more) / length) for name, value in losses.items()}
+    return x[:, :length], fast, (taps, losses, metrics)
 
 
 def _all_at_once(architecture: Architecture, slow: Slow, inputs: Inputs, setup: Setup) -> tuple[jax.Array, Any, _Seen]:

@@ -33,7 +33,7 @@ from jax.sharding import Mesh
 
 from bdh_jax.config import ConfigError, check_types, require, require_choice, require_sizes
 from bdh_jax.config.identity import HOW
-from bdh_jax.fast_weights.addresses import scores_of_previous, shift_to_previous
+from bdh_jax.fast_weights.addresses import carried_over, scores_of_previous, shift_to_previous
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.fast_weights.masks import Places, keep
 from bdh_jax.fast_weights.memory import Call as MemoryCall
@@ -59,6 +59,7 @@ from bdh_jax.layers.norm import layer_norm
 from bdh_jax.layers.projections import decode, encode, encode_by_head
 from bdh_jax.layers.rotary import rope, rope_angles, rope_frequencies
 from bdh_jax.models.base import (
+    Activations,
     Architecture,
     Call,
     DType,
@@ -74,6 +75,7 @@ from bdh_jax.models.base import (
     seen,
 )
 from bdh_jax.models.token_step import TokenStepConfig, count_step, make_room, with_slots, without_slots
+from bdh_jax.parallel.axes import Leaf
 from bdh_jax.parallel.collectives import vary_like
 from bdh_jax.types import Slow
 
@@ -225,6 +227,22 @@ class BDHConfig(ModelConfig):
         if fast.scope == "shared":
             return 'fast.scope="shared" lets a layer read what others wrote at the same token (of one layer, use "layer")'
         return "fast.keep_gram=True adds up K × K numbers at every token" if fast.keep_gram else None
+
+    @property
+    def whole_time(self) -> str | None:
+        """Why time cannot be split over devices; None if it can: what a part of time writes must not depend on what S holds before it."""
+        fast = self.fast
+        if self.implementation == "recurrent":
+            return 'model.implementation="recurrent" goes token by token'
+        if not fast.enabled:
+            return None
+        if fast.scope == "shared":
+            return 'model.fast.scope="shared" goes token by token through all layers'
+        if not fast.rule_entry.linear:
+            return f"model.fast.rule={fast.rule!r} writes what S does not hold yet"
+        if fast.limited:
+            return "limits on S (model.fast.clamp, threshold, row_norm) look at it after every write"
+        return "model.fast.keep_gram=True adds up K × K numbers" if fast.keep_gram else None
 
     @property
     def memory_slots(self) -> int:
@@ -383,6 +401,50 @@ class BDHArchitecture(Architecture):
         )
         return declare(FastState, sizes, layers=layers, shared=memory if own is None else None, token_steps=steps)
 
+    def activations(self, batch: int, length: int, parts: int) -> Activations | None:
+        """What training on B × T tokens holds of activations, T in so many parts; None where tokens go one by one.
+
+        A layer keeps four arrays of neurons: the code, the code turned by its positions, the gate and the gated code. While its gradient is
+        computed there are gradients of three of them, and scores; and one is there twice, by heads and by tokens.
+        """
+        config, sizes = self.config, self.sizes(batch).axes
+        local = -(-length // parts)
+        form = choose_form(config, local)
+        if form == "recurrent":
+            return None
+        wide, narrow = config.state_dtype, config.compute_dtype
+        tokens = {**sizes, "time": parts * local}
+
+        def leaf(*axes: str, dtype: Any = narrow, **lengths: int) -> Leaf:
+            return Leaf(axes, tuple({**tokens, **lengths}[axis] for axis in axes), dtype)
+
+        neurons, width = leaf("batch", "head", "time", "neuron"), leaf("batch", "time", "model")
+        of_heads = leaf("batch", "head", "time", "model", dtype=wide)
+        state = leaf("batch", "head", "neuron", "model", dtype=wide)
+        stretch = local if form == "parallel" else min(config.chunk_size, local)
+        scores = leaf("batch", "head", "time", "level", dtype=wide, level=stretch)
+        states = (
+            []
+            if form == "parallel"
+            else [leaf("batch", "level", "head", "neuron", "model", dtype=wide, level=local // stretch)]
+        )
+        reads = 2 if config.fast.enabled else 1
+        draws = [leaf("layer", "batch", "head", "time", "neuron", dtype=bool)] if config.dropout else []
+        phases = [leaf("time", "neuron", dtype=wide)] * 2 if config.attention == "rope" else []
+        logits = leaf("batch", "time", "vocab", dtype=wide)
+        per_token = reads * (stretch if form == "parallel" else 2 * config.d_model + stretch)
+        work = config.n_layer * config.n_neurons * (3 * config.d_model + per_token) + config.vocab_size * config.d_model
+        return Activations(
+            once=(*draws, *phases, logits, logits),
+            between=(width,),
+            kept=(*[neurons] * 4, of_heads, *states * reads),
+            peak=(*[neurons] * 4, *[scores] * 2, of_heads),
+            over_rows=(leaf("batch", "time", "model", dtype=wide),),
+            within_head=(of_heads,),
+            over_time=(state,) * reads,
+            multiply_adds=work,
+        )
+
     def check_machine(self, mesh: Mesh | None) -> None:
         """Refuse what cannot run here."""
         super().check_machine(mesh)
@@ -455,7 +517,7 @@ class BDHArchitecture(Architecture):
         neurons = setup.axes.first_neuron(local) + jnp.arange(local)
         frequencies = rope_frequencies(neurons, config.neurons_per_head, config.rope_theta, config.state_dtype)
         position, length = places.position, inputs.x.shape[1]
-        if inputs.fast is None and position.shape[0] > 1:
+        if inputs.fast is None and position.shape[0] > 1 and not setup.axes.sequence:
             # Positions lie in [0, T): one table of T angles, looked up, instead of B·T angles.
             tables = rope_angles(jnp.arange(length)[None], neurons, frequencies)
             cos, sin = (table[0, 0][position][:, None] for table in tables)
@@ -515,7 +577,7 @@ class BDHArchitecture(Architecture):
             return None
         count = None
         if self.config.fast.enabled:
-            count = jnp.sum(call.places.counted, axis=1)
+            count = setup.axes.sum_over_time(jnp.sum(call.places.counted, axis=1))
             if fast is not None and fast.count is not None:
                 count = count + keep(fast.count, call.places.continues)
         if setup.final == "mean":
@@ -626,9 +688,11 @@ def _attend(
     It is the scan of the fast weights with λ = μ, η = 1 and values x for every head; that it sees the past alone is the causal mask of
     ``bdh_jax.kernels.fast_weight_scan.stretch.coefficients``.
     """
-    config = setup.config
+    config, axes, carried = setup.config, setup.call.axes, None
     if call.extra is None:
-        query, (key, previous_code) = code, shift_to_previous(code, state.previous_code, call.masks.valid, call.masks.reset)
+        carried = carried_over(code, state.previous_code, call.masks.valid, call.masks.reset, axes)
+        query, (key, previous_code) = code, shift_to_previous(code, carried, call.masks.valid, call.masks.reset)
+        previous_code = axes.from_last(previous_code)
     else:
         query = key = rope(code, *call.extra)
         previous_code = None
@@ -647,7 +711,7 @@ def _attend(
     if form == "parallel":
         scores = own_scores(query)
         if call.extra is None:
-            scores = scores_of_previous(scores, query, state.previous_code, call.masks.valid, call.masks.reset)
+            scores = scores_of_previous(scores, query, carried, call.masks.valid, call.masks.reset)
     attended, attention = fast_weight_scan(
         query,
         key,
@@ -660,6 +724,7 @@ def _attend(
         chunk_size=config.chunk_size,
         final="full" if setup.call.final == "full" else "none",
         scores=scores,
+        axes=axes,
     )
     return attended, LayerState(attention, previous_code), False
 

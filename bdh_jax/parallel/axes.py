@@ -6,6 +6,8 @@ mesh follows from those names and the one table ``RULES``; nothing is recognised
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +20,7 @@ RULES: dict[str, str | None] = {
     "batch": "data",
     "head": "heads",
     "neuron": "neurons",
+    "time": "sequence",
     # Everything else is whole on every device.
     "expert": None,
     "layer": None,
@@ -25,11 +28,13 @@ RULES: dict[str, str | None] = {
     "model": None,
     "row": None,
     "slot": None,
-    "time": None,
     "vocab": None,
     "wide": None,
 }
 """Logical axis → mesh axis."""
+SPREAD = ("neuron", "wide", "vocab", "model")
+"""Axes of a weight that fsdp may split over ``data`` as well: of those that it has, the first whose part on a device divides evenly. A
+weight that has none, such as a rate of each head, stays as it is."""
 
 
 class Leaf(NamedTuple):
@@ -55,12 +60,12 @@ def is_leaf(node: Any) -> bool:
     return hasattr(node, "axes") and hasattr(node, "shape")
 
 
-def spec_of(axes: tuple[str, ...], mesh: Mesh, *, batched: bool = True) -> P:
-    """Partition of an array with these axes. A mesh axis of length 1 is not named: it splits nothing.
+def split(axes: tuple[str, ...], lengths: Mapping[str, int], *, batched: bool = True) -> list[tuple[str, ...]]:
+    """The mesh axes that each axis of an array is split over. One of length 1 splits nothing and is not among them.
 
     Args:
       axes: logical names.
-      mesh: the mesh.
+      lengths: name of each mesh axis → its length.
       batched: False says that the batch axis has length 1 and is not split.
 
     Raises:
@@ -69,7 +74,30 @@ def spec_of(axes: tuple[str, ...], mesh: Mesh, *, batched: bool = True) -> P:
     for axis in axes:
         require(axis in RULES, f"an array has the axis {axis!r}, which is not one of {', '.join(RULES)}; use one of them")
     on = [RULES[axis] if batched or axis != "batch" else None for axis in axes]
-    return P(*(name if name is not None and mesh.shape[name] > 1 else None for name in on))
+    return [(name,) if name is not None and lengths[name] > 1 else () for name in on]
+
+
+def split_weight(axes: tuple[str, ...], shape: tuple[int, ...], lengths: Mapping[str, int]) -> list[tuple[str, ...]]:
+    """As :func:`split` of a slow weight that fsdp spreads over ``data`` as well, by ``SPREAD``.
+
+    Args:
+      axes: logical names.
+      shape: of the whole weight.
+      lengths: name of each mesh axis → its length.
+    """
+    over = split(axes, lengths)
+    ways = lengths["data"]
+    for name in SPREAD if ways > 1 else ():
+        for place, axis in enumerate(axes):
+            if axis == name and shape[place] % (ways * math.prod(lengths[split_by] for split_by in over[place])) == 0:
+                over[place] = (*over[place], "data")
+                return over
+    return over
+
+
+def spec_of(axes: tuple[str, ...], mesh: Mesh, *, batched: bool = True) -> P:
+    """Partition of an array with these axes; arguments and errors as of :func:`split`."""
+    return _spec(split(axes, mesh.shape, batched=batched))
 
 
 def specs(declared: Any, mesh: Mesh, *, batched: bool = True) -> Any:
@@ -77,8 +105,22 @@ def specs(declared: Any, mesh: Mesh, *, batched: bool = True) -> Any:
     return jax.tree.map(lambda leaf: spec_of(leaf.axes, mesh, batched=batched), declared, is_leaf=is_leaf)
 
 
-def shardings(declared: Any, mesh: Mesh, *, batched: bool = True) -> Any:
-    """The same tree with a ``NamedSharding`` on ``mesh`` in place of every declaration."""
-    return jax.tree.map(
-        lambda leaf: NamedSharding(mesh, spec_of(leaf.axes, mesh, batched=batched)), declared, is_leaf=is_leaf
-    )
+def shardings(declared: Any, mesh: Mesh, *, batched: bool = True, fsdp: bool = False) -> Any:
+    """The same tree with a ``NamedSharding`` on ``mesh`` in place of every declaration.
+
+    Args:
+      declared: a tree of declarations.
+      mesh: the mesh.
+      batched: as of :func:`split`.
+      fsdp: whether they are slow weights that are split over ``data`` as well (:func:`split_weight`).
+    """
+
+    def one(leaf: Any) -> NamedSharding:
+        over = split_weight(leaf.axes, leaf.shape, mesh.shape) if fsdp else split(leaf.axes, mesh.shape, batched=batched)
+        return NamedSharding(mesh, _spec(over))
+
+    return jax.tree.map(one, declared, is_leaf=is_leaf)
+
+
+def _spec(over: list[tuple[str, ...]]) -> P:
+    return P(*(names[0] if len(names) == 1 else names or None for names in over))

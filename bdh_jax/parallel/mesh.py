@@ -13,33 +13,34 @@ from jax.sharding import PartitionSpec as P
 from bdh_jax.config import ConfigError, check_types, require
 
 MESH_AXES = ("data", "sequence", "heads", "neurons")
-"""Examples; time (reserved); whole heads; the neurons within a head."""
+"""Examples; time; whole heads; the neurons within a head."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Device mesh: batch over ``data``, whole heads over ``heads``, the neurons of a head over ``neurons``.
+    """Device mesh: batch over ``data``, time over ``sequence``, whole heads over ``heads``, the neurons of a head over ``neurons``.
 
     Whole heads first: a head's read, norm and gate are then local, and only what is D wide crosses a layer. ``neurons`` is for more
-    devices than heads.
+    devices than heads. ``sequence`` is for windows whose activations do not fit: states are all that crosses it.
     """
 
     data: int = 1
     """Of −1: all devices that the other axes leave."""
     sequence: int = 1
-    """Reserved: time is not split yet."""
+    """Parts of a window's tokens. A window that it does not divide is padded."""
     heads: int = 1
     """Divides ``model.n_head``."""
     neurons: int = 1
     """Divides the neurons of a head."""
+    fsdp: bool = False
+    """Split parameters and optimiser state over ``data`` as well (``bdh_jax.parallel.axes.SPREAD``); they meet for a step only."""
     distributed: bool = False
     """Call ``jax.distributed.initialize()`` first: one process per host of a pod."""
 
     def __post_init__(self) -> None:
         check_types(self)
         require(self.data == -1 or self.data >= 1, f"mesh.data={self.data} must be at least 1, or -1 for all devices left")
-        require(self.sequence == 1, f"mesh.sequence={self.sequence}: time is not split yet; set it to 1")
-        for name in ("heads", "neurons"):
+        for name in ("sequence", "heads", "neurons"):
             require(getattr(self, name) >= 1, f"mesh.{name}={getattr(self, name)} must be at least 1")
 
     @property
@@ -67,8 +68,8 @@ def make_mesh(
     needed = math.prod(sizes)
     if needed == 0 or needed > len(devices):
         raise ConfigError(
-            f"mesh.data={config.data} × mesh.heads={config.heads} × mesh.neurons={config.neurons} needs {max(needed, rows)} devices, "
-            f"but there are {len(devices)} ({devices[0].platform}); make the mesh smaller"
+            f"mesh.data={config.data} × mesh.sequence={config.sequence} × mesh.heads={config.heads} × mesh.neurons={config.neurons} needs "
+            f"{max(needed, rows)} devices, but there are {len(devices)} ({devices[0].platform}); make the mesh smaller"
         )
     return Mesh(
         np.asarray(devices[:needed]).reshape(sizes), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES)

@@ -63,6 +63,20 @@ class TaskConfig:
         """
         raise ConfigError(f"task.name={self.name!r}: {type(self).__name__} makes no task; its class has to define make")
 
+    def shapes(self, rows: int) -> Batch:
+        """Shapes of a batch of so many rows, as a training step is given it: masks that mask nothing are None. A task whose text has to be
+        read first says them itself.
+
+        Raises:
+          ConfigError: as :meth:`make`.
+        """
+        batch = self.make(seed=0, batch_size=rows).batch(0)
+        masks = {
+            "valid": None if np.all(batch.valid) else batch.valid,
+            "reset": batch.reset if np.any(batch.reset) else None,
+        }
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch._replace(**masks))
+
     def token_meaning(self, tokenizer: Tokenizer | None = None) -> str:
         """What the token ids stand for. A model knows nothing of ids that stood for something else in its training.
 

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
+import jax
 import numpy as np
 import scipy.special
 
@@ -55,6 +56,11 @@ class TextConfig(TaskConfig):
     def make(self, *, seed: int, batch_size: int, data: DataConfig | None = None) -> Text:
         """See :meth:`bdh_jax.tasks.base.TaskConfig.make`."""
         return Text(self, load_text(data or DataConfig()), seed=seed, batch_size=batch_size)
+
+    def shapes(self, rows: int) -> Batch:
+        """Windows have no padding; resets of documents that end within one are left out."""
+        integers, numbers = (jax.ShapeDtypeStruct((rows, self.length), dtype) for dtype in (np.int32, np.float32))
+        return Batch(integers, integers, numbers, numbers, None, None)  # pyright: ignore[reportArgumentType] - shapes of arrays
 
     def token_meaning(self, tokenizer: Tokenizer | None = None) -> str:
         """See :meth:`bdh_jax.tasks.base.TaskConfig.token_meaning`; without a tokenizer it is bytes."""

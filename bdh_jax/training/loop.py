@@ -158,7 +158,9 @@ class _Training:
         self._predict = make_predict(self._model, self._mesh)
         self._checkpoints = Checkpoints(workdir, setup.record)
         self._carried_rows = setup.train.batch_size if setup.train.carry_state else None
-        self._target = abstract_state(self._model, self._optimizer, self._mesh, self._hooks, self._carried_rows)
+        self._target = abstract_state(
+            self._model, self._optimizer, self._mesh, self._hooks, self._carried_rows, setup.mesh.fsdp
+        )
         # Traces the step (the trace is kept): what cannot run here says so before anything is written.
         self._train_step.trace(self._target, self._put(task.batch(0)), self._step_key)
 
@@ -256,11 +258,11 @@ class _Training:
         self._check_begun()
         parts, origin = (self._model, self._optimizer, self._mesh), None
         if self._setup.train.init_from is None:
-            state = init_state(*parts, self._init_key, self._hooks, self._carried_rows)
+            state = init_state(*parts, self._init_key, self._hooks, self._carried_rows, self._setup.mesh.fsdp)
         else:
             slow, origin = read_start(self._setup, self._task, self._target.slow)
             check_same_start(origin, [folder for folder in self._others if folder != self._workdir])
-            state = state_from(*parts, slow, self._hooks, self._carried_rows)
+            state = state_from(*parts, slow, self._hooks, self._carried_rows, self._setup.mesh.fsdp)
         self._write_run_file([describe_start(0, self._setup.seed)], origin)
         return state, RunProgress(step=0, seconds=0.0, training_seconds=0.0, tokens=0, evaluated=False)
 

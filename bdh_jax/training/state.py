@@ -47,6 +47,7 @@ def init_state(
     key: jax.Array,
     hooks: Hooks = NO_HOOKS,
     carried_rows: int | None = None,
+    fsdp: bool = False,
 ) -> TrainState:
     """A fresh training state, made on its devices: no device ever holds more than its shards.
 
@@ -57,10 +58,11 @@ def init_state(
       key: randomness of the initial parameters. The mesh does not change what it gives.
       hooks: of :func:`bdh_jax.training.hooks.make_hooks`.
       carried_rows: B of the fast state that goes on from step to step; None for none.
+      fsdp: whether parameters and optimiser state are split over ``data`` as well.
     """
     # Compiled on its own it is traced once, for the shapes and for the values.
     initialise = jax.jit(_initialiser(model, optimizer, hooks, carried_rows))
-    out_shardings = state_shardings(model, optimizer, mesh, jax.eval_shape(initialise, key), hooks)
+    out_shardings = state_shardings(model, optimizer, mesh, jax.eval_shape(initialise, key), hooks, fsdp)
     return jax.jit(initialise, out_shardings=out_shardings)(key)
 
 
@@ -71,15 +73,16 @@ def state_from(
     slow: Slow,
     hooks: Hooks = NO_HOOKS,
     carried_rows: int | None = None,
+    fsdp: bool = False,
 ) -> TrainState:
     """As :func:`init_state`, from slow weights that are there already: arrays on the host, the same in every process."""
     fresh = jax.jit(_starter(model, optimizer, hooks, carried_rows))
     placed = jax.tree.map(
         lambda leaf, sharding: jax.make_array_from_callback(leaf.shape, sharding, lambda part: leaf[part]),
         slow,
-        shardings(model.declared_slow(), mesh),
+        shardings(model.declared_slow(), mesh, fsdp=fsdp),
     )
-    out_shardings = state_shardings(model, optimizer, mesh, jax.eval_shape(fresh, placed), hooks)
+    out_shardings = state_shardings(model, optimizer, mesh, jax.eval_shape(fresh, placed), hooks, fsdp)
     return jax.jit(fresh, out_shardings=out_shardings)(placed)
 
 
@@ -89,22 +92,23 @@ def abstract_state(
     mesh: Mesh,
     hooks: Hooks = NO_HOOKS,
     carried_rows: int | None = None,
+    fsdp: bool = False,
 ) -> TrainState:
     """Shapes and dtypes of :func:`init_state`'s result, with their shardings, without computing it."""
     shapes = jax.eval_shape(_initialiser(model, optimizer, hooks, carried_rows), jax.random.key(0))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        state_shardings(model, optimizer, mesh, shapes, hooks),
+        state_shardings(model, optimizer, mesh, shapes, hooks, fsdp),
     )
 
 
 def state_shardings(
-    model: Model, optimizer: optax.GradientTransformation, mesh: Mesh, state: TrainState, hooks: Hooks
+    model: Model, optimizer: optax.GradientTransformation, mesh: Mesh, state: TrainState, hooks: Hooks, fsdp: bool = False
 ) -> TrainState:
     """Where each array of a training state lies, from what the model and the hooks declare."""
     whole: Any = replicated(mesh)
-    slow = shardings(model.declared_slow(), mesh)
+    slow = shardings(model.declared_slow(), mesh, fsdp=fsdp)
     trained, _ = split_trained(slow, model.declared_slow())
     opt_state = optax.tree.map_params(
         optimizer, lambda leaf, sharding: sharding, state.opt_state, trained, transform_non_params=lambda leaf: whole

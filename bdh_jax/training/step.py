@@ -20,6 +20,7 @@ from bdh_jax.config import ConfigError, require
 from bdh_jax.config.seeds import key_of
 from bdh_jax.consolidation.base import check_same_tree, finite_leaves
 from bdh_jax.models.base import Model
+from bdh_jax.parallel.axes import shardings
 from bdh_jax.parallel.mesh import batch_sharding, replicated
 from bdh_jax.tasks.base import Batch, TaskBase
 from bdh_jax.tasks.scoring import Predict
@@ -220,6 +221,9 @@ def make_train_step(
             f"train.carry_state=True with {update.label}: episodes that go on from step to step have no last state to average; use one "
             "of them",
         )
+    spread = None
+    if setup.mesh.fsdp:
+        spread, _ = split_trained(shardings(model.declared_slow(), mesh, fsdp=True), model.declared_slow())
     ask = ForwardPass(
         loss=setup.train.loss,
         losses=losses,
@@ -232,6 +236,9 @@ def make_train_step(
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step) if model.config.draws_in_training else None
         found = gradients(model, state.slow, batch, ask, step_key, state.fast if carry else None)
+        if spread is not None:
+            # Summed over ``data`` they are wanted in parts only: a sum and a part of it is one collective, half as long.
+            found = found._replace(gradient=jax.lax.with_sharding_constraint(found.gradient, spread))
         trained, frozen = split_trained(state.slow, model.declared_slow())
         updates, opt_state = optimizer.update(found.gradient, state.opt_state, trained)
         changed: Any = optax.apply_updates(trained, updates)
@@ -257,11 +264,13 @@ def make_train_step(
         return TrainState(state.step + 1, slow, opt_state, history, found.taps.fast if carry else ()), metrics
 
     rows = setup.train.batch_size if carry else None
-    shardings = state_shardings(model, optimizer, mesh, abstract_state(model, optimizer, mesh, hooks, rows), hooks)
+    fsdp = setup.mesh.fsdp
+    abstract = abstract_state(model, optimizer, mesh, hooks, rows, fsdp)
+    placed = state_shardings(model, optimizer, mesh, abstract, hooks, fsdp)
     return jax.jit(
         step,
-        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
+        in_shardings=(placed, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=(placed, replicated(mesh)),
         donate_argnums=0,
     )
 

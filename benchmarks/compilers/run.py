@@ -135,8 +135,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _chip(target: Target) -> list[str]:
     """What a result hangs on beside versions and program: the description of a GPU."""
-    described = Path(__file__).parent / target.topology
-    return [described.read_text(encoding="utf-8")] if target.platform == "gpu" else [target.topology]
+    return [targets.description("gpu")] if target.platform == "gpu" else [target.topology]
 
 
 def table(rows: Iterable[tuple[Target, Case, Outcome]]) -> Table:

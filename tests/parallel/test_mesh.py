@@ -367,8 +367,8 @@ def test_heads_are_split_whole():
     config = dataclasses.replace(experiment().model, n_head=2, n_neurons=48)
     with pytest.raises(ConfigError, match="mesh.heads=4 does not divide the heads of model.n_head=2"):
         ExperimentConfig(model=config, mesh=MeshConfig(heads=4))
-    with pytest.raises(ConfigError, match="mesh.sequence=2: time is not split yet"):
-        MeshConfig(sequence=2)
+    with pytest.raises(ConfigError, match="mesh.sequence=0 must be at least 1"):
+        MeshConfig(sequence=0)
 
 
 def test_arrays_lie_where_their_axes_say():
@@ -391,8 +391,11 @@ def test_make_mesh_takes_what_it_is_asked_for():
     assert mesh.shape == {"data": len(jax.devices()) // 2, "sequence": 1, "heads": 1, "neurons": 2}
     assert make_mesh(MeshConfig()).size == 1
     with pytest.raises(
-        ConfigError, match=r"mesh.data=3 × mesh.heads=1 × mesh.neurons=4 needs 12 devices, but there are 8 \(cpu\)"
+        ConfigError,
+        match=r"mesh.data=3 × mesh.sequence=1 × mesh.heads=1 × mesh.neurons=4 needs 12 devices, but there are 8 \(cpu\)",
     ):
         make_mesh(MeshConfig(data=3, neurons=4))
-    with pytest.raises(ConfigError, match=r"mesh.data=-1 × mesh.heads=1 × mesh.neurons=16 needs 16 devices"):
+    with pytest.raises(
+        ConfigError, match=r"mesh.data=-1 × mesh.sequence=1 × mesh.heads=1 × mesh.neurons=16 needs 16 devices"
+    ):
         make_mesh(MeshConfig(data=-1, neurons=16))

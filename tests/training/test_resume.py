@@ -47,8 +47,11 @@ def starts(workdir):
 @pytest.mark.parametrize(
     ("consolidation", "meshes"),
     [
-        (None, [MeshConfig(data=4), MeshConfig(data=2), MeshConfig(data=-1)]),
-        (ConsolidationConfig("running_average"), [MeshConfig(neurons=2), MeshConfig(), MeshConfig(data=2, neurons=2)]),
+        (None, [MeshConfig(data=4), MeshConfig(data=2, fsdp=True), MeshConfig(data=-1)]),
+        (
+            ConsolidationConfig("running_average"),
+            [MeshConfig(neurons=2), MeshConfig(data=2, sequence=2, fsdp=True), MeshConfig(data=2, neurons=2)],
+        ),
     ],
     ids=["data", "consolidated"],
 )

@@ -14,6 +14,8 @@ import numpy as np
 from bdh_jax.config import ConfigError
 from bdh_jax.kernels.fast_weight_scan import pallas, reference, xla
 from bdh_jax.kernels.fast_weight_scan.arguments import Dynamics, Final, Rate, ScanRule, Stretch, Wanted
+from bdh_jax.kernels.fast_weight_scan.stretch import coefficients_like
+from bdh_jax.parallel.collectives import WHOLE, ShardAxes, vary_like
 
 Form = Literal["auto", "recurrent", "chunked", "parallel", "pallas", "pallas_interpret"]
 FORMS = ("auto", "recurrent", "chunked", "parallel", "pallas", "pallas_interpret")
@@ -52,6 +54,7 @@ def fast_weight_scan(
     rule: ScanRule = reference.HEBBIAN,
     write_gate: jax.Array | None = None,
     scores: jax.Array | None = None,
+    axes: ShardAxes = WHOLE,
 ) -> tuple[jax.Array, Any]:
     """Read from and write to a matrix S at every token: r_t = q_t @ S_t, then S_{t+1} = λ S_t + η k_t ⊗ x_t.
 
@@ -81,6 +84,8 @@ def fast_weight_scan(
       scores: q_t · k_s [B, H, T, T] beside a ``query`` [B, H, T, N], where they are known (``own_scores``): for ``implementation="parallel"``
         of a linear rule, and rates that all rows of a head share. The keys then matter for S_T alone. [B, 1, T, T], their sum over heads,
         where nothing tells the heads apart.
+      axes: inside ``jax.shard_map``, of the mesh. Where it splits time, arrays hold the part of time at hand but ``state``, which is that
+        before the first part, and what is returned of S_T is that after the last. Of linear rules, and rates that all rows share.
 
     Returns:
       read [B, T, D] (or [B, H, T, D] without ``sum_heads``) and S_T in the form of ``state``, both float32 or wider.
@@ -118,7 +123,10 @@ def fast_weight_scan(
         )
     stretch = Stretch(query, key, value, write_gate, valid, reset, scores)
     wanted = Wanted(final, sum_heads)
-    read, next_state = _run(form, rule, stretch, state, dynamics, wanted, chunk_size)
+    if axes.sequence:
+        read, next_state = _over_time(form, rule, stretch, state, dynamics, wanted, chunk_size, axes)
+    else:
+        read, next_state = _run(form, rule, stretch, state, dynamics, wanted, chunk_size)
     if _is_array(next_state):
         next_state = next_state.reshape(next_state.shape[0], *shape[1:-2], shape[-1], next_state.shape[-1])
     return read[:, 0] if sum_heads else read, next_state
@@ -188,6 +196,46 @@ def _run(
     if form == "pallas":
         pallas.check_platform()
     return pallas.chunked(stretch, state, dynamics.decay, wanted, chunk_size, interpret=form == "pallas_interpret")
+
+
+def _over_time(
+    form: Form,
+    rule: ScanRule,
+    stretch: Stretch,
+    state: jax.Array | None,
+    dynamics: Dynamics,
+    wanted: Wanted,
+    chunk_size: int,
+    axes: ShardAxes,
+) -> tuple[jax.Array, jax.Array | None]:
+    """As :func:`_run`, of one part of time: S_T = (what is kept) · S_0 + (what is written), and likewise the read, so that each part
+    begins with zeros and adds what earlier ones left for it. That, a matrix like S, is all that crosses."""
+    if not rule.linear:
+        raise ConfigError(
+            f"mesh.sequence splits time, and what rule {rule.name!r} writes depends on what S holds; set mesh.sequence=1, or use a linear rule"
+        )
+    log_decay = xla.ln_decay(dynamics.decay, stretch.query)
+    if jnp.ndim(dynamics.decay) == 4 and jnp.shape(dynamics.decay)[3] > 1:
+        raise ConfigError("mesh.sequence splits time, and a decay for each row goes token by token; set mesh.sequence=1")
+    read, written = _run(form, rule, stretch, None, dynamics, Wanted("full", wanted.sum_heads), chunk_size)
+    found = coefficients_like(stretch.query, log_decay, stretch.valid, stretch.reset)
+    # [B or 1, H or 1] and two more axes, as S has them.
+    kept = vary_like(found.kept[..., None, None], written)
+
+    def later(first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return first[0] * second[0], second[0] * first[1] + second[1]
+
+    kept_before, before = axes.before((kept, written), later, (jnp.ones_like(kept), jnp.zeros_like(written)))
+    if state is not None:
+        before = before + kept_before * state
+    initial = found.initial[..., None] * reference.read_all(stretch.query, before)
+    read = read + (jnp.sum(initial, axis=1, keepdims=True) if wanted.sum_heads else initial)
+    if wanted.final == "none":
+        return read, None
+    after = kept * before + written
+    if wanted.final == "mean":
+        after = jnp.mean(after, axis=0, keepdims=True)
+    return read, axes.from_last(after)
 
 
 def _with_rates(stretch: Stretch, learning_rate: Rate) -> Stretch:

@@ -43,6 +43,11 @@ def read(query: jax.Array, state: jax.Array) -> jax.Array:
     return jnp.einsum("...n,...nd->...d", query.astype(state.dtype), state)
 
 
+def read_all(query: jax.Array, state: jax.Array) -> jax.Array:
+    """Every q_t @ S of one S: query [B, H, T, N], state [B, H, N, D] → [B, H, T, D] in the state's dtype."""
+    return jnp.einsum("bhtn,bhnd->bhtd", query.astype(state.dtype), state)
+
+
 def once_read(state: jax.Array, found: jax.Array) -> jax.Array:
     """S [..., H, N, D], which as far as the compiler can tell depends on what was read from it, ``found`` [..., H, D].
 

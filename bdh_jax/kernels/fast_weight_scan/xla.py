@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bdh_jax.kernels.fast_weight_scan.arguments import Correct, Dynamics, Stretch, Wanted
+from bdh_jax.kernels.fast_weight_scan.arguments import Correct, Dynamics, Rate, Stretch, Wanted
 from bdh_jax.kernels.fast_weight_scan.stretch import Coefficients, coefficients_like, safe_log
 from bdh_jax.parallel.collectives import vary_like
 
@@ -206,19 +206,23 @@ def _enter(
     stretch: Stretch, state: jax.Array | None, dynamics: Dynamics, *, squeeze: bool = True
 ) -> tuple[Stretch, jax.Array | None, jax.Array | None]:
     """The arguments of :func:`_one` for those of :func:`parallel`: stretch, state and ln λ."""
-    decay, log_decay = dynamics.decay, None
-    if not (isinstance(decay, float) and decay == 1.0):
-        log_decay = safe_log(jnp.asarray(decay, jnp.promote_types(jnp.float32, stretch.query.dtype)))
-        if log_decay.ndim == 4:
-            log_decay = jnp.broadcast_to(log_decay[..., 0], (*log_decay.shape[:2], stretch.query.shape[2]))
-        else:
-            log_decay = log_decay.reshape(()) if log_decay.size == 1 else log_decay
-    of_tokens = log_decay is not None and log_decay.ndim == 3
+    logs = ln_decay(dynamics.decay, stretch.query)
+    of_tokens = logs is not None and logs.ndim == 3
     state = None if state is None else jnp.swapaxes(state, 2, 3)
     if squeeze and stretch.query.shape[:2] == (1, 1) and not of_tokens:
         stretch = jax.tree.map(lambda a: a.reshape(a.shape[2:]) if a.ndim == 4 else a.reshape(a.shape[1:]), stretch)
         state = None if state is None else state.reshape(state.shape[2:])
-    return stretch, state, log_decay
+    return stretch, state, logs
+
+
+def ln_decay(decay: Rate, query: jax.Array) -> jax.Array | None:
+    """ln λ as :func:`bdh_jax.kernels.fast_weight_scan.stretch.coefficients` takes it, beside a query [B, H, T, N]; None for λ = 1."""
+    if isinstance(decay, float) and decay == 1.0:
+        return None
+    logs = safe_log(jnp.asarray(decay, jnp.promote_types(jnp.float32, query.dtype)))
+    if logs.ndim == 4:
+        return jnp.broadcast_to(logs[..., 0], (*logs.shape[:2], query.shape[2]))
+    return logs.reshape(()) if logs.size == 1 else logs
 
 
 def _leave(read: jax.Array, batch: int) -> jax.Array:
