@@ -26,7 +26,7 @@ compilers_tpu := .venv-tpu$(if $(COMPILERS),-$(COMPILERS))
 compilers_gpu := .venv-gpu$(if $(COMPILERS),-$(COMPILERS))
 pytest = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help nback test test-slow test-quick test-full test-oldest test-faults wheel notebooks tutorials mutate mutate-contract compile-tpu compile-gpu accelerator nightly lint format constraints docs figures clean
+.PHONY: help nback test test-slow test-quick test-full test-oldest test-faults wheel notebooks tutorials mutate mutate-contract compile-tpu compile-gpu accelerator nightly lint format constraints audit docs figures clean
 .DELETE_ON_ERROR:
 
 help:
@@ -47,9 +47,10 @@ help:
 	@echo "make compile-tpu compile every kernel and the large training steps for v5e, v5p and v6e, without one (20 minutes, a minute with ARGS=--quick: kernels alone, for a v5e)"
 	@echo "make compile-gpu the same for an H100 (5 minutes). Their environments take 1 and 2 GB"
 	@echo "make accelerator measure everything on this machine's GPU or TPU (9 minutes); ARGS=--tiny rehearses it, also on a CPU"
-	@echo "make nightly    what takes too long for every commit: test-full, test-oldest, test-faults, mutate, tutorials, docs, compile-tpu, compile-gpu (hours)"
+	@echo "make nightly    what takes too long for every commit: audit, test-full, test-oldest, test-faults, mutate, tutorials, docs, compile-tpu, compile-gpu (hours)"
 	@echo "make lint       ruff, the arrows between rooms, types by pyright, and the files of launch/ (1 minute)"
 	@echo "make constraints find the versions of constraints/ anew"
+	@echo "make audit      look for known vulnerabilities in them"
 	@echo "make format     apply ruff's fixes"
 	@echo "make clean      remove .venv and its like, and caches, never runs/"
 
@@ -92,7 +93,7 @@ mutate: $(tested)
 mutate-contract: $(tested)
 	$(RUN) -m tests.mutations.contract --write docs/reference/mutations.md $(ARGS)
 
-nightly: test-full test-oldest test-faults mutate tutorials docs compile-tpu compile-gpu
+nightly: audit test-full test-oldest test-faults mutate tutorials docs compile-tpu compile-gpu
 
 compile-tpu: $(compilers_tpu)/.installed
 	$(compilers_tpu)/bin/python -m benchmarks.compilers tpu $(ARGS)
@@ -117,6 +118,9 @@ constraints: $(linted)
 	  $(RUN) -m uv pip compile --quiet pyproject.toml --extra text --extra plot --extra notebooks --extra cuda --extra tpu --upgrade \
 	    --python-version $$version --python-platform x86_64-manylinux_2_31 --no-header --no-annotate --no-emit-index-url \
 	    --output-file constraints/python$$version.txt || exit 1; done
+
+audit: $(linted)
+	$(RUN) constraints/audit.py $(ARGS)
 
 format: $(linted)
 	$(RUN) -m ruff check --fix .

@@ -2,6 +2,9 @@
 
 A checkpoint is written beside the others, read back, and only then called by its step; what it supersedes goes after that. Every array
 has a digest in the checkpoint's record, which has one of itself: whatever is read is what was saved, or is refused.
+
+A save in the background copies the arrays to the host, and a thread does all the rest. The next one, and whoever asks what was saved, waits
+for it.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -99,16 +103,20 @@ class Checkpoints:
     Args:
       workdir: the run's folder.
       record: the configuration that every checkpoint of it must have.
+      keep_every: checkpoints of steps that it divides are kept for good; None for no others than the last two and the best.
 
     Raises:
       CheckpointError: if no checkpoint of ``workdir`` is readable though there are some, if they were made by another configuration, or
         if a folder of this name cannot hold any.
     """
 
-    def __init__(self, workdir: Path, record: Record):
+    def __init__(self, workdir: Path, record: Record, keep_every: int | None = None):
         check_name(workdir)
         self._folder = workdir / CHECKPOINTS
         self._record = record
+        self._keep_every = keep_every
+        self._pending: Future[None] | None = None
+        self._thread: ThreadPoolExecutor | None = None
         self._put_back()
         self._clear()
         self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
@@ -121,16 +129,14 @@ class Checkpoints:
     @property
     def last_step(self) -> int | None:
         """Updates made when the last checkpoint was saved, or None without one."""
+        self.wait()
         return max(self._infos, default=None)
 
     @property
     def best(self) -> tuple[int, float] | None:
         """(step, primary score) of the best checkpoint by evaluation, or None before the first evaluation."""
-        scores = [(info.primary, step) for step, info in self._infos.items() if info.primary is not None]
-        if not scores:
-            return None
-        primary, step = max(scores)
-        return step, primary
+        self.wait()
+        return self._best()
 
     def restore(
         self, target: Mapping[str, Any], step_of: Callable[[Mapping[str, Any]], Any]
@@ -178,8 +184,10 @@ class Checkpoints:
         self._damaged = {}
         return trees, self._infos[step].progress
 
-    def save(self, trees: Mapping[str, Any], progress: RunProgress, primary: float | None = None) -> None:
-        """Save, and return when everything is on disk and was read back from there.
+    def save(
+        self, trees: Mapping[str, Any], progress: RunProgress, primary: float | None = None, *, background: bool = False
+    ) -> None:
+        """Save, and return when everything is on disk and was read back from there, or in the background, when it is copied to the host.
 
         The last two checkpoints and the one with the largest ``primary`` (the later one of equals) are kept.
 
@@ -187,13 +195,47 @@ class Checkpoints:
           trees: name → pytree of arrays, each with some. ``slow`` is what :func:`load_slow` reads.
           progress: at this state.
           primary: the evaluation's score of this very state, if it was evaluated.
+          background: return early. Of several processes all wait all the same: their saves meet, and so do their steps.
 
         Raises:
-          CheckpointError: if it cannot be written. Those saved before are kept.
+          CheckpointError: if it, or the one before it in the background, cannot be written. Those saved before are kept.
         """
-        step = progress.step
-        if step in self._infos and primary is None:
+        self.wait()
+        if progress.step in self._infos and primary is None:
             return
+        if not background or jax.process_count() > 1:
+            self._save(trees, progress, primary)
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        # Copies: the next step takes the arrays themselves for its own.
+        copies = jax.tree.map(lambda leaf: np.array(leaf, copy=True), dict(trees))
+        self._pending = self._thread.submit(self._save, copies, progress, primary)
+
+    @property
+    def saving(self) -> bool:
+        """Whether one is being written in the background."""
+        return self._pending is not None and not self._pending.done()
+
+    def wait(self) -> None:
+        """Return when nothing is being saved.
+
+        Raises:
+          CheckpointError: if it cannot be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _best(self) -> tuple[int, float] | None:
+        scores = [(info.primary, step) for step, info in self._infos.items() if info.primary is not None]
+        if not scores:
+            return None
+        primary, step = max(scores)
+        return step, primary
+
+    def _save(self, trees: Mapping[str, Any], progress: RunProgress, primary: float | None) -> None:
+        step = progress.step
         info = {"config": self._record.config, "progress": progress.model_dump(), "primary": primary}
         info["digests"] = {name: digests(tree) for name, tree in trees.items()}
         info[SELF] = digest_of(info)
@@ -211,14 +253,23 @@ class Checkpoints:
             self._put_in_place(new, step)
             _together()
         self._infos[step] = saved
-        keep = {*sorted(self._infos)[-_KEPT:], *(self.best or ())[:1]}
+        keep = {*sorted(self._infos)[-_KEPT:], *(self._best() or ())[:1]}
+        if self._keep_every is not None:
+            keep |= {step for step in self._infos if step and step % self._keep_every == 0}
         for old in self._infos.keys() - keep:
             del self._infos[old]
             self._delete(old)
         self._clear()
 
     def close(self) -> None:
-        """Release what Orbax holds."""
+        """Let what is being saved come to its end, and release what Orbax holds. A save that failed is a warning: something else ended
+        the run, or nobody closes before the last save is waited for."""
+        try:
+            self.wait()
+        except CheckpointError as error:
+            _LOGGER.warning("%s", error)
+        if self._thread is not None:
+            self._thread.shutdown()
         self._checkpointer.close()
 
     @contextmanager

@@ -11,6 +11,7 @@ from bdh_jax.config.options import Options
 from bdh_jax.parallel.mesh import MeshConfig
 
 Loss = Literal["answer", "all", "weights"]
+Save = Literal["auto", "blocking", "background"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,12 @@ class TrainConfig:
     the best one."""
     checkpoint_every: int = dataclasses.field(default=200, metadata=HOW)
     """Steps from one save to the next; the best evaluation and the end are saved in any case."""
+    keep_every: int | None = dataclasses.field(default=None, metadata=HOW)
+    """Checkpoints of steps that this divides are kept for good; None keeps the last two and the best one."""
+    save: Save = dataclasses.field(default="auto", metadata=HOW)
+    """"blocking": a step waits until the checkpoint before it is written and read back. "background": only until it is copied to the host; a
+    kill then costs the steps of the write as well. "auto" goes by the state's size: in the background from 64 MiB on. Evaluations, signals
+    and the end wait always, and so do several processes."""
     log_every: int = dataclasses.field(default=10, metadata=HOW)
     """Steps from one line of the metrics to the next."""
     init_from: str | None = None
@@ -92,6 +99,11 @@ class TrainConfig:
             f"train.batch_size={self.batch_size} is not divisible by train.accumulation={self.accumulation}",
         )
         require_choice("train.loss", self.loss, Loss)
+        require_choice("train.save", self.save, Save)
+        require(
+            self.keep_every is None or self.keep_every >= 1,
+            f"train.keep_every={self.keep_every} must be at least 1, or None to keep the last two and the best",
+        )
         require(
             self.init_from != "",
             "train.init_from='' is empty (is a variable unset?); name the folder of a run, or leave train.init_from out",

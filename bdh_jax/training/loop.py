@@ -50,6 +50,8 @@ from bdh_jax.training.state import TrainState, abstract_state, init_state, resto
 from bdh_jax.training.step import make_keys, make_predict, make_train_step, put_batch
 from bdh_jax.training.throughput import peak_flops, peak_memory, training_flops_per_token
 
+LARGE = 64 * 2**20
+"""Bytes of a state from which on ``train.save="auto"`` saves in the background: a smaller one is written in a fraction of a second."""
 MEASURED_ROWS = 8
 """Rows of a batch on which ``Setup.measure`` looks, about: what it collects is held for all layers at once."""
 _LOGGER = logging.getLogger("bdh_jax")
@@ -156,7 +158,7 @@ class _Training:
         self._peak = None if self._flops_per_token is None else peak_flops(setup.model, list(self._mesh.devices.flat))
         self._measure = None if setup.measure is None else setup.measure(self._model)
         self._predict = make_predict(self._model, self._mesh)
-        self._checkpoints = Checkpoints(workdir, setup.record)
+        self._checkpoints = Checkpoints(workdir, setup.record, setup.train.keep_every)
         self._carried_rows = setup.train.batch_size if setup.train.carry_state else None
         self._target = abstract_state(
             self._model, self._optimizer, self._mesh, self._hooks, self._carried_rows, setup.mesh.fsdp
@@ -311,7 +313,7 @@ class _Training:
                 self._save(state, step, evaluated, score)
             elif step > start.step and step % settings.checkpoint_every == 0:
                 self._look_at(pending)
-                self._save(state, step, evaluated, score)
+                self._save(state, step, evaluated, score, background=self._in_background())
             if final and evaluation is not None:
                 return evaluation
             self._stop_if_asked(state, step, evaluated, pending)
@@ -391,9 +393,15 @@ class _Training:
             lambda sizes: sizes.tolist(), jax.device_get(measure(state.slow, batch.tokens, batch.valid, batch.reset))
         )
 
-    def _save(self, state: TrainState, step: int, evaluated: bool, score: float | None) -> None:
+    def _save(self, state: TrainState, step: int, evaluated: bool, score: float | None, *, background: bool = False) -> None:
         with self._clock.paused():
-            self._checkpoints.save(saved_trees(state), self._progress(step, evaluated), score)
+            self._checkpoints.save(saved_trees(state), self._progress(step, evaluated), score, background=background)
+
+    def _in_background(self) -> bool:
+        """Whether a step goes on while the checkpoint before it is written."""
+        if self._setup.train.save != "auto":
+            return self._setup.train.save == "background"
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._target)) >= LARGE
 
     def _stop_if_asked(
         self, state: TrainState, step: int, evaluated: bool, pending: collections.deque[tuple[int, Any]]

@@ -19,7 +19,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +58,8 @@ class Fault(NamedTuple):
     """Steps that may be computed again."""
     said: str = ""
     """What is in its last line."""
+    flags: tuple[str, ...] = ()
+    """Given to the command as well."""
 
 
 def _kill(command: Command, workdir: Path, moments: random.Random) -> None:
@@ -136,6 +138,13 @@ KILLED = (-signal.SIGKILL,)
 FAULTS = {
     "kill": Fault("SIGKILL at a random moment", _kill, KILLED),
     "kill in a save": Fault("SIGKILL while a checkpoint is written", _kill_in_save, KILLED),
+    "kill in the background": Fault(
+        "SIGKILL while one is written in the background",
+        _kill_in_save,
+        KILLED,
+        most=2 * INTERVAL,
+        flags=("--config.train.save=background",),
+    ),
     "SIGTERM": Fault("told to end", _tell(signal.SIGTERM), (143,), most=0),
     "Ctrl-C": Fault("SIGINT", _tell(signal.SIGINT), (130,), most=0),
     "SIGUSR1": Fault("a notice before the time is over", _tell(signal.SIGUSR1), (138,), most=0),
@@ -153,7 +162,7 @@ class _Run(Command):
     steps: int
 
 
-def _start(workdir: Path, text: Path, wrong: str, steps: int) -> Command:
+def _start(workdir: Path, text: Path, wrong: str, steps: int, flags: Sequence[str] = ()) -> Command:
     command = _Run(
         "tests.faults.child",
         wrong,
@@ -166,6 +175,7 @@ def _start(workdir: Path, text: Path, wrong: str, steps: int) -> Command:
         f"--config.train.evaluate_every={3 * INTERVAL}",
         "--config.train.log_every=1",
         "--config.consolidation.every=7",
+        *flags,
     )
     command.steps = steps
     return command
@@ -203,7 +213,7 @@ def disturb(kinds: list[str], folder: Path, seed: int = 0) -> list[Found]:
     statuses, reached = [], []
     for number, kind in enumerate(kinds):
         fault, before, earlier = FAULTS[kind], _reached(workdir), _starts(workdir)
-        command = _start(workdir, text, fault.wrong, steps)
+        command = _start(workdir, text, fault.wrong, steps, fault.flags)
         if fault.wrong == "readonly":
             assert number, "a folder has to be there"
         else:

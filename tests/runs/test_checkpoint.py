@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -21,7 +22,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bdh_jax.config.records import digest_of
-from bdh_jax.runs.checkpoint import Checkpoints, RunProgress, load_slow
+from bdh_jax.runs.checkpoint import Checkpoints, RunProgress, load_slow, read_slow
 from bdh_jax.runs.fingerprint import digests
 from bdh_jax.runs.folder import CheckpointError, Record
 
@@ -361,3 +362,34 @@ def test_the_configuration_is_compared(tmp_path):
     save(tmp_path, 3)
     with pytest.raises(CheckpointError, match=r"(?s)another configuration:.*model.name: there \"small\", now \"large\""):
         Checkpoints(tmp_path, dataclasses.replace(RECORD, config={"model": {"name": "large"}}))
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_what_is_saved_is_what_was_there_then(background, tmp_path):
+    with opened(tmp_path) as checkpoints:
+        given = jax.tree.map(np.array, trees(1))
+        checkpoints.save(given, progress(1), background=background)
+        # The next step writes into the same memory.
+        jax.tree.map(lambda leaf: leaf.fill(0), given)
+        checkpoints.save(trees(2), progress(2), background=background)
+        assert checkpoints.last_step == 2
+    assert same(read_slow(tmp_path, 1).slow, trees(1)["slow"])
+
+
+def test_a_save_in_the_background_that_fails_says_so_at_the_next(tmp_path, monkeypatch, caplog):
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(trees(1), progress(1))
+        monkeypatch.setattr(checkpoints, "_put_in_place", lambda new, step: new.rename(tmp_path / "nowhere" / "at" / "all"))
+        checkpoints.save(trees(2), progress(2), background=True)
+        with pytest.raises(CheckpointError, match="no checkpoint can be written"):
+            checkpoints.save(trees(3), progress(3), background=True)
+        assert checkpoints.last_step == 1
+        checkpoints.save(trees(3), progress(3), background=True)
+    assert "no checkpoint can be written" in caplog.text
+
+
+def test_some_are_kept_for_good(tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path, RECORD, keep_every=3)) as checkpoints:
+        for step in range(1, 9):
+            checkpoints.save(trees(step), progress(step))
+    assert kept(tmp_path) == ["3", "6", "7", "8"]

@@ -109,6 +109,8 @@ def test_which_settings_do_not_identify_the_result(tiny):
         "model.remat",
         "model.token_step",
         "train.checkpoint_every",
+        "train.keep_every",
+        "train.save",
         "train.log_contributions",
         "train.log_every",
     }
