@@ -95,6 +95,11 @@ class ModelConfig:
         return self.dropout > 0
 
     @property
+    def parts(self) -> Mapping[str, ModelConfig]:
+        """The models that this one is made of, by name: the weights of each stand under its name, and its taps begin with that and a dot."""
+        return {}
+
+    @property
     def widest(self) -> int:
         """Numbers that the widest array of a layer has for each token."""
         return self.d_model
