@@ -176,6 +176,23 @@ class Weight(NamedTuple):
         return jax.ShapeDtypeStruct(self.shape, self.dtype)
 
 
+class LocalMap(NamedTuple):
+    """A slow weight that maps one tap to another, y = x @ W: what a local learning rule changes."""
+
+    path: tuple[str, ...]
+    """Of the weight in the slow weights."""
+    x: str
+    """Tap of its inputs."""
+    y: str
+    """Tap of its outputs."""
+    part: str
+    """"attention" or "ffn"."""
+    layer: int | None = None
+    """The layer whose taps they are; None: the weight is shared, and those of all layers count."""
+    inputs: int = 1
+    """How many of the weight's axes, from the first on, are those of its inputs."""
+
+
 @states.exportable
 @flax.struct.dataclass
 class ModelOutput:
@@ -320,6 +337,10 @@ class Architecture(abc.ABC):
         """The state of an episode with a :class:`bdh_jax.parallel.axes.Leaf` in place of every array; None: nothing is kept."""
         del batch_size
         return None
+
+    def local_maps(self) -> dict[str, LocalMap]:
+        """Name → a linear map that local learning rules may change; none unless a model declares them."""
+        return {}
 
     def sizes(self, batch_size: int) -> Sizes:
         """Lengths of the logical axes, from which declarations are made."""
