@@ -138,6 +138,7 @@ class SlimArchitecture(Architecture):
     """What BDH-SLIM is made of."""
 
     config: SlimConfig
+    outside: ClassVar[tuple[str, ...]] = ("embed", "position", "norm", "lm_head")
     taps: ClassVar[dict[str, tuple[str, ...]]] = {
         f"{name}.{side}": ("batch", "time", axis)
         for name, (rows, columns, _) in LINEAR.items()
