@@ -37,7 +37,7 @@ from bdh_jax.tasks.text import Text
 from bdh_jax.types import Slow
 
 MIXTURES = ("mixture", "routed")
-ALONE = ("bdh", "gpt")
+ALONE = ("bdh", "gpt", "slim")
 """Rows, by the names of variants; the first is the default."""
 BEYOND = 10**6
 """A step that no run reaches: its n-back sequences were not trained on."""
