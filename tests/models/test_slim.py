@@ -57,7 +57,9 @@ def test_published_logits_loss_and_gradients():
         return jax.value_and_grad(loss, has_aux=True)(slow)
 
     slow = published(golden, "param")
-    assert jax.tree.map(jnp.shape, slow) == jax.tree.map(lambda w: w.shape, model.declared_slow(), is_leaf=lambda w: hasattr(w, "init"))
+    assert jax.tree.map(jnp.shape, slow) == jax.tree.map(
+        lambda w: w.shape, model.declared_slow(), is_leaf=lambda w: hasattr(w, "init")
+    )
     (loss, logits), gradient = run(slow)
     assert error(logits, golden["logits"]) < TOLERANCE
     assert error(loss, golden["loss"]) < 1e-6
