@@ -543,8 +543,8 @@ class Model(nn.Module):
             all write.
           state: "full" returns the state after the last token; "none" forms none (training); "mean" returns the batch mean
             of what was written, for consolidation.
-          collect: names of taps to return for every layer and token; BDH: "code", "gate", "address", "decoded" (what the decoder makes of
-            the gated code) and "read" (what fast weights and synapse add to that).
+          collect: names of taps to return for every layer and token; BDH: "input" (x of the layer), "code", "gate", "gated" (their
+            product), "address", "decoded" (what the decoder makes of it) and "read" (what fast weights and synapse add to that).
           deterministic: False applies dropout and other noise, and needs ``rngs={"dropout": key}``.
 
         Returns:

@@ -79,7 +79,7 @@ def _wrapped(update: Update, name: str, number: int, expert: Architecture) -> Up
     def init(slow: Slow) -> Any:
         return update.init(slow[name])
 
-    axes = update.axes
+    axes, metrics = update.axes, update.metrics
 
     def apply(slow: Slow, taps: Taps, batch: Batch, history: Any) -> tuple[Slow, Any]:
         chosen = taps.collected[ROUTE][..., number] > 0  # [L, B, T]
@@ -93,6 +93,7 @@ def _wrapped(update: Update, name: str, number: int, expert: Architecture) -> Up
         apply,
         collect=(ROUTE, *(f"{name}.{tap}" for tap in update.collect)),
         every=update.every,
+        metrics=None if metrics is None else lambda slow, history: metrics(slow[name], history),
         axes=None if axes is None else lambda slow: axes(slow[name]),
         label=f"{update.label} of the expert {name!r}",
         remedy=update.remedy,
