@@ -2,8 +2,8 @@
 
     python benchmarks/mixture_table.py --workdir=runs/mixture --path=FILE --json benchmarks/results/mixture_cpu.json
 
-Trains ``configs/mixture.py`` and its variants, each at the best of some learning rates (of a validation seed), over the seeds; finished runs
-are only read, so that the command can be interrupted and given again. Then scores all of them on the same held-out rows of both jobs:
+Trains ``configs/mixture.py`` and its variants over the seeds; finished runs are only read, so that the command can be interrupted and given
+again. Then scores all of them on the same held-out rows of both jobs:
 windows of the validation text, and n-back sequences that no training reaches. Losses are nats per predicted token of text, nats per answer
 of n-back, and their mean, which is what is trained. Differences are paired by seed, with 95 % intervals by Student's t.
 """
@@ -37,7 +37,7 @@ from bdh_jax.tasks.text import Text
 from bdh_jax.types import Slow
 
 MIXTURES = ("mixture", "routed")
-ALONE = ("bdh", "gpt")
+ALONE = ("bdh", "gpt", "slim")
 """Rows, by the names of variants; the first is the default."""
 BEYOND = 10**6
 """A step that no run reaches: its n-back sequences were not trained on."""
@@ -64,9 +64,6 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--path", type=Path, required=True, help="the text that is trained on")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds that are reported")
-    parser.add_argument(
-        "--rates", type=float, nargs="+", default=[4e-3, 8e-3], help="learning rates that each row chooses from"
-    )
     parser.add_argument("--steps", type=int, default=None, help="training steps instead of the configuration's")
     parser.add_argument("--variant", default="", help="a variant of every row, such as smoke")
     parser.add_argument("--batches", type=int, default=16, help="held-out batches of 16 rows a job")
@@ -75,7 +72,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all numbers there")
     options = parser.parse_args()
     experiments = {name: experiment(name, options) for name in options.rows}
-    planned = sweep.plan(experiments, grid={"optimizer.learning_rate": tuple(options.rates)}, seeds=options.seeds)
+    planned = sweep.plan(experiments, seeds=options.seeds)
     print(planned.describe(), flush=True)
     result = sweep.run(planned, options.workdir)
     if options.train_only:
@@ -94,7 +91,7 @@ def main() -> None:
     for name, found in routing.items():
         report_routing(name, found)
     if options.json:
-        record = {"seeds": options.seeds, "rates": options.rates, "steps": first.train.steps, "best_alone": best}
+        record = {"seeds": options.seeds, "steps": first.train.steps, "best_alone": best}
         measure.write_json(options.json, {**record, "rows": rows, "routing": routing})
 
 
@@ -133,7 +130,7 @@ def measured(row: sweep.RowResult, options: argparse.Namespace, batches: list[Ba
     parameters = count_parameters(model.build().declared_slow())
     used = weights_used(model) if isinstance(model, MixtureConfig) else (parameters, parameters)
     return {
-        "learning_rate": row.chosen.values["optimizer.learning_rate"] if row.chosen else None,
+        "learning_rate": row.row.points[0].config.optimizer.learning_rate,
         "losses": losses,
         "bits_per_byte": [each["text"]["bits_per_byte"] for each in scores],
         "unigram": scores[0]["text"]["extra"]["unigram"],
@@ -151,9 +148,8 @@ def recall_of(evaluation: dict[str, Any]) -> float:
 
 
 def folder_of(row: sweep.RowResult, seed: int, options: argparse.Namespace) -> Path:
-    """Of the run of a seed, with what was chosen."""
-    name = row.chosen.name if row.chosen and len(row.row.points) > 1 else ""
-    return options.workdir / row.row.name / "-".join(filter(None, ("seeds", name))) / f"seed{seed}"
+    """Of the run of a seed."""
+    return options.workdir / row.row.name / "seeds" / f"seed{seed}"
 
 
 def score(config: ModelConfig, slow: Slow, batches: list[Batch]) -> Losses:
@@ -196,7 +192,7 @@ def of_router(
     for seed, losses in zip(options.seeds, plain, strict=True):
         config, slow = load(folder_of(row, seed, options), "last")
         assert isinstance(config, MixtureConfig)
-        found["experts"] = list(config.expert_configs())
+        found["experts"] = list(config.parts)
         found["jobs"] = list(task.jobs)
         chosen = np.concatenate([np.asarray(routed(config, slow, b.tokens, b.valid, b.reset)) for b in batches], axis=1)
         valid = np.concatenate([b.valid for b in batches])

@@ -74,13 +74,15 @@ def shuffled(config: MixtureConfig, seed: int = 0) -> ShuffledConfig:
 
 
 class _Shuffled(MixtureArchitecture):
-    config: ShuffledConfig
+    def __init__(self, config: ShuffledConfig):
+        super().__init__(config)
+        self.seed = config.shuffle_seed
 
     def route(self, router: jax.Array, x: jax.Array, noise: jax.Array | None, valid: jax.Array | None) -> Route:
         """Those of other valid tokens."""
         found = super().route(router, x, noise, valid)
         count = x.shape[0] * x.shape[1]
-        draw = jax.random.uniform(key_of(self.config.shuffle_seed), (count,))
+        draw = jax.random.uniform(key_of(self.seed), (count,))
         there = jnp.ones(count, bool) if valid is None else valid.reshape(-1)
         # Both list the valid tokens first, one in their order and one in a random order.
         here, other = jnp.argsort(~there, stable=True), jnp.argsort(jnp.where(there, draw, jnp.inf), stable=True)

@@ -96,6 +96,11 @@ class ModelConfig:
         return self.dropout > 0
 
     @property
+    def parts(self) -> Mapping[str, ModelConfig]:
+        """The models that this one is made of, by name: the weights of each stand under its name, and its taps begin with that and a dot."""
+        return {}
+
+    @property
     def widest(self) -> int:
         """Numbers that the widest array of a layer has for each token."""
         return self.d_model
@@ -190,6 +195,23 @@ class Weight(NamedTuple):
     def struct(self) -> jax.ShapeDtypeStruct:
         """Its shape and dtype, as ``jax.eval_shape`` gives them."""
         return jax.ShapeDtypeStruct(self.shape, self.dtype)
+
+
+class LocalMap(NamedTuple):
+    """A slow weight that maps one tap to another, y = x @ W: what a local learning rule changes."""
+
+    path: tuple[str, ...]
+    """Of the weight in the slow weights."""
+    x: str
+    """Tap of its inputs."""
+    y: str
+    """Tap of its outputs."""
+    part: str
+    """"attention" or "ffn"."""
+    layer: int | None = None
+    """The layer whose taps they are; None: the weight is shared, and those of all layers count."""
+    inputs: int = 1
+    """How many of the weight's axes, from the first on, are those of its inputs."""
 
 
 @states.exportable
@@ -360,6 +382,10 @@ class Architecture(abc.ABC):
         """The state of an episode with a :class:`bdh_jax.parallel.axes.Leaf` in place of every array; None: nothing is kept."""
         del batch_size
         return None
+
+    def local_maps(self) -> dict[str, LocalMap]:
+        """Name → a linear map that local learning rules may change; none unless a model declares them."""
+        return {}
 
     def sizes(self, batch_size: int) -> Sizes:
         """Lengths of the logical axes, from which declarations are made."""
@@ -567,8 +593,8 @@ class Model(nn.Module):
             all write.
           state: "full" returns the state after the last token; "none" forms none (training); "mean" returns the batch mean
             of what was written, for consolidation.
-          collect: names of taps to return for every layer and token; BDH: "code", "gate", "address", "decoded" (what the decoder makes of
-            the gated code) and "read" (what fast weights and synapse add to that).
+          collect: names of taps to return for every layer and token; BDH: "input" (x of the layer), "code", "gate", "gated" (their
+            product), "address", "decoded" (what the decoder makes of it) and "read" (what fast weights and synapse add to that).
           deterministic: False applies dropout and other noise, and needs ``rngs={"dropout": key}``.
 
         Returns:

@@ -65,6 +65,7 @@ from bdh_jax.models.base import (
     DType,
     Inputs,
     LayerOutput,
+    LocalMap,
     Model,
     ModelConfig,
     Setup,
@@ -334,7 +335,7 @@ class BDHArchitecture(Architecture):
     def __init__(self, config: BDHConfig):
         super().__init__(config)
         rows, width = ("batch", "head", "time", "neuron"), ("batch", "time", "model")
-        self.taps = {"code": rows, "gate": rows, "decoded": width}
+        self.taps = {"input": width, "code": rows, "gate": rows, "gated": rows, "decoded": width}
         if config.fast.enabled:
             self.taps |= {"address": rows, "read": width}
 
@@ -378,6 +379,13 @@ class BDHArchitecture(Architecture):
             start = nn.initializers.constant(math.log(fast.decay / (1 - fast.decay)))
             declared["fast_logit_decay"] = weight("head", init=start)
         return declared
+
+    def local_maps(self) -> dict[str, LocalMap]:
+        """Encoder, whose output is the code after its relu, and decoder. All layers have the same."""
+        return {
+            "encoder": LocalMap(("encoder",), "input", "code", "attention"),
+            "decoder": LocalMap(("decoder",), "gated", "decoded", "ffn", inputs=2),
+        }
 
     def state(self, batch_size: int) -> FastState:
         """The state of an episode, declared."""
@@ -654,7 +662,7 @@ def layer(
     y, over = _decode(gated, weights, setup)
     over_budget |= over
 
-    taps = {"code": code, "gate": gate, "decoded": y}
+    taps = {"input": x, "code": code, "gate": gate, "gated": gated, "decoded": y}
     if weights.memory is not None:
         source = {"code": code, "gated": code * gate, "gate": gate}[config.fast.address_source]
         memory_call = MemoryCall(call.masks, call.places)

@@ -27,6 +27,7 @@ from bdh_jax.models.base import (
     DType,
     Inputs,
     LayerOutput,
+    LocalMap,
     Model,
     ModelConfig,
     Setup,
@@ -34,6 +35,14 @@ from bdh_jax.models.base import (
     check_layers,
 )
 from bdh_jax.types import Slow
+
+LINEAR = {
+    "attention_in": ("model", "wide", "attention"),
+    "attention_out": ("model", "model", "attention"),
+    "mlp_in": ("model", "wide", "ffn"),
+    "mlp_out": ("wide", "model", "ffn"),
+}
+"""Linear layer → the axis of its inputs, the axis of its outputs, and the part of the layer that it belongs to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +131,19 @@ class GPTArchitecture(Architecture):
 
     config: GPTConfig
     outside: ClassVar[tuple[str, ...]] = ("embed", "norm", "lm_head")
+    taps: ClassVar[dict[str, tuple[str, ...]]] = {
+        f"{name}.{side}": ("batch", "time", axis)
+        for name, (rows, columns, _) in LINEAR.items()
+        for side, axis in (("x", rows), ("y", columns))
+    }
+
+    def local_maps(self) -> dict[str, LocalMap]:
+        """The four linear layers of every layer."""
+        return {
+            f"layer{index}.{name}": LocalMap((f"layer{index}", name, "kernel"), f"{name}.x", f"{name}.y", part, layer=index)
+            for index in range(self.config.n_layer)
+            for name, (_, _, part) in LINEAR.items()
+        }
 
     def weights(self) -> dict[str, Any]:
         """The slow weights: embed, layer0 …, norm, lm_head."""
@@ -206,14 +228,20 @@ class GPTArchitecture(Architecture):
         config, seen = self.config, call.extra
         batch, length, width = x.shape
         heads = (batch, length, 3, config.n_head, width // config.n_head)
-        rows = self._norm(weights["attention_norm"], x) @ self._kernel(weights["attention_in"])
+        taps: dict[str, jax.Array] = {}
+
+        def linear(name: str, x: jax.Array) -> jax.Array:
+            taps[f"{name}.x"], taps[f"{name}.y"] = x, x @ self._kernel(weights[name])
+            return taps[f"{name}.y"]
+
+        rows = linear("attention_in", self._norm(weights["attention_norm"], x))
         query, key, value = jnp.moveaxis(rows.reshape(heads), 2, 0)
         query, key = (rope(part.swapaxes(1, 2), seen.cos, seen.sin).swapaxes(1, 2) for part in (query, key))
         attended = jax.nn.dot_product_attention(query, key, value, mask=seen.mask).reshape(x.shape)
-        x = x + self._drop(attended @ self._kernel(weights["attention_out"]), None if draws is None else draws[0])
-        hidden = jax.nn.gelu(self._norm(weights["mlp_norm"], x) @ self._kernel(weights["mlp_in"]))
-        x = x + self._drop(hidden @ self._kernel(weights["mlp_out"]), None if draws is None else draws[1])
-        return LayerOutput(x, None, {})
+        x = x + self._drop(linear("attention_out", attended), None if draws is None else draws[0])
+        hidden = jax.nn.gelu(linear("mlp_in", self._norm(weights["mlp_norm"], x)))
+        x = x + self._drop(linear("mlp_out", hidden), None if draws is None else draws[1])
+        return LayerOutput(x, None, taps)
 
     def readout(self, slow: Slow, x: jax.Array) -> jax.Array:
         """[B, T, D] → logits [B, T, V]."""

@@ -114,10 +114,11 @@ class MixtureConfig(ModelConfig):
         require(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
         require_choice("dtype", self.dtype, DType)
         require_choice("writes", self.writes, Writes)
-        for name, expert in self.expert_configs().items():
+        for name, expert in self.parts.items():
             _check_state(name, expert.make_architecture().state(1))
 
-    def expert_configs(self) -> dict[str, ModelConfig]:
+    @property
+    def parts(self) -> dict[str, ModelConfig]:
         """Name → the expert's configuration, in alphabetical order: that of the router's columns.
 
         Raises:
@@ -155,13 +156,13 @@ class MixtureConfig(ModelConfig):
     @property
     def widest(self) -> int:
         """Those of all experts together."""
-        return sum(expert.widest for expert in self.expert_configs().values())
+        return sum(expert.widest for expert in self.parts.values())
 
     def multiply_adds_per_token(self, length: int) -> int | None:
         """Of a forward pass over so many tokens, for each: those of all experts, which all read every token, and E·D a layer for the router.
         None where an expert does not say."""
         total = self.n_layer * len(self.experts) * self.d_model + self.vocab_size * self.d_model
-        for expert in self.expert_configs().values():
+        for expert in self.parts.values():
             found = expert.multiply_adds_per_token(length)
             if found is None:
                 return None
@@ -259,7 +260,7 @@ class MixtureArchitecture(Architecture):
 
     def __init__(self, config: MixtureConfig):
         super().__init__(config)
-        self.experts = {name: expert.make_architecture() for name, expert in config.expert_configs().items()}
+        self.experts = {name: expert.make_architecture() for name, expert in config.parts.items()}
         self.taps = {"route": ("batch", "time", "expert")}
         for name, expert in self.experts.items():
             self.taps |= {f"{name}.{tap}": axes for tap, axes in expert.taps.items()}

@@ -20,13 +20,13 @@ import jax.numpy as jnp
 from bdh_jax.config import ConfigError, require
 from bdh_jax.config.files import import_attribute
 from bdh_jax.config.options import options_of
-from bdh_jax.models.base import Architecture, Model
-from bdh_jax.models.mixture import MixtureConfig
+from bdh_jax.models.base import Architecture, Model, ModelConfig
 from bdh_jax.tasks.base import Batch
 from bdh_jax.training.hooks import Hooks, Taps, Update
 from bdh_jax.types import Slow
 
 ROUTE = "route"
+"""The tap that says which part of a model, in the order of their names, read a token."""
 
 
 def of_experts(model: Model, *, experts: Mapping[str, Any]) -> Hooks:
@@ -45,7 +45,7 @@ def of_experts(model: Model, *, experts: Mapping[str, Any]) -> Hooks:
         needs more than an update after the optimiser.
     """
     config = model.config
-    if not isinstance(config, MixtureConfig):
+    if not config.parts or ROUTE not in model.architecture.taps:
         raise ConfigError(
             f"train.hooks: of_experts is for a mixture, and this model is a {config.architecture!r}; name the expert's hook itself"
         )
@@ -53,8 +53,8 @@ def of_experts(model: Model, *, experts: Mapping[str, Any]) -> Hooks:
     return Hooks(updates=tuple(update for updates in made for update in updates))
 
 
-def _of_expert(config: MixtureConfig, name: str, options: Any) -> list[Update]:
-    where, known = f"train.hook_options.experts.{name}", config.expert_configs()
+def _of_expert(config: ModelConfig, name: str, options: Any) -> list[Update]:
+    where, known = f"train.hook_options.experts.{name}", config.parts
     require(name in known, f"{where}: there is no such expert; this mixture has {', '.join(known)}")
     require(
         isinstance(options, Mapping) and isinstance(options.get("hook"), str),
@@ -79,6 +79,8 @@ def _wrapped(update: Update, name: str, number: int, expert: Architecture) -> Up
     def init(slow: Slow) -> Any:
         return update.init(slow[name])
 
+    axes, metrics = update.axes, update.metrics
+
     def apply(slow: Slow, taps: Taps, batch: Batch, history: Any) -> tuple[Slow, Any]:
         chosen = taps.collected[ROUTE][..., number] > 0  # [L, B, T]
         own = {tap: _only(taps.collected[f"{name}.{tap}"], expert.taps[tap], chosen) for tap in update.collect}
@@ -91,7 +93,8 @@ def _wrapped(update: Update, name: str, number: int, expert: Architecture) -> Up
         apply,
         collect=(ROUTE, *(f"{name}.{tap}" for tap in update.collect)),
         every=update.every,
-        axes=None if update.axes is None else lambda slow: update.axes(slow[name]),
+        metrics=None if metrics is None else lambda slow, history: metrics(slow[name], history),
+        axes=None if axes is None else lambda slow: axes(slow[name]),
         label=f"{update.label} of the expert {name!r}",
         remedy=update.remedy,
     )

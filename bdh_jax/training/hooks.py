@@ -78,6 +78,8 @@ class Update:
     """What messages call it; by default its name."""
     remedy: str = "a smaller optimizer.learning_rate or other train.hook_options"
     """What to try when it makes something that is not finite."""
+    metrics: Callable[[Slow, History], dict[str, jax.Array]] | None = None
+    """(slow, history) after the update → name → scalar, which is logged as ``<name of the update>_<name>``."""
 
     def __post_init__(self) -> None:
         require(self.name.isidentifier(), f"a hook's name {self.name!r} must be a word such as 'replay'")

@@ -346,6 +346,7 @@ class _Training:
                     "grad_norm": float(metrics["grad_norm"]),
                     "learning_rate": float(metrics["learning_rate"]),
                     "tokens_per_second": self._clock.recent_rate(),
+                    **{name: float(value) for name, value in metrics["hooks"].items()},
                 }
                 row |= {f"model/{name}": float(value) for name, value in metrics["model"].items()}
                 if self._peak is not None and row["tokens_per_second"] is not None:

@@ -205,9 +205,9 @@ def make_train_step(
     Returns:
       ``step(state, batch, key) -> (state, metrics)``. ``state`` is donated. ``batch`` comes from :func:`put_batch`, ``key``
       is the run's, replicated; each step folds its number into it. Metrics are scalars: loss, answer_accuracy, grad_norm
-      (before clipping), learning_rate and tokens (valid ones); model, a dict of what the model would like to be logged; and finite, a
-      dict: "loss", "gradient", the path of every leaf that is carried on, and "<hook>:" with the path of every leaf that a hook's update
-      made → whether it is.
+      (before clipping), learning_rate and tokens (valid ones); model, a dict of what the model would like to be logged; hooks, of what
+      the hooks measure; and finite, a dict: "loss", "gradient", the path of every leaf that is carried on, and "<hook>:" with the path of
+      every leaf that a hook's update made → whether it is.
 
     Raises:
       ConfigError: for hooks that need what a step that carries its state does not have; and, when the step is traced, for an update that
@@ -246,10 +246,14 @@ def make_train_step(
         norm = optax.tree.norm(found.gradient)
         finite = {"loss": jnp.isfinite(found.loss), "gradient": jnp.isfinite(norm)}
         taps, history = (Taps(None, found.taps.collected) if carry else found.taps), {}
+        of_hooks: Metrics = {}
         for update in hooks.updates:
             slow, history[update.name] = _updated(update, state.step, slow, taps, batch, state.history[update.name])
             leaves = finite_leaves({"slow": slow, "history": history[update.name]})
             finite |= {f"{update.name}:{path}": is_finite for path, is_finite in leaves.items()}
+            if update.metrics is not None:
+                own = update.metrics(slow, history[update.name])
+                of_hooks |= {f"{update.name}_{name}": value for name, value in own.items()}
         if carry:
             finite |= finite_leaves({"fast": found.taps.fast})
         metrics = {
@@ -260,6 +264,7 @@ def make_train_step(
             "tokens": jnp.asarray(batch.tokens.size if batch.valid is None else jnp.sum(batch.valid), jnp.int32),
             "model": dict(found.taps.metrics),
             "finite": finite,
+            "hooks": of_hooks,
         }
         return TrainState(state.step + 1, slow, opt_state, history, found.taps.fast if carry else ()), metrics
 

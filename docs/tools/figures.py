@@ -387,6 +387,33 @@ def tiny_bdh_consolidation() -> Any:
     return figure
 
 
+def mixture_routes() -> Any:
+    """The share of each job's tokens that each expert reads, by layer."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "mixture_cpu.json").read_text(encoding="utf-8"))["routing"]
+    routing = found["mixture"]
+    shares = np.array(routing["shares"])  # [seeds, L, jobs, E]
+    jobs = {"nback": "n-back", "text": "text"}
+    figure, panels = figures.make(len(routing["jobs"]), width=3.6, height=3.2, sharey=True)
+    names = {"bdh": "BDH", "gpt": "GPT"}
+    looks = figures.lines([names.get(name, name) for name in routing["experts"]])
+    for number, (axes, job) in enumerate(zip(panels, routing["jobs"], strict=True)):
+        bottom = np.zeros(shares.shape[1])
+        for expert, name in enumerate(routing["experts"]):
+            mean = shares[:, :, number, expert].mean(axis=0)
+            error = shares[:, :, number, expert].std(axis=0, ddof=1) if len(shares) > 1 else None
+            look = looks[names.get(name, name)]
+            places = range(len(mean))
+            axes.bar(
+                places, mean, 0.6, bottom, color=look["color"], label=look["label"], yerr=error, ecolor="0.25", capsize=3
+            )
+            bottom += mean
+        axes.set_xticks(range(len(bottom)), [f"layer {layer}" for layer in range(len(bottom))])
+        axes.set_ylim(0, 1.05)
+        figures.say(axes, title=f"{jobs[job]}", x="", y="share of the tokens (error bars: ± std)" if not number else "")
+    figures.legend(figure, panels[0])
+    return figure
+
+
 FIGURES: dict[str, Callable[[], Any]] = {
     made.__name__: made
     for made in (
@@ -399,6 +426,7 @@ FIGURES: dict[str, Callable[[], Any]] = {
         tiny_bdh_brackets,
         tiny_bdh_sigma,
         tiny_bdh_consolidation,
+        mixture_routes,
     )
 }
 

@@ -347,7 +347,10 @@ def test_auto_takes_the_form_that_exists():
         ({"valid": np.ones((2, LENGTH))}, "valid has shape.*float64; it must be bool"),
         ({"reset": np.ones((1, LENGTH), bool)}, r"reset has shape \(1, 8\)"),
         ({"state": "last"}, "state='last' is not one of 'full', 'none', 'mean'"),
-        ({"collect": ("codes",)}, "collect names 'codes'; this model can return code, gate, decoded, address, read"),
+        (
+            {"collect": ("codes",)},
+            "collect names 'codes'; this model can return input, code, gate, gated, decoded, address, read",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(arguments, message):
@@ -374,7 +377,9 @@ def test_a_state_of_another_model_is_refused():
     mesa, other = (BDH(make(fast={"rule": "mesa", "options": {"ridge": ridge}})) for ridge in (0.1, 0.2))
     with pytest.raises(ValueError, match=r"fast.layers.0.memory.written.ridge is 0.2, but this model has 0.1"):
         mesa.apply(slow, TOKENS, other.init_fast(2))
-    with pytest.raises(ValueError, match="collect names 'address'; this model can return code, gate, decoded(?!,)"):
+    with pytest.raises(
+        ValueError, match="collect names 'address'; this model can return input, code, gate, gated, decoded(?!,)"
+    ):
         BDH(make(fast={"enabled": False})).apply(slow, TOKENS, collect=("address",))
 
 
