@@ -14,7 +14,7 @@ written under makes it useful there:
 
 * ``address="current"``: y2 under the token's own x, as published. An equal token later reads what this one did.
 * ``address="previous"``: y2 under the x of the token before, so that a token reads what followed it.
-* ``address="mapped"``: y2 under a learned image (x E) D_kᵀ of the token's x. σ is then a linear memory whose every token may
+* ``address="mapped"``: q and k are learned images (x E) D_qᵀ and (x E) D_kᵀ. σ is then a linear memory whose every token may
   scale, erase or overwrite what lies in the direction that it reads: with q · k = −1/2 and +1 it is a stack.
 
 ``address_norm="l2"`` gives q and k length 1, and ``residual`` makes z + x of z, for several fields, one above another.
@@ -75,7 +75,7 @@ class TinyBDHConfig(ModelConfig):
     """"bits": a token is its binary digits and a constant, which R_in maps, and one logit tells token 1 from token 0. "tokens": R_in has
     a row for every token and one for the constant, and W_read a column for every token."""
     init_std: float = 0.05
-    """Standard deviation of the initial E, D_x, D_y and D_k."""
+    """Standard deviation of the initial E, D_x, D_y, D_q and D_k."""
     init_std_outside: float = 0.2
     """Of the initial R_in and W_read."""
     use_sigma: bool = True
@@ -91,7 +91,7 @@ class TinyBDHConfig(ModelConfig):
     row_norm: float | None = 1.0
     """Largest L2 norm of the synapses onto one neuron."""
     address: Address = "current"
-    """What a token writes under: its own x, the x of the token before it, or a learned image of its own x."""
+    """What a token reads with and writes under: its own x; its own and that of the token before it; or two learned images of its own."""
     address_norm: Literal["none", "l2"] = "none"
     """"l2" gives what is read with and written under length 1."""
     residual: bool = False
@@ -158,10 +158,10 @@ class TinyBDHConfig(ModelConfig):
         return self.use_sigma
 
     def multiply_adds_per_token(self, length: int) -> int:
-        """Of a forward pass, for each token: 4·N·D a field (5 with ``address="mapped"``), 2·N² to read and write σ and as much as N² to read
+        """Of a forward pass, for each token: 4·N·D a field (6 with ``address="mapped"``), 2·N² to read and write σ and as much as N² to read
         the synapse, and N·V for the logits."""
         del length
-        maps = (5 if self.use_sigma and self.address == "mapped" else 4) * self.n_neurons * self.d_model
+        maps = (6 if self.use_sigma and self.address == "mapped" else 4) * self.n_neurons * self.d_model
         sigma = 3 * self.n_neurons**2 if self.use_sigma else 0
         return self.n_layer * (maps + sigma) + self.n_neurons * (1 if self.interface == "bits" else self.vocab_size)
 
@@ -194,7 +194,7 @@ class TinyBDHArchitecture(Architecture):
         return sizes._replace(axes={**sizes.axes, **own, "row": inputs, "vocab": outputs})
 
     def weights(self) -> dict[str, Any]:
-        """The slow weights: r_in, field0 … with e, d_x, d_y (and d_k), w_read, synapse."""
+        """The slow weights: r_in, field0 … with e, d_x, d_y (and d_q, d_k), w_read, synapse."""
         config, lengths = self.config, self.sizes(1).axes
 
         def weight(*axes: str, init: Any, trained: bool = True) -> Weight:
@@ -202,7 +202,7 @@ class TinyBDHArchitecture(Architecture):
 
         inside, outside = (nn.initializers.normal(std) for std in (config.init_std, config.init_std_outside))
         mapped = config.use_sigma and config.address == "mapped"
-        names = ("e", "d_x", "d_y", "d_k") if mapped else ("e", "d_x", "d_y")
+        names = ("e", "d_x", "d_y", "d_q", "d_k") if mapped else ("e", "d_x", "d_y")
         field = {name: weight("model", "wide", init=inside) for name in names}
         declared: dict[str, Any] = {"r_in": weight("row", "model", init=outside)}
         declared |= {f"field{index}": field for index in range(config.n_layer)}
@@ -249,7 +249,7 @@ class TinyBDHArchitecture(Architecture):
         drive = y2 = _low_rank(x, maps["e"], maps["d_x"])
         taps, metrics, after = {"pre": x, "drive": drive}, {}, None
         if config.use_sigma:
-            query = self._address(x)
+            query = self._address((x @ maps["e"]) @ maps["d_q"].T if config.address == "mapped" else x)
             key, previous = query, None
             if config.address == "mapped":
                 key = self._address((x @ maps["e"]) @ maps["d_k"].T)

@@ -151,12 +151,13 @@ def test_what_was_consolidated_is_read_as_sigma_was(limits):
 
 
 def test_activity_counts_what_was_read_and_written():
-    model = tiny(address="mapped", n_layer=1, residual=False, **NO_LIMITS).build()
+    model = tiny(address="previous", n_layer=1, residual=False, **NO_LIMITS).build()
     with jax.enable_x64(True):
         slow = init(model, 0)
         out = apply(model, slow, TOKENS, valid=VALID, write=WRITE, collect=("pre", "post", "key"))
         pre, post, key = (np.asarray(out.collected[name][0]) for name in ("pre", "post", "key"))
         query = pre / np.linalg.norm(pre, axis=-1, keepdims=True)
+        assert np.abs(key).max() > 0.1
         strength = np.einsum("btn,bt->bn", np.abs(query), VALID)
         energy = 0.7**2 * np.einsum("btn,btm,bt->bn", key**2, post**2, VALID & WRITE)
         np.testing.assert_allclose(out.activity.strength[0, :, 0], strength, rtol=1e-9)
