@@ -84,7 +84,7 @@ def beside(row: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     found = plan(declared.config, topology, answer)
     layers = f", {row['layers']} layers" if "layers" in row else ""
     name = f"{row['experiment']} on {row['topology']}, {row['mesh']}, {row['batch_size']} windows{layers}"
-    return {"name": name, **row, **found.to_dict(), "declared_fits": declared.fits}
+    return {"name": name, **found.to_dict(), "declared_fits": declared.fits, **row}
 
 
 def heads(pythons: dict[str, Path | None], old: Path | None) -> dict[str, Any]:

@@ -364,6 +364,8 @@ class Architecture(abc.ABC):
 
     shards_rows: ClassVar[bool] = False
     """Whether its layers run inside ``jax.shard_map``, each shard with its own heads and neurons."""
+    shares_weights: ClassVar[bool] = False
+    """Whether all layers use the same weights."""
     outside: ClassVar[tuple[str, ...]] = ()
     """Names of slow weights that no layer uses: those of embed and readout."""
     taps: Mapping[str, tuple[str, ...]] = {}
@@ -493,6 +495,9 @@ class Architecture(abc.ABC):
         x, fast = inputs.x, inputs.fast
         outputs: list[LayerOutput] = []
         for index in range(self.config.n_layer):
+            if index and self.config.remat and self.shares_weights:
+                # Backward this keeps apart the sums of the layers' gradients, which XLA would make one of all of them at the end.
+                weights = jax.tree.map(jax.lax.optimization_barrier, weights)
             before = None if fast is None else fast.layers[index]
             draws = self.layer_draws(inputs.draws, index)
             output = self.run_block(setup)(self.layer_weights(weights, index), x, before, call, draws)

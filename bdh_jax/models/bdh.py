@@ -330,6 +330,7 @@ class BDHArchitecture(Architecture):
 
     config: BDHConfig
     shards_rows = True
+    shares_weights = True
     outside: ClassVar[tuple[str, ...]] = ("embed", "lm_head")
 
     def __init__(self, config: BDHConfig):

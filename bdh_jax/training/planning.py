@@ -36,7 +36,7 @@ class Needs(NamedTuple):
       optimizer: its state.
       state: the fast state that goes on from step to step, and what hooks remember.
       batch: of tokens, targets, weights and masks.
-      gradients: of trained weights.
+      gradients: of trained weights: their sum, and in the dtype of the layers those of one layer.
       weights: slow weights as the layers take them: whole heads and neurons at hand, in the dtype that they compute in.
       activations: what is kept of the forward pass and what the backward pass of a layer takes; None where the model declares none.
     """
@@ -102,7 +102,8 @@ def needs(setup: Setup, batch: Batch, lengths: Mapping[str, int]) -> Needs:
         optimizer=_optimizer(setup, trained, lengths),
         state=fast + history,
         batch=_batch(batch, lengths),
-        gradients=total_bytes(trained, lengths),
+        gradients=total_bytes(trained, lengths)
+        + (0 if dtype == setup.model.state_dtype else total_bytes(split_trained(cast, cast)[0], lengths)),
         weights=0 if same else total_bytes(cast, lengths),
         activations=_activations(model, setup, (rows // setup.train.accumulation, length), lengths),
     )
