@@ -43,7 +43,7 @@ def _job() -> int:
     raise RuntimeError("no port is free")
 
 
-def _start(monkeypatch, workdir, *of_each: str) -> list[Command]:
+def _start(monkeypatch, workdir, *of_each: str, run: tuple[str, ...] = RUN) -> list[Command]:
     """Processes of one run with a device each, two, or as many as have an argument of their own."""
     flags = os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", "")
     common = {
@@ -58,7 +58,7 @@ def _start(monkeypatch, workdir, *of_each: str) -> list[Command]:
             monkeypatch.setenv(name, str(value))
         more = of_each[rank : rank + 1]
         commands.append(
-            Command(*RUN, f"--workdir={workdir}", "--config.mesh.distributed=True", "--config.mesh.data=-1", *more)
+            Command(*run, f"--workdir={workdir}", "--config.mesh.distributed=True", "--config.mesh.data=-1", *more)
         )
     return commands
 
@@ -140,6 +140,33 @@ def test_a_killed_process_is_named_by_the_others_which_stop_and_go_on(processes,
 
 def _digests(workdir) -> dict[str, str]:
     return json.loads((workdir / "checkpoints" / str(STEPS) / "info" / "metadata").read_text())["digests"]
+
+
+@pytest.mark.parametrize("variants", ["fast_topk,smoke", "fast,tbptt,smoke"])
+def test_consolidation_and_carried_states_of_text_in_two_processes_are_those_of_one(variants, tmp_path, monkeypatch):
+    text = tmp_path / "text.txt"
+    text.write_bytes(bytes(np.random.default_rng(0).integers(97, 123, 3000, dtype=np.uint8)))
+    steps = 12
+    run = (
+        "bdh_jax",
+        "train",
+        f"text:{variants}",
+        f"--config.data.path={text}",
+        f"--config.train.steps={steps}",
+        f"--config.train.evaluate_every={steps}",
+        "--config.train.log_every=1",
+        *(["--config.consolidation.every=3"] if "topk" in variants else []),
+    )
+    with monkeypatch.context() as environment:
+        ends = [command.wait() for command in _start(environment, tmp_path / "two", run=run)]
+    assert [status for status, _, _ in ends] == [0, 0], ends
+    status, _, errors = run_text(*run, f"--workdir={tmp_path / 'one'}")
+    assert status == 0, errors
+    one, two = _losses(tmp_path / "one"), _losses(tmp_path / "two")
+    assert list(one) == list(two) == list(range(1, steps + 1))
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-5)
+    scores = [json.loads((tmp_path / name / "results.json").read_text())["primary"] for name in ("one", "two")]
+    np.testing.assert_allclose(*scores, rtol=1e-5)
 
 
 @pytest.mark.full
