@@ -180,3 +180,33 @@ def test_an_exception_from_the_types_names_its_rule_and_its_reason():
         "typeCheckingMode": "standard",
         "enableTypeIgnoreComments": False,
     }
+
+
+def entries(room):
+    """Modules of a room that are entries of its table: they have a CONFIG."""
+    return {f"bdh_jax.{room}.{path.stem}" for path in (PACKAGE / room).glob("*.py") if "CONFIG" in symbols(path)}
+
+
+def imported(path):
+    """Modules that a file names in its imports, and what it takes from them."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+    return found
+
+
+def test_training_the_experiment_and_the_sweep_know_no_particular_task_or_model():
+    particular = entries("models") | entries("tasks")
+    assert {"bdh_jax.models.bdh", "bdh_jax.models.gpt", "bdh_jax.tasks.nback", "bdh_jax.tasks.text"} <= particular
+    for path in [*(PACKAGE / "training").rglob("*.py"), PACKAGE / "experiment.py", PACKAGE / "sweep.py"]:
+        assert not imported(path) & particular, path
+
+
+def test_one_model_does_not_know_another():
+    models = entries("models")
+    for model in models:
+        path = PACKAGE / "models" / f"{model.rpartition('.')[2]}.py"
+        assert not imported(path) & (models - {model}), path
