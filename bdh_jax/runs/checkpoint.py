@@ -547,15 +547,22 @@ def _drop_echoes() -> None:
     """Of arrays that are read at once, one that fails ends asyncio's loop, and the others then complain that it is closed, from threads
     that nobody waits for, or when they are collected. The first error says what there is to say."""
     warnings.filterwarnings("ignore", r"coroutine '(Store\.|_read_array|_deserialize).* was never awaited", RuntimeWarning)
-    asyncio = logging.getLogger("asyncio")
+    asyncio, absl = logging.getLogger("asyncio"), logging.getLogger("absl")
     if _is_no_echo not in asyncio.filters:
         asyncio.addFilter(_is_no_echo)
+    if _is_no_thread not in absl.filters:
+        absl.addFilter(_is_no_thread)
     if getattr(sys.unraisablehook, "func", None) is not _unraisable:
         sys.unraisablehook = functools.partial(_unraisable, sys.unraisablehook)
 
 
 def _is_no_echo(record: logging.LogRecord) -> bool:
     return not any(library in record.getMessage() for library in _READERS)
+
+
+def _is_no_thread(record: logging.LogRecord) -> bool:
+    """A thread of Orbax whose write failed says so with a traceback, at times after the error that it caused was raised."""
+    return "_SignalingThread" not in record.getMessage()
 
 
 def _unraisable(otherwise: Callable[[Any], None], unraisable: Any) -> None:
