@@ -43,7 +43,7 @@ BEYOND = 10**6
 """A step that no run reaches: its n-back sequences were not trained on."""
 ROWS = 16
 """Of each job in a held-out batch."""
-SHUFFLES = 5
+SHUFFLES = 2
 
 
 class Losses(NamedTuple):
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds that are reported")
     parser.add_argument("--steps", type=int, default=None, help="training steps instead of the configuration's")
     parser.add_argument("--variant", default="", help="a variant of every row, such as smoke")
-    parser.add_argument("--batches", type=int, default=16, help="held-out batches of 16 rows a job")
+    parser.add_argument("--batches", type=int, default=8, help="held-out batches of 16 rows a job")
     parser.add_argument("--rows", nargs="+", choices=(*ALONE, *MIXTURES), default=[*ALONE, *MIXTURES], help="rows to train")
     parser.add_argument("--train_only", action="store_true", help="train what is missing and end")
     parser.add_argument("--json", type=Path, help="write all numbers there")
