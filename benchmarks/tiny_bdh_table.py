@@ -15,7 +15,7 @@ import functools
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,13 +106,15 @@ SCORES: dict[str, tuple[str, ...]] = {
 """Sets of each part, in the order of the columns."""
 CONVERGED = {"xor": 1e-2, "copy": 0.95, "recall": 0.95, "brackets": 0.95, "new_rule": 0.95}
 """Loss that counts as converged (XOR), or ``primary`` of an evaluation."""
-FUNCTIONS: dict[str, Callable[[float], Function]] = {
-    "dense": lambda rate: consolidation.dense(rate),
-    "row_topk": lambda rate: consolidation.row_topk(0.1, rate),
-    "row_random": lambda rate: consolidation.row_random(0.1, rate),
-    "row_bottom": lambda rate: consolidation.row_bottom(0.1, rate),
-    "threshold": lambda rate: consolidation.threshold(0.5, rate),
+FUNCTIONS: dict[str, Function] = {
+    "none": consolidation.none(),
+    "dense": consolidation.dense(),
+    "row_topk": consolidation.row_topk(0.1),
+    "row_random": consolidation.row_random(0.1),
+    "row_bottom": consolidation.row_bottom(0.1),
+    "threshold": consolidation.threshold(0.5),
 }
+"""With rate 1."""
 RATES = (0.1, 0.25, 0.5, 1.0, 2.0)
 FACTS = (1, 2, 4, 8, 16)
 WORLDS, CHOOSING = 32, 8
@@ -223,11 +225,16 @@ def courses(part: str, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def scored_otherwise(where: Path) -> dict[str, float]:
     """Scores of a trained tiny-BDH with σ off if it was on, on if it was off."""
+    kept = where / "other.json"
+    if kept.exists():
+        return json.loads(kept.read_text(encoding="utf-8"))
     config, slow = read_experiment(where), load(where, "last")[1]
     model = change(config, "model", use_sigma=not config.model.use_sigma).model
     start = model.build().init_slow(jax.random.key(config.seed))
     evaluation = task_of(config).evaluate(make_predict(model.build(), one_device())(overlaid(start, slow)))
-    return {row.name: row.credit for row in evaluation.rows}
+    scores = {row.name: row.credit for row in evaluation.rows}
+    kept.write_text(json.dumps(scores), encoding="utf-8")
+    return scores
 
 
 def overlaid(start: Slow, trained: Slow) -> Slow:
@@ -285,61 +292,55 @@ def consolidated(folders: Sequence[Path]) -> dict[str, Any]:
     """What each function keeps of how many facts after a reset, and what that costs later episodes; rates chosen on other streams."""
     found: dict[str, Any] = {"rates": {}, "kept": {}, "in_episode": {}}
     trained = [(read_experiment(where), load(where, "last")[1]) for where in folders]
-    before = [in_episode(config, slow, slow["synapse"][None]) for config, slow in trained]
-    found["before"] = before
-    for name, make in {"none": lambda rate: consolidation.none(), **FUNCTIONS}.items():
-        rates = RATES if name != "none" else RATES[:1]
+    tasks = [task_of(config) for config, _ in trained]
+    found["before"] = [in_episode(config, slow, slow["synapse"][None]) for config, slow in trained]
+    for name in FUNCTIONS:
         merit = {}
-        for rate in rates:
-            config, slow = trained[0]
-            synapse = written(config, slow, make(rate), stream(task_of(config), CHOOSING, FACTS[-2], seed=1))
-            kept = recall(config, slow, synapse, stream(task_of(config), CHOOSING, FACTS[-2], seed=1))
-            merit[rate] = kept + in_episode(config, slow, synapse)
+        for rate in RATES if name != "none" else (1.0,):
+            (config, slow), data = trained[0], stream(tasks[0], CHOOSING, max(FACTS) // 2, seed=1)
+            synapse = written(slow, jnp.asarray(data.tokens), rate, config=config.model, name=name)
+            merit[rate] = recall(config, slow, synapse, data) + in_episode(config, slow, synapse)
         best = max(merit, key=lambda rate: merit[rate])
         found["rates"][name] = {"chosen": best, "merit": merit}
         for facts in FACTS:
-            kept, harmed = [], []
-            for config, slow in trained:
-                data = stream(task_of(config), WORLDS, facts, seed=2)
-                synapse = written(config, slow, make(best), data)
+            kept, later = [], []
+            for (config, slow), task in zip(trained, tasks, strict=True):
+                data = stream(task, WORLDS, facts, seed=2)
+                synapse = written(slow, jnp.asarray(data.tokens), best, config=config.model, name=name)
                 kept.append(recall(config, slow, synapse, data))
-                harmed.append(in_episode(config, slow, synapse))
+                later.append(in_episode(config, slow, synapse))
             found["kept"].setdefault(name, {})[facts] = kept
-            found["in_episode"].setdefault(name, {})[facts] = harmed
-    carried = {
-        facts: [never_reset(config, slow, stream(task_of(config), WORLDS, facts, seed=2)) for config, slow in trained]
+            found["in_episode"].setdefault(name, {})[facts] = later
+    found["kept"]["never reset"] = {
+        facts: [
+            never_reset(config, slow, stream(task, WORLDS, facts, seed=2))
+            for (config, slow), task in zip(trained, tasks, strict=True)
+        ]
         for facts in FACTS
     }
-    found["kept"]["never reset"] = carried
     return found
 
 
-def written(config: ExperimentConfig, slow: Slow, function: Function, data: Stream) -> jax.Array:
-    """The synapse of each stream [W, L, 1, N, N] after all its episodes: each begins with an empty σ, and is consolidated at its end."""
-    model, rule = config.model.build(), as_consolidation(function)
+@functools.partial(jax.jit, static_argnames=("config", "name"))
+def written(slow: Slow, tokens: jax.Array, rate: float, *, config: ModelConfig, name: str) -> jax.Array:
+    """The synapse of each stream [W, L, 1, N, N] after its episodes, tokens [W, F, T]: each begins with an empty σ, and is consolidated at
+    its end."""
+    model, rule = config.build(), as_consolidation(FUNCTIONS[name])
 
     def episode(carry: Any, tokens: jax.Array) -> tuple[Any, None]:
         synapse, history = carry
         now = {**slow, "synapse": synapse}
         fast = model.apply({"params": now}, tokens[None]).fast
-        now, history = rule.update(now, fast, fast.activity, history)
-        return (now["synapse"], history), None
+        after, history = rule.update(now, fast, fast.activity, history)
+        return (synapse + rate * (after["synapse"] - synapse), history), None
 
-    def one(tokens: jax.Array) -> jax.Array:
-        return jax.lax.scan(episode, (slow["synapse"], rule.init(slow)), tokens)[0][0]
-
-    return jax.jit(functools.partial(jax.lax.map, one))(jnp.asarray(data.tokens))
+    return jax.lax.map(lambda tokens: jax.lax.scan(episode, (slow["synapse"], rule.init(slow)), tokens)[0][0], tokens)
 
 
-def recall(config: ExperimentConfig, slow: Slow, synapse: jax.Array, data: Stream) -> float:
-    """Share of facts that are answered in new episodes of nothing but the question."""
-    said = jax.jit(functools.partial(_said, config, slow))(synapse, jnp.asarray(data.questions))
-    return float((np.asarray(said) == data.answers).mean())
-
-
-def _said(config: ExperimentConfig, slow: Slow, synapse: jax.Array, tokens: jax.Array) -> jax.Array:
-    """The answer to each of tokens [W, E, T], each an episode, with the synapse of its stream."""
-    model = config.model.build()
+@functools.partial(jax.jit, static_argnames=("config",))
+def answers(slow: Slow, synapse: jax.Array, tokens: jax.Array, *, config: ModelConfig) -> jax.Array:
+    """The answer at the end of each of tokens [W, E, T], each an episode, with the synapse of its stream."""
+    model = config.build()
 
     def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
         synapse, tokens = pair
@@ -349,29 +350,30 @@ def _said(config: ExperimentConfig, slow: Slow, synapse: jax.Array, tokens: jax.
     return jax.lax.map(one, (synapse, tokens))
 
 
+def recall(config: ExperimentConfig, slow: Slow, synapse: jax.Array, data: Stream) -> float:
+    """Share of facts that are answered in new episodes of nothing but the question."""
+    said = answers(slow, synapse, jnp.asarray(data.questions), config=config.model)
+    return float((np.asarray(said) == data.answers).mean())
+
+
 def in_episode(config: ExperimentConfig, slow: Slow, synapse: jax.Array) -> float:
     """Accuracy on episodes of other held-out rules shown once, with the synapses [W, ...]: eight episodes for each, at least 256."""
     task = task_of(config)
-    tokens, answers = task.evaluation_sets["shown1"]
-    worlds = len(synapse)
-    each = max(8, 256 // worlds)
+    tokens, right = task.evaluation_sets["shown1"]
+    each = max(8, 256 // len(synapse))
+    index = (np.arange(len(synapse) * each) % len(tokens)).reshape(len(synapse), each)
     length = int((tokens[0] != task.padding).sum())
-    index = (np.arange(worlds * each) % len(tokens)).reshape(worlds, each)
-    said = jax.jit(functools.partial(_said, config, slow))(synapse, jnp.asarray(tokens[index][..., :length]))
-    return float((np.asarray(said) == answers[index]).mean())
+    said = answers(slow, synapse, jnp.asarray(tokens[index][..., :length]), config=config.model)
+    return float((np.asarray(said) == right[index]).mean())
 
 
 def never_reset(config: ExperimentConfig, slow: Slow, data: Stream) -> float:
     """Share of facts that are answered where σ is carried through all episodes, and no question writes."""
-    model = config.model.build()
-
-    def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-        tokens, questions = pair
-        fast = model.apply({"params": slow}, tokens.reshape(1, -1)).fast
-        every = fast.select(jnp.zeros(len(questions), jnp.int32))
-        return model.apply({"params": slow}, questions, every, state="none").logits[:, -1].argmax(axis=-1)
-
-    said = jax.jit(functools.partial(jax.lax.map, one))((jnp.asarray(data.tokens), jnp.asarray(data.questions)))
+    carried = np.concatenate(
+        [data.tokens.reshape(len(data.tokens), 1, -1).repeat(data.questions.shape[1], 1), data.questions], axis=2
+    )
+    synapse = jnp.broadcast_to(slow["synapse"], (len(data.tokens), *slow["synapse"].shape))
+    said = answers(slow, synapse, jnp.asarray(carried), config=config.model)
     return float((np.asarray(said) == data.answers).mean())
 
 
@@ -517,7 +519,7 @@ def consolidation_table(found: dict[str, Any]) -> str:
     head = ["function", "rate", *(f"{facts} facts" for facts in FACTS), f"in later episodes, after {FACTS[-1]}"]
     body = []
     for name, kept in found["kept"].items():
-        rate = f"{found['rates'][name]['chosen']:g}" if name in FUNCTIONS else ""
+        rate = f"{found['rates'][name]['chosen']:g}" if name in found["rates"] and name != "none" else ""
         later = cell(found["in_episode"][name][FACTS[-1]]) if name in found["in_episode"] else ""
         body.append([name, rate, *(cell(kept[facts]) for facts in FACTS), later])
     return markdown(head, body)
