@@ -177,7 +177,7 @@ def measured(part: str, row: Row, folders: Sequence[Path]) -> dict[str, Any]:
     for where in folders:
         results = json.loads((where / "results.json").read_text(encoding="utf-8"))
         lines = [json.loads(line) for line in (where / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        scores = {name: {**score["extra"], "accuracy": score["credit"]} for name, score in results["evaluation"].items()}
+        scores = {name: {**score["extra"], "accuracy": score["ratio"]} for name, score in results["evaluation"].items()}
         seeds.append({"scores": scores, "converged": converged(part, lines), **courses(part, lines)})
         if first.model.architecture == "tiny_bdh" and not row.changes:
             seeds[-1]["other"] = scored_otherwise(where)
@@ -232,7 +232,7 @@ def scored_otherwise(where: Path) -> dict[str, float]:
     model = change(config, "model", use_sigma=not config.model.use_sigma).model
     start = model.build().init_slow(jax.random.key(config.seed))
     evaluation = task_of(config).evaluate(make_predict(model.build(), one_device())(overlaid(start, slow)))
-    scores = {row.name: row.credit for row in evaluation.rows}
+    scores = {row.name: row.ratio for row in evaluation.rows}
     kept.write_text(json.dumps(scores), encoding="utf-8")
     return scores
 
