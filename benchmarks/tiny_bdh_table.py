@@ -67,13 +67,13 @@ NONE_OF = (
 )
 
 
-def beside(task: str) -> tuple[Row, ...]:
-    """The models that every task of sequences has."""
+def beside(task: str, seeds: int | None = None) -> tuple[Row, ...]:
+    """The models that every task of sequences has; the neighbours with so many of the seeds."""
     return (
         Row("tiny-BDH", task),
-        Row("without σ", f"{task},no_sigma"),
-        Row("GRU", f"{task},gru"),
-        Row("BDH", f"{task},bdh"),
+        Row("without σ", f"{task},no_sigma", seeds=seeds),
+        Row("GRU", f"{task},gru", seeds=seeds),
+        Row("BDH", f"{task},bdh", seeds=seeds),
     )
 
 
@@ -83,11 +83,11 @@ PARTS: dict[str, tuple[Row, ...]] = {
         Row("without σ", "no_sigma"),
         *(Row(label, "", changes, seeds=1) for label, changes in NONE_OF),
     ),
-    "copy": beside("copy"),
-    "recall": (*beside("recall"), Row("tiny-BDH, 128 neurons", "recall,neurons128")),
+    "copy": beside("copy", 1),
+    "recall": (*beside("recall", 1), Row("tiny-BDH, 128 neurons", "recall,neurons128", seeds=1)),
     "brackets": (
-        *beside("brackets"),
-        Row("tiny-BDH, 128 neurons", "brackets,neurons128"),
+        *beside("brackets", 1),
+        Row("tiny-BDH, 128 neurons", "brackets,neurons128", seeds=1),
         Row("tiny-BDH, 256 neurons", "brackets,neurons256", seeds=1),
     ),
     "new_rule": (
