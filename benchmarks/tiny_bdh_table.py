@@ -116,7 +116,7 @@ FUNCTIONS: dict[str, Function] = {
 }
 """With rate 1."""
 RATES = (0.1, 0.25, 0.5, 1.0, 2.0)
-FACTS = (1, 2, 4, 8, 16)
+FACTS = (1, 4, 16)
 WORLDS, CHOOSING = 32, 8
 """Streams of episodes that consolidation is scored on, and others that its rates are chosen on."""
 
@@ -147,14 +147,21 @@ def main() -> None:
         }
     if "new_rule" in options.parts:
         folders = [folder(options.workdir, PARTS["new_rule"][0], seed) for seed in seeds]
-        found["consolidation"] = consolidated(folders)
-        found["episode"] = {
-            label: over_an_episode(folder(options.workdir, row, seeds[0]))
-            for label, row in (("tiny-BDH", PARTS["new_rule"][0]), ("as published", PARTS["new_rule"][-1]))
-        }
+        found["consolidation"] = kept_in(options.workdir / "consolidation.json", lambda: consolidated(folders))
+        found["episode"] = {}
+        for label, row in (("tiny-BDH", PARTS["new_rule"][0]), ("as published", PARTS["new_rule"][-1])):
+            where = folder(options.workdir, row, seeds[0])
+            found["episode"][label] = kept_in(where / "episode.json", functools.partial(over_an_episode, where))
     print("\n\n".join(tables(found)))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def kept_in(path: Path, make: Callable[[], Any]) -> Any:
+    """What is in a file, or is made and written there; either way as JSON gives it."""
+    if not path.exists():
+        path.write_text(json.dumps(make()), encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def experiment(row: Row, seed: int) -> ExperimentConfig:
@@ -180,7 +187,7 @@ def measured(part: str, row: Row, folders: Sequence[Path]) -> dict[str, Any]:
         scores = {name: {**score["extra"], "accuracy": score["ratio"]} for name, score in results["evaluation"].items()}
         seeds.append({"scores": scores, "converged": converged(part, lines), **courses(part, lines)})
         if first.model.architecture == "tiny_bdh" and not row.changes:
-            seeds[-1]["other"] = scored_otherwise(where)
+            seeds[-1]["other"] = kept_in(where / "other.json", functools.partial(scored_otherwise, where))
     return {
         "variant": row.variant,
         "changes": dict(row.changes),
@@ -225,16 +232,14 @@ def courses(part: str, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def scored_otherwise(where: Path) -> dict[str, float]:
     """Scores of a trained tiny-BDH with σ off if it was on, on if it was off."""
-    kept = where / "other.json"
-    if kept.exists():
-        return json.loads(kept.read_text(encoding="utf-8"))
     config, slow = read_experiment(where), load(where, "last")[1]
     model = change(config, "model", use_sigma=not config.model.use_sigma).model
     start = model.build().init_slow(jax.random.key(config.seed))
-    evaluation = task_of(config).evaluate(make_predict(model.build(), one_device())(overlaid(start, slow)))
-    scores = {row.name: row.ratio for row in evaluation.rows}
-    kept.write_text(json.dumps(scores), encoding="utf-8")
-    return scores
+    task = task_of(config)
+    if config.task.name == "brackets":  # of the lengths that are trained on
+        task = task_of(dataclasses.replace(config, task=change(config, "task", evaluation_lengths=(20, 40)).task))
+    evaluation = task.evaluate(make_predict(model.build(), one_device())(overlaid(start, slow)))
+    return {row.name: row.ratio for row in evaluation.rows}
 
 
 def overlaid(start: Slow, trained: Slow) -> Slow:
@@ -297,7 +302,7 @@ def consolidated(folders: Sequence[Path]) -> dict[str, Any]:
     for name in FUNCTIONS:
         merit = {}
         for rate in RATES if name != "none" else (1.0,):
-            (config, slow), data = trained[0], stream(tasks[0], CHOOSING, max(FACTS) // 2, seed=1)
+            (config, slow), data = trained[0], stream(tasks[0], CHOOSING, FACTS[1], seed=1)
             synapse = written(slow, jnp.asarray(data.tokens), rate, config=config.model, name=name)
             merit[rate] = recall(config, slow, synapse, data) + in_episode(config, slow, synapse)
         best = max(merit, key=lambda rate: merit[rate])
@@ -465,6 +470,7 @@ def nulls(rows: dict[str, Any], names: Sequence[str]) -> list[str]:
 
 def on_off(rows: dict[str, Any], names: Sequence[str]) -> str:
     """σ on or off in training × on or off in test."""
+    names = [name for name in names if name in rows["tiny-BDH"]["runs"][0]["other"]]
     body = []
     for label, trained in (("tiny-BDH", "on"), ("without σ", "off")):
         row = rows[label]
@@ -520,8 +526,8 @@ def consolidation_table(found: dict[str, Any]) -> str:
     body = []
     for name, kept in found["kept"].items():
         rate = f"{found['rates'][name]['chosen']:g}" if name in found["rates"] and name != "none" else ""
-        later = cell(found["in_episode"][name][FACTS[-1]]) if name in found["in_episode"] else ""
-        body.append([name, rate, *(cell(kept[facts]) for facts in FACTS), later])
+        later = cell(found["in_episode"][name][str(FACTS[-1])]) if name in found["in_episode"] else ""
+        body.append([name, rate, *(cell(kept[str(facts)]) for facts in FACTS), later])
     return markdown(head, body)
 
 
