@@ -67,13 +67,13 @@ NONE_OF = (
 )
 
 
-def beside(task: str) -> tuple[Row, ...]:
-    """The models that every task of sequences has."""
+def beside(task: str, seeds: int | None = None) -> tuple[Row, ...]:
+    """The models that every task of sequences has; the neighbours with so many of the seeds."""
     return (
         Row("tiny-BDH", task),
-        Row("without σ", f"{task},no_sigma"),
-        Row("GRU", f"{task},gru"),
-        Row("BDH", f"{task},bdh"),
+        Row("without σ", f"{task},no_sigma", seeds=seeds),
+        Row("GRU", f"{task},gru", seeds=seeds),
+        Row("BDH", f"{task},bdh", seeds=seeds),
     )
 
 
@@ -83,11 +83,11 @@ PARTS: dict[str, tuple[Row, ...]] = {
         Row("without σ", "no_sigma"),
         *(Row(label, "", changes, seeds=1) for label, changes in NONE_OF),
     ),
-    "copy": beside("copy"),
-    "recall": (*beside("recall"), Row("tiny-BDH, 128 neurons", "recall,neurons128")),
+    "copy": beside("copy", 1),
+    "recall": (*beside("recall", 1), Row("tiny-BDH, 128 neurons", "recall,neurons128", seeds=1)),
     "brackets": (
-        *beside("brackets"),
-        Row("tiny-BDH, 128 neurons", "brackets,neurons128"),
+        *beside("brackets", 1),
+        Row("tiny-BDH, 128 neurons", "brackets,neurons128", seeds=1),
         Row("tiny-BDH, 256 neurons", "brackets,neurons256", seeds=1),
     ),
     "new_rule": (
@@ -106,15 +106,17 @@ SCORES: dict[str, tuple[str, ...]] = {
 """Sets of each part, in the order of the columns."""
 CONVERGED = {"xor": 1e-2, "copy": 0.95, "recall": 0.95, "brackets": 0.95, "new_rule": 0.95}
 """Loss that counts as converged (XOR), or ``primary`` of an evaluation."""
-FUNCTIONS: dict[str, Callable[[float], Function]] = {
-    "dense": lambda rate: consolidation.dense(rate),
-    "row_topk": lambda rate: consolidation.row_topk(0.1, rate),
-    "row_random": lambda rate: consolidation.row_random(0.1, rate),
-    "row_bottom": lambda rate: consolidation.row_bottom(0.1, rate),
-    "threshold": lambda rate: consolidation.threshold(0.5, rate),
+FUNCTIONS: dict[str, Function] = {
+    "none": consolidation.none(),
+    "dense": consolidation.dense(),
+    "row_topk": consolidation.row_topk(0.1),
+    "row_random": consolidation.row_random(0.1),
+    "row_bottom": consolidation.row_bottom(0.1),
+    "threshold": consolidation.threshold(0.5),
 }
+"""With rate 1."""
 RATES = (0.1, 0.25, 0.5, 1.0, 2.0)
-FACTS = (1, 2, 4, 8, 16)
+FACTS = (1, 4, 16)
 WORLDS, CHOOSING = 32, 8
 """Streams of episodes that consolidation is scored on, and others that its rates are chosen on."""
 
@@ -145,14 +147,21 @@ def main() -> None:
         }
     if "new_rule" in options.parts:
         folders = [folder(options.workdir, PARTS["new_rule"][0], seed) for seed in seeds]
-        found["consolidation"] = consolidated(folders)
-        found["episode"] = {
-            label: over_an_episode(folder(options.workdir, row, seeds[0]))
-            for label, row in (("tiny-BDH", PARTS["new_rule"][0]), ("as published", PARTS["new_rule"][-1]))
-        }
+        found["consolidation"] = kept_in(options.workdir / "consolidation.json", lambda: consolidated(folders))
+        found["episode"] = {}
+        for label, row in (("tiny-BDH", PARTS["new_rule"][0]), ("as published", PARTS["new_rule"][-1])):
+            where = folder(options.workdir, row, seeds[0])
+            found["episode"][label] = kept_in(where / "episode.json", functools.partial(over_an_episode, where))
     print("\n\n".join(tables(found)))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def kept_in(path: Path, make: Callable[[], Any]) -> Any:
+    """What is in a file, or is made and written there; either way as JSON gives it."""
+    if not path.exists():
+        path.write_text(json.dumps(make()), encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def experiment(row: Row, seed: int) -> ExperimentConfig:
@@ -175,10 +184,10 @@ def measured(part: str, row: Row, folders: Sequence[Path]) -> dict[str, Any]:
     for where in folders:
         results = json.loads((where / "results.json").read_text(encoding="utf-8"))
         lines = [json.loads(line) for line in (where / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        scores = {name: {**score["extra"], "accuracy": score["credit"]} for name, score in results["evaluation"].items()}
+        scores = {name: {**score["extra"], "accuracy": score["ratio"]} for name, score in results["evaluation"].items()}
         seeds.append({"scores": scores, "converged": converged(part, lines), **courses(part, lines)})
         if first.model.architecture == "tiny_bdh" and not row.changes:
-            seeds[-1]["other"] = scored_otherwise(where)
+            seeds[-1]["other"] = kept_in(where / "other.json", functools.partial(scored_otherwise, where))
     return {
         "variant": row.variant,
         "changes": dict(row.changes),
@@ -226,8 +235,11 @@ def scored_otherwise(where: Path) -> dict[str, float]:
     config, slow = read_experiment(where), load(where, "last")[1]
     model = change(config, "model", use_sigma=not config.model.use_sigma).model
     start = model.build().init_slow(jax.random.key(config.seed))
-    evaluation = task_of(config).evaluate(make_predict(model.build(), one_device())(overlaid(start, slow)))
-    return {row.name: row.credit for row in evaluation.rows}
+    task = task_of(config)
+    if config.task.name == "brackets":  # of the lengths that are trained on
+        task = task_of(dataclasses.replace(config, task=change(config, "task", evaluation_lengths=(20, 40)).task))
+    evaluation = task.evaluate(make_predict(model.build(), one_device())(overlaid(start, slow)))
+    return {row.name: row.ratio for row in evaluation.rows}
 
 
 def overlaid(start: Slow, trained: Slow) -> Slow:
@@ -285,61 +297,55 @@ def consolidated(folders: Sequence[Path]) -> dict[str, Any]:
     """What each function keeps of how many facts after a reset, and what that costs later episodes; rates chosen on other streams."""
     found: dict[str, Any] = {"rates": {}, "kept": {}, "in_episode": {}}
     trained = [(read_experiment(where), load(where, "last")[1]) for where in folders]
-    before = [in_episode(config, slow, slow["synapse"][None]) for config, slow in trained]
-    found["before"] = before
-    for name, make in {"none": lambda rate: consolidation.none(), **FUNCTIONS}.items():
-        rates = RATES if name != "none" else RATES[:1]
+    tasks = [task_of(config) for config, _ in trained]
+    found["before"] = [in_episode(config, slow, slow["synapse"][None]) for config, slow in trained]
+    for name in FUNCTIONS:
         merit = {}
-        for rate in rates:
-            config, slow = trained[0]
-            synapse = written(config, slow, make(rate), stream(task_of(config), CHOOSING, FACTS[-2], seed=1))
-            kept = recall(config, slow, synapse, stream(task_of(config), CHOOSING, FACTS[-2], seed=1))
-            merit[rate] = kept + in_episode(config, slow, synapse)
+        for rate in RATES if name != "none" else (1.0,):
+            (config, slow), data = trained[0], stream(tasks[0], CHOOSING, FACTS[1], seed=1)
+            synapse = written(slow, jnp.asarray(data.tokens), rate, config=config.model, name=name)
+            merit[rate] = recall(config, slow, synapse, data) + in_episode(config, slow, synapse)
         best = max(merit, key=lambda rate: merit[rate])
         found["rates"][name] = {"chosen": best, "merit": merit}
         for facts in FACTS:
-            kept, harmed = [], []
-            for config, slow in trained:
-                data = stream(task_of(config), WORLDS, facts, seed=2)
-                synapse = written(config, slow, make(best), data)
+            kept, later = [], []
+            for (config, slow), task in zip(trained, tasks, strict=True):
+                data = stream(task, WORLDS, facts, seed=2)
+                synapse = written(slow, jnp.asarray(data.tokens), best, config=config.model, name=name)
                 kept.append(recall(config, slow, synapse, data))
-                harmed.append(in_episode(config, slow, synapse))
+                later.append(in_episode(config, slow, synapse))
             found["kept"].setdefault(name, {})[facts] = kept
-            found["in_episode"].setdefault(name, {})[facts] = harmed
-    carried = {
-        facts: [never_reset(config, slow, stream(task_of(config), WORLDS, facts, seed=2)) for config, slow in trained]
+            found["in_episode"].setdefault(name, {})[facts] = later
+    found["kept"]["never reset"] = {
+        facts: [
+            never_reset(config, slow, stream(task, WORLDS, facts, seed=2))
+            for (config, slow), task in zip(trained, tasks, strict=True)
+        ]
         for facts in FACTS
     }
-    found["kept"]["never reset"] = carried
     return found
 
 
-def written(config: ExperimentConfig, slow: Slow, function: Function, data: Stream) -> jax.Array:
-    """The synapse of each stream [W, L, 1, N, N] after all its episodes: each begins with an empty σ, and is consolidated at its end."""
-    model, rule = config.model.build(), as_consolidation(function)
+@functools.partial(jax.jit, static_argnames=("config", "name"))
+def written(slow: Slow, tokens: jax.Array, rate: float, *, config: ModelConfig, name: str) -> jax.Array:
+    """The synapse of each stream [W, L, 1, N, N] after its episodes, tokens [W, F, T]: each begins with an empty σ, and is consolidated at
+    its end."""
+    model, rule = config.build(), as_consolidation(FUNCTIONS[name])
 
     def episode(carry: Any, tokens: jax.Array) -> tuple[Any, None]:
         synapse, history = carry
         now = {**slow, "synapse": synapse}
         fast = model.apply({"params": now}, tokens[None]).fast
-        now, history = rule.update(now, fast, fast.activity, history)
-        return (now["synapse"], history), None
+        after, history = rule.update(now, fast, fast.activity, history)
+        return (synapse + rate * (after["synapse"] - synapse), history), None
 
-    def one(tokens: jax.Array) -> jax.Array:
-        return jax.lax.scan(episode, (slow["synapse"], rule.init(slow)), tokens)[0][0]
-
-    return jax.jit(functools.partial(jax.lax.map, one))(jnp.asarray(data.tokens))
+    return jax.lax.map(lambda tokens: jax.lax.scan(episode, (slow["synapse"], rule.init(slow)), tokens)[0][0], tokens)
 
 
-def recall(config: ExperimentConfig, slow: Slow, synapse: jax.Array, data: Stream) -> float:
-    """Share of facts that are answered in new episodes of nothing but the question."""
-    said = jax.jit(functools.partial(_said, config, slow))(synapse, jnp.asarray(data.questions))
-    return float((np.asarray(said) == data.answers).mean())
-
-
-def _said(config: ExperimentConfig, slow: Slow, synapse: jax.Array, tokens: jax.Array) -> jax.Array:
-    """The answer to each of tokens [W, E, T], each an episode, with the synapse of its stream."""
-    model = config.model.build()
+@functools.partial(jax.jit, static_argnames=("config",))
+def answers(slow: Slow, synapse: jax.Array, tokens: jax.Array, *, config: ModelConfig) -> jax.Array:
+    """The answer at the end of each of tokens [W, E, T], each an episode, with the synapse of its stream."""
+    model = config.build()
 
     def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
         synapse, tokens = pair
@@ -349,29 +355,30 @@ def _said(config: ExperimentConfig, slow: Slow, synapse: jax.Array, tokens: jax.
     return jax.lax.map(one, (synapse, tokens))
 
 
+def recall(config: ExperimentConfig, slow: Slow, synapse: jax.Array, data: Stream) -> float:
+    """Share of facts that are answered in new episodes of nothing but the question."""
+    said = answers(slow, synapse, jnp.asarray(data.questions), config=config.model)
+    return float((np.asarray(said) == data.answers).mean())
+
+
 def in_episode(config: ExperimentConfig, slow: Slow, synapse: jax.Array) -> float:
     """Accuracy on episodes of other held-out rules shown once, with the synapses [W, ...]: eight episodes for each, at least 256."""
     task = task_of(config)
-    tokens, answers = task.evaluation_sets["shown1"]
-    worlds = len(synapse)
-    each = max(8, 256 // worlds)
+    tokens, right = task.evaluation_sets["shown1"]
+    each = max(8, 256 // len(synapse))
+    index = (np.arange(len(synapse) * each) % len(tokens)).reshape(len(synapse), each)
     length = int((tokens[0] != task.padding).sum())
-    index = (np.arange(worlds * each) % len(tokens)).reshape(worlds, each)
-    said = jax.jit(functools.partial(_said, config, slow))(synapse, jnp.asarray(tokens[index][..., :length]))
-    return float((np.asarray(said) == answers[index]).mean())
+    said = answers(slow, synapse, jnp.asarray(tokens[index][..., :length]), config=config.model)
+    return float((np.asarray(said) == right[index]).mean())
 
 
 def never_reset(config: ExperimentConfig, slow: Slow, data: Stream) -> float:
     """Share of facts that are answered where σ is carried through all episodes, and no question writes."""
-    model = config.model.build()
-
-    def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-        tokens, questions = pair
-        fast = model.apply({"params": slow}, tokens.reshape(1, -1)).fast
-        every = fast.select(jnp.zeros(len(questions), jnp.int32))
-        return model.apply({"params": slow}, questions, every, state="none").logits[:, -1].argmax(axis=-1)
-
-    said = jax.jit(functools.partial(jax.lax.map, one))((jnp.asarray(data.tokens), jnp.asarray(data.questions)))
+    carried = np.concatenate(
+        [data.tokens.reshape(len(data.tokens), 1, -1).repeat(data.questions.shape[1], 1), data.questions], axis=2
+    )
+    synapse = jnp.broadcast_to(slow["synapse"], (len(data.tokens), *slow["synapse"].shape))
+    said = answers(slow, synapse, jnp.asarray(carried), config=config.model)
     return float((np.asarray(said) == data.answers).mean())
 
 
@@ -463,6 +470,7 @@ def nulls(rows: dict[str, Any], names: Sequence[str]) -> list[str]:
 
 def on_off(rows: dict[str, Any], names: Sequence[str]) -> str:
     """σ on or off in training × on or off in test."""
+    names = [name for name in names if name in rows["tiny-BDH"]["runs"][0]["other"]]
     body = []
     for label, trained in (("tiny-BDH", "on"), ("without σ", "off")):
         row = rows[label]
@@ -517,9 +525,9 @@ def consolidation_table(found: dict[str, Any]) -> str:
     head = ["function", "rate", *(f"{facts} facts" for facts in FACTS), f"in later episodes, after {FACTS[-1]}"]
     body = []
     for name, kept in found["kept"].items():
-        rate = f"{found['rates'][name]['chosen']:g}" if name in FUNCTIONS else ""
-        later = cell(found["in_episode"][name][FACTS[-1]]) if name in found["in_episode"] else ""
-        body.append([name, rate, *(cell(kept[facts]) for facts in FACTS), later])
+        rate = f"{found['rates'][name]['chosen']:g}" if name in found["rates"] and name != "none" else ""
+        later = cell(found["in_episode"][name][str(FACTS[-1])]) if name in found["in_episode"] else ""
+        body.append([name, rate, *(cell(kept[str(facts)]) for facts in FACTS), later])
     return markdown(head, body)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bdh_jax.generation.sampling import Sampling, generate, prefill
 from bdh_jax.models.gru import GRUConfig
 from bdh_jax.models.tiny_bdh import TinyBDHConfig
 from tests.compiled import apply, init
@@ -143,3 +146,19 @@ def test_the_memory_has_a_gradient_from_the_future_to_the_past_alone(model, slow
     influence = np.abs(jax.jit(jax.jacobian(lambda table: logits(table).sum(axis=-1)))(table)).sum(axis=-1)
     np.testing.assert_array_equal(influence[np.triu_indices(VOCAB, 1)], 0)
     assert (influence[np.tril_indices(VOCAB, -1)] > 0).mean() > 0.8
+
+
+@pytest.mark.parametrize("name", ["mapped", "gru"])
+def test_it_generates_from_the_state_that_it_carries(name):
+    """Greedily, prompts of different lengths: as if the whole text were read again for every token."""
+    with jax.enable_x64(False):
+        model = dataclasses.replace(CONFIGS[name], dtype="float32").build()
+        slow, prompts = init(model, 3), [[1, 2, 3, 4], [5, 6]]
+        state = prefill(model, slow, prompts)
+        steps = generate(model, slow, state, max_tokens=3, sampling=Sampling(temperature=0.0))
+        for prompt, made in zip(prompts, zip(*steps, strict=True), strict=True):
+            text = list(prompt)
+            for token in made:
+                logits = model.apply({"params": slow}, np.array([text], np.int32)).logits[0, -1]
+                assert token == int(np.argmax(logits))
+                text.append(token)
