@@ -493,7 +493,7 @@ def upkeep(bench: Bench) -> dict[str, Any]:
                 **summary(rows),
             }
         for name, target in SCALED.items():
-            rows = bench.several(model, FEW, {"kind": "homeostasis", "target": target, "scale_every": 50})
+            rows = bench.several(model, FEW, {"kind": "homeostasis", "mean_weight": target, "scale_every": 50})
             table[f"{model} scaled, {name}"] = {**summary(rows), **paired(rows, backprop)}
         table[model] = summary(backprop)
     return {"table": table}
