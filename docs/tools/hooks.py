@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "bdh_jax"
 API = "reference/api"
-EXPERIMENTS = ("nback", "counter", "consolidation", "lifelong", "lifelong:aware", "text", "text:gpt")
+EXPERIMENTS = ("nback", "counter", "consolidation", "lifelong", "lifelong:aware", "text", "text:gpt", "slim")
 """Whose parts together have every key of the library's own classes."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import optax
 import pytest
 
 from bdh_jax.config import ConfigError
+from bdh_jax.config.files import import_file
 from bdh_jax.experiment import ExperimentConfig, run, setup_of
 from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.models.gpt import GPTConfig
@@ -330,7 +332,7 @@ def test_a_change_is_what_the_share_says():
     assert metrics["hooks"]["local_learning_path_share"] == pytest.approx(local / whole, rel=1e-3)
 
 
-@pytest.mark.parametrize("model", ["gpt", "bdh"])
+@pytest.mark.parametrize("model", [pytest.param("gpt", marks=pytest.mark.full), "bdh"])
 def test_other_models_learn_locally_too(model):
     models = {
         "gpt": GPTConfig(vocab_size=INTEGER_VOCABULARY, n_layer=2, d_model=8, n_head=2, dropout=0.0, init_std=0.3),
@@ -358,6 +360,7 @@ def test_it_acts_every_so_often_until_it_rests():
     np.testing.assert_array_equal(last, second)
 
 
+@pytest.mark.full
 def test_slices_and_a_mesh_change_nothing():
     options = dict(rate=0.5, rule="bcm")
     whole = steps(with_options(**options), 2)[1]
@@ -457,14 +460,22 @@ def test_pruning_goes_by_one_of_two():
 
 
 def test_variants_of_the_configuration():
-    config = load_config("configs/slim.py")
+    config = import_file(Path(__file__).parents[2] / "configs" / "slim.py")
     plain, both = config.get_config(), config.get_config("published,hybrid,attention")
     assert plain.train.hooks == ()
     assert both.train.hooks == (HOOK, "bdh_jax.training.local_rules:pruning")
     assert dict(both.train.hook_options) == {
-        "rule": "hebb", "rate": 1e-3, "where": "attention", "prune_every": 1000, "threshold": 0.01,
+        "rule": "hebb",
+        "rate": 1e-3,
+        "where": "attention",
+        "prune_every": 1000,
+        "threshold": 0.01,
     }
     make_hooks(setup_of(both).hooks, both.model.build())
-    for arg, message in (("oja,hybrid", "each choose a local rule"), ("ffn", "give one beside it"), ("hybrid,ffn,attention", "leave both out")):
+    for arg, message in (
+        ("oja,hybrid", "each choose a local rule"),
+        ("ffn", "give one beside it"),
+        ("hybrid,ffn,attention", "leave both out"),
+    ):
         with pytest.raises(ConfigError, match=message):
             config.get_config(arg)
