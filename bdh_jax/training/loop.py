@@ -366,7 +366,8 @@ class _Training:
             return f"{numbers} is not finite", "a smaller optimizer.learning_rate or clip_norm"
         if bad[0].startswith("fast"):
             return f"{bad[0]}, which is carried on, is not finite", "a smaller model.fast.learning_rate or model.fast.decay"
-        name, _, leaf = bad[0].partition(":")
+        # What a hook remembers may only repeat what it did to the weights.
+        name, _, leaf = min(bad, key=lambda path: ":history" in path).partition(":")
         (update,) = (update for update in self._hooks.updates if update.name == name)
         return f"{update.label} left {leaf} NaN or infinite", update.remedy
 

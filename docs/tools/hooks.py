@@ -27,6 +27,7 @@ EXPERIMENTS = (
     "lifelong:aware",
     "text",
     "text:gpt",
+    "slim",
     "tiny_bdh",
     "tiny_bdh:copy",
     "tiny_bdh:brackets",

@@ -123,7 +123,8 @@ def test_taps_are_inputs_and_outputs_of_the_declared_weights():
     slow = jax.tree.map(lambda leaf: leaf + 0.1, slow)  # biases that are something
     maps = model.architecture.local_maps()
     assert len(maps) == 2 * len(LINEAR)
-    collected = model.apply({"params": slow}, tokens, collect=tuple(model.architecture.taps)).collected
+    names = tuple(model.architecture.taps)
+    collected = jax.jit(lambda slow: model.apply({"params": slow}, tokens, state="none", collect=names).collected)(slow)
     for one in maps.values():
         layer, name, _ = one.path
         own = slow[layer][name]

@@ -38,7 +38,7 @@ def scale_to(weight: jax.Array, target: float) -> jax.Array:
 def pruning(
     model: Model,
     *,
-    where: str = "all",
+    prune_where: str = "all",
     prune_every: int = 1000,
     threshold: float | None = 0.01,
     fraction: float | None = None,
@@ -48,7 +48,7 @@ def pruning(
 
     Args:
       model: the model.
-      where: as in :func:`bdh_jax.training.local_rules.local_learning`.
+      prune_where: ``where`` as in :func:`bdh_jax.training.local_rules.local_learning`.
       prune_every: steps from one pruning to the next.
       threshold: weights of at most this magnitude go; None to prune by ``fraction``.
       fraction: share of each matrix's entries that go; None to prune by ``threshold``.
@@ -64,7 +64,7 @@ def pruning(
     require(fraction is None or 0 <= fraction < 1, f"fraction={fraction} must lie in [0, 1)")
     require(threshold is None or threshold >= 0, f"threshold={threshold} must be ≥ 0")
     require(prune_every >= 1, f"prune_every={prune_every} must be at least 1")
-    maps = choose(model, where)
+    maps = choose(model, prune_where)
 
     def init(slow: Slow) -> Any:
         kept = {name: weight_of(slow, one) != 0 for name, one in maps.items()} if hold else {}
@@ -88,26 +88,26 @@ def pruning(
     return Hooks(updates=(Update("pruning", init, update, label="pruning"),))
 
 
-def homeostasis(model: Model, *, where: str = "all", scale_every: int = 1000, target: float = 0.5) -> Hooks:
-    """Every ``scale_every`` steps scale each weight so that its mean magnitude is ``target``, after the optimiser.
+def homeostasis(model: Model, *, scale_where: str = "all", scale_every: int = 1000, mean_weight: float = 0.5) -> Hooks:
+    """Every ``scale_every`` steps scale each weight so that its mean magnitude is ``mean_weight``, after the optimiser.
 
     Args:
       model: the model.
-      where: as in :func:`bdh_jax.training.local_rules.local_learning`.
+      scale_where: ``where`` as in :func:`bdh_jax.training.local_rules.local_learning`.
       scale_every: steps from one scaling to the next.
-      target: mean of |W|.
+      mean_weight: mean of |W| afterwards.
 
     Raises:
-      ConfigError: for a target that is not positive.
+      ConfigError: for a mean_weight that is not positive.
     """
-    require(target > 0, f"target={target} must be positive")
+    require(mean_weight > 0, f"mean_weight={mean_weight} must be positive")
     require(scale_every >= 1, f"scale_every={scale_every} must be at least 1")
-    maps = choose(model, where).values()
+    maps = choose(model, scale_where).values()
 
     def update(slow: Slow, taps: Taps, batch: Batch, history: tuple[()]) -> tuple[Slow, tuple[()]]:
         del taps, batch
         for one in maps:
-            slow = with_weight(slow, one.path, scale_to(weight_of(slow, one), target))
+            slow = with_weight(slow, one.path, scale_to(weight_of(slow, one), mean_weight))
         return slow, history
 
     return Hooks(updates=(Update("homeostasis", lambda slow: (), update, every=scale_every, label="homeostasis"),))

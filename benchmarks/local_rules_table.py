@@ -1,0 +1,512 @@
+"""Local learning during training: Hebb's failure reproduced and explained, and every rule against backpropagation.
+
+    python benchmarks/local_rules_table.py --workdir=runs/local_rules --path=FILE --json benchmarks/results/local_rules_cpu.json
+
+Trains a small BDH-SLIM (D 64, 2 layers, T 32, bytes, batches of 8, 200 steps) once for every row and seed, in one process, by the library's own
+training step; finished rows are only read, so the command can be interrupted and given again, and parts of it can run side by side. Rates of the rules are chosen on seed 100.
+Then BDH and a GPT of that width: three rules on BDH's encoder and decoder, pruning, and homeostasis. About twenty minutes on one CPU core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import measure
+import numpy as np
+import scipy.stats
+
+from bdh_jax import BDHConfig, FastWeightConfig
+from bdh_jax.analysis.local_learning import attention_entropy, measure_maps
+from bdh_jax.data.config import DataConfig
+from bdh_jax.experiment import ExperimentConfig, setup_of
+from bdh_jax.generation.sampling import Sampling, generate, prefill
+from bdh_jax.models.gpt import GPTConfig
+from bdh_jax.models.local_maps import matrix_of, weight_of, with_weight
+from bdh_jax.models.slim import SlimConfig
+from bdh_jax.parallel.mesh import make_mesh
+from bdh_jax.tasks.text import TextConfig
+from bdh_jax.training.config import OptimizerConfig, TrainConfig
+from bdh_jax.training.hooks import Hooks, make_hooks
+from bdh_jax.training.local_rules import homeostasis, local_learning, pruning
+from bdh_jax.training.local_rules.upkeep import prune_fraction
+from bdh_jax.training.optimizer import make_optimizer
+from bdh_jax.training.state import init_state, state_from
+from bdh_jax.training.step import ForwardPass, gradients, make_keys, make_predict, make_train_step, put_batch
+
+MODELS: dict[str, Any] = {
+    "slim": SlimConfig(n_layer=2, d_model=64, n_head=4, d_ff=128, max_length=32),
+    "bdh": BDHConfig(
+        n_layer=2, d_model=64, n_head=2, n_neurons=256, dropout=0.0, init_std=0.02, fast=FastWeightConfig(enabled=False)
+    ),
+    "gpt": GPTConfig(n_layer=2, d_model=64, n_head=4, width_factor=2, dropout=0.0),
+}
+STEPS, CHUNK, RECOVERY = 200, 50, 100
+RATES = (1e-4, 1e-3, 1e-2)
+"""η of the failure."""
+GRID = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+"""η that the rules are tried with, on seed 100."""
+TUNING = 100
+SEEDS = (0, 1, 2, 3, 4)
+FEW = SEEDS[:3]
+HARMLESS = 0.02
+"""Nats: a rule whose upper bound is at most so much does no harm."""
+TOLERATED = 0.005
+"""Nats above backpropagation that a rate may cost on the tuning seed."""
+RULES: dict[str, dict[str, Any]] = {
+    "hebb": {"rule": "hebb"},
+    "hebb, first 50 steps": {"rule": "hebb", "until_step": 50},
+    "hebb, attention": {"rule": "hebb", "where": "attention"},
+    "hebb, ffn": {"rule": "hebb", "where": "ffn"},
+    "oja": {"rule": "oja"},
+    "sanger": {"rule": "sanger"},
+    "bcm": {"rule": "bcm"},
+    "covariance": {"rule": "covariance"},
+    "contrastive": {"rule": "contrastive"},
+    "predictive": {"rule": "predictive"},
+    "three_factor": {"rule": "three_factor"},
+}
+CAUSES: dict[str, dict[str, Any]] = {
+    "top direction removed": {"remove_top": 1},
+    "x centred": {"centre": True},
+    "renormalised": {"renormalise": True},
+}
+ON_BDH = ("hebb", "oja", "covariance")
+PRUNED = (0.0, 0.5, 0.8, 0.9, 0.95)
+SCALED = {"published 0.5": 0.5, "as initialised": 0.016}
+
+
+def main() -> None:
+    """Train what is missing, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of the finished rows")
+    parser.add_argument("--path", type=Path, required=True, help="the text")
+    parser.add_argument("--steps", type=int, default=STEPS, help="training steps of every row")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts of the page")
+    parser.add_argument("--json", type=Path, help="write all numbers there")
+    options = parser.parse_args()
+    bench = Bench(options.workdir, options.path, options.steps)
+    found = {name: PARTS[name](bench) for name in options.parts}
+    for name, lines in found.items():
+        print(f"\n{name}\n" + json.dumps(lines.get("table", {}), indent=1))
+    if options.json:
+        measure.write_json(options.json, {"steps": options.steps, "parts": found})
+
+
+class Bench:
+    """Rows that are there already, and how the others are made."""
+
+    def __init__(self, workdir: Path, path: Path, steps: int):
+        self.folder, self.path, self.steps = workdir, path, steps
+        workdir.mkdir(parents=True, exist_ok=True)
+        Probed.folder = workdir
+        self.file = workdir / "rows.jsonl"
+        self.rows: dict[str, Any] = {}
+        self.trainers: dict[str, Trainer] = {}
+
+    def read(self) -> None:
+        """Rows that were finished since, by this or another process."""
+        lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
+        self.rows |= {line["row"]: line for line in map(json.loads, lines)}
+
+    def row(self, model: str, seed: int, local: Mapping[str, Any] | None = None, rate: float = 0.0, **how: Any) -> Any:
+        """What a training gave: read, or made now."""
+        options = dict(sorted((local or {}).items()))
+        name = json.dumps([model, seed, options, rate, how, self.steps])
+        if name not in self.rows:
+            self.read()
+        if name not in self.rows:
+            began = time.process_time()
+            row = {"row": name, **self.trainer(model, options).train(seed, rate, **how)}
+            row["cpu_seconds"] = round(time.process_time() - began, 2)
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            self.rows[name] = row
+            print(f"{row['cpu_seconds']:7.1f} s  {name}  loss {row['loss'][-1]:.4f}", flush=True)
+        return self.rows[name]
+
+    def trainer(self, model: str, options: Mapping[str, Any]) -> Trainer:
+        """One compiled program for each structure; rates and seeds are its arguments."""
+        name = json.dumps([model, options])
+        if name not in self.trainers:
+            self.trainers[name] = Trainer(model, options, self.path, self.steps)
+        return self.trainers[name]
+
+    def several(self, model: str, seeds: tuple[int, ...], local: Any = None, rate: float = 0.0, **how: Any) -> list[Any]:
+        """The rows of some seeds."""
+        return [self.row(model, seed, local, rate, **how) for seed in seeds]
+
+
+class Trainer:
+    """Trains one model with one kind of hook, at any rate and from any seed."""
+
+    tasks: dict[int, Any] = {}  # noqa: RUF012 - shared on purpose: a text is read once a seed
+    probes: dict[str, Any] = {}  # noqa: RUF012 - likewise
+
+    def __init__(self, model: str, options: Mapping[str, Any], path: Path, steps: int):
+        self.name, self.options, self.path, self.steps = model, dict(options), path, steps
+        self.config = ExperimentConfig(
+            task=TextConfig(length=32, evaluation_windows=512),
+            data=DataConfig(path=str(path)),
+            model=MODELS[model],
+            optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=20, weight_decay=0.01),
+            train=TrainConfig(steps=steps + RECOVERY, batch_size=8, loss="weights"),
+        )
+        self.setup, self.mesh = setup_of(self.config), make_mesh(self.config.mesh)
+        self.model = self.config.model.build()
+        # The cosine ends with the training; recovery goes on at the rate that its own cosine begins with.
+        self.optimizer = make_optimizer(self.config.optimizer, steps)
+        self.chunk = jax.jit(self._chunk)
+
+    def hooks(self, rate: Any) -> Hooks:
+        """Those of the row."""
+        kind = self.options.get("kind", "local")
+        rest = {name: value for name, value in self.options.items() if name != "kind"}
+        if kind == "local":
+            return make_hooks([functools.partial(local_learning, rate=rate, **rest)] if rest else [], self.model)
+        return make_hooks([functools.partial({"pruning": pruning, "homeostasis": homeostasis}[kind], **rest)], self.model)
+
+    def _chunk(self, state: Any, batches: Any, key: jax.Array, rate: jax.Array) -> tuple[Any, Any]:
+        task = self.task(0)
+        step = make_train_step(self.model, self.optimizer, self.setup, self.mesh, hooks=self.hooks(rate), losses=task.losses)
+        return jax.lax.scan(lambda state, batch: step(state, batch, key), state, batches)
+
+    def task(self, seed: int) -> Any:
+        """The text, in the order of a seed."""
+        if seed not in self.tasks:
+            self.tasks[seed] = self.config.task.make(seed=seed, batch_size=8, data=self.config.data)
+        return self.tasks[seed]
+
+    def train(self, seed: int, rate: float, *, probe: bool = False, prune: float | None = None) -> dict[str, Any]:
+        """Losses over the steps, and what else is asked for."""
+        task, hooks = self.task(seed), self.hooks(rate)
+        init_key, step_key = make_keys(seed, self.mesh)
+        if prune is None:
+            state, first, last = init_state(self.model, self.optimizer, self.mesh, init_key, hooks), 0, self.steps
+        else:
+            slow = pruned(self.model, trained(self, seed), prune)
+            state, first, last = (
+                state_from(self.model, self.optimizer, self.mesh, slow, hooks),
+                self.steps,
+                self.steps + RECOVERY,
+            )
+        predict = jax_predict(self)
+        rows: dict[str, Any] = {"step": [first], "loss": [score(task, predict, state.slow)], "train_loss": [], "seconds": []}
+        measured = [self.probe(state.slow, task)] if probe else []
+        for start in range(first, last, CHUNK):
+            batches = [put_batch(task.batch(i), self.mesh) for i in range(start, min(start + CHUNK, last))]
+            batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+            began = time.process_time()
+            state, metrics = jax.block_until_ready(self.chunk(state, batches, step_key, jnp.float32(rate)))
+            rows["seconds"].append(round(time.process_time() - began, 4))
+            rows["step"].append(min(start + CHUNK, last))
+            rows["loss"].append(score(task, predict, state.slow))
+            rows["train_loss"].append(float(jnp.mean(metrics["loss"])))
+            if not math.isfinite(rows["loss"][-1]):
+                break
+            if probe:
+                measured.append(self.probe(state.slow, task))
+        rows |= {name: float(values[-1]) for name, values in metrics["hooks"].items()}
+        if probe:
+            rows["probe"] = measured
+            rows["end"] = self.at_the_end(state.slow, task, rate)
+        if not self.options and prune is None:
+            np.savez(
+                self.path_of(seed),
+                **{jax.tree_util.keystr(p): v for p, v in jax.tree_util.tree_leaves_with_path(state.slow)},
+            )
+        return rows
+
+    def path_of(self, seed: int) -> Path:
+        """Where the weights of a training by gradient alone are kept."""
+        return Path(Probed.folder) / f"{self.name}{seed}-{self.steps}.npz"
+
+    def probe(self, slow: Any, task: Any) -> dict[str, Any]:
+        """Measures of every linear map, and of attention."""
+        if self.name not in self.probes:
+            self.probes[self.name] = jax.jit(functools.partial(probed, self.model, self.setup.train.loss, task.losses))
+        found = jax.device_get(self.probes[self.name](slow, put_batch(task.batch(10**6), self.mesh)))
+        return jax.tree.map(lambda value: float(f"{float(value):.4g}"), found)
+
+    def at_the_end(self, slow: Any, task: Any, rate: float) -> dict[str, Any]:
+        """Sparsity, the histogram of Hebb's change, and a text."""
+        maps = self.model.architecture.local_maps()
+        names = tuple(dict.fromkeys(tap for one in maps.values() for tap in (one.x, one.y)))
+        batch = task.batch(10**6)
+        collected = jax.jit(
+            lambda slow, tokens: self.model.apply({"params": slow}, tokens, state="none", collect=names).collected
+        )(slow, batch.tokens)
+        entries = np.concatenate([np.abs(matrix_of(slow, one)).ravel() for one in maps.values()])
+        changes = np.concatenate(
+            [
+                np.einsum("bti,bto->io", collected[one.x][one.layer], collected[one.y][one.layer]).ravel()
+                / batch.tokens.size
+                for one in maps.values()
+            ]
+        )
+        counts, _ = np.histogram(np.log10(np.abs(changes) + 1e-12), bins=HISTOGRAM)
+        hidden = np.asarray(collected["ffn_in.y"])
+        return {
+            "weights_below_0.01": round(float(np.mean(entries < 0.01)), 4),
+            "hidden_inactive": round(float(np.mean(hidden <= 0)), 4),
+            "change_clamped": round(float(np.mean(np.abs(changes) >= 1)), 4),
+            "histogram": (counts / counts.sum()).round(4).tolist(),
+            "text": sample_text(self.model, slow),
+        }
+
+
+HISTOGRAM = np.arange(-6.0, 4.1, 0.5)
+"""log10 |Δ|."""
+
+
+class Probed:
+    """Where weights are kept between parts."""
+
+    folder: Path = Path()
+
+
+def jax_predict(trainer: Trainer) -> Any:
+    """The compiled forward pass of a model, made once."""
+    key = f"predict {trainer.name}"
+    if key not in Trainer.probes:
+        Trainer.probes[key] = make_predict(trainer.model, trainer.mesh)
+    return Trainer.probes[key]
+
+
+def score(task: Any, predict: Any, slow: Any) -> float:
+    """Validation loss in nats a byte."""
+    with np.errstate(all="ignore"):
+        return round(float(task.score(predict(slow)).loss), 5)
+
+
+def probed(model: Any, loss: str, losses: Any, slow: Any, batch: Any) -> dict[str, Any]:
+    """Measures of all maps, and the entropy of each layer's attention."""
+    found = gradients(model, slow, batch, ForwardPass(loss=loss, losses=losses))
+    maps = measure_maps(model, slow, found.gradient, batch)
+    seen = model.apply({"params": slow}, batch.tokens, state="none", collect=("query.y", "key.y")).collected
+    entropy = [attention_entropy(q, k, model.config.n_head) for q, k in zip(seen["query.y"], seen["key.y"], strict=True)]
+    return {"maps": {name: m._asdict() for name, m in maps.items()}, "entropy": entropy}
+
+
+def sample_text(model: Any, slow: Any) -> str:
+    """Eighty bytes after a name."""
+    state = prefill(model, slow, [np.frombuffer(b"ROMEO:\n", np.uint8).astype(np.int32)])
+    tokens = [row[0] for row in generate(model, slow, state, max_tokens=80, sampling=Sampling(temperature=0.8), seeds=0)]
+    return bytes(token for token in tokens if token is not None).decode("latin-1")
+
+
+def trained(trainer: Trainer, seed: int) -> Any:
+    """The weights that training by gradient alone made."""
+    with np.load(trainer.path_of(seed)) as file:
+        flat = dict(file)
+    shape = trainer.model.declared_slow()
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: flat[jax.tree_util.keystr(path)], shape, is_leaf=lambda w: hasattr(w, "init")
+    )
+
+
+def pruned(model: Any, slow: Any, fraction: float) -> Any:
+    """The same weights, of each linear map the smallest set to zero."""
+    for one in model.architecture.local_maps().values():
+        slow = with_weight(slow, one.path, np.asarray(prune_fraction(jnp.asarray(weight_of(slow, one)), fraction)))
+    return slow
+
+
+def paired(rows: list[Any], others: list[Any]) -> dict[str, float]:
+    """Mean difference of the last losses, and its 95 % interval by Student's t over paired seeds."""
+    differences = [a["loss"][-1] - b["loss"][-1] for a, b in zip(rows, others, strict=True)]
+    mean, count = statistics.fmean(differences), len(differences)
+    half = scipy.stats.t.ppf(0.975, count - 1) * statistics.stdev(differences) / math.sqrt(count)
+    return {"difference": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
+
+
+def summary(rows: list[Any]) -> dict[str, Any]:
+    """Mean and standard deviation of the last losses, and shares of the local changes."""
+    losses = [row["loss"][-1] for row in rows]
+    found: dict[str, Any] = {
+        "loss": round(statistics.fmean(losses), 4),
+        "sd": round(statistics.stdev(losses), 4),
+        "losses": losses,
+    }
+    for name in ("share", "path_share"):
+        values = [row[f"local_learning_{name}"] for row in rows if f"local_learning_{name}" in row]
+        if values:
+            found[name] = [round(value, 4) for value in values]
+    return found
+
+
+def failure(bench: Bench) -> dict[str, Any]:
+    """Three modes, three rates, updates every step and every eight."""
+    rows = {"backprop": bench.several("slim", FEW, probe=True)}
+    for mode in ("hybrid", "hebbian"):
+        for every in (1, 8):
+            local = {"rule": "hebb", "mode": mode, **({"every": 8} if every == 8 else {})}
+            for rate in RATES:
+                probe = {"probe": True} if every == 1 else {}
+                rows[f"{mode} {rate:g} every {every}"] = bench.several("slim", FEW, local, rate, **probe)
+    cost = {
+        "backprop": cost_of(bench, {}),
+        **{mode: cost_of(bench, {"rule": "hebb", "mode": mode}) for mode in ("hybrid", "hebbian")},
+        **{
+            f"{mode}, share not measured": cost_of(bench, {"rule": "hebb", "mode": mode, "measure": False})
+            for mode in ("hybrid", "hebbian")
+        },
+    }
+    table = {
+        name: {**summary(found), "course": np.mean([row["loss"] for row in found], axis=0).round(4).tolist()}
+        for name, found in rows.items()
+    }
+    ends = {name: found[0]["end"] for name, found in rows.items() if "end" in found[0]}
+    return {"table": table, "steps": rows["backprop"][0]["step"], "ends": ends, "cost": cost}
+
+
+def cost_of(bench: Bench, local: dict[str, Any]) -> dict[str, float]:
+    """CPU time of a step and bytes of a program of one step."""
+    name = json.dumps(["cost", local])
+    if name not in bench.rows:
+        bench.read()
+    if name not in bench.rows:
+        trainer = bench.trainer("slim", local)
+        task, hooks = trainer.task(0), trainer.hooks(1e-4)
+        init_key, key = make_keys(0, trainer.mesh)
+        state = init_state(trainer.model, trainer.optimizer, trainer.mesh, init_key, hooks)
+        step = make_train_step(
+            trainer.model, trainer.optimizer, trainer.setup, trainer.mesh, hooks=hooks, losses=task.losses
+        )
+        batch = put_batch(task.batch(0), trainer.mesh)
+        memory = step.lower(state, batch, key).compile().memory_analysis()
+        seconds = []
+        for _ in range(60):
+            began = time.process_time()
+            state, metrics = step(state, batch, key)
+            jax.block_until_ready((state, metrics))
+            seconds.append(time.process_time() - began)
+        row = {
+            "row": name,
+            "milliseconds": round(1e3 * statistics.median(seconds[10:]), 3),
+            "fastest": round(1e3 * min(seconds[10:]), 3),
+            "state_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
+            "temporary_bytes": int(memory.temp_size_in_bytes),
+        }
+        with bench.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        bench.rows[name] = row
+    return {key: value for key, value in bench.rows[name].items() if key != "row"}
+
+
+def explanation(bench: Bench) -> dict[str, Any]:
+    """What lies behind it: measures over training, and each cause taken away alone."""
+    backprop = bench.several("slim", SEEDS, probe=True)
+    local, rate = {"rule": "hebb", "mode": "hybrid"}, 1e-3
+    plain = bench.several("slim", SEEDS, local, rate, probe=True)
+    causes: dict[str, Any] = {"nothing changed": {**summary(plain), "to_backprop": paired(plain, backprop)}}
+    probes = {"backprop": backprop, "hebb": plain}
+    for name, change in CAUSES.items():
+        rows = bench.several("slim", SEEDS, {**local, **change}, rate, probe=True)
+        gap = [a["loss"][-1] - b["loss"][-1] for a, b in zip(plain, backprop, strict=True)]
+        back = [a["loss"][-1] - b["loss"][-1] for a, b in zip(plain, rows, strict=True)]
+        causes[name] = {
+            **summary(rows),
+            "to_hebb": paired(rows, plain),
+            "to_backprop": paired(rows, backprop),
+            "restored": [round(b / g, 3) for b, g in zip(back, gap, strict=True)],
+        }
+        probes[name] = rows
+    low = bench.several("slim", FEW, local, 1e-4, probe=True)
+    high = bench.several("slim", FEW, local, 1e-2, probe=True)
+    probes |= {"hebb 1e-4": low, "hebb 1e-2": high}
+    course = {name: mean_probe([row["probe"] for row in rows]) for name, rows in probes.items()}
+    return {"table": causes, "course": course, "steps": backprop[0]["step"]}
+
+
+def mean_probe(probes: list[Any]) -> Any:
+    """Mean over seeds of every measure at every step, which lie in lists then."""
+    steps = min(len(probe) for probe in probes)
+    means = [jax.tree.map(lambda *values: statistics.fmean(values), *(probe[i] for probe in probes)) for i in range(steps)]
+    return jax.tree.map(lambda *values: [float(f"{value:.4g}") for value in values], *means)
+
+
+def rules(bench: Bench) -> dict[str, Any]:
+    """All rules against backpropagation, at rates chosen on another seed."""
+    return compare(bench, "slim", RULES, SEEDS, GRID)
+
+
+def on_bdh(bench: Bench) -> dict[str, Any]:
+    """Three rules on BDH's encoder and decoder."""
+    return compare(bench, "bdh", {name: RULES[name] for name in ON_BDH}, FEW, GRID[1:])
+
+
+def compare(
+    bench: Bench, model: str, entries: Mapping[str, Any], seeds: tuple[int, ...], grid: tuple[float, ...]
+) -> dict[str, Any]:
+    """Rules at the rate that moves the weights most of those that cost at most ``TOLERATED`` on the tuning seed; else at the least rate."""
+    probe = {"probe": True} if model == "slim" else {}
+    backprop, tuned = bench.several(model, seeds, **probe), bench.row(model, TUNING)
+    table: dict[str, Any] = {"backprop": summary(backprop)}
+    sweep: dict[str, Any] = {}
+    for name, local in entries.items():
+        tried = [bench.row(model, TUNING, local, rate) for rate in grid]
+        costs = [row["loss"][-1] - tuned["loss"][-1] for row in tried]
+        sweep[name] = [
+            {
+                "rate": rate,
+                "cost": round(cost, 4),
+                **{n: round(row[f"local_learning_{n}"], 4) for n in ("share", "path_share")},
+            }
+            for rate, cost, row in zip(grid, costs, tried, strict=True)
+        ]
+        good = [entry for entry in sweep[name] if entry["cost"] <= TOLERATED]
+        rate = (
+            max(good, key=lambda entry: entry["share"])["rate"]
+            if good
+            else min(sweep[name], key=lambda e: e["cost"])["rate"]
+        )
+        rows = bench.several(model, seeds, local, rate)
+        difference = paired(rows, backprop)
+        found = summary(rows)
+        table[name] = {"rate": rate, **found, **difference}
+        table[name]["harmless"] = bool(difference["high"] <= HARMLESS and min(found["share"]) >= 0.1)
+    return {"table": table, "sweep": sweep, "tuning_loss": tuned["loss"][-1]}
+
+
+def upkeep(bench: Bench) -> dict[str, Any]:
+    """Pruning with and without recovery, and homeostasis, on BDH and a GPT."""
+    table: dict[str, Any] = {}
+    for model in ("bdh", "gpt"):
+        backprop = bench.several(model, FEW)
+        again = {"kind": "pruning", "threshold": None, "fraction": 0.0, "hold": True, "prune_every": 10**6}
+        for fraction in PRUNED:
+            rows = bench.several(model, FEW, again, prune=fraction)
+            before = [row["loss"][0] for row in rows]
+            table[f"{model} pruned {fraction:g}"] = {
+                "without": round(statistics.fmean(before), 4),
+                "without_sd": round(statistics.stdev(before), 4),
+                **summary(rows),
+            }
+        for name, target in SCALED.items():
+            rows = bench.several(model, FEW, {"kind": "homeostasis", "mean_weight": target, "scale_every": 50})
+            table[f"{model} scaled, {name}"] = {**summary(rows), **paired(rows, backprop)}
+        table[model] = summary(backprop)
+    return {"table": table}
+
+
+PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "explanation": explanation,
+    "rules": rules,
+    "failure": failure,
+    "on_bdh": on_bdh,
+    "upkeep": upkeep,
+}
+
+
+if __name__ == "__main__":
+    main()
