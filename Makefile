@@ -26,7 +26,7 @@ compilers_tpu := .venv-tpu$(if $(COMPILERS),-$(COMPILERS))
 compilers_gpu := .venv-gpu$(if $(COMPILERS),-$(COMPILERS))
 pytest = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help nback test test-slow test-quick test-full test-oldest test-faults wheel notebooks tutorials mutate mutate-contract compile-tpu compile-gpu accelerator nightly lint format constraints audit docs figures clean
+.PHONY: help nback test test-slow test-quick test-full test-oldest test-faults wheel notebooks tutorials mutate mutate-contract compile-tpu compile-gpu accelerator sequence plans nightly lint format constraints audit docs figures clean
 .DELETE_ON_ERROR:
 
 help:
@@ -46,8 +46,10 @@ help:
 	@echo "make mutate-contract  break every rule and see which check of the contract notices (4 minutes); writes docs/reference/mutations.md"
 	@echo "make compile-tpu compile every kernel and the large training steps for v5e, v5p and v6e, without one (20 minutes, a minute with ARGS=--quick: kernels alone, for a v5e)"
 	@echo "make compile-gpu the same for an H100 (5 minutes). Their environments take 1 and 2 GB"
+	@echo "make sequence   time split over 8 CPU devices, on windows of 131,072 tokens (half an hour)"
+	@echo "make plans      plans of large runs through the compilers of TPUs and GPUs (an hour)"
 	@echo "make accelerator measure everything on this machine's GPU or TPU (9 minutes); ARGS=--tiny rehearses it, also on a CPU"
-	@echo "make nightly    what takes too long for every commit: audit, test-full, test-oldest, test-faults, mutate, tutorials, docs, compile-tpu, compile-gpu (hours)"
+	@echo "make nightly    what takes too long for every commit: audit, test-full, test-oldest, test-faults, mutate, tutorials, docs, compile-tpu, compile-gpu, sequence, plans (hours)"
 	@echo "make lint       ruff, the arrows between rooms, types by pyright, and the files of launch/ (1 minute)"
 	@echo "make constraints find the versions of constraints/ anew"
 	@echo "make audit      look for known vulnerabilities in them"
@@ -93,7 +95,15 @@ mutate: $(tested)
 mutate-contract: $(tested)
 	$(RUN) -m tests.mutations.contract --write docs/reference/mutations.md $(ARGS)
 
-nightly: audit test-full test-oldest test-faults mutate tutorials docs compile-tpu compile-gpu
+nightly: audit test-full test-oldest test-faults mutate tutorials docs compile-tpu compile-gpu sequence plans
+
+# Time over 8 CPU devices, on windows of 131,072 tokens.
+sequence: $(installed)
+	$(RUN) benchmarks/sequence_axis.py $(ARGS)
+
+# Large runs, planned, and compiled for TPUs and GPUs.
+plans: $(installed) $(compilers_tpu)/.installed $(compilers_gpu)/.installed
+	$(RUN) benchmarks/plans.py --json=runs/plans.json --tpu=$(compilers_tpu)/bin/python --gpu=$(compilers_gpu)/bin/python $(ARGS)
 
 compile-tpu: $(compilers_tpu)/.installed
 	$(compilers_tpu)/bin/python -m benchmarks.compilers tpu $(ARGS)

@@ -24,8 +24,9 @@ import time
 from typing import Any
 
 DEVICES = 8
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
+if "jax" not in sys.modules:  # it reads the environment when it is imported
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

@@ -23,6 +23,7 @@ def compiled(request: dict[str, Any]) -> dict[str, Any]:
       Bytes of arguments, outputs, those of them that are in place, temporaries; flops and bytes that move, where it counts them; collectives
       by kind and axes, in bytes that a device sends; or, of a program that it refuses, "refused" with what it says.
     """
+    from bdh_jax.config import ConfigError
     from bdh_jax.experiment import experiment_from, setup_of
     from bdh_jax.parallel import chips
     from bdh_jax.parallel.programs import collectives, total
@@ -39,8 +40,10 @@ def compiled(request: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # a compiler refuses in many ways
         said = " ".join(str(error).split())
         return found | {"refused": said[:500], "seconds": round(time.perf_counter() - start, 1)}
-    memory, costs = program.memory_analysis(), program.cost_analysis() or {}
-    sent = total(collectives(program.as_text(), dict(mesh.shape)))
+    memory, costs, text = program.memory_analysis(), program.cost_analysis() or {}, program.as_text()
+    if memory is None or text is None:
+        raise ConfigError(f"--topology={topology}: its compiler does not say what a program takes; give --nocompile")
+    sent = total(collectives(text, dict(mesh.shape)))
     return found | {
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes,

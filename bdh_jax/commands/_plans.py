@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import bdh_jax
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import change
 from bdh_jax.experiment import ExperimentConfig, setup_of
@@ -203,7 +202,7 @@ def compile_step(plan: Plan, python: Path | None = None) -> dict[str, Any]:
             )
         topology = Topology("cpu", (topology.size,))
     request = {"config": config_json(plan.config), "topology": str(topology)}
-    root = Path(bdh_jax.__file__).parents[1]
+    root = Path(__file__).parents[2]
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {**os.environ, **environment(topology), "PYTHONPATH": os.pathsep.join(paths)}
     command = [str(python or sys.executable), "-m", "bdh_jax.commands._plan_step"]

@@ -1,7 +1,7 @@
 """Say what a training takes of chips that are not here: ``bdh plan text:official --topology=v5p:8x8x8``.
 
     bdh plan text:official --topology=v5e:2x2 --mesh=data:4
-    bdh plan scale:1b --topology=v5p:8x8x8 --mesh=data:64,heads:8,fsdp --batch=1024
+    bdh plan scale:1b --topology=v5p:8x8x8 --mesh=data:64,heads:8 --batch=1024
     bdh plan scale:1b --topology=v5p:4x4x4 --search
 
 Chips are v5e, v5p, v6e (TPUs: shapes as 2x2 and 4x4x4), h100 (h100:8) and cpu (cpu:8). A mesh names its axes: data, sequence, heads, neurons,
@@ -29,7 +29,7 @@ from bdh_jax.commands._flags import define_config, define_path
 from bdh_jax.commands._plans import Plan, compile_step, describe_mesh, plan, remedies, search, with_mesh
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import change
-from bdh_jax.console import show
+from bdh_jax.console import output, show
 from bdh_jax.parallel.chips import read_topology
 
 _CONFIG = define_config()
@@ -94,12 +94,13 @@ def main(argv: Sequence[str]) -> int:
 
 def _print(one: Plan, others: Sequence[tuple[str, Plan]]) -> None:
     show(_memory(one))
-    print(f"\n{_verdict(one)}")
+    output().print()
+    output().print(_verdict(one))
     for text, other in others:
-        print(f"  fits with {text} ({_gigabytes(other.takes)})")
+        output().print(f"- fits with {text} ({_gigabytes(other.takes)})")
     if one.fits is False:
         if not others:
-            print("  nothing that the plan can change makes it fit: take more chips, or a smaller model")
+            output().print("- nothing that the plan can change makes it fit: take more chips, or a smaller model")
         return
     print()
     show(_traffic(one))

@@ -52,7 +52,7 @@ def numbers(config: BDHConfig, length: int = LENGTH, seed: int = 0):
         jax.eval_shape(lambda: BDH(config).init_fast(BATCH)),
     )
     valid, reset = rng.random((BATCH, length)) < 0.7, np.zeros((BATCH, length), bool)
-    valid[0, 6:14] = False
+    valid[0, 6:14] = valid[1, 6:13] = False
     if length > 20:
         reset[0, 10] = reset[1, 18] = True
     return slow, fast, rng.integers(0, VOCAB, (BATCH, length)), {"valid": valid, "reset": reset}

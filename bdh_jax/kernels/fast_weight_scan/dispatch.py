@@ -123,6 +123,8 @@ def fast_weight_scan(
         )
     stretch = Stretch(query, key, value, write_gate, valid, reset, scores)
     wanted = Wanted(final, sum_heads)
+    read: jax.Array
+    next_state: Any
     if axes.sequence:
         read, next_state = _over_time(form, rule, stretch, state, dynamics, wanted, chunk_size, axes)
     else:
