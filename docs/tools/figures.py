@@ -296,7 +296,7 @@ def mixture_routes() -> Any:
     shares = np.array(routing["shares"])  # [seeds, L, jobs, E]
     jobs = {"nback": "n-back", "text": "text"}
     figure, panels = figures.make(len(routing["jobs"]), width=3.6, height=3.2, sharey=True)
-    names = {"bdh": "BDH", "gpt": "GPT"}
+    names = {"bdh": "BDH", "gpt": "GPT", "slim": "SLIM, Oja's rule"}
     looks = figures.lines([names.get(name, name) for name in routing["experts"]])
     for number, (axes, job) in enumerate(zip(panels, routing["jobs"], strict=True)):
         bottom = np.zeros(shares.shape[1])
