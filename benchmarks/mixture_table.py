@@ -85,7 +85,10 @@ def main() -> None:
     assert isinstance(task, Mixed)
     batches = list(held_out(task, options.batches))
     rows = {row.row.name: measured(row, options, batches) for row in result.rows}
-    best = min(ALONE, key=lambda name: statistics.fmean(loss["both"] for loss in rows[name]["losses"]))
+    best = min(
+        (name for name in ALONE if name in rows),
+        key=lambda name: statistics.fmean(loss["both"] for loss in rows[name]["losses"]),
+    )
     for name, row in rows.items():
         row["to_best_alone"] = None if name == best else difference(row["losses"], rows[best]["losses"])
     mixtures = [row for row in result.rows if row.row.name in MIXTURES]
