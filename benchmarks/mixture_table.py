@@ -34,6 +34,7 @@ from bdh_jax.models.base import ModelConfig, count_parameters
 from bdh_jax.models.mixture import MixtureConfig
 from bdh_jax.tasks.base import Batch
 from bdh_jax.tasks.mixed import Mixed
+from bdh_jax.tasks.nback import FIRST_VALUE, SEPARATOR
 from bdh_jax.tasks.text import Text
 from bdh_jax.types import Slow
 
@@ -45,6 +46,8 @@ BEYOND = 10**6
 ROWS = 16
 """Of each job in a held-out batch."""
 SHUFFLES = 2
+GROUPS = ("key", "value", "question", "text")
+"""Of tokens: keys and values that n-back shows, keys that it asks for, and text."""
 
 
 class Losses(NamedTuple):
@@ -211,7 +214,7 @@ def of_router(
         folder = folder_of(row, seed, options)
         make = functools.partial(routes_of, folder, task, batches, losses)
         runs.append(kept(folder / f"routes_{len(batches)}.json", make))
-    same = {name: runs[0].pop(name) for name in ("experts", "jobs")}
+    same = {name: runs[0].pop(name) for name in ("experts", "groups")}
     return {**same, **{name: [run[name] for run in runs] for name in runs[0]}}
 
 
@@ -219,11 +222,11 @@ def routes_of(folder: Path, task: Mixed, batches: list[Batch], losses: dict[str,
     """The routes of a run."""
     config, slow = load(folder, "last")
     assert isinstance(config, MixtureConfig)
-    found: dict[str, Any] = {"experts": list(config.parts), "jobs": list(task.jobs)}
+    found: dict[str, Any] = {"experts": list(config.parts), "groups": GROUPS}
     chosen = np.concatenate([np.asarray(routed(config, slow, b.tokens, b.valid, b.reset)) for b in batches], axis=1)
     valid = np.concatenate([b.valid for b in batches])
-    job = np.broadcast_to(task.job_of_row(len(valid))[:, None], valid.shape)
-    found["shares"] = shares(chosen, np.where(valid, job, -1), 2).round(4).tolist()
+    group = np.concatenate([groups_of(batch, task) for batch in batches])
+    found["shares"] = shares(chosen, group, len(GROUPS)).round(4).tolist()
     found["of_all"] = chosen[:, valid].mean(axis=(0, 1)).round(4).tolist()
     for name, sets in (("shuffled", [batches]), ("shuffled_within_jobs", [alone(batches, job) for job in range(2)])):
         costs = []
@@ -233,6 +236,17 @@ def routes_of(folder: Path, task: Mixed, batches: list[Batch], losses: dict[str,
             costs.append([nback - losses["nback"], text - losses["text"], (nback + text) / 2 - losses["both"]])
         found[name] = np.mean(costs, axis=0).round(5).tolist()
     return found
+
+
+def groups_of(batch: Batch, task: Mixed) -> np.ndarray:
+    """The group of each token; -1 for padding, and for the two ids of n-back that mean two things."""
+    ids = batch.tokens - task.first_id["nback"]
+    of_nback = (task.job_of_row(len(ids)) == list(task.jobs).index("nback"))[:, None] & batch.valid
+    group = np.where(of_nback & (ids < FIRST_VALUE), 0, -1)
+    group[of_nback & (ids > FIRST_VALUE) & (ids < SEPARATOR)] = 1
+    group[of_nback & (batch.answer > 0)] = 2
+    group[batch.valid & ~of_nback] = 3
+    return group
 
 
 def alone(batches: list[Batch], job: int) -> list[Batch]:
@@ -281,7 +295,7 @@ def report_routing(name: str, routing: dict[str, Any]) -> None:
     """Print who reads what, and what that is worth."""
     lines = []
     for layer in range(len(routing["shares"][0])):
-        for number, job in enumerate(routing["jobs"]):
+        for number, job in enumerate(routing["groups"]):
             of_seeds = np.array(routing["shares"])[:, layer, number]
             lines.append([f"layer {layer}, {job}", *(spread(list(share)) for share in of_seeds.T)])
     lines.append(["all", *(spread(list(share)) for share in np.array(routing["of_all"]).T)])
