@@ -321,7 +321,7 @@ def mixture_routes() -> Any:
             bottom += mean
         axes.set_xticks(range(len(bottom)), [groups[name] for name in routing["groups"]])
         axes.set_ylim(0, 1.1)
-        figures.say(axes, title=title, x="", y="" if layer else "share of the tokens (error bars: ± std)")
+        figures.say(axes, title=title, x="tokens", y="" if layer else "share (error bars: ± std, 3 seeds)")
     figures.legend(figure, panels[0])
     return figure
 
