@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from bdh_jax.models.base import ModelConfig, count_parameters
 from bdh_jax.models.mixture import MixtureConfig
 from bdh_jax.tasks.base import Batch
 from bdh_jax.tasks.mixed import Mixed
+from bdh_jax.tasks.nback import FIRST_VALUE, SEPARATOR
 from bdh_jax.tasks.text import Text
 from bdh_jax.types import Slow
 
@@ -44,6 +46,8 @@ BEYOND = 10**6
 ROWS = 16
 """Of each job in a held-out batch."""
 SHUFFLES = 2
+GROUPS = ("key", "value", "question", "text")
+"""Of tokens: keys and values that n-back shows, keys that it asks for, and text."""
 
 
 class Losses(NamedTuple):
@@ -67,7 +71,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None, help="training steps instead of the configuration's")
     parser.add_argument("--variant", default="", help="a variant of every row, such as smoke")
     parser.add_argument("--batches", type=int, default=8, help="held-out batches of 16 rows a job")
-    parser.add_argument("--rows", nargs="+", choices=(*ALONE, *MIXTURES), default=[*ALONE, *MIXTURES], help="rows to train")
+    parser.add_argument(
+        "--rows", nargs="+", choices=(*ALONE, *MIXTURES), default=[*ALONE, MIXTURES[0]], help="rows to train"
+    )
     parser.add_argument("--train_only", action="store_true", help="train what is missing and end")
     parser.add_argument("--json", type=Path, help="write all numbers there")
     options = parser.parse_args()
@@ -82,7 +88,10 @@ def main() -> None:
     assert isinstance(task, Mixed)
     batches = list(held_out(task, options.batches))
     rows = {row.row.name: measured(row, options, batches) for row in result.rows}
-    best = min(ALONE, key=lambda name: statistics.fmean(loss["both"] for loss in rows[name]["losses"]))
+    best = min(
+        (name for name in ALONE if name in rows),
+        key=lambda name: statistics.fmean(loss["both"] for loss in rows[name]["losses"]),
+    )
     for name, row in rows.items():
         row["to_best_alone"] = None if name == best else difference(row["losses"], rows[best]["losses"])
     mixtures = [row for row in result.rows if row.row.name in MIXTURES]
@@ -122,9 +131,8 @@ def measured(row: sweep.RowResult, options: argparse.Namespace, batches: list[Ba
     """Losses of all seeds, the scores of their evaluations, and the size of the model."""
     losses, scores = [], []
     for seed in options.seeds:
-        config, slow = load(folder_of(row, seed, options), "last")
-        found = score(config, slow, batches)
-        losses.append({**found._asdict(), "both": found.both})
+        folder = folder_of(row, seed, options)
+        losses.append(kept(folder / f"held_out_{len(batches)}.json", functools.partial(losses_of, folder, batches)))
         scores.append(row.runs[seed].results["evaluation"])
     model = row.row.points[0].config.model
     parameters = count_parameters(model.build().declared_slow())
@@ -140,6 +148,19 @@ def measured(row: sweep.RowResult, options: argparse.Namespace, batches: list[Ba
         "multiply_adds": model.multiply_adds_per_token(batches[0].tokens.shape[1]),
         "seconds": [row.runs[seed].results["seconds"] for seed in options.seeds],
     }
+
+
+def losses_of(folder: Path, batches: list[Batch]) -> dict[str, float]:
+    """The held-out losses of a run."""
+    found = score(*load(folder, "last"), batches)
+    return {**found._asdict(), "both": found.both}
+
+
+def kept(path: Path, make: Callable[[], Any]) -> Any:
+    """What a file beside a run holds; made and written where there is none."""
+    if not path.exists():
+        path.write_text(json.dumps(make()), encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def recall_of(evaluation: dict[str, Any]) -> float:
@@ -188,26 +209,44 @@ def of_router(
     row: sweep.RowResult, options: argparse.Namespace, task: Mixed, batches: list[Batch], plain: list[dict[str, float]]
 ) -> dict[str, Any]:
     """Who reads what, and what shuffled routes cost: among the tokens of both jobs, and among those of one."""
-    found: dict[str, Any] = {"shares": [], "shuffled": [], "shuffled_within_jobs": []}
+    runs = []
     for seed, losses in zip(options.seeds, plain, strict=True):
-        config, slow = load(folder_of(row, seed, options), "last")
-        assert isinstance(config, MixtureConfig)
-        found["experts"] = list(config.parts)
-        found["jobs"] = list(task.jobs)
-        chosen = np.concatenate([np.asarray(routed(config, slow, b.tokens, b.valid, b.reset)) for b in batches], axis=1)
-        valid = np.concatenate([b.valid for b in batches])
-        job = np.broadcast_to(task.job_of_row(len(valid))[:, None], valid.shape)
-        found["shares"].append(shares(chosen, np.where(valid, job, -1), 2).round(4).tolist())
-        found.setdefault("of_all", []).append(chosen[:, valid].mean(axis=(0, 1)).round(4).tolist())
-        for name, sets in (("shuffled", [batches]), ("shuffled_within_jobs", [alone(batches, job) for job in range(2)])):
-            costs = []
-            for number in range(SHUFFLES):
-                other = shuffled(config, number)
-                scored = [score(other, slow, part) for part in sets]
-                nback, text = scored[0].nback, scored[-1].text
-                costs.append([nback - losses["nback"], text - losses["text"], (nback + text) / 2 - losses["both"]])
-            found[name].append(np.mean(costs, axis=0).round(5).tolist())
+        folder = folder_of(row, seed, options)
+        make = functools.partial(routes_of, folder, task, batches, losses)
+        runs.append(kept(folder / f"routes_{len(batches)}.json", make))
+    same = {name: runs[0].pop(name) for name in ("experts", "groups")}
+    return {**same, **{name: [run[name] for run in runs] for name in runs[0]}}
+
+
+def routes_of(folder: Path, task: Mixed, batches: list[Batch], losses: dict[str, float]) -> dict[str, Any]:
+    """The routes of a run."""
+    config, slow = load(folder, "last")
+    assert isinstance(config, MixtureConfig)
+    found: dict[str, Any] = {"experts": list(config.parts), "groups": GROUPS}
+    chosen = np.concatenate([np.asarray(routed(config, slow, b.tokens, b.valid, b.reset)) for b in batches], axis=1)
+    valid = np.concatenate([b.valid for b in batches])
+    group = np.concatenate([groups_of(batch, task) for batch in batches])
+    found["shares"] = shares(chosen, group, len(GROUPS)).round(4).tolist()
+    found["of_all"] = chosen[:, valid].mean(axis=(0, 1)).round(4).tolist()
+    for name, sets in (("shuffled", [batches]), ("shuffled_within_jobs", [alone(batches, job) for job in range(2)])):
+        costs = []
+        for number in range(SHUFFLES):
+            scored = [score(shuffled(config, number), slow, part) for part in sets]
+            nback, text = scored[0].nback, scored[-1].text
+            costs.append([nback - losses["nback"], text - losses["text"], (nback + text) / 2 - losses["both"]])
+        found[name] = np.mean(costs, axis=0).round(5).tolist()
     return found
+
+
+def groups_of(batch: Batch, task: Mixed) -> np.ndarray:
+    """The group of each token; -1 for padding, and for the two ids of n-back that mean two things."""
+    ids = batch.tokens - task.first_id["nback"]
+    of_nback = (task.job_of_row(len(ids)) == list(task.jobs).index("nback"))[:, None] & batch.valid
+    group = np.where(of_nback & (ids < FIRST_VALUE), 0, -1)
+    group[of_nback & (ids > FIRST_VALUE) & (ids < SEPARATOR)] = 1
+    group[of_nback & (batch.answer > 0)] = 2
+    group[batch.valid & ~of_nback] = 3
+    return group
 
 
 def alone(batches: list[Batch], job: int) -> list[Batch]:
@@ -256,7 +295,7 @@ def report_routing(name: str, routing: dict[str, Any]) -> None:
     """Print who reads what, and what that is worth."""
     lines = []
     for layer in range(len(routing["shares"][0])):
-        for number, job in enumerate(routing["jobs"]):
+        for number, job in enumerate(routing["groups"]):
             of_seeds = np.array(routing["shares"])[:, layer, number]
             lines.append([f"layer {layer}, {job}", *(spread(list(share)) for share in of_seeds.T)])
     lines.append(["all", *(spread(list(share)) for share in np.array(routing["of_all"]).T)])

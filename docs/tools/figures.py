@@ -391,25 +391,35 @@ def mixture_routes() -> Any:
     """The share of each job's tokens that each expert reads, by layer."""
     found = json.loads((ROOT / "benchmarks" / "results" / "mixture_cpu.json").read_text(encoding="utf-8"))["routing"]
     routing = found["mixture"]
-    shares = np.array(routing["shares"])  # [seeds, L, jobs, E]
-    jobs = {"nback": "n-back", "text": "text"}
-    figure, panels = figures.make(len(routing["jobs"]), width=3.6, height=3.2, sharey=True)
-    names = {"bdh": "BDH", "gpt": "GPT"}
+    shares = np.array(routing["shares"])  # [seeds, L, groups, E]
+    names = {"bdh": "BDH", "gpt": "GPT", "slim": "SLIM, Oja's rule"}
+    groups = {"key": "n-back:\nkeys", "value": "n-back:\nvalues", "question": "n-back:\nasked keys", "text": "text"}
+    titles = [
+        "Layer 0: keys go to the BDH,\ntext mostly to the GPT",
+        "Layer 1: the same; values go\nwhere little is asked of them",
+    ]
+    figure, panels = figures.make(shares.shape[1], width=4.2, height=3.3, sharey=True)
     looks = figures.lines([names.get(name, name) for name in routing["experts"]])
-    for number, (axes, job) in enumerate(zip(panels, routing["jobs"], strict=True)):
-        bottom = np.zeros(shares.shape[1])
+    for layer, (axes, title) in enumerate(zip(panels, titles, strict=True)):
+        bottom = np.zeros(shares.shape[2])
         for expert, name in enumerate(routing["experts"]):
-            mean = shares[:, :, number, expert].mean(axis=0)
-            error = shares[:, :, number, expert].std(axis=0, ddof=1) if len(shares) > 1 else None
-            look = looks[names.get(name, name)]
-            places = range(len(mean))
+            mean, look = shares[:, layer, :, expert].mean(axis=0), looks[names.get(name, name)]
+            error = shares[:, layer, :, expert].std(axis=0, ddof=1) if len(shares) > 1 else None
             axes.bar(
-                places, mean, 0.6, bottom, color=look["color"], label=look["label"], yerr=error, ecolor="0.25", capsize=3
+                range(len(mean)),
+                mean,
+                0.6,
+                bottom,
+                color=look["color"],
+                label=look["label"],
+                yerr=error,
+                ecolor="0.25",
+                capsize=3,
             )
             bottom += mean
-        axes.set_xticks(range(len(bottom)), [f"layer {layer}" for layer in range(len(bottom))])
-        axes.set_ylim(0, 1.05)
-        figures.say(axes, title=f"{jobs[job]}", x="", y="share of the tokens (error bars: ± std)" if not number else "")
+        axes.set_xticks(range(len(bottom)), [groups[name] for name in routing["groups"]])
+        axes.set_ylim(0, 1.1)
+        figures.say(axes, title=title, x="tokens", y="" if layer else "share (error bars: ± std, 3 seeds)")
     figures.legend(figure, panels[0])
     return figure
 
