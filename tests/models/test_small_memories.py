@@ -59,7 +59,12 @@ def _float64():
         yield
 
 
-@pytest.fixture(params=CONFIGS, scope="module")
+_DEAR = {"previous, token by token"}
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.full] if name in _DEAR else []) for name in CONFIGS], scope="module"
+)
 def model(request):
     return CONFIGS[request.param].build()
 
