@@ -133,23 +133,25 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--seeds", default="0,1,2", help="seeds of every row")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=DEFAULT, help="tasks")
-    parser.add_argument("--rows", nargs="+", help="names of folders, to train only these rows")
+    parser.add_argument("--rows", nargs="+", help="names of folders, for these rows alone")
     parser.add_argument("--train_only", action="store_true", help="train what is missing and end")
     parser.add_argument("--json", type=Path, help="write all numbers there")
     options = parser.parse_args()
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    for part in options.parts:
-        for row in PARTS[part]:
-            if options.rows is None or row.name in options.rows:
-                for seed in seeds[: row.seeds]:
-                    train(experiment(row, seed), folder(options.workdir, row, seed))
+    chosen = {
+        part: [row for row in PARTS[part] if options.rows is None or row.name in options.rows] for part in options.parts
+    }
+    for rows in chosen.values():
+        for row in rows:
+            for seed in seeds[: row.seeds]:
+                train(experiment(row, seed), folder(options.workdir, row, seed))
     if options.train_only:
         return
     found: dict[str, Any] = {"seeds": seeds, "parts": {}}
     for part in options.parts:
         found["parts"][part] = {
             row.label: measured(part, row, [folder(options.workdir, row, seed) for seed in seeds[: row.seeds]])
-            for row in PARTS[part]
+            for row in chosen[part]
         }
     if "new_rule" in options.parts:
         folders = [folder(options.workdir, PARTS["new_rule"][0], seed) for seed in seeds]
