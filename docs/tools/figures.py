@@ -355,7 +355,7 @@ def tiny_bdh_sigma() -> Any:
         episode.plot(tokens, course["nonzero"], color=looks[label]["color"], linestyle=":", linewidth=1.4)
     figures.say(episode, title="A new rule: σ fills within an episode", x="token", y="norm of σ (dotted: share ≠ 0)")
     episode.legend(fontsize=7, frameon=False)
-    for number, course in enumerate(found["episode"]["tiny-BDH"]["strongest"]):
+    for number, course in enumerate(found["episode"]["no limits"]["strongest"]):
         strongest.plot(np.arange(1, 1 + len(course)), course, color=figures.layer(number, 8), linewidth=1.2)
     strongest.axhline(0, color="0.7", linewidth=0.8)
     figures.say(strongest, title="The synapses that are\nstrongest at its end", x="token", y="strength")

@@ -103,7 +103,7 @@ def test_a_mesh_of_eight_devices_trains_the_same():
         dataclasses.replace(experiment(), mesh=MeshConfig(neurons=2))
 
 
-@pytest.mark.parametrize("address", ["current", "previous", "mapped"])
+@pytest.mark.parametrize("address", [pytest.param("current", marks=pytest.mark.full), "previous", "mapped"])
 def test_all_at_once_is_token_by_token(address):
     """Values, states and gradients, with masks and from a state."""
 
@@ -133,7 +133,7 @@ def test_all_at_once_is_token_by_token(address):
         assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients[0]["field0"]))
 
 
-@pytest.mark.parametrize("limits", [{}, NO_LIMITS])
+@pytest.mark.parametrize("limits", [{}, pytest.param(NO_LIMITS, marks=pytest.mark.full)])
 def test_what_was_consolidated_is_read_as_sigma_was(limits):
     """With rate 1 a new episode's first token reads from the synapse what it read from σ, whatever the form."""
     model = tiny(address="previous", dtype="float32", n_layer=1, **limits).build()
