@@ -15,7 +15,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import measure
 import numpy as np
+import optax
 import scipy.stats
 
 from bdh_jax import BDHConfig, FastWeightConfig
@@ -41,7 +42,7 @@ from bdh_jax.training.local_rules import homeostasis, local_learning, pruning
 from bdh_jax.training.local_rules.upkeep import prune_fraction
 from bdh_jax.training.optimizer import make_optimizer
 from bdh_jax.training.state import init_state, state_from
-from bdh_jax.training.step import ForwardPass, gradients, make_keys, make_predict, make_train_step, put_batch
+from bdh_jax.training.step import ForwardPass, gradients, make_keys, make_train_step, put_batch
 
 MODELS: dict[str, Any] = {
     "slim": SlimConfig(n_layer=2, d_model=64, n_head=4, d_ff=128, max_length=32),
@@ -51,6 +52,8 @@ MODELS: dict[str, Any] = {
     "gpt": GPTConfig(n_layer=2, d_model=64, n_head=4, width_factor=2, dropout=0.0),
 }
 STEPS, CHUNK, RECOVERY = 200, 50, 100
+WINDOWS = 512
+"""Of the validation text, that losses are measured on."""
 RATES = (1e-4, 1e-3, 1e-2)
 """η of the failure."""
 GRID = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
@@ -96,8 +99,8 @@ def main() -> None:
     options = parser.parse_args()
     bench = Bench(options.workdir, options.path, options.steps)
     found = {name: PARTS[name](bench) for name in options.parts}
-    for name, lines in found.items():
-        print(f"\n{name}\n" + json.dumps(lines.get("table", {}), indent=1))
+    for name, part in found.items():
+        print("\n" + "\n\n".join(TABLES[name](part)))
     if options.json:
         measure.write_json(options.json, {"steps": options.steps, "parts": found})
 
@@ -151,11 +154,12 @@ class Trainer:
 
     tasks: dict[int, Any] = {}  # noqa: RUF012 - shared on purpose: a text is read once a seed
     probes: dict[str, Any] = {}  # noqa: RUF012 - likewise
+    stacked: dict[tuple[int, int, int], Any] = {}  # noqa: RUF012 - likewise
 
     def __init__(self, model: str, options: Mapping[str, Any], path: Path, steps: int):
         self.name, self.options, self.path, self.steps = model, dict(options), path, steps
         self.config = ExperimentConfig(
-            task=TextConfig(length=32, evaluation_windows=512),
+            task=TextConfig(length=32),
             data=DataConfig(path=str(path)),
             model=MODELS[model],
             optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=20, weight_decay=0.01),
@@ -186,6 +190,14 @@ class Trainer:
             self.tasks[seed] = self.config.task.make(seed=seed, batch_size=8, data=self.config.data)
         return self.tasks[seed]
 
+    def batches(self, seed: int, first: int, last: int) -> Any:
+        """The batches of some steps, one after another; none of their masks masks anything."""
+        if (seed, first, last) not in self.stacked:
+            task = self.task(seed)
+            every = [task.batch(step)._replace(valid=None, reset=None) for step in range(first, last)]
+            self.stacked[seed, first, last] = jax.tree.map(lambda *leaves: np.stack(leaves), *every)
+        return self.stacked[seed, first, last]
+
     def train(self, seed: int, rate: float, *, probe: bool = False, prune: float | None = None) -> dict[str, Any]:
         """Losses over the steps, and what else is asked for."""
         task, hooks = self.task(seed), self.hooks(rate)
@@ -199,17 +211,16 @@ class Trainer:
                 self.steps,
                 self.steps + RECOVERY,
             )
-        predict = jax_predict(self)
-        rows: dict[str, Any] = {"step": [first], "loss": [score(task, predict, state.slow)], "train_loss": [], "seconds": []}
+        loss = scorer(self)
+        rows: dict[str, Any] = {"step": [first], "loss": [score(loss, state.slow)], "train_loss": [], "seconds": []}
         measured = [self.probe(state.slow, task)] if probe else []
         for start in range(first, last, CHUNK):
-            batches = [put_batch(task.batch(i), self.mesh) for i in range(start, min(start + CHUNK, last))]
-            batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+            batches = self.batches(seed, start, min(start + CHUNK, last))
             began = time.process_time()
             state, metrics = jax.block_until_ready(self.chunk(state, batches, step_key, jnp.float32(rate)))
             rows["seconds"].append(round(time.process_time() - began, 4))
             rows["step"].append(min(start + CHUNK, last))
-            rows["loss"].append(score(task, predict, state.slow))
+            rows["loss"].append(score(loss, state.slow))
             rows["train_loss"].append(float(jnp.mean(metrics["loss"])))
             if not math.isfinite(rows["loss"][-1]):
                 break
@@ -274,18 +285,25 @@ class Probed:
     folder: Path = Path()
 
 
-def jax_predict(trainer: Trainer) -> Any:
-    """The compiled forward pass of a model, made once."""
-    key = f"predict {trainer.name}"
+def scorer(trainer: Trainer) -> Callable[[Any], jax.Array]:
+    """slow → the mean loss of a model on windows of the validation text, made once."""
+    key = f"score {trainer.name}"
     if key not in Trainer.probes:
-        Trainer.probes[key] = make_predict(trainer.model, trainer.mesh)
+        corpus, length, count = trainer.task(0).validation.tokens, trainer.config.task.length, WINDOWS
+        first = np.linspace(0, len(corpus) - length - 1, count).astype(int)
+        text = np.stack([corpus[start : start + length + 1] for start in first]).astype(np.int32)
+
+        def loss(slow: Any) -> jax.Array:
+            logits = trainer.model.apply({"params": slow}, text[:, :-1], state="none").logits
+            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, text[:, 1:]))
+
+        Trainer.probes[key] = jax.jit(loss)
     return Trainer.probes[key]
 
 
-def score(task: Any, predict: Any, slow: Any) -> float:
+def score(loss: Callable[[Any], jax.Array], slow: Any) -> float:
     """Validation loss in nats a byte."""
-    with np.errstate(all="ignore"):
-        return round(float(task.score(predict(slow)).loss), 5)
+    return round(float(loss(slow)), 5)
 
 
 def probed(model: Any, loss: str, losses: Any, slow: Any, batch: Any) -> dict[str, Any]:
@@ -505,6 +523,172 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "failure": failure,
     "on_bdh": on_bdh,
     "upkeep": upkeep,
+}
+
+
+# The tables of docs/results/hebbian_training.md.
+
+
+def table(columns: list[str], rows: Iterable[list[str]]) -> str:
+    """In Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def score_of(row: Mapping[str, Any]) -> str:
+    """Mean and standard deviation."""
+    return f"{row['loss']:.3f} ± {row['sd']:.3f}"
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """A paired difference with its 95 % interval."""
+    return f"{row['difference']:+.3f} ({row['low']:+.3f} … {row['high']:+.3f})"
+
+
+def shares(row: Mapping[str, Any], name: str) -> str:
+    """The mean of a share, and its range."""
+    return f"{statistics.fmean(row[name]):.2f} ({min(row[name]):.2f}–{max(row[name]):.2f})" if name in row else ""
+
+
+def of_failure(part: Any) -> list[str]:
+    """Losses; what the models end as; cost."""
+    losses = table(
+        ["mode", *(f"step {step}" for step in part["steps"][1:]), "mean ± sd"],
+        ([name, *(f"{loss:.3f}" for loss in row["course"][1:]), score_of(row)] for name, row in part["table"].items()),
+    )
+    ends = table(
+        ["mode", "|W| < 0.01", "hidden units at rest", "entries of Δ at the clamp", "text after ROMEO:"],
+        (
+            [
+                name,
+                *(f"{100 * end[key]:.1f} %" for key in ("weights_below_0.01", "hidden_inactive", "change_clamped")),
+                "`" + ascii(end["text"][:48])[1:-1].replace("|", "/").replace("`", "'") + "`",
+            ]
+            for name, end in part["ends"].items()
+        ),
+    )
+    cost = table(
+        ["mode", "CPU ms a step, median (least)", "training state, KB", "temporary, KB"],
+        (
+            [
+                name,
+                f"{row['milliseconds']:.2f} ({row['fastest']:.2f})",
+                f"{row['state_bytes'] / 1e3:,.0f}",
+                f"{row['temporary_bytes'] / 1e3:,.0f}",
+            ]
+            for name, row in part["cost"].items()
+        ),
+    )
+    return [losses, ends, cost]
+
+
+def of_explanation(part: Any) -> list[str]:
+    """Causes; and measures at the end, by kind of layer."""
+    causes = table(
+        ["change", "loss", "to Hebb as it is, 95 %", "to gradient alone, 95 %", "gap closed", "local share"],
+        (
+            [
+                name,
+                score_of(row),
+                interval(row["to_hebb"]) if "to_hebb" in row else "",
+                interval(row["to_backprop"]),
+                f"{100 * statistics.fmean(row['restored']):.0f} %" if "restored" in row else "",
+                shares(row, "share"),
+            ]
+            for name, row in part["table"].items()
+        ),
+    )
+    names = ("norm", "rank", "input_rank", "output_rank", "to_top", "top_share", "mean_is_top", "mean_share", "to_gradient")
+    rows = []
+    for name, course in part["course"].items():
+        for when, place in (("first", 0), ("last", -1)):
+            if when == "first" and name != "backprop":
+                continue
+            values = [statistics.fmean(own[m][place] for own in course["maps"].values()) for m in names]
+            entropy = statistics.fmean(layer[place] for layer in course["entropy"])
+            label = "at the start" if when == "first" else name
+            rows.append([label, *(f"{v:.1f}" for v in values[:4]), *(f"{v:.2f}" for v in values[4:]), f"{entropy:.2f}"])
+    by_layer = []
+    for name in ("backprop", "hebb"):
+        for one, own in part["course"][name]["maps"].items():
+            by_layer.append(
+                [name, one, *(f"{own[m][-1]:.1f}" for m in names[:4]), *(f"{own[m][-1]:.2f}" for m in names[4:])]
+            )
+    heads = [
+        "‖W‖",
+        "rank W",
+        "rank x",
+        "rank y",
+        "Δ to top pair",
+        "top share of Δ",
+        "mean x is top",
+        "mean's share",
+        "Δ to −gradient",
+    ]
+    return [
+        causes,
+        table(["at step 200", *heads, "attention entropy"], rows),
+        table(["", "map", *heads], by_layer),
+    ]
+
+
+def of_rules(part: Any) -> list[str]:
+    """Rules beside the gradient, and every rate tried."""
+    chosen = table(
+        ["rule", "η", "loss", "to gradient alone, 95 %", "local share", "of the way", "harmless"],
+        (
+            [
+                name,
+                f"{row['rate']:g}",
+                score_of(row),
+                interval(row),
+                shares(row, "share"),
+                shares(row, "path_share"),
+                "yes" if row["harmless"] else "no",
+            ]
+            if "rate" in row
+            else ["gradient alone", "", score_of(row), "", "", "", ""]
+            for name, row in part["table"].items()
+        ),
+    )
+    rates = [entry["rate"] for entry in next(iter(part["sweep"].values()))]
+    tried = table(
+        ["rule", *(f"η {rate:g}" for rate in rates)],
+        ([name, *(f"{e['cost']:+.3f} ({e['share']:.2f})" for e in entries)] for name, entries in part["sweep"].items()),
+    )
+    return [chosen, tried]
+
+
+def of_upkeep(part: Any) -> list[str]:
+    """Pruning, and homeostasis."""
+    rows = part["table"]
+    cut = table(
+        ["model", "pruned", "loss", "after 100 more steps"],
+        (
+            [model.upper(), f"{100 * share:g} %", f"{row['without']:.3f} ± {row['without_sd']:.3f}", score_of(row)]
+            for model in ("bdh", "gpt")
+            for share in PRUNED
+            for row in (rows[f"{model} pruned {share:g}"],)
+        ),
+    )
+    scaled = table(
+        ["model", "mean magnitude, every 50 steps", "loss", "to gradient alone, 95 %"],
+        (
+            [model.upper(), name, score_of(row), interval(row)]
+            for model in ("bdh", "gpt")
+            for name in SCALED
+            for row in (rows[f"{model} scaled, {name}"],)
+        ),
+    )
+    return [cut, scaled]
+
+
+TABLES: dict[str, Callable[[Any], list[str]]] = {
+    "explanation": of_explanation,
+    "rules": of_rules,
+    "failure": of_failure,
+    "on_bdh": of_rules,
+    "upkeep": of_upkeep,
 }
 
 
