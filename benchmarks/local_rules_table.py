@@ -56,14 +56,16 @@ WINDOWS = 512
 """Of the validation text, that losses are measured on."""
 RATES = (1e-4, 1e-3, 1e-2)
 """η of the failure."""
-GRID = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+GRID = (1e-4, 3e-4, 1e-3)
 """η that the rules are tried with, on seed 100."""
 TUNING = 100
 SEEDS = (0, 1, 2, 3, 4)
 FEW = SEEDS[:3]
 HARMLESS = 0.02
 """Nats: a rule whose upper bound is at most so much does no harm."""
-TOLERATED = 0.005
+SHARE = 0.1
+"""Share of the change that a rule must have for that."""
+TOLERATED = 0.01
 """Nats above backpropagation that a rate may cost on the tuning seed."""
 RULES: dict[str, dict[str, Any]] = {
     "hebb": {"rule": "hebb"},
@@ -95,12 +97,16 @@ def main() -> None:
     parser.add_argument("--path", type=Path, required=True, help="the text")
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps of every row")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts of the page")
+    parser.add_argument("--finished", action="store_true", help="train nothing: report the rows that there are")
+    parser.add_argument("--page", type=Path, help="a page whose tables, between comments with their names, are written anew")
     parser.add_argument("--json", type=Path, help="write all numbers there")
     options = parser.parse_args()
-    bench = Bench(options.workdir, options.path, options.steps)
+    bench = Bench(options.workdir, options.path, options.steps, trains=not options.finished)
     found = {name: PARTS[name](bench) for name in options.parts}
-    for name, part in found.items():
-        print("\n" + "\n\n".join(TABLES[name](part)))
+    tables = {f"{name} {number}": text for name, part in found.items() for number, text in enumerate(TABLES[name](part))}
+    print("\n\n".join(f"{name}\n{text}" for name, text in tables.items()))
+    if options.page:
+        options.page.write_text(with_tables(options.page.read_text(encoding="utf-8"), tables), encoding="utf-8")
     if options.json:
         measure.write_json(options.json, {"steps": options.steps, "parts": found})
 
@@ -108,8 +114,8 @@ def main() -> None:
 class Bench:
     """Rows that are there already, and how the others are made."""
 
-    def __init__(self, workdir: Path, path: Path, steps: int):
-        self.folder, self.path, self.steps = workdir, path, steps
+    def __init__(self, workdir: Path, path: Path, steps: int, *, trains: bool = True):
+        self.folder, self.path, self.steps, self.trains = workdir, path, steps, trains
         workdir.mkdir(parents=True, exist_ok=True)
         Probed.folder = workdir
         self.file = workdir / "rows.jsonl"
@@ -127,9 +133,11 @@ class Bench:
         name = json.dumps([model, seed, options, rate, how, self.steps])
         if name not in self.rows:
             self.read()
+        if name not in self.rows and not self.trains:
+            return None
         if name not in self.rows:
             began = time.process_time()
-            row = {"row": name, **self.trainer(model, options).train(seed, rate, **how)}
+            row = {"row": name, "seed": seed, **self.trainer(model, options).train(seed, rate, **how)}
             row["cpu_seconds"] = round(time.process_time() - began, 2)
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -145,8 +153,9 @@ class Bench:
         return self.trainers[name]
 
     def several(self, model: str, seeds: tuple[int, ...], local: Any = None, rate: float = 0.0, **how: Any) -> list[Any]:
-        """The rows of some seeds."""
-        return [self.row(model, seed, local, rate, **how) for seed in seeds]
+        """The rows of some seeds, of those that there are."""
+        rows = [self.row(model, seed, local, rate, **how) for seed in seeds]
+        return [{**row, "seed": seed} for seed, row in zip(seeds, rows, strict=True) if row is not None]
 
 
 class Trainer:
@@ -170,6 +179,7 @@ class Trainer:
         # The cosine ends with the training; recovery goes on at the rate that its own cosine begins with.
         self.optimizer = make_optimizer(self.config.optimizer, steps)
         self.chunk = jax.jit(self._chunk)
+        self.start = jax.jit(lambda key: init_state(self.model, self.optimizer, self.mesh, key, self.hooks(0.0)))
 
     def hooks(self, rate: Any) -> Hooks:
         """Those of the row."""
@@ -203,7 +213,7 @@ class Trainer:
         task, hooks = self.task(seed), self.hooks(rate)
         init_key, step_key = make_keys(seed, self.mesh)
         if prune is None:
-            state, first, last = init_state(self.model, self.optimizer, self.mesh, init_key, hooks), 0, self.steps
+            state, first, last = self.start(init_key), 0, self.steps
         else:
             slow = pruned(self.model, trained(self, seed), prune)
             state, first, last = (
@@ -339,12 +349,20 @@ def pruned(model: Any, slow: Any, fraction: float) -> Any:
     return slow
 
 
+def differences(rows: list[Any], others: list[Any]) -> list[float]:
+    """Of the last losses, over the seeds that both have."""
+    there = {row["seed"]: row["loss"][-1] for row in others}
+    return [row["loss"][-1] - there[row["seed"]] for row in rows if row["seed"] in there]
+
+
 def paired(rows: list[Any], others: list[Any]) -> dict[str, float]:
-    """Mean difference of the last losses, and its 95 % interval by Student's t over paired seeds."""
-    differences = [a["loss"][-1] - b["loss"][-1] for a, b in zip(rows, others, strict=True)]
-    mean, count = statistics.fmean(differences), len(differences)
-    half = scipy.stats.t.ppf(0.975, count - 1) * statistics.stdev(differences) / math.sqrt(count)
-    return {"difference": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
+    """Mean difference of the last losses, and its 95 % interval by Student's t over paired seeds; nothing for fewer than two."""
+    found = differences(rows, others)
+    mean, count = statistics.fmean(found) if found else math.nan, len(found)
+    if count < 2:
+        return {}
+    half = scipy.stats.t.ppf(0.975, count - 1) * statistics.stdev(found) / math.sqrt(count)
+    return {"difference": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4), "pairs": count}
 
 
 def summary(rows: list[Any]) -> dict[str, Any]:
@@ -352,7 +370,8 @@ def summary(rows: list[Any]) -> dict[str, Any]:
     losses = [row["loss"][-1] for row in rows]
     found: dict[str, Any] = {
         "loss": round(statistics.fmean(losses), 4),
-        "sd": round(statistics.stdev(losses), 4),
+        "sd": round(statistics.stdev(losses), 4) if len(losses) > 1 else 0.0,
+        "seeds": len(losses),
         "losses": losses,
     }
     for name in ("share", "path_share"):
@@ -380,10 +399,19 @@ def failure(bench: Bench) -> dict[str, Any]:
         },
     }
     table = {
-        name: {**summary(found), "course": np.mean([row["loss"] for row in found], axis=0).round(4).tolist()}
+        name: {
+            **summary(found),
+            "course": np.mean(
+                [row["loss"] for row in found if len(row["loss"]) == max(len(r["loss"]) for r in found)], axis=0
+            )
+            .round(4)
+            .tolist(),
+        }
         for name, found in rows.items()
+        if found
     }
-    ends = {name: found[0]["end"] for name, found in rows.items() if "end" in found[0]}
+    ends = {name: found[0]["end"] for name, found in rows.items() if found and "end" in found[0]}
+    cost = {name: row for name, row in cost.items() if row}
     return {"table": table, "steps": rows["backprop"][0]["step"], "ends": ends, "cost": cost}
 
 
@@ -392,6 +420,8 @@ def cost_of(bench: Bench, local: dict[str, Any]) -> dict[str, float]:
     name = json.dumps(["cost", local])
     if name not in bench.rows:
         bench.read()
+    if name not in bench.rows and not bench.trains:
+        return {}
     if name not in bench.rows:
         trainer = bench.trainer("slim", local)
         task, hooks = trainer.task(0), trainer.hooks(1e-4)
@@ -430,19 +460,22 @@ def explanation(bench: Bench) -> dict[str, Any]:
     probes = {"backprop": backprop, "hebb": plain}
     for name, change in CAUSES.items():
         rows = bench.several("slim", SEEDS, {**local, **change}, rate, probe=True)
-        gap = [a["loss"][-1] - b["loss"][-1] for a, b in zip(plain, backprop, strict=True)]
-        back = [a["loss"][-1] - b["loss"][-1] for a, b in zip(plain, rows, strict=True)]
+        if not rows:
+            continue
+        seeds = {row["seed"] for row in rows} & {row["seed"] for row in plain}
+        before = [row for row in plain if row["seed"] in seeds]
+        gap, left = differences(before, backprop), differences([row for row in rows if row["seed"] in seeds], backprop)
         causes[name] = {
             **summary(rows),
             "to_hebb": paired(rows, plain),
             "to_backprop": paired(rows, backprop),
-            "restored": [round(b / g, 3) for b, g in zip(back, gap, strict=True)],
+            "restored": [round(1 - b / g, 3) for b, g in zip(left, gap, strict=True)],
         }
         probes[name] = rows
     low = bench.several("slim", FEW, local, 1e-4, probe=True)
     high = bench.several("slim", FEW, local, 1e-2, probe=True)
     probes |= {"hebb 1e-4": low, "hebb 1e-2": high}
-    course = {name: mean_probe([row["probe"] for row in rows]) for name, rows in probes.items()}
+    course = {name: mean_probe([row["probe"] for row in rows]) for name, rows in probes.items() if rows}
     return {"table": causes, "course": course, "steps": backprop[0]["step"]}
 
 
@@ -460,7 +493,7 @@ def rules(bench: Bench) -> dict[str, Any]:
 
 def on_bdh(bench: Bench) -> dict[str, Any]:
     """Three rules on BDH's encoder and decoder."""
-    return compare(bench, "bdh", {name: RULES[name] for name in ON_BDH}, FEW, GRID[1:])
+    return compare(bench, "bdh", {name: RULES[name] for name in ON_BDH}, FEW, GRID)
 
 
 def compare(
@@ -472,16 +505,18 @@ def compare(
     table: dict[str, Any] = {"backprop": summary(backprop)}
     sweep: dict[str, Any] = {}
     for name, local in entries.items():
-        tried = [bench.row(model, TUNING, local, rate) for rate in grid]
-        costs = [row["loss"][-1] - tuned["loss"][-1] for row in tried]
+        tried = [(rate, bench.row(model, TUNING, local, rate)) for rate in grid]
         sweep[name] = [
             {
                 "rate": rate,
-                "cost": round(cost, 4),
+                "cost": round(row["loss"][-1] - tuned["loss"][-1], 4),
                 **{n: round(row[f"local_learning_{n}"], 4) for n in ("share", "path_share")},
             }
-            for rate, cost, row in zip(grid, costs, tried, strict=True)
+            for rate, row in tried
+            if row is not None
         ]
+        if len(sweep[name]) < len(grid):
+            continue
         good = [entry for entry in sweep[name] if entry["cost"] <= TOLERATED]
         rate = (
             max(good, key=lambda entry: entry["share"])["rate"]
@@ -489,10 +524,11 @@ def compare(
             else min(sweep[name], key=lambda e: e["cost"])["rate"]
         )
         rows = bench.several(model, seeds, local, rate)
-        difference = paired(rows, backprop)
-        found = summary(rows)
-        table[name] = {"rate": rate, **found, **difference}
-        table[name]["harmless"] = bool(difference["high"] <= HARMLESS and min(found["share"]) >= 0.1)
+        if not rows:
+            continue
+        table[name] = {"rate": rate, **summary(rows), **paired(rows, backprop)}
+        enough = min(table[name]["share"]) >= SHARE
+        table[name]["harmless"] = bool(table[name].get("high", math.inf) <= HARMLESS and enough)
     return {"table": table, "sweep": sweep, "tuning_loss": tuned["loss"][-1]}
 
 
@@ -504,16 +540,20 @@ def upkeep(bench: Bench) -> dict[str, Any]:
         again = {"kind": "pruning", "threshold": None, "fraction": 0.0, "hold": True, "prune_every": 10**6}
         for fraction in PRUNED:
             rows = bench.several(model, FEW, again, prune=fraction)
+            if not rows:
+                continue
             before = [row["loss"][0] for row in rows]
             table[f"{model} pruned {fraction:g}"] = {
                 "without": round(statistics.fmean(before), 4),
-                "without_sd": round(statistics.stdev(before), 4),
+                "without_sd": round(statistics.stdev(before), 4) if len(before) > 1 else 0.0,
                 **summary(rows),
             }
         for name, target in SCALED.items():
             rows = bench.several(model, FEW, {"kind": "homeostasis", "mean_weight": target, "scale_every": 50})
-            table[f"{model} scaled, {name}"] = {**summary(rows), **paired(rows, backprop)}
-        table[model] = summary(backprop)
+            if rows:
+                table[f"{model} scaled, {name}"] = {**summary(rows), **paired(rows, backprop)}
+        if backprop:
+            table[model] = summary(backprop)
     return {"table": table}
 
 
@@ -535,14 +575,25 @@ def table(columns: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def with_tables(page: str, tables: Mapping[str, str]) -> str:
+    """The page with these tables between ``<!-- table: NAME -->`` and ``<!-- end -->``."""
+    for name, text in tables.items():
+        head, found, rest = page.partition(f"<!-- table: {name} -->\n")
+        if found:
+            page = head + found + "\n" + text + "\n\n" + rest[rest.index("<!-- end -->") :]
+    return page
+
+
 def score_of(row: Mapping[str, Any]) -> str:
     """Mean and standard deviation."""
-    return f"{row['loss']:.3f} ± {row['sd']:.3f}"
+    return f"{row['loss']:.3f} ± {row['sd']:.3f}" if row["seeds"] > 1 else f"{row['loss']:.3f} (one seed)"
 
 
 def interval(row: Mapping[str, Any]) -> str:
     """A paired difference with its 95 % interval."""
-    return f"{row['difference']:+.3f} ({row['low']:+.3f} … {row['high']:+.3f})"
+    if "difference" not in row:
+        return ""
+    return f"{row['difference']:+.3f} ({row['low']:+.3f} … {row['high']:+.3f})".replace("-", "−")
 
 
 def shares(row: Mapping[str, Any], name: str) -> str:
@@ -651,7 +702,7 @@ def of_rules(part: Any) -> list[str]:
             for name, row in part["table"].items()
         ),
     )
-    rates = [entry["rate"] for entry in next(iter(part["sweep"].values()))]
+    rates = [entry["rate"] for entry in max(part["sweep"].values(), key=len)]
     tried = table(
         ["rule", *(f"η {rate:g}" for rate in rates)],
         ([name, *(f"{e['cost']:+.3f} ({e['share']:.2f})" for e in entries)] for name, entries in part["sweep"].items()),
@@ -668,7 +719,8 @@ def of_upkeep(part: Any) -> list[str]:
             [model.upper(), f"{100 * share:g} %", f"{row['without']:.3f} ± {row['without_sd']:.3f}", score_of(row)]
             for model in ("bdh", "gpt")
             for share in PRUNED
-            for row in (rows[f"{model} pruned {share:g}"],)
+            for row in (rows.get(f"{model} pruned {share:g}"),)
+            if row
         ),
     )
     scaled = table(
@@ -677,7 +729,8 @@ def of_upkeep(part: Any) -> list[str]:
             [model.upper(), name, score_of(row), interval(row)]
             for model in ("bdh", "gpt")
             for name in SCALED
-            for row in (rows[f"{model} scaled, {name}"],)
+            for row in (rows.get(f"{model} scaled, {name}"),)
+            if row
         ),
     )
     return [cut, scaled]
