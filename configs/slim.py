@@ -7,15 +7,20 @@ Without ``data.path`` it trains on tiny Shakespeare, which is downloaded once. N
 
 Variants follow a colon, several are joined by commas: ``--config=configs/slim.py:published,hybrid``.
 
-    published    the published size and training, on bytes: D 512, 6 layers, T 256, 5000 steps of 4 × 8 sequences, pruning every 1000
-    hybrid       Hebb's rule besides the gradient, η 1e-3
-    hebbian      Hebb's rule instead of the gradient, η 1e-3; embedding, readout and norms stay as they begin
-    oja, sanger, bcm, covariance, contrastive, predictive, three_factor
-                 that rule besides the gradient, η 1e-4
-    pretrained   Hebb's rule, η 1e-3, besides the gradient in the first 50 steps only
-    attention    the rule changes attention's layers only
-    ffn          the rule changes the feed-forward layers only
-    smoke        a tiny model for a few steps: does it run?
+    published     the published size and training, on bytes: D 512, 6 layers, T 256, 5000 steps of 4 × 8 sequences, pruning every 1000
+    hybrid        Hebb's rule besides the gradient, η 1e-3
+    hebbian       Hebb's rule instead of the gradient, η 1e-3; embedding, readout and norms stay as they begin
+    oja           Oja's rule besides the gradient, η 1e-4
+    sanger        Sanger's
+    bcm           BCM's, with a sliding threshold
+    covariance    Hebb's of centred activities
+    contrastive   Hebb's, less that of shuffled tokens
+    predictive    the delta rule, towards the next token's embedding
+    three_factor  Hebb's times the surprise above its mean
+    pretrained    Hebb's rule, η 1e-3, besides the gradient in the first 50 steps only
+    attention     the rule changes attention's layers only
+    ffn           the rule changes the feed-forward layers only
+    smoke         a tiny model for a few steps: does it run?
 
 docs/results/hebbian_training.md has all results.
 """

@@ -49,7 +49,7 @@ def effective_rank(matrix: jax.Array) -> jax.Array:
     """exp(−Σ p log p), p the singular values of a matrix as shares of their sum (Roy, Vetterli 2007). 0 for zeros."""
     values = jnp.linalg.svd(matrix, compute_uv=False)
     shares = values / jnp.maximum(jnp.sum(values), jnp.finfo(values.dtype).tiny)
-    return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(shares, shares))) * (jnp.sum(values) > 0)
+    return jnp.exp(_entropy(shares)) * (jnp.sum(values) > 0)
 
 
 def attention_entropy(query: jax.Array, key: jax.Array, n_head: int) -> jax.Array:
@@ -65,7 +65,7 @@ def attention_entropy(query: jax.Array, key: jax.Array, n_head: int) -> jax.Arra
     scores = jnp.einsum("bqhn,bkhn->bhqk", query, key) / (width // n_head) ** 0.5
     scores = jnp.where(jnp.tril(jnp.ones((length, length), bool))[None, None], scores, -jnp.inf)
     share = jax.nn.softmax(scores, axis=-1)
-    return -jnp.mean(jnp.sum(jax.scipy.special.xlogy(share, share), axis=-1))
+    return jnp.mean(_entropy(share))
 
 
 def measure_maps(model: Model, slow: Slow, gradient: Slow, batch: Batch) -> dict[str, MapMeasures]:
@@ -113,6 +113,11 @@ def covariance_root(x: jax.Array) -> jax.Array:
     """A matrix [N, N] with the singular values of x [M, N] / √M."""
     values, vectors = jnp.linalg.eigh(x.T @ x / len(x))
     return vectors * jnp.sqrt(jnp.maximum(values, 0))[None]
+
+
+def _entropy(shares: jax.Array) -> jax.Array:
+    """−Σ p log p over the last axis, in nats."""
+    return -jnp.sum(shares * jnp.log(jnp.where(shares > 0, shares, 1.0)), axis=-1)
 
 
 def _cosine(a: Any, b: Any) -> jax.Array:

@@ -424,6 +424,171 @@ def mixture_routes() -> Any:
     return figure
 
 
+def _local() -> Any:
+    """What benchmarks/local_rules_table.py found."""
+    return json.loads((ROOT / "benchmarks" / "results" / "local_rules_cpu.json").read_text(encoding="utf-8"))["parts"]
+
+
+def _uncertain(axes: Any, x: float, row: Any, look: dict[str, Any]) -> None:
+    """A point with the interval of its difference."""
+    error = [[row["difference"] - row["low"]], [row["high"] - row["difference"]]]
+    axes.errorbar([x], [row["difference"]], error, **{**look, "linestyle": "none"}, capsize=2)
+
+
+def local_failure() -> Any:
+    """Validation loss over the steps, by mode and rate."""
+    found = _local()["failure"]
+    figure, panels = figures.make(2, width=4.3, height=3.4, sharey=True)
+    rates = ("0.0001", "0.001", "0.01")
+    looks = figures.lines(["backprop", *rates])
+    for axes, mode, title in zip(
+        panels,
+        ("hybrid", "hebbian"),
+        ("Beside the gradient Hebb's rule ruins the loss\nfrom η = 0.001 on", "Instead of the gradient it learns nothing"),
+        strict=True,
+    ):
+        axes.plot(found["steps"], found["table"]["backprop"]["course"], **looks["backprop"])
+        for rate in rates:
+            for every, style in ((1, "-"), (8, ":")):
+                row = found["table"][f"{mode} {float(rate):g} every {every}"]
+                label = {"label": f"η {rate}"} if every == 1 else {"label": None}
+                axes.plot(
+                    found["steps"][: len(row["course"])], row["course"], **{**looks[rate], **label, "linestyle": style}
+                )
+        axes.set_yscale("log")
+        axes.set_yticks([2.5, 3, 4, 5, 6], ["2.5", "3", "4", "5", "6"])
+        axes.minorticks_off()
+        figures.say(
+            axes, title=title, x="steps (dotted: update every 8)", y="validation loss, nats" if mode == "hybrid" else ""
+        )
+    figures.legend(figure, panels[0])
+    return figure
+
+
+_CAUSES = ("backprop", "hebb", "top direction removed", "x centred", "renormalised")
+
+
+def _over_maps(course: Any, measure: str) -> list[float]:
+    return np.mean([own[measure] for own in course["maps"].values()], axis=0).tolist()
+
+
+def local_explanation() -> Any:
+    """Ranks, directions and attention over training, means over all layers."""
+    found = _local()["explanation"]
+    figure, panels = figures.make(3, 2, width=3.4, height=2.8, sharex=True)
+    looks = figures.lines(_CAUSES)
+    shown = (
+        ("rank", "effective rank of W", "Hebb collapses the weights"),
+        ("norm", "norm of W", "and lets them grow"),
+        ("output_rank", "effective rank of y", "so do the activities"),
+        ("to_top", "|cos| of Δ with the top pair of C W", "Δ is one direction"),
+        ("to_gradient", "cos of Δ with −gradient", "which has little to do with the gradient"),
+    )
+    for axes, (name, label, title) in zip(panels, shown, strict=False):
+        for row in _CAUSES:
+            axes.plot(found["steps"], _over_maps(found["course"][row], name), **looks[row])
+        figures.say(axes, title=title, x="", y=label)
+    panels[1].set_yscale("log")
+    for row in _CAUSES:
+        panels[5].plot(found["steps"], np.mean(found["course"][row]["entropy"], axis=0), **looks[row])
+    figures.say(panels[5], title="Attention", x="steps", y="entropy, nats")
+    figures.legend(figure, panels[0], ["gradient alone", "Hebb, η 0.001", *_CAUSES[2:]])
+    return figure
+
+
+def local_causes() -> Any:
+    """Loss with each cause taken away alone, by seed."""
+    found = _local()["explanation"]["table"]
+    backprop = _local()["rules"]["table"]["backprop"]
+    rows = [("gradient alone", backprop), *((name, row) for name, row in found.items())]
+    figure, (axes,) = figures.make(width=6.5, height=2.6)
+    for place, (_, row) in enumerate(rows):
+        axes.plot(row["losses"], [place] * len(row["losses"]), "o", color="#0072b2", markersize=5, alpha=0.8)
+        axes.plot([row["loss"]] * 2, [place - 0.28, place + 0.28], color="#0072b2", linewidth=2)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.invert_yaxis()
+    figures.say(axes, title=LOCAL_TITLES["causes"], x="validation loss, nats (points: seeds, bars: means)", y="")
+    return figure
+
+
+def local_frontier() -> Any:
+    """What a rule costs against what it does, at every rate tried."""
+    rules, on_bdh = _local()["rules"]["sweep"], _local()["on_bdh"]["sweep"]
+    hebb = [name for name in rules if name.startswith("hebb")]
+    figure, panels = figures.make(3, width=3.7, height=3.6, sharey=True)
+    for axes, found, names, part in zip(
+        panels,
+        (rules, rules, on_bdh),
+        (hebb, [name for name in rules if name not in hebb], list(on_bdh)),
+        ("hebb", "rules", "on_bdh"),
+        strict=True,
+    ):
+        looks = figures.lines(names)
+        for name in names:
+            order = sorted(found[name], key=lambda entry: entry["rate"])
+            axes.plot([e["share"] for e in order], [e["cost"] for e in order], **looks[name])
+        axes.axvline(0.1, color="0.6", linestyle=":", linewidth=1)
+        axes.axhline(0.02, color="black", linestyle="--", linewidth=1)
+        axes.set_yscale("symlog", linthresh=0.1)
+        axes.set_yticks([-0.1, 0, 0.02, 0.1, 1], ["−0.1", "0", "0.02", "0.1", "1"])
+        axes.set_xscale("log")
+        axes.legend(fontsize=8, frameon=False)
+        y = "loss above gradient alone, nats" if axes is panels[0] else ""
+        figures.say(axes, title=LOCAL_TITLES[part], x="local share of the change (dotted: 0.1)", y=y)
+    return figure
+
+
+def local_changes() -> Any:
+    """Histogram of the entries of Hebb's change at the end of training."""
+    ends = _local()["failure"]["ends"]
+    figure, (axes,) = figures.make(width=5.5, height=3.0)
+    names = {"backprop": "gradient alone", **{f"hybrid {rate:g} every 1": f"η {rate:g}" for rate in (1e-4, 1e-3, 1e-2)}}
+    looks = figures.lines(list(names.values()))
+    middle = np.arange(-6.0, 3.6, 0.5) + 0.25
+    for name, label in names.items():
+        axes.plot(middle, ends[name]["histogram"], **looks[label])
+    axes.axvline(0, color="0.6", linestyle=":", linewidth=1)
+    figures.say(
+        axes, title=LOCAL_TITLES["changes"], x="log10 |Δ| before the clamp (dotted: the clamp)", y="share of entries"
+    )
+    figures.legend(figure, axes)
+    return figure
+
+
+def local_pruning() -> Any:
+    """Loss against the share of weights that is pruned."""
+    found = _local()["upkeep"]["table"]
+    figure, panels = figures.make(2, width=4.0, height=3.2)
+    shares = (0.0, 0.5, 0.8, 0.9, 0.95)
+    looks = figures.lines(["BDH", "GPT"])
+    for axes, model in zip(panels, ("BDH", "GPT"), strict=True):
+        rows = [found[f"{model.lower()} pruned {share:g}"] for share in shares]
+        for name, style, label in (("without", ":", "pruned"), ("loss", "-", "and trained for 100 more steps")):
+            spread = [row["without_sd" if name == "without" else "sd"] for row in rows]
+            axes.errorbar(
+                shares,
+                [row[name] for row in rows],
+                spread,
+                **{**looks[model], "linestyle": style, "label": label},
+                capsize=2,
+            )
+        axes.set_xticks(shares, ["0", "50", "80", "90", "95"])
+        axes.legend(fontsize=8, frameon=False)
+        figures.say(axes, title=f"{model}: {LOCAL_TITLES[model]}", x="weights pruned, %", y="validation loss, nats")
+    return figure
+
+
+LOCAL_TITLES = {
+    "causes": "Each cause taken away alone",
+    "rules": "",
+    "on_bdh": "",
+    "changes": "Changes grow to the clamp",
+    "BDH": "",
+    "GPT": "",
+}
+"""Findings of the page on local learning."""
+
+
 FIGURES: dict[str, Callable[[], Any]] = {
     made.__name__: made
     for made in (
@@ -437,6 +602,12 @@ FIGURES: dict[str, Callable[[], Any]] = {
         tiny_bdh_sigma,
         tiny_bdh_consolidation,
         mixture_routes,
+        local_failure,
+        local_explanation,
+        local_causes,
+        local_frontier,
+        local_changes,
+        local_pruning,
     )
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import pytest
 
 from bdh_jax.config import ConfigError
@@ -18,14 +19,21 @@ from bdh_jax.parallel import processes
         (("host:1234", 0, 0), "--num_processes=0 must be at least 1"),
         (("host:1234", 2, 2), "--process_id=2 must lie in 0 … 1"),
         (("[::1]:1234", 2, -1), "--process_id=-1 must lie in 0 … 1"),
-        ((None, None, None), "no cluster that JAX knows"),
     ],
 )
 def test_processes_that_cannot_join_say_why(given, said, monkeypatch):
-    for name in ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "KUBERNETES_SERVICE_HOST"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **how: pytest.fail("they were joined"))
     with pytest.raises(ConfigError, match=said.replace("[", r"\[")):
         processes.join(*given)
+
+
+def test_where_there_is_no_cluster_the_flags_are_named(monkeypatch):
+    def initialize(*arguments, **how):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(ConfigError, match="no cluster that JAX knows.*--coordinator, --num_processes, --process_id"):
+        processes.join()
 
 
 def test_one_process_is_not_watched():

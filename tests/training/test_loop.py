@@ -238,8 +238,8 @@ def test_every_save_is_on_disk_before_training_goes_on(tiny, successor, tmp_path
     """A process that is killed later then loses at most a save interval."""
     saved, real = [], Checkpoints.save
 
-    def save(self, trees, progress, primary=None):
-        real(self, trees, progress, primary)
+    def save(self, trees, progress, primary=None, **how):
+        real(self, trees, progress, primary, **how)
         saved.append((progress.step, sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())[-1]))
 
     monkeypatch.setattr(Checkpoints, "save", save)
@@ -437,8 +437,8 @@ def test_a_signal_in_the_last_save_of_a_seed_stops_before_the_next(tiny, tmp_pat
     config = dataclasses.replace(tiny(steps=4), seeds=(3, 5))
     save = Checkpoints.save
 
-    def save_and_hear(self, state, progress, primary=None):
-        save(self, state, progress, primary)
+    def save_and_hear(self, state, progress, primary=None, **how):
+        save(self, state, progress, primary, **how)
         if progress.step == 4:
             signal.raise_signal(signal.SIGTERM)
 
