@@ -314,7 +314,9 @@ def tiny_bdh_brackets() -> Any:
         for label, row in rows.items():
             _curve(axes, lengths, _seeds(row, names), looks[label])
         first = next(iter(rows.values()))
-        axes.plot(lengths, _seeds(first, names, null)[0], color="0.3", linestyle="-.", linewidth=1, label=null)
+        axes.plot(
+            lengths, _seeds(first, names, null)[0], color="0.3", linestyle="-.", linewidth=1, label="by counts; by last"
+        )
         figures.reference(axes, 1 / 2 if question == "balanced" else 1 / 3, "chance")
         figures.reference(axes, 1, "ceiling")
         axes.axvline(40, color="0.6", linestyle=":", linewidth=1)
@@ -322,13 +324,13 @@ def tiny_bdh_brackets() -> Any:
         axes.set_ylim(0.28, 1.04)
     figures.say(
         panels[0],
-        title="σ and a ReLU suffice for a stack\nat the lengths that it was trained on",
+        title="Three fields of σ tell balanced brackets\nup to the trained length, and less beyond",
         x="brackets (dotted line: longest in training)",
         y="balanced or not: accuracy",
     )
     figures.say(
         panels[1],
-        title="The next closing bracket\nis known beyond them",
+        title="The next closing bracket\nis known beyond it",
         x="brackets (dotted line: longest in training)",
         y="which bracket closes: accuracy",
     )
@@ -353,12 +355,15 @@ def tiny_bdh_sigma() -> Any:
         tokens = np.arange(1, 1 + len(course["norm"]))
         episode.plot(tokens, course["norm"], **looks[label])
         episode.plot(tokens, course["nonzero"], color=looks[label]["color"], linestyle=":", linewidth=1.4)
-    figures.say(episode, title="A new rule: σ fills within an episode", x="token", y="norm of σ (dotted: share ≠ 0)")
+    episode.set_yscale("log")
+    figures.say(
+        episode, title="A new rule: without limits\nσ grows exponentially", x="token", y="norm of σ (dotted: share ≠ 0)"
+    )
     episode.legend(fontsize=7, frameon=False)
     for number, course in enumerate(found["episode"]["no limits"]["strongest"]):
         strongest.plot(np.arange(1, 1 + len(course)), course, color=figures.layer(number, 8), linewidth=1.2)
     strongest.axhline(0, color="0.7", linewidth=0.8)
-    figures.say(strongest, title="The synapses that are\nstrongest at its end", x="token", y="strength")
+    figures.say(strongest, title="A few synapses outgrow\nall others", x="token", y="strength")
     return figure
 
 
@@ -382,7 +387,9 @@ def tiny_bdh_consolidation() -> Any:
     figures.say(
         kept, title="What the synapse keeps\nwhen σ is reset", x="facts, one an episode", y="recall without σ's episode"
     )
-    figures.say(harm, title="and what that costs", x="facts consolidated before", y="recall of a rule shown once")
+    figures.say(
+        harm, title="Adding it up costs\nlater episodes", x="facts consolidated before", y="recall of a rule shown once"
+    )
     figures.legend(figure, kept, None)
     return figure
 
