@@ -20,6 +20,7 @@ import optax
 
 from bdh_jax.config import require, require_choice
 from bdh_jax.config.options import Options, options_of
+from bdh_jax.config.seeds import key_of
 from bdh_jax.models.base import LocalMap, Model
 from bdh_jax.models.local_maps import activities, choose, matrix_of, weight_of, with_weight
 from bdh_jax.tasks.base import Batch
@@ -280,7 +281,7 @@ def _apply(
 
 def shuffled(tokens: jax.Array, step: jax.Array) -> jax.Array:
     """Tokens [B, T], each row in another order at every step."""
-    order = jnp.argsort(jax.random.uniform(jax.random.fold_in(jax.random.key(0), step), tokens.shape), axis=1)
+    order = jnp.argsort(jax.random.uniform(jax.random.fold_in(key_of(0), step), tokens.shape), axis=1)
     return jnp.take_along_axis(tokens, order, axis=1)
 
 
@@ -305,7 +306,7 @@ def _target(kind: Target, model: Model, slow: Slow, batch: Batch, y: jax.Array, 
     token = model.architecture.embed(slow, batch.targets)
     token = token.reshape(-1, token.shape[-1])
     token = token / jnp.sqrt(jnp.mean(jnp.square(token), axis=1, keepdims=True) + 1e-12)
-    key = jax.random.fold_in(jax.random.key(1), number)
+    key = jax.random.fold_in(key_of(1), number)
     projection = jax.random.normal(key, (token.shape[1], y.shape[1]), token.dtype) / token.shape[1] ** 0.5
     return jnp.tile(token @ projection, (layers, 1)) * jnp.sqrt(jnp.mean(jnp.square(y)))
 
