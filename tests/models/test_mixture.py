@@ -136,17 +136,17 @@ def test_padding_and_other_examples_change_nothing(slow):
 
 
 def test_an_episode_that_is_reset_is_one_of_its_own(slow):
-    """In the second half, after a call before it, with the masks that make all calls one program."""
+    """After a call before it, of which the same segment is kept, with the masks that make all calls one program."""
     slow, everything = one_layer(slow), np.ones(TOKENS.shape, bool)
     reset = np.zeros(TOKENS.shape, bool)
     zeros = ONE.init_fast(2)
     first = apply(ONE, slow, TOKENS, zeros, valid=everything, reset=reset).fast
     again = reset.copy()
-    again[:, 4] = True
+    again[:, 1] = True
     packed = apply(ONE, slow, TOKENS, first, valid=everything, reset=again)
-    tail = np.concatenate([TOKENS[:, 4:], TOKENS[:, :4]], axis=1)
-    alone = apply(ONE, slow, tail, zeros, valid=np.arange(LENGTH)[None] < np.full((2, 1), 4), reset=reset)
-    close(packed.logits[:, 4:], alone.logits[:, :4])
+    tail = np.concatenate([TOKENS[:, 1:], TOKENS[:, :1]], axis=1)
+    alone = apply(ONE, slow, tail, zeros, valid=np.arange(LENGTH)[None] < np.full((2, 1), 7), reset=reset)
+    close(packed.logits[:, 1:], alone.logits[:, :7])
     close(packed.fast, alone.fast)
 
 
