@@ -352,9 +352,9 @@ def tiny_bdh_sigma() -> Any:
     figures.legend(figure, training, None)
     looks = figures.lines([*found["episode"]])
     for label, course in found["episode"].items():
-        tokens = np.arange(1, 1 + len(course["norm"]))
-        episode.plot(tokens, course["norm"], **looks[label])
-        episode.plot(tokens, course["nonzero"], color=looks[label]["color"], linestyle=":", linewidth=1.4)
+        tokens = np.arange(2, 1 + len(course["norm"]))  # the first token has nothing before it to write under
+        episode.plot(tokens, course["norm"][1:], **looks[label])
+        episode.plot(tokens, course["nonzero"][1:], color=looks[label]["color"], linestyle=":", linewidth=1.4)
     episode.set_yscale("log")
     figures.say(
         episode, title="A new rule: without limits\nσ grows exponentially", x="token", y="norm of σ (dotted: share ≠ 0)"
