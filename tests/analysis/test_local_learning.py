@@ -17,7 +17,9 @@ RNG = np.random.default_rng(0)
 def test_effective_rank_counts_equal_directions():
     turn = np.linalg.qr(RNG.normal(size=(6, 6)))[0]
     for values, rank in (([1, 1, 1, 0, 0, 0], 3), ([5, 0, 0, 0, 0, 0], 1), ([1] * 6, 6)):
-        np.testing.assert_allclose(effective_rank(jnp.asarray(turn * np.asarray(values)[None], jnp.float32)), rank, rtol=1e-3)
+        np.testing.assert_allclose(
+            effective_rank(jnp.asarray(turn * np.asarray(values)[None], jnp.float32)), rank, rtol=1e-3
+        )
     assert effective_rank(jnp.zeros((3, 3))) == 0
     x = RNG.normal(size=(50, 4)).astype(np.float32)
     np.testing.assert_allclose(effective_rank(covariance_root(jnp.asarray(x))), effective_rank(jnp.asarray(x)), rtol=1e-4)
