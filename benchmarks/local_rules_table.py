@@ -608,7 +608,7 @@ def of_failure(part: Any) -> list[str]:
         ([name, *(f"{loss:.3f}" for loss in row["course"][1:]), score_of(row)] for name, row in part["table"].items()),
     )
     ends = table(
-        ["mode", "|W| < 0.01", "hidden units at rest", "entries of Δ at the clamp", "text after ROMEO:"],
+        ["mode", "weights below 0.01", "hidden units at rest", "entries of Δ at the clamp", "text after ROMEO:"],
         (
             [
                 name,

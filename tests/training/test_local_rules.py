@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import signal
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ import pytest
 from bdh_jax.config import ConfigError
 from bdh_jax.config.files import import_file
 from bdh_jax.experiment import ExperimentConfig, run, setup_of
+from bdh_jax.experiment import load as load_run
 from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.models.gpt import GPTConfig
 from bdh_jax.models.local_maps import activities, choose, matrix_of, weight_of
@@ -23,6 +26,7 @@ from bdh_jax.models.slim import SlimConfig
 from bdh_jax.parallel.mesh import MeshConfig, make_mesh, replicated
 from bdh_jax.tasks.base import Batch
 from bdh_jax.tasks.nback import INTEGER_VOCABULARY, NBackConfig
+from bdh_jax.training import loop
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 from bdh_jax.training.hooks import Hooks, Taps, make_hooks
 from bdh_jax.training.local_rules import LOCAL_RULES, Context, LocalRule, homeostasis, local_learning, pruning
@@ -428,11 +432,19 @@ def test_a_rule_that_diverges_is_named_with_its_layer(tmp_path):
     assert "a smaller train.hook_options.rate" in str(caught.value)
 
 
-def test_a_run_logs_the_share_and_resumes(tmp_path):
-    run(with_options(rate=1e-2, rule="bcm"), tmp_path / "run")
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
-    assert all(0 < row["local_learning_share"] < 2 for row in rows if "learning_rate" in row)
-    assert sum("learning_rate" in row for row in rows) == 4
+def test_a_killed_run_resumes_with_all_that_its_rule_remembers(tiny, successor, kill_at, tmp_path):
+    """And logs its share."""
+    hooks = (HOOK, "bdh_jax.training.local_rules:pruning")
+    options = {"rule": "bcm", "rate": 1e-2, "threshold": None, "fraction": 0.3, "prune_every": 2, "hold": True}
+    config = tiny(hooks=hooks, hook_options=options)
+    loop.train(setup_of(config), successor(config), tmp_path / "whole")
+    with pytest.raises(loop.Interrupted):
+        loop.train(setup_of(config), successor(config, kill_at(signal.SIGTERM, "batch", 3)), tmp_path / "cut")
+    loop.train(setup_of(config), successor(config), tmp_path / "cut")
+    a, b = (load_run(tmp_path / name, "last")[1] for name in ("whole", "cut"))
+    chex.assert_trees_all_equal(a, b)
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").open()]
+    assert sum(0 < row["local_learning_share"] < 2 for row in rows if "learning_rate" in row) == 6
 
 
 @pytest.mark.parametrize(

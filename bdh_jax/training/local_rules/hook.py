@@ -223,8 +223,7 @@ def without_top(delta: jax.Array, count: int) -> jax.Array:
     for _ in range(count):
         # Any start that is not orthogonal to the direction will do: the longest row is its own best guess.
         right = delta[jnp.argmax(jnp.sum(jnp.square(delta), axis=1))]
-        for _ in range(POWER_STEPS):
-            right = delta.T @ (delta @ _unit(right))
+        right = jax.lax.fori_loop(0, POWER_STEPS, functools.partial(_power_step, delta), right)
         left = delta @ _unit(right)
         delta = delta - left[:, None] * _unit(right)[None]
     return delta
@@ -314,6 +313,11 @@ def _target(kind: Target, model: Model, slow: Slow, batch: Batch, y: jax.Array, 
 def _copies(tree: Any) -> Any:
     """Arrays with buffers of their own, so that each can be given up."""
     return jax.tree.map(jnp.copy, tree)
+
+
+def _power_step(delta: jax.Array, step: jax.Array, right: jax.Array) -> jax.Array:
+    del step
+    return delta.T @ (delta @ _unit(right))
 
 
 def _unit(vector: jax.Array) -> jax.Array:
