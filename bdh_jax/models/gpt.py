@@ -131,7 +131,7 @@ class GPTArchitecture(Architecture):
 
     config: GPTConfig
     outside: ClassVar[tuple[str, ...]] = ("embed", "norm", "lm_head")
-    taps: ClassVar[dict[str, tuple[str, ...]]] = {
+    taps = {
         f"{name}.{side}": ("batch", "time", axis)
         for name, (rows, columns, _) in LINEAR.items()
         for side, axis in (("x", rows), ("y", columns))

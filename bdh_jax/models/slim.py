@@ -139,7 +139,7 @@ class SlimArchitecture(Architecture):
 
     config: SlimConfig
     outside: ClassVar[tuple[str, ...]] = ("embed", "position", "norm", "lm_head")
-    taps: ClassVar[dict[str, tuple[str, ...]]] = {
+    taps = {
         f"{name}.{side}": ("batch", "time", axis)
         for name, (rows, columns, _) in LINEAR.items()
         for side, axis in (("x", rows), ("y", columns))
@@ -278,7 +278,7 @@ class SlimArchitecture(Architecture):
     ) -> jax.Array:
         """Softmax attention of all heads, [B, T, D], to what is kept and to the tokens at hand."""
         mask = seen.own
-        if state is not None:
+        if state is not None and seen.kept is not None:
             kept = seen.kept & state.written[:, None, None]
             mask = jnp.concatenate([kept, mask], axis=-1)
             key, value = (jnp.concatenate(pair, axis=1) for pair in ((state.key, key), (state.value, value)))
