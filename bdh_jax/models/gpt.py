@@ -10,6 +10,7 @@ Axis letters: see :mod:`bdh_jax.types`; N is the width of a head here.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -131,7 +132,7 @@ class GPTArchitecture(Architecture):
 
     config: GPTConfig
     outside: ClassVar[tuple[str, ...]] = ("embed", "norm", "lm_head")
-    taps = {
+    taps: Mapping[str, tuple[str, ...]] = {
         f"{name}.{side}": ("batch", "time", axis)
         for name, (rows, columns, _) in LINEAR.items()
         for side, axis in (("x", rows), ("y", columns))

@@ -18,6 +18,7 @@ Axis letters: see :mod:`bdh_jax.types`; C is the length of a segment.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -139,7 +140,7 @@ class SlimArchitecture(Architecture):
 
     config: SlimConfig
     outside: ClassVar[tuple[str, ...]] = ("embed", "position", "norm", "lm_head")
-    taps = {
+    taps: Mapping[str, tuple[str, ...]] = {
         f"{name}.{side}": ("batch", "time", axis)
         for name, (rows, columns, _) in LINEAR.items()
         for side, axis in (("x", rows), ("y", columns))
