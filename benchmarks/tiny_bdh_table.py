@@ -543,7 +543,12 @@ def sigma_table(row: dict[str, Any]) -> str:
 
 def consolidation_table(found: dict[str, Any]) -> str:
     """What is kept of how many facts, and accuracy in later episodes."""
-    head = ["function", "rate", *(f"{facts} facts" for facts in FACTS), f"in later episodes, after {FACTS[-1]}"]
+    head = [
+        "function",
+        "rate",
+        *(f"{facts} fact{'s' * (facts > 1)}" for facts in FACTS),
+        f"in later episodes, after {FACTS[-1]}",
+    ]
     body = []
     for name, kept in found["kept"].items():
         rate = f"{found['rates'][name]['chosen']:g}" if name in found["rates"] and name != "none" else ""
