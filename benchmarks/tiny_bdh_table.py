@@ -94,13 +94,10 @@ PARTS: dict[str, tuple[Row, ...]] = {
     "brackets": beside("brackets", 1),
     "new_rule": (*beside("new_rule"), *(Row(label, "new_rule", changes, seeds=1) for label, changes in WRITES)),
     "limits": tuple(Row(label, "new_rule", changes, seeds=1) for label, changes in LIMITS),
-    "sizes": (
-        Row("tiny-BDH, 128 neurons", "brackets,neurons128", seeds=1),
-        Row("tiny-BDH, 256 neurons", "brackets,neurons256", seeds=1),
-    ),
+    "sizes": (Row("tiny-BDH, 128 neurons", "brackets,neurons128", seeds=1),),
 }
-DEFAULT = ("xor", "copy", "recall", "brackets", "new_rule")
-"""Of the page; "limits" are new rules trained with limits, token by token, and "sizes" brackets with more neurons: an hour more."""
+DEFAULT = ("xor", "copy", "recall", "brackets", "new_rule", "sizes")
+"""Of the page; "limits" are new rules trained with limits, token by token, which takes longer than all others."""
 SCORES: dict[str, tuple[str, ...]] = {
     "xor": ("xor",),
     "copy": ("distinct4", "distinct8", "distinct12", "any8"),
@@ -546,7 +543,12 @@ def sigma_table(row: dict[str, Any]) -> str:
 
 def consolidation_table(found: dict[str, Any]) -> str:
     """What is kept of how many facts, and accuracy in later episodes."""
-    head = ["function", "rate", *(f"{facts} facts" for facts in FACTS), f"in later episodes, after {FACTS[-1]}"]
+    head = [
+        "function",
+        "rate",
+        *(f"{facts} fact{'s' * (facts > 1)}" for facts in FACTS),
+        f"in later episodes, after {FACTS[-1]}",
+    ]
     body = []
     for name, kept in found["kept"].items():
         rate = f"{found['rates'][name]['chosen']:g}" if name in found["rates"] and name != "none" else ""

@@ -27,8 +27,7 @@ LOOKS: dict[str, tuple[str, str]] = {
     "GPT": (_ORANGE, "s"),
     "GRU": (_PURPLE, "^"),
     "tiny-BDH": (_RED, "D"),
-    "tiny-BDH, 128 neurons": (_ORANGE, "v"),
-    "tiny-BDH, 256 neurons": (_YELLOW, "P"),
+    "tiny-BDH, 128 neurons": (_GREEN, "v"),
     "without σ": (_GREY, "x"),
     # Rows of the lifelong benchmark.
     "none": (_GREY, "x"),

@@ -306,7 +306,8 @@ def _curve(axes: Any, x: Sequence[float], y: np.ndarray, look: dict[str, Any]) -
 
 def tiny_bdh_brackets() -> Any:
     """Both questions against the length of the sequences."""
-    rows, lengths = _tiny_bdh()["parts"]["brackets"], (20, 40, 60, 80, 100)
+    parts, lengths = _tiny_bdh()["parts"], (20, 40, 60, 80, 100)
+    rows = {**parts["brackets"], **parts["sizes"]}
     figure, panels = figures.make(2, width=4.4, height=3.8)
     looks = figures.lines(list(rows))
     for axes, question, null in zip(panels, ("balanced", "closing"), ("by counts", "by last"), strict=True):
