@@ -10,7 +10,8 @@ Axis letters: see :mod:`bdh_jax.types`; N is the width of a head here.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -125,7 +126,7 @@ class GPTArchitecture(Architecture):
     """What a GPT is made of."""
 
     config: GPTConfig
-    taps: ClassVar[dict[str, tuple[str, ...]]] = {
+    taps: Mapping[str, tuple[str, ...]] = {
         f"{name}.{side}": ("batch", "time", axis)
         for name, (rows, columns, _) in LINEAR.items()
         for side, axis in (("x", rows), ("y", columns))

@@ -18,7 +18,8 @@ Axis letters: see :mod:`bdh_jax.types`; C is the length of a segment.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -138,7 +139,7 @@ class SlimArchitecture(Architecture):
     """What BDH-SLIM is made of."""
 
     config: SlimConfig
-    taps: ClassVar[dict[str, tuple[str, ...]]] = {
+    taps: Mapping[str, tuple[str, ...]] = {
         f"{name}.{side}": ("batch", "time", axis)
         for name, (rows, columns, _) in LINEAR.items()
         for side, axis in (("x", rows), ("y", columns))
@@ -278,7 +279,7 @@ class SlimArchitecture(Architecture):
         """Softmax attention of all heads, [B, T, D], to what is kept and to the tokens at hand."""
         mask = seen.own
         if state is not None:
-            kept = seen.kept & state.written[:, None, None]
+            kept = state.written[:, None, None] if seen.kept is None else seen.kept & state.written[:, None, None]
             mask = jnp.concatenate([kept, mask], axis=-1)
             key, value = (jnp.concatenate(pair, axis=1) for pair in ((state.key, key), (state.value, value)))
             if drop is not None:

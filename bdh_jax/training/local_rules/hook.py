@@ -135,11 +135,16 @@ def local_learning(
 
     def init(slow: Slow) -> History:
         memory = {name: entry.init(matrix_of(slow, one)) for name, one in maps.items()}
-        start, none = {name: weight_of(slow, one) for name, one in maps.items()}, dict[str, jax.Array]()
+        start = {name: weight_of(slow, one) for name, one in maps.items()}
         before = slow if mode == "hebbian" else start if measure else ()
-        zeros = jax.tree.map(jnp.zeros_like, start) if measure else none
-        paths = jnp.zeros(2, jnp.float32) if measure else ()
-        return History(jnp.zeros((), jnp.int32), memory, *_copies((start if measure else none, before)), zeros, paths)
+        return History(
+            jnp.zeros((), jnp.int32),
+            memory,
+            _copies(start) if measure else {},
+            _copies(before),
+            jax.tree.map(jnp.zeros_like, start) if measure else {},
+            jnp.zeros(2, jnp.float32) if measure else (),
+        )
 
     def update(slow: Slow, taps: Taps, batch: Batch, history: History) -> tuple[Slow, History]:
         if mode == "hebbian":
@@ -248,7 +253,7 @@ def _apply(
         names = tuple(dict.fromkeys(tap for one in maps.values() for tap in (one.x, one.y)))
         # Both passes with the same weights, which the optimiser has just changed: equal tokens then give no change at all.
         collected = _taps(model, slow, batch, names)
-        negative = _taps(model, slow, batch._replace(tokens=shuffled(batch.tokens, step)), names)
+        negative = _taps(model, slow, batch._replace(tokens=shuffled(jnp.asarray(batch.tokens), step)), names)
     surprise = _surprise(model, slow, batch) if "surprise" in rule.needs else None
     changed, memories = {}, {}
     for number, (name, one) in enumerate(maps.items()):
@@ -301,7 +306,7 @@ def _target(kind: Target, model: Model, slow: Slow, batch: Batch, y: jax.Array, 
     if kind == "next_output":
         by_time = y.reshape(layers, *batch.tokens.shape, -1)
         return jnp.concatenate([by_time[:, :, 1:], by_time[:, :, -1:]], axis=2).reshape(y.shape)
-    token = model.architecture.embed(slow, batch.targets)
+    token = model.architecture.embed(slow, jnp.asarray(batch.targets))
     token = token.reshape(-1, token.shape[-1])
     token = token / jnp.sqrt(jnp.mean(jnp.square(token), axis=1, keepdims=True) + 1e-12)
     key = jax.random.fold_in(jax.random.key(1), number)
