@@ -453,11 +453,11 @@ LOCAL_TITLES = {
     "hebbian": "Instead of the gradient it learns nothing",
     "causes": "Most of the harm is one direction: without it,\nor with x centred, most of the loss is back",
     "hebb": "Hebb's rule costs the more\nthe more it changes",
-    "rules": "Others change much\nat little cost",
-    "on_bdh": "BDH: the same with\nsparse positive codes",
+    "rules": "BCM's and the predictive rule\ncost little or nothing",
+    "on_bdh": "On BDH they cost nothing\nat a quarter of the change",
     "changes": "Hebb's changes grow until the clamp holds them",
-    "BDH": "80 % of the weights\ncan go",
-    "GPT": "half of the weights\ncan go",
+    "BDH": "most weights can go",
+    "GPT": "fewer can",
 }
 """Findings of the page on local learning."""
 
