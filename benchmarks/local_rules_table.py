@@ -613,7 +613,7 @@ def of_failure(part: Any) -> list[str]:
             [
                 name,
                 *(f"{100 * end[key]:.1f} %" for key in ("weights_below_0.01", "hidden_inactive", "change_clamped")),
-                "`" + ascii(end["text"][:48])[1:-1].replace("|", "/").replace("`", "'") + "`",
+                "`" + ascii(end["text"][:48])[1:57].replace("|", "/").replace("`", "'") + "`",
             ]
             for name, end in part["ends"].items()
         ),

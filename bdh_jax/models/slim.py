@@ -279,8 +279,8 @@ class SlimArchitecture(Architecture):
     ) -> jax.Array:
         """Softmax attention of all heads, [B, T, D], to what is kept and to the tokens at hand."""
         mask = seen.own
-        if state is not None and seen.kept is not None:
-            kept = seen.kept & state.written[:, None, None]
+        if state is not None:
+            kept = state.written[:, None, None] if seen.kept is None else seen.kept & state.written[:, None, None]
             mask = jnp.concatenate([kept, mask], axis=-1)
             key, value = (jnp.concatenate(pair, axis=1) for pair in ((state.key, key), (state.value, value)))
             if drop is not None:

@@ -452,13 +452,15 @@ def local_failure() -> Any:
     for axes, mode, title in zip(
         panels,
         ("hybrid", "hebbian"),
-        ("Beside the gradient Hebb's rule ruins the loss\nfrom η = 0.001 on", "Instead of the gradient it learns nothing"),
+        ("Beside the gradient Hebb's rule ruins the loss\nfrom η = 0.001 on", LOCAL_TITLES["hebbian"]),
         strict=True,
     ):
         axes.plot(found["steps"], found["table"]["backprop"]["course"], **looks["backprop"])
         for rate in rates:
             for every, style in ((1, "-"), (8, ":")):
-                row = found["table"][f"{mode} {float(rate):g} every {every}"]
+                row = found["table"].get(f"{mode} {float(rate):g} every {every}")
+                if row is None:
+                    continue
                 label = {"label": f"η {rate}"} if every == 1 else {"label": None}
                 axes.plot(
                     found["steps"][: len(row["course"])], row["course"], **{**looks[rate], **label, "linestyle": style}
@@ -487,19 +489,21 @@ def local_explanation() -> Any:
     looks = figures.lines(_CAUSES)
     shown = (
         ("rank", "effective rank of W", "Hebb collapses the weights"),
-        ("norm", "norm of W", "and lets them grow"),
-        ("output_rank", "effective rank of y", "so do the activities"),
-        ("to_top", "|cos| of Δ with the top pair of C W", "Δ is one direction"),
-        ("to_gradient", "cos of Δ with −gradient", "which has little to do with the gradient"),
+        ("norm", "norm of W", "It lets them grow"),
+        ("output_rank", "effective rank of y", "The activities collapse first"),
+        ("to_top", "|cos| of Δ with the top pair of C W", "Its change is one direction,"),
+        ("to_gradient", "cos of Δ with −gradient", "and not the gradient's"),
     )
     for axes, (name, label, title) in zip(panels, shown, strict=False):
         for row in _CAUSES:
             axes.plot(found["steps"], _over_maps(found["course"][row], name), **looks[row])
         figures.say(axes, title=title, x="", y=label)
     panels[1].set_yscale("log")
+    panels[1].set_yticks([2, 4, 8], ["2", "4", "8"])
+    panels[1].minorticks_off()
     for row in _CAUSES:
         panels[5].plot(found["steps"], np.mean(found["course"][row]["entropy"], axis=0), **looks[row])
-    figures.say(panels[5], title="Attention", x="steps", y="entropy, nats")
+    figures.say(panels[5], title="Attention becomes sharp", x="steps", y="entropy, nats")
     figures.legend(figure, panels[0], ["gradient alone", "Hebb, η 0.001", *_CAUSES[2:]])
     return figure
 
@@ -540,6 +544,8 @@ def local_frontier() -> Any:
         axes.set_yscale("symlog", linthresh=0.1)
         axes.set_yticks([-0.1, 0, 0.02, 0.1, 1], ["−0.1", "0", "0.02", "0.1", "1"])
         axes.set_xscale("log")
+        axes.set_xticks([0.03, 0.1, 0.3, 1], ["0.03", "0.1", "0.3", "1"])
+        axes.minorticks_off()
         axes.legend(fontsize=8, frameon=False)
         y = "loss above gradient alone, nats" if axes is panels[0] else ""
         figures.say(axes, title=LOCAL_TITLES[part], x="local share of the change (dotted: 0.1)", y=y)
@@ -587,12 +593,14 @@ def local_pruning() -> Any:
 
 
 LOCAL_TITLES = {
-    "causes": "Each cause taken away alone",
-    "rules": "",
-    "on_bdh": "",
-    "changes": "Changes grow to the clamp",
-    "BDH": "",
-    "GPT": "",
+    "hebbian": "Instead of the gradient it learns nothing",
+    "causes": "Most of the harm is one direction: without it,\nor with x centred, most of the loss is back",
+    "hebb": "Hebb's rule costs the more\nthe more it changes",
+    "rules": "BCM's and the predictive rule\ncost little or nothing",
+    "on_bdh": "On BDH they cost nothing\nat a quarter of the change",
+    "changes": "Hebb's changes grow until the clamp holds them",
+    "BDH": "most weights can go",
+    "GPT": "fewer can",
 }
 """Findings of the page on local learning."""
 

@@ -136,12 +136,16 @@ def local_learning(
 
     def init(slow: Slow) -> History:
         memory = {name: entry.init(matrix_of(slow, one)) for name, one in maps.items()}
-        start, none = {name: weight_of(slow, one) for name, one in maps.items()}, dict[str, jax.Array]()
+        start = {name: weight_of(slow, one) for name, one in maps.items()}
         before = slow if mode == "hebbian" else start if measure else ()
-        zeros = jax.tree.map(jnp.zeros_like, start) if measure else none
-        paths = jnp.zeros(2, jnp.float32) if measure else ()
-        own_start, own_before = _copies((start if measure else none, before))
-        return History(jnp.zeros((), jnp.int32), memory, own_start, own_before, zeros, paths)
+        return History(
+            jnp.zeros((), jnp.int32),
+            memory,
+            _copies(start) if measure else {},
+            _copies(before),
+            jax.tree.map(jnp.zeros_like, start) if measure else {},
+            jnp.zeros(2, jnp.float32) if measure else (),
+        )
 
     def update(slow: Slow, taps: Taps, batch: Batch, history: History) -> tuple[Slow, History]:
         if mode == "hebbian":
