@@ -256,6 +256,11 @@ def candidates(config: ExperimentConfig, topology: Topology, batches: Sequence[i
     return [one for one in found if one.cost is not None]
 
 
+def fastest(plans: Sequence[Plan]) -> Plan:
+    """The plan with the least time for a token, and of equal ones the one that takes the least."""
+    return min(plans, key=_seconds_of_a_token)
+
+
 def _seconds_of_a_token(one: Plan) -> tuple[float, int]:
     cost, chip = one.measured_cost, one.chip
     if cost is None or chip is None:
