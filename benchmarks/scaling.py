@@ -21,40 +21,59 @@ DOCUMENT = ROOT / "docs" / "scaling.md"
 RESULTS = ROOT / "benchmarks" / "results"
 SIZES = ("100m", "1b", "10b")
 CHIPS = {1: "1x1x1", 8: "2x2x2", 64: "4x4x4", 512: "8x8x8", 4096: "16x16x16"}
+PRESETS = ("text:official", "scale:100m", "scale:1b", "scale:10b")
+TOPOLOGIES = ("v5e:2x2", "h100:8", "v5p:8x8x8")
 LEAST = 256
 """Windows a step; where there are more chips, one for each."""
 
 
-def search() -> list[dict[str, Any]]:
-    """The best plan of every size on every number of chips, or what keeps all of them from fitting."""
+def search() -> dict[str, list[dict[str, Any]]]:
+    """The best plan of every size on every number of chips; and of the published size and the presets, on chips of every kind."""
     from bdh_jax.commands import _plans as plans
-    from bdh_jax.config.convert import change
     from bdh_jax.experiment import load_experiment
     from bdh_jax.parallel.chips import read_topology
 
-    found = []
+    sizes = []
     for size in SIZES:
         for chips, shape in CHIPS.items():
-            topology = read_topology(f"v5p:{shape}")
-            config = change(load_experiment(f"scale:{size}"), "train", batch_size=max(LEAST, chips))
-            ranked = plans.search(config, topology, batches=(config.train.batch_size,))
-            if ranked:
-                best = ranked[0]
-            else:  # what is nearest to fitting
-                best = min(plans.candidates(config, topology, batches=(config.train.batch_size,)), key=lambda one: one.takes)
-            plain = plans.plan(plans.with_mesh(config, topology, f"data:{chips}"), topology)
-            found.append({"size": size, "fitting": len(ranked), **best.to_dict(), "data_alone": plain.to_dict()})
-            print(size, chips, plans.describe_mesh(best.config.mesh), best.fits, flush=True)
-    return found
+            topology, config = read_topology(f"v5p:{shape}"), load_experiment(f"scale:{size}")
+            row = _best(f"scale:{size}", topology, max(LEAST, chips))
+            alone = change_batch(config, max(LEAST, chips))
+            alone = plans.plan(plans.with_mesh(alone, topology, f"data:{chips}"), topology)
+            sizes.append({"size": size, **row, "data_alone": alone.to_dict()})
+    presets = [
+        {"experiment": name, **_best(name, read_topology(text), max(batch, read_topology(text).size))}
+        for name in PRESETS
+        for text in TOPOLOGIES
+        for batch in [load_experiment(name).train.batch_size]
+    ]
+    return {"scaling": sizes, "presets": presets}
+
+
+def change_batch(config: Any, batch: int) -> Any:
+    """The experiment with so many windows a step."""
+    from bdh_jax.config.convert import change
+
+    return change(config, "train", batch_size=batch)
+
+
+def _best(name: str, topology: Any, batch: int) -> dict[str, Any]:
+    """The best plan of an experiment; where none fits, the one that comes nearest."""
+    from bdh_jax.commands import _plans as plans
+    from bdh_jax.experiment import load_experiment
+
+    found = plans.candidates(change_batch(load_experiment(name), batch), topology, batches=(batch,))
+    fitting = [one for one in found if one.fits]
+    best = plans.fastest(fitting) if fitting else min(found, key=lambda one: one.takes)
+    print(name, topology, plans.describe_mesh(best.config.mesh), best.fits, flush=True)
+    return {"fitting": len(fitting), **best.to_dict()}
 
 
 def scaling() -> str:
     """The best plan of each size on each number of chips."""
     rows = []
-    for row in _read("scaling"):
-        mesh = " × ".join(f"{name} {length}" for name, length in row["mesh"].items()) or "one"
-        mesh += ", fsdp" if row["fsdp"] else ""
-        settings = f"{row['batch_size']:,}" + (f" in {row['accumulation']}" if row["accumulation"] > 1 else "")
+    for row in _read("scaling")["scaling"]:
+        mesh, settings = _settings(row)
         if row["fits"]:
             seconds = row["seconds"]
             figures = [
@@ -71,6 +90,28 @@ def scaling() -> str:
         rows.append([row["size"], f"{row['chips']:,}", mesh, settings, "yes" if row["remat"] else "no", *figures])
     head = ["size", "chips", "mesh", "windows a step", "recomputing", "GB a chip", "ms a step", "tokens a second", "of peak"]
     return _table([*head, "of it network", "GB with `data` alone"], rows, left=3)
+
+
+def _settings(row: dict[str, Any]) -> tuple[str, str]:
+    """Mesh and batch of a plan, for people."""
+    mesh = " × ".join(f"{name} {length}" for name, length in row["mesh"].items()) or "one"
+    mesh += ", fsdp" if row["fsdp"] else ""
+    return mesh, f"{row['batch_size']:,}" + (f" in {row['accumulation']}" if row["accumulation"] > 1 else "")
+
+
+def presets() -> str:
+    """The best plan of the published size and of each preset, on chips of every kind."""
+    rows = []
+    for row in _read("scaling")["presets"]:
+        mesh, settings = _settings(row)
+        figures = [f"{row['takes'] / 1e9:.1f} of {row['memory'] / 1e9:.1f}"]
+        if row["fits"]:
+            figures += [f"{row['step_seconds'] * 1e3:,.0f}", f"{row['share_of_peak']:.0%}", row["bound"]]
+        else:
+            figures += ["does not fit", "", ""]
+        rows.append([row["experiment"], row["topology"], mesh, settings, "yes" if row["remat"] else "no", *figures])
+    head = ["size", "chips", "mesh", "windows a step", "recomputing", "GB a chip", "ms a step", "of peak", "bound by"]
+    return _table(head, rows, left=3)
 
 
 def checked() -> str:
@@ -119,8 +160,16 @@ def refused() -> str:
     """What does not fit, and what the compiler says of it."""
     rows = []
     for row in _read("plans").get("refused", []):
-        said = re.search(r"[Uu]sed ([\d.]+\w*) of ([\d.]+\w*) hbm", row["compiled"].get("refused", ""))
-        words = "takes it" if "refused" not in row["compiled"] else f"used {said[1]} of {said[2]}" if said else "refuses it"
+        said = re.search(
+            r"HLO temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", row["compiled"].get("refused", "")
+        )
+        words = (
+            "takes it"
+            if "refused" not in row["compiled"]
+            else f"refuses temporaries of {said[1]}iB in {said[2]}iB"
+            if said
+            else "refuses it"
+        )
         total = (row["declared"]["arguments"] + row["declared"]["temporaries"]) / 1e9
         rows.append([row["name"], f"{total:.1f} of {row['memory'] / 1e9:.1f}", words])
     return _table(["plan", "GB, declared", "the compiler"], rows, left=1)
@@ -148,6 +197,7 @@ def sequence() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "scaling": scaling,
+    "presets": presets,
     "checked": checked,
     "plans": plans,
     "refused": refused,

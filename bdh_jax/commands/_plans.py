@@ -142,7 +142,8 @@ def _declared(config: ExperimentConfig) -> Any:
 def plan(config: ExperimentConfig, topology: Topology, compiled: Mapping[str, Any] | None = None) -> Plan:
     """The plan of an experiment whose mesh has as many devices as there are chips."""
     setup, batch, lengths = setup_of(config), config.task.shapes(config.train.batch_size), config.mesh.shape
-    return Plan(config, topology, needs(setup, batch, lengths), declared_cost(setup, batch, lengths), compiled)
+    need = needs(setup, batch, lengths)
+    return Plan(config, topology, need, declared_cost(setup, batch, lengths, need), compiled)
 
 
 def with_mesh(config: ExperimentConfig, topology: Topology, text: str | None) -> ExperimentConfig:
@@ -254,6 +255,11 @@ def candidates(config: ExperimentConfig, topology: Topology, batches: Sequence[i
             f"--search needs declared activations, and a {config.model.architecture!r} model in this form has none; name a mesh"
         )
     return [one for one in found if one.cost is not None]
+
+
+def fastest(plans: Sequence[Plan]) -> Plan:
+    """The plan with the least time for a token, and of equal ones the one that takes the least."""
+    return min(plans, key=_seconds_of_a_token)
 
 
 def _seconds_of_a_token(one: Plan) -> tuple[float, int]:

@@ -37,7 +37,7 @@ from bdh_jax.fast_weights.shapes import shapes
 from bdh_jax.fast_weights.state import Activity, BatchMean, FastState, Sizes, batch_mean
 from bdh_jax.parallel import axes as mesh_axes
 from bdh_jax.parallel.axes import Leaf
-from bdh_jax.parallel.collectives import ShardAxes, shard_axes, vary_like
+from bdh_jax.parallel.collectives import WHOLE, ShardAxes, shard_axes, vary_like
 from bdh_jax.types import Slow
 
 StateKind = Literal["full", "none", "mean"]
@@ -495,7 +495,7 @@ class Architecture(abc.ABC):
         x, fast = inputs.x, inputs.fast
         outputs: list[LayerOutput] = []
         for index in range(self.config.n_layer):
-            if index and self.config.remat and self.shares_weights:
+            if index and self.shares_weights and (self.config.remat or setup.axes != WHOLE):
                 # Backward this keeps apart the sums of the layers' gradients, which XLA would make one of all of them at the end.
                 weights = jax.tree.map(jax.lax.optimization_barrier, weights)
             before = None if fast is None else fast.layers[index]

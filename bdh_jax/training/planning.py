@@ -245,8 +245,8 @@ def declared_collectives(setup: Setup, batch: Batch, lengths: Mapping[str, int])
     return sent
 
 
-def declared_cost(setup: Setup, batch: Batch, lengths: Mapping[str, int]) -> Cost | None:
-    """What a step does, from declarations; None where the model declares no activations.
+def declared_cost(setup: Setup, batch: Batch, lengths: Mapping[str, int], need: Needs | None = None) -> Cost | None:
+    """What a step does, from declarations; None where the model declares no activations. ``need`` is that of the same, if it is known.
 
     Every activation of a layer is counted as written and read once in each pass over it, every weight as read once in each, and the
     optimiser's as read and written.
@@ -259,7 +259,7 @@ def declared_cost(setup: Setup, batch: Batch, lengths: Mapping[str, int]) -> Cos
         return None
     devices = math.prod(lengths.values())
     useful = 6 * found.multiply_adds * rows * length / devices
-    need = needs(setup, batch, lengths)
+    need = needs(setup, batch, lengths) if need is None else need
     per_layer = sum(bytes_of(leaf, lengths) for leaf in (*found.kept, *found.peak, *found.between))
     once = sum(bytes_of(leaf, lengths) for leaf in found.once)
     passes = 4 if remat else 3

@@ -141,8 +141,10 @@ COMMITTED = ROOT / "benchmarks" / "results" / "plans.json"
 )
 def test_declarations_are_those_of_the_chips_compiler(row):
     """Arguments within 2 %, temporaries within 25 %. The committed side is a compiler's; this side has never seen it."""
-    config = with_mesh(load_experiment(row["experiment"]), read_topology(row["topology"]), row["mesh"])
-    config = change(config, "train", batch_size=row["batch_size"])
+    config = change(
+        change(load_experiment(row["experiment"]), "train", batch_size=row["batch_size"]), "model", n_layer=row["layers"]
+    )
+    config = with_mesh(config, read_topology(row["topology"]), row["mesh"])
     found = needs(setup_of(config), config.task.shapes(row["batch_size"]), config.mesh.shape)
     assert found.temporaries is not None
     assert abs(found.arguments / row["compiled"]["arguments"] - 1) <= 0.02
