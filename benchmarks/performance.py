@@ -127,6 +127,26 @@ def hot_paths() -> str:
     )
 
 
+def sparsity() -> str:
+    """What a sparser code costs and saves."""
+    found = _read("sparsity_cpu")
+    rows = []
+    for entry in found["rows"]:
+        scores, share, time = entry["scores"], entry["share"], entry["milliseconds"]
+        rows.append(
+            [
+                {"nback": "n-back, credit ÷ ceiling", "text": "text, bits per byte"}[entry["task"]],
+                entry["row"],
+                f"{statistics.mean(scores):.4f} ± {statistics.stdev(scores):.4f}",
+                f"{share['code']:.1%}",
+                f"{share['gated']:.1%}",
+                f"{time['median']:.1f} ({time['low']:.1f}–{time['high']:.1f})",
+            ]
+        )
+    head = ["scored", "code", f"seeds {found['seeds']}", "active", "gated, active", "ms a token"]
+    return _table(head, rows) + "\n"
+
+
 def first_step() -> str:
     """What a user waits for."""
     rows = []
@@ -151,6 +171,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "write_back": write_back,
     "token_step": token_step,
     "row_add": row_add,
+    "sparsity": sparsity,
     "first_step": first_step,
 }
 

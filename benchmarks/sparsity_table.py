@@ -55,9 +55,14 @@ def main() -> None:
     parser.add_argument("--neurons", type=int, default=32768, help="K of the model whose tokens are timed")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="rows, by their labels")
     parser.add_argument("--train_only", action="store_true", help="train what is missing and end")
+    parser.add_argument("--finished", action="store_true", help="train nothing, and leave out rows without results")
     parser.add_argument("--json", type=Path, help="write all numbers there")
     options = parser.parse_args()
-    folders = {(task, row): train(task, row, options) for task in TASKS for row in options.rows}
+    if options.finished:
+        found_there = {(task, row): folder_of(task, row, options) for task in TASKS for row in options.rows}
+        folders = {where: folder for where, folder in found_there.items() if (folder / "results.json").exists()}
+    else:
+        folders = {(task, row): train(task, row, options) for task in TASKS for row in options.rows}
     if options.train_only:
         return
     found = {where: measured(folder) for where, folder in folders.items()}
@@ -80,9 +85,14 @@ def main() -> None:
         measure.write_json(options.json, {"seeds": options.seeds, "rows": results})
 
 
+def folder_of(task: str, row: str, options: argparse.Namespace) -> Path:
+    """Where a row is trained."""
+    return options.workdir / f"{task}-{row.replace(' ', '').replace('%', '')}"
+
+
 def train(task: str, row: str, options: argparse.Namespace) -> Path:
     """Train one row over the seeds, or find that it is there. Returns its folder."""
-    folder = options.workdir / f"{task}-{row.replace(' ', '').replace('%', '')}"
+    folder = folder_of(task, row, options)
     changes = {
         name: max(1, round(value * TASKS[task][1])) if name == "code_top_k" else value for name, value in ROWS[row].items()
     }
