@@ -243,7 +243,7 @@ def test_text_is_prepared_and_trained_on(tmp_path):
     assert "bits per byte" in output.decode()
     status, _, errors = _run("bdh_jax", "generate", f"--workdir={tmp_path / 'run'}", "--prompt=to")
     assert status == 2
-    assert "holds a GPT, and this needs a BDH" in errors
+    assert "holds a GPT, which keeps no state to go on from" in errors
     # A damaged shard is one message, and so is too short a text.
     shard = tmp_path / "prepared" / "train-00000.npy"
     shard.write_bytes(shard.read_bytes()[:-1] + b"!")

@@ -276,7 +276,7 @@ def test_what_is_no_path_is_refused_before_the_work(command):
 
 def test_a_string_flag_of_a_command_is_a_path_or_a_name():
     """Whoever adds one says which: names of files are read by `define_path` alone."""
-    names = {"config", "prompt", "reference", "name", "split", "column", "variants"}
+    names = {"config", "prompt", "reference", "name", "split", "column", "variants", "coordinator", "mesh", "topology"}
     for file in (ROOT / "bdh_jax" / "commands").glob("*.py"):
         found = set(re.findall(r'DEFINE_string\(\s*"(\w+)"', file.read_text()))
         assert found <= names, f"{file.name}: define_path, or a name that is no path"
@@ -382,7 +382,13 @@ def test_help_is_of_one_command():
     status, output, errors = run_text("bdh_jax", "train", "--help")
     assert (status, errors) == (0, "")
     assert output.startswith("Train one experiment")
-    assert re.findall(r"^  --(\S+):", output, re.MULTILINE) == ["config", "workdir"]
+    assert re.findall(r"^  --(\S+):", output, re.MULTILINE) == [
+        "config",
+        "workdir",
+        "coordinator",
+        "num_processes",
+        "process_id",
+    ]
     status, output, errors = run_text("bdh_jax", "score-text", "--help")
     assert status == 0, errors
     assert "--context:" in output

@@ -56,8 +56,8 @@ def test_a_history_of_ones_own_is_gone_on_with(folder):
         "from bdh_jax.runs.checkpoint import Checkpoints\n"
         "from mine import waning\n"
         "save = Checkpoints.save\n"
-        "def save_and_stop(*arguments):\n"
-        "    save(*arguments)\n"
+        "def save_and_stop(*arguments, **how):\n"
+        "    save(*arguments, **how)\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
         "Checkpoints.save = save_and_stop\n"
     )

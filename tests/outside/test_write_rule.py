@@ -95,8 +95,8 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(trained, monkeypatch
         "from bdh_jax.runs.checkpoint import Checkpoints\n"
         "from usage import RULE\n"
         "save = Checkpoints.save\n"
-        "def save_and_stop(*arguments):\n"
-        "    save(*arguments)\n"
+        "def save_and_stop(*arguments, **how):\n"
+        "    save(*arguments, **how)\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
         "Checkpoints.save = save_and_stop\n"
     )
