@@ -53,11 +53,17 @@ _SLOW = (
     "launch",
     "lifelong/test_benchmark.py",
     "lifelong/test_sweep.py",
+    "models/test_mixture.py",
     "outside",
+    "parallel/test_fsdp.py",
     "parallel/test_processes.py",
+    "parallel/test_sequence.py",
     "runs/test_sigkill.py",
+    "test_sweep.py",
+    "training/test_expert_hooks.py",
     "training/test_init_from.py",
     "training/test_resume.py",
+    "training/test_sigma.py",
 )
 
 

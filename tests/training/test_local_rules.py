@@ -309,6 +309,7 @@ def expected_change(config, slow, batch):
     return changes
 
 
+@pytest.mark.slow
 def test_hybrid_adds_to_the_gradient_and_hebbian_replaces_it():
     before, optimised, _, batch = by_gradient_alone()
     changes = expected_change(CONFIG, before, batch)
@@ -336,6 +337,7 @@ def test_a_change_is_what_the_share_says():
     assert metrics["hooks"]["local_learning_path_share"] == pytest.approx(local / whole, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [pytest.param("gpt", marks=pytest.mark.full), "bdh"])
 def test_other_models_learn_locally_too(model):
     models = {
@@ -432,6 +434,7 @@ def test_a_rule_that_diverges_is_named_with_its_layer(tmp_path):
     assert "a smaller train.hook_options.rate" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_with_all_that_its_rule_remembers(tiny, successor, kill_at, tmp_path):
     """And logs its share."""
     hooks = (HOOK, "bdh_jax.training.local_rules:pruning")
