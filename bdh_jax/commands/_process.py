@@ -70,6 +70,12 @@ def _status(command: ModuleType, argv: Sequence[str]) -> int | None:
         ended = signals.stand_by()
         if ended is not None:
             return _ended(ended)
+    status = _worked(command, argv)
+    signals.say_status(status or 0)
+    return status
+
+
+def _worked(command: ModuleType, argv: Sequence[str]) -> int | None:
     try:
         with signals.raising(), told_of_compilation():
             if not joins_others():
