@@ -93,8 +93,9 @@ def _pause_and_tell(command: Command, workdir: Path, moments: random.Random) -> 
 
 
 def _fill_disk(command: Command, workdir: Path, moments: random.Random) -> None:
-    """No file may become larger than so many bytes: to who writes it that is a disk that is full. Messages have room."""
-    resource.prlimit(command.pid, resource.RLIMIT_FSIZE, (moments.choice([12_000, 20_000, 40_000]),) * 2)
+    """No file may become larger than so many bytes: to who writes it that is a disk that is full. Messages have room for a few more."""
+    limit = len(command.errors()) + 4000
+    resource.prlimit(command.pid, resource.RLIMIT_FSIZE, (limit, limit))
 
 
 def _second_writer(command: Command, workdir: Path, moments: random.Random) -> None:
