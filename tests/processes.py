@@ -7,6 +7,7 @@ the server's.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import gc
@@ -145,4 +146,8 @@ def _command(files: list[Path], environment: dict[str, str], folder: Path, modul
     # Where python -m looks first.
     sys.path.insert(0, str(folder))
     sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        # A forked process leaves without what is registered for the exit, such as that processes of one run wait for each other there.
+        atexit._run_exitfuncs()
