@@ -23,6 +23,8 @@ from bdh_jax.training.planning import Cost, Needs, declared_collectives, declare
 
 MOST_CPU_DEVICES = 64
 """CPU devices that are made at most, where a chip's own compiler is not there."""
+NOTICE = 30.0
+"""Seconds that a machine that is taken away gives at least, as spot TPUs and Slurm's default do."""
 LONG = 8192
 """Tokens of a window from which on a search splits time."""
 
@@ -100,6 +102,14 @@ class Plan:
         return cost
 
     @property
+    def saved(self) -> int:
+        """Bytes of a checkpoint that the machine with most of them writes: of equal copies one chip's is saved."""
+        mesh, size = self.config.mesh, self.topology.size
+        machine = size if self.chip is None else min(size, self.chip.of_a_machine)
+        parts = mesh.heads * mesh.neurons * (mesh.data if mesh.fsdp else 1)
+        return (self.needs.parameters + self.needs.optimizer) * min(machine, parts) + self.needs.state * machine
+
+    @property
     def tokens(self) -> int:
         """Tokens of a step, on all chips together."""
         return math.prod(self.config.task.shapes(self.config.train.batch_size).tokens.shape)
@@ -118,6 +128,7 @@ class Plan:
             "fits": self.fits,
             "takes": self.takes,
             "memory": None if chip is None else chip.memory,
+            "saved": self.saved,
             "declared": {**self.needs._asdict(), "arguments": self.needs.arguments, "temporaries": self.needs.temporaries},
             "sent": [{"kind": kind, "axes": list(axes), "bytes": size} for (kind, axes), size in sorted(self.sent.items())],
             "compiled": None if self.compiled is None else dict(self.compiled),
@@ -346,3 +357,21 @@ def describe_mesh(mesh: MeshConfig) -> str:
     """As ``--mesh`` has it."""
     names = [f"{name}:{length}" for name, length in mesh.shape.items() if length > 1]
     return ",".join([*names, *(["fsdp"] if mesh.fsdp else [])]) or "one device"
+
+
+def describe_save(one: Plan, storage: float) -> str:
+    """How long a save takes at so many GB a second, and what that means when a machine is taken away."""
+    seconds, every = one.saved / (storage * 1e9), one.config.train.checkpoint_every
+    text = f"a save: {gigabytes(one.saved)} from a machine, {seconds:,.1f} s at --storage={storage:g} GB a second, "
+    if seconds <= NOTICE:
+        return f"{text}within a notice of {NOTICE:.0f} s"
+    lost = f"up to train.checkpoint_every={every} steps"
+    if one.measured_cost is not None and one.chip is not None:
+        lost += f" ({every * one.measured_cost.step(one.chip):,.0f} s)"
+    split = "" if one.config.mesh.fsdp or one.config.mesh.data == 1 else ", which fsdp in the mesh shortens,"
+    return f"{text}longer than a notice of {NOTICE:.0f} s{split}: a machine that is taken away costs {lost}"
+
+
+def gigabytes(size: int) -> str:
+    """As tables have it."""
+    return f"{size / 1e9:.3f} GB" if size < 1e9 else f"{size / 1e9:.2f} GB"

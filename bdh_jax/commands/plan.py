@@ -26,7 +26,17 @@ from absl import flags
 from rich.table import Table
 
 from bdh_jax.commands._flags import define_config, define_path
-from bdh_jax.commands._plans import Plan, compile_step, describe_mesh, plan, remedies, search, with_mesh
+from bdh_jax.commands._plans import (
+    Plan,
+    compile_step,
+    describe_mesh,
+    describe_save,
+    gigabytes,
+    plan,
+    remedies,
+    search,
+    with_mesh,
+)
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import change
 from bdh_jax.console import output, show
@@ -41,6 +51,12 @@ _BATCH = flags.DEFINE_integer("batch", None, "Sequences a step, instead of train
 _SEARCH = flags.DEFINE_bool("search", False, "Rank meshes, batch sizes and recomputation, and plan the best.")
 _COMPILE = flags.DEFINE_bool("compile", True, "Compile the step; --nocompile takes declarations alone.")
 _PYTHON = define_path("python", "Interpreter of an environment that has the chip's compiler, if this one has not.")
+_STORAGE = flags.DEFINE_float(
+    "storage",
+    0.5,
+    "GB a second that a machine saves: writes, and reads back from there. benchmarks/saving.py measures it.",
+    lower_bound=1e-6,
+)
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of tables.")
 SHOWN = 10
 """Plans that a search shows."""
@@ -82,7 +98,8 @@ def main(argv: Sequence[str]) -> int:
         chosen = plan(chosen.config, topology, compile_step(chosen, python))
     others = remedies(chosen) if chosen.fits is False else []
     if _JSON.value:
-        found = {**chosen.to_dict(), "ranked": [one.to_dict() for one in ranked[:SHOWN]]}
+        seconds = chosen.saved / (_STORAGE.value * 1e9)
+        found = {**chosen.to_dict(), "save_seconds": seconds, "ranked": [one.to_dict() for one in ranked[:SHOWN]]}
         print(json.dumps({**found, "remedies": [{"flags": text, **one.to_dict()} for text, one in others]}, indent=2))
     else:
         if ranked:
@@ -97,11 +114,12 @@ def _print(one: Plan, others: Sequence[tuple[str, Plan]]) -> None:
     output().print()
     output().print(_verdict(one))
     for text, other in others:
-        output().print(f"- fits with {text} ({_gigabytes(other.takes)})")
+        output().print(f"- fits with {text} ({gigabytes(other.takes)})")
     if one.fits is False:
         if not others:
             output().print("- nothing that the plan can change makes it fit: take more chips, or a smaller model")
         return
+    output().print(describe_save(one, _STORAGE.value))
     print()
     show(_traffic(one))
     if one.chip is not None and one.measured_cost is not None:
@@ -124,10 +142,10 @@ def _memory(one: Plan) -> Table:
     needs, compiled = one.needs, {} if one.refused or one.compiled is None else one.compiled
     for name, size in needs._asdict().items():
         if size or size is None:
-            table.add_row(f"  {_WORDS[name]}", "not declared" if size is None else _gigabytes(size), "")
+            table.add_row(f"  {_WORDS[name]}", "not declared" if size is None else gigabytes(size), "")
     for name in ("arguments", "temporaries"):
         declared, found = getattr(needs, name), compiled.get(name)
-        table.add_row(name, "" if declared is None else _gigabytes(declared), "" if found is None else _gigabytes(found))
+        table.add_row(name, "" if declared is None else gigabytes(declared), "" if found is None else gigabytes(found))
     return table
 
 
@@ -147,10 +165,10 @@ def _verdict(one: Plan) -> str:
     if one.refused:
         return f"does not fit: the compiler refuses it. {one.refused[:300]}"
     if one.chip is None:
-        return f"takes {_gigabytes(one.takes)} on each device; nothing is known of the memory of a CPU"
+        return f"takes {gigabytes(one.takes)} on each device; nothing is known of the memory of a CPU"
     word, how = ("fits" if one.fits else "does not fit"), "as compiled" if one.own_compiler else "by declarations"
     return (
-        f"{word}: {_gigabytes(one.takes)} of {_gigabytes(one.chip.memory)} on a chip, {how}; the largest part is "
+        f"{word}: {gigabytes(one.takes)} of {gigabytes(one.chip.memory)} on a chip, {how}; the largest part is "
         f"{_WORDS[one.needs.dominant]}"
     )
 
@@ -211,7 +229,3 @@ def _ranking(ranked: Sequence[Plan]) -> Table:
             cost.bound(chip),
         )
     return table
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.3f} GB" if size < 1e9 else f"{size / 1e9:.2f} GB"

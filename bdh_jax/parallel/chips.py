@@ -32,17 +32,20 @@ class Chip(NamedTuple):
     """The smallest topology that the compiler has."""
     dimensions: int
     """Of its torus: 2x2 has two."""
+    of_a_machine: int
+    """How many share a machine, which saves what they hold."""
 
 
 GIB = 2**30
+GPUS_OF_A_MACHINE = 8
 CHIPS = {
     # cloud.google.com/tpu/docs/v5e, v5p, v6e: links are stated in gigabits a second. The compiler leaves programs a little less than all
     # of the memory.
-    "v5e": Chip("tpu", int(15.75 * GIB), 197e12, 819e9, 1600e9 / 8, "2x2", 2),
-    "v5p": Chip("tpu", int(95.74 * GIB), 459e12, 2765e9, 4800e9 / 8, "2x2x1", 3),
-    "v6e": Chip("tpu", int(31.25 * GIB), 918e12, 1640e9, 3200e9 / 8, "2x2", 2),
+    "v5e": Chip("tpu", int(15.75 * GIB), 197e12, 819e9, 1600e9 / 8, "2x2", 2, 4),
+    "v5p": Chip("tpu", int(95.74 * GIB), 459e12, 2765e9, 4800e9 / 8, "2x2x1", 3, 4),
+    "v6e": Chip("tpu", int(31.25 * GIB), 918e12, 1640e9, 3200e9 / 8, "2x2", 2, 4),
     # NVIDIA's data sheet of the SXM version; NVLink has 900 GB/s, half of it in each direction. Memory as CUDA has it.
-    "h100": Chip("gpu", 84_978_434_048, 989e12, 3350e9, 450e9, "1", 1),
+    "h100": Chip("gpu", 84_978_434_048, 989e12, 3350e9, 450e9, "1", 1, GPUS_OF_A_MACHINE),
 }
 """Name → chip. The rates of a CPU are not known."""
 
@@ -58,7 +61,6 @@ _ENVIRONMENT = {
     "cpu": {},
 }
 _DESCRIBED = Path(__file__).with_name("h100.txtpb")
-GPUS_OF_A_MACHINE = 8
 
 
 class Topology(NamedTuple):

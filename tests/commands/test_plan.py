@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bdh_jax import ConfigError
-from bdh_jax.commands._plans import compile_step, describe_mesh, plan, remedies, search, with_mesh
+from bdh_jax.commands._plans import compile_step, describe_mesh, describe_save, plan, remedies, search, with_mesh
 from bdh_jax.config.convert import change
 from bdh_jax.experiment import load_experiment
 from bdh_jax.models.gpt import GPTConfig
@@ -26,6 +26,10 @@ def test_a_plan_that_fits_and_one_that_does_not():
     assert (status, errors) == (0, "")
     assert "v5e:2x2, data:4, 32 × 512 tokens a step, recomputing" in output
     assert "GB of 16.91 GB on a chip, by declarations" in output
+    # Weights and two moments, float32, once: all four chips hold the same, in one machine.
+    assert "a save: 0.304 GB from a machine, 0.6 s at --storage=0.5 GB a second, within a notice of 30 s" in " ".join(
+        output.split()
+    )
     status, output, errors = planned("text:official", "--topology=v5e:2x2", "--batch=512", "--nocompile")
     assert (status, errors) == (1, "")
     assert "does not fit" in output
@@ -40,6 +44,8 @@ def test_a_program_reads_it_as_json_and_a_mistake_is_one_line():
     assert (found["mesh"], found["fsdp"], found["chips"]) == ({"data": 2, "heads": 4}, True, 8)
     # Encoders and decoder lie on all eight; embedding and readout have no heads.
     assert found["declared"]["parameters"] == 4 * (3 * 256 * 32_768 // 8 + 2 * 256 * 256 // 2)
+    assert found["saved"] == 4 * (found["declared"]["parameters"] + found["declared"]["optimizer"])
+    assert found["save_seconds"] == pytest.approx(found["saved"] / 0.5e9)
     status, _, errors = planned("text:official", "--topology=v5p:2x2", "--nocompile")
     assert (status, errors.count("\n")) == (2, 1)
     assert "chips of v5p are connected in 3 dimensions, such as v5p:4x4x4" in errors
@@ -93,6 +99,21 @@ def test_a_topology_sets_what_its_compiler_reads():
 def test_a_mesh_that_does_not_fit_the_chips(text, message):
     with pytest.raises(ConfigError, match=message):
         with_mesh(load_experiment("text:official"), read_topology("v5e:2x2"), text)
+
+
+def test_a_save_counts_what_one_machine_writes_and_says_what_a_longer_one_than_the_notice_costs():
+    config, topology = change(load_experiment("scale:10b"), "train", batch_size=512), read_topology("v5p:8x8x8")
+    whole, split = (plan(with_mesh(config, topology, f"data:32,heads:16{more}"), topology) for more in ("", ",fsdp"))
+    assert whole.saved == 4 * (whole.needs.parameters + whole.needs.optimizer)
+    assert split.saved == 4 * (split.needs.parameters + split.needs.optimizer) < whole.saved / 16
+    # Every chip of a machine holds the same, and one saves it.
+    equal = plan(with_mesh(config, topology, "data:512"), topology)
+    assert equal.saved == equal.needs.parameters + equal.needs.optimizer
+    assert describe_save(split, 0.5).endswith("within a notice of 30 s")
+    text = describe_save(whole, 0.5)
+    assert "longer than a notice of 30 s, which fsdp in the mesh shortens" in text
+    assert f"costs up to train.checkpoint_every={config.train.checkpoint_every} steps (" in text
+    assert describe_save(whole, 5.0).endswith("within a notice of 30 s")
 
 
 def test_chips_that_a_mesh_leaves_go_to_data():
