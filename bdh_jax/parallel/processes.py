@@ -26,6 +26,8 @@ _READS = 8
 """How many times something is looked for that others do within a second or two."""
 _HEARTBEAT = 50
 """Seconds after which JAX's own service ends all processes without a name: later than we do."""
+_FOR_EVER = 10**9
+"""Milliseconds: what waits so long is ended by :func:`watched`."""
 _ALIVE, _GONE, _DONE = "bdh_jax/alive", "bdh_jax/gone", "done"
 
 
@@ -97,6 +99,40 @@ def watched(gone: Callable[[str], None]) -> Iterator[None]:
         thread.join()
         with contextlib.suppress(Exception):
             _say(client, _DONE)
+
+
+def gather(name: str, text: str) -> list[str]:
+    """What every process says, in process 0; nothing in the others, which do not wait.
+
+    By way of the process that keeps them together, not of devices: a thread may call it while another computes.
+
+    Args:
+      name: the same in all processes, and never used before.
+      text: what this one says.
+    """
+    client: Any = distributed.global_state.client
+    keys = [f"bdh_jax/{name}/{process}" for process in range(jax.process_count())]
+    client.key_value_set(keys[jax.process_index()], text)
+    if jax.process_index() != 0:
+        return []
+    found = [client.blocking_key_value_get(key, _FOR_EVER) for key in keys]
+    for key in keys:
+        client.key_value_delete(key)
+    return found
+
+
+def broadcast(name: str, text: str | None) -> str:
+    """What process 0 says; the others wait for it. As :func:`gather`, by no device.
+
+    Args:
+      name: the same in all processes, and never used before.
+      text: what process 0 says; None in the others.
+    """
+    client: Any = distributed.global_state.client
+    if text is not None:
+        client.key_value_set(f"bdh_jax/{name}", text)
+        return text
+    return client.blocking_key_value_get(f"bdh_jax/{name}", _FOR_EVER)
 
 
 def _say(client: Any, what: str) -> None:

@@ -4,12 +4,14 @@ A checkpoint is written beside the others, read back, and only then called by it
 has a digest in the checkpoint's record, which has one of itself: whatever is read is what was saved, or is refused.
 
 A save in the background copies the arrays to the host, and a thread does all the rest. The next one, and whoever asks what was saved, waits
-for it.
+for it. Of several processes each writes what it holds; the first one reads all of it back.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+import json
 import logging
 import shutil
 import sys
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pydantic
@@ -29,7 +32,8 @@ from jax.experimental import multihost_utils
 
 from bdh_jax.config.paths import check_local
 from bdh_jax.config.records import SELF, RecordError, Schema, digest_of
-from bdh_jax.runs.fingerprint import digests
+from bdh_jax.parallel.processes import broadcast, gather
+from bdh_jax.runs.fingerprint import different, digests, merged
 from bdh_jax.runs.folder import (
     CHECKPOINTS,
     CheckpointError,
@@ -43,6 +47,7 @@ from bdh_jax.runs.folder import (
 from bdh_jax.types import Slow
 
 _KEPT = 2
+_FAILED = "failed: "
 _SAVING, _DELETED = "saving", "deleted"
 """A checkpoint is written in the one folder, and moved to the other before it is deleted: a process killed half-way leaves none that
 only looks whole."""
@@ -51,6 +56,8 @@ _NOT_EVALUATED = -1.0
 _PATTERNS = "[]*?\\"
 """Orbax takes a path for a pattern of names, and the library under it takes a backslash for a slash."""
 _TRIES = 20
+_SAVES = itertools.count()
+"""Of this process; all processes of a run save alike."""
 _READERS = ("orbax", "tensorstore")
 _LOGGER = logging.getLogger("bdh_jax")
 Which = Literal["best", "last"]
@@ -77,7 +84,7 @@ class _Info(Schema):
     config: dict[str, Any]
     progress: RunProgress
     primary: float | None = None
-    digests: dict[str, dict[str, str]] | None = None
+    digests: dict[str, dict[str, str | dict[str, str]]] | None = None
     """Name of a tree → :func:`bdh_jax.runs.fingerprint.digests`; None of an older version."""
     digest: str | None = None
 
@@ -119,7 +126,8 @@ class Checkpoints:
         self._thread: ThreadPoolExecutor | None = None
         self._put_back()
         self._clear()
-        self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        kind = ocp.AsyncCheckpointer if jax.process_count() > 1 else ocp.Checkpointer
+        self._checkpointer = kind(ocp.CompositeCheckpointHandler())
         self._infos, self._damaged = _read_infos(self._folder)
         if self.last_step is not None:
             check_same_config(workdir, self._infos[self.last_step].config, record)
@@ -195,7 +203,7 @@ class Checkpoints:
           trees: name → pytree of arrays, each with some. ``slow`` is what :func:`load_slow` reads.
           progress: at this state.
           primary: the evaluation's score of this very state, if it was evaluated.
-          background: return early. Of several processes all wait all the same: their saves meet, and so do their steps.
+          background: return early.
 
         Raises:
           CheckpointError: if it, or the one before it in the background, cannot be written. Those saved before are kept.
@@ -203,14 +211,18 @@ class Checkpoints:
         self.wait()
         if progress.step in self._infos and primary is None:
             return
-        if not background or jax.process_count() > 1:
-            self._save(trees, progress, primary)
+        if jax.process_count() > 1:
+            save = self._start_together(trees, progress, primary)
+        else:
+            # Copies: the next step takes the arrays themselves for its own.
+            kept = jax.tree.map(lambda leaf: np.array(leaf, copy=True), dict(trees)) if background else trees
+            save = functools.partial(self._save, kept, progress, primary)
+        if not background:
+            save()
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        # Copies: the next step takes the arrays themselves for its own.
-        copies = jax.tree.map(lambda leaf: np.array(leaf, copy=True), dict(trees))
-        self._pending = self._thread.submit(self._save, copies, progress, primary)
+        self._pending = self._thread.submit(save)
 
     @property
     def saving(self) -> bool:
@@ -235,23 +247,68 @@ class Checkpoints:
         return step, primary
 
     def _save(self, trees: Mapping[str, Any], progress: RunProgress, primary: float | None) -> None:
-        step = progress.step
-        info = {"config": self._record.config, "progress": progress.model_dump(), "primary": primary}
-        info["digests"] = {name: digests(tree) for name, tree in trees.items()}
-        info[SELF] = digest_of(info)
-        new = self._folder / _SAVING / str(step)
+        new, info = self._folder / _SAVING / str(progress.step), self._info_of(progress, primary)
+        info = _signed(info, {name: digests(tree) for name, tree in trees.items()})
         with self._writing():
-            self._clear()
-            arrays = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-            with _quietly():
-                self._checkpointer.save(new.absolute(), args=ocp.args.Composite(info=ocp.args.JsonSave(info), **arrays))
-            # One that cannot be read is no checkpoint, whatever the library says.
-            saved = _read_info(new)
-            for name, tree in trees.items():
-                _read(new, {name: jax.tree.map(_on_host, tree)}, saved)
-            # If this very state was saved when its evaluation was interrupted, it is now once more, with the score.
-            self._put_in_place(new, step)
-            _together()
+            self._write(new, info, trees)
+            self._keep(progress.step, self._read_back(new, trees))
+
+    def _start_together(self, trees: Mapping[str, Any], progress: RunProgress, primary: float | None) -> Callable[[], None]:
+        """Copy what this process holds of the arrays, and let it be written. All processes call it.
+
+        Returns:
+          What waits for that and brings it to its end. It may run in a thread beside the next steps: no device takes part in it.
+        """
+        number, new = next(_SAVES), self._folder / _SAVING / str(progress.step)
+        own = {name: digests(tree) for name, tree in trees.items()}
+        told = [json.loads(text) for text in gather(f"digests/{number}", json.dumps(own))]
+        # Process 0 writes the record.
+        info = _signed(self._info_of(progress, primary), {name: merged([one[name] for one in told]) for name in own if told})
+        if jax.default_backend() == "cpu":
+            # Memory of a CPU is not copied to the host, and the next step takes the arrays themselves for its own.
+            trees = jax.tree.map(jnp.copy, dict(trees))
+        with self._writing():
+            self._write(new, info, trees)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(trees))
+
+        def finish() -> None:
+            with self._writing():
+                try:
+                    if isinstance(self._checkpointer, ocp.AsyncCheckpointer):
+                        with _quietly():
+                            self._checkpointer.wait_until_finished()
+                    found = self._read_back(new, shapes).model_dump_json() if jax.process_index() == 0 else None
+                except Exception as error:
+                    if jax.process_index() == 0:
+                        broadcast(f"saved/{number}", f"{_FAILED}{_reason(error)}")
+                    raise
+                found = broadcast(f"saved/{number}", found)
+                if found.startswith(_FAILED):
+                    raise RecordError(f"process 0 says: {found.removeprefix(_FAILED)}")
+                self._keep(progress.step, _Info.model_validate_json(found))
+
+        return finish
+
+    def _info_of(self, progress: RunProgress, primary: float | None) -> dict[str, Any]:
+        return {"config": self._record.config, "progress": progress.model_dump(), "primary": primary}
+
+    def _write(self, new: Path, info: Mapping[str, Any], trees: Mapping[str, Any]) -> None:
+        self._clear()
+        arrays = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        with _quietly():
+            self._checkpointer.save(new.absolute(), args=ocp.args.Composite(info=ocp.args.JsonSave(dict(info)), **arrays))
+
+    def _read_back(self, new: Path, trees: Mapping[str, Any]) -> _Info:
+        """One that cannot be read is no checkpoint, whatever the library says."""
+        saved = _read_info(new)
+        for name, tree in trees.items():
+            _read(new, {name: jax.tree.map(_on_host, tree)}, saved, alone=True)
+        # If this very state was saved when its evaluation was interrupted, it is now once more, with the score.
+        self._put_in_place(new, int(new.name))
+        return saved
+
+    def _keep(self, step: int, saved: _Info) -> None:
+        """Take a checkpoint that is in its place for one of this run, and let go of those that it supersedes."""
         self._infos[step] = saved
         keep = {*sorted(self._infos)[-_KEPT:], *(self._best() or ())[:1]}
         if self._keep_every is not None:
@@ -502,12 +559,20 @@ def _read(path: Path, target: Mapping[str, Any], info: _Info, *, alone: bool = F
     if info.digests is None:
         _LOGGER.warning("%s was saved by an older version, without digests: whether it is damaged cannot be told", path)
         return trees
-    for name, tree in trees.items():
-        saved, found = info.digests.get(name, {}), digests(tree)
-        different = [leaf for leaf in {**saved, **found} if saved.get(leaf) != found.get(leaf)]
-        if different:
-            raise _wrong(path, f"the array {name}{different[0]} is not the one that was saved")
+    wrong = [f"{name}{leaf}" for name, tree in trees.items() for leaf in different(tree, info.digests.get(name, {}))]
+    failed = _wrong(path, f"the array {wrong[0]} is not the one that was saved") if wrong else None
+    if alone and failed is not None:
+        raise failed
+    if not alone:
+        _check_everywhere(path, failed)
     return trees
+
+
+def _signed(info: dict[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a checkpoint with the digests of its arrays, and its own."""
+    info["digests"] = dict(found)
+    info[SELF] = digest_of(info)
+    return info
 
 
 def _saved_shapes(path: Path, on_host: bool) -> Any:

@@ -82,7 +82,7 @@ class TrainConfig:
     save: Save = dataclasses.field(default="auto", metadata=HOW)
     """"blocking": a step waits until the checkpoint before it is written and read back. "background": only until it is copied to the host; a
     kill then costs the steps of the write as well. "auto" goes by the state's size: in the background from 64 MiB on. Evaluations, signals
-    and the end wait always, and so do several processes."""
+    and the end wait always."""
     log_every: int = dataclasses.field(default=10, metadata=HOW)
     """Steps from one line of the metrics to the next."""
     init_from: str | None = None

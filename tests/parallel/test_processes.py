@@ -11,9 +11,11 @@ import signal
 import socket
 import time
 
+import jax
 import numpy as np
 import pytest
 
+from bdh_jax import load
 from tests.processes import Command, run_text
 
 STEPS, SAVED = 200, 40
@@ -27,6 +29,8 @@ RUN = (
     "--config.train.log_every=1",
     "--config.model.n_layer=1",
 )
+IN_PARTS = ("--config.train.save=background", "--config.mesh.fsdp=True")
+"""Checkpoints of which every process writes a part while it goes on."""
 FIRST_PORT, PORTS = 61440, 4096
 """JAX takes the port of the first process from the number of the Slurm job."""
 
@@ -98,20 +102,22 @@ def test_two_processes_stop_together_and_resume_to_the_losses_of_one(tmp_path, m
 
 
 @pytest.mark.parametrize(
-    ("processes", "killed", "said", "after"),
+    ("processes", "killed", "said", "after", "flags"),
     [
-        (2, 1, "process 1 on host", 2),
-        (2, 0, "process 0, or this one (see above), is gone", 2),
-        pytest.param(4, 2, "process 2 on host", 2, marks=pytest.mark.full),
-        pytest.param(2, 1, "process 1 on host", 4, marks=pytest.mark.full),
+        (2, 1, "process 1 on host", 2, IN_PARTS),
+        (2, 0, "process 0, or this one (see above), is gone", 2, ()),
+        pytest.param(4, 2, "process 2 on host", 2, IN_PARTS, marks=pytest.mark.full),
+        pytest.param(2, 1, "process 1 on host", 4, (), marks=pytest.mark.full),
     ],
 )
-def test_a_killed_process_is_named_by_the_others_which_stop_and_go_on(processes, killed, said, after, tmp_path, monkeypatch):
+def test_a_killed_process_is_named_by_the_others_which_stop_and_go_on(
+    processes, killed, said, after, flags, tmp_path, monkeypatch
+):
     """To the bit, if as many go on as before."""
     workdir = tmp_path / "run"
     every = f"--config.train.checkpoint_every={SAVED}"
     with monkeypatch.context() as environment:
-        commands = _start(environment, workdir, *[every] * processes)
+        commands = _start(environment, workdir, *[every] * processes, run=(*RUN, *flags))
         while not (workdir / "checkpoints" / str(SAVED)).exists():
             assert not any(command.ended() for command in commands), [command.wait() for command in commands]
             time.sleep(0.05)
@@ -126,9 +132,11 @@ def test_a_killed_process_is_named_by_the_others_which_stop_and_go_on(processes,
             assert f"the last checkpoint of {workdir} is of step".encode() in errors
         # Not hanging is what is promised; it takes half a minute on a machine that does nothing else.
         assert took < 120
-        ends = [command.wait() for command in _start(environment, workdir, *[every] * after)]
+        ends = [command.wait() for command in _start(environment, workdir, *[every] * after, run=(*RUN, *flags))]
         assert [status for status, _, _ in ends] == [0] * after, ends
-        ends = [command.wait() for command in _start(environment, tmp_path / "whole", *[every] * processes)]
+        ends = [
+            command.wait() for command in _start(environment, tmp_path / "whole", *[every] * processes, run=(*RUN, *flags))
+        ]
         assert [status for status, _, _ in ends] == [0] * processes, ends
     whole = tmp_path / "whole"
     losses, digests = zip(*((_losses(folder), _digests(folder)) for folder in (workdir, whole)), strict=True)
@@ -136,9 +144,13 @@ def test_a_killed_process_is_named_by_the_others_which_stop_and_go_on(processes,
     # Sums over another number of processes are taken in another order.
     np.testing.assert_allclose(list(losses[0].values()), list(losses[1].values()), rtol=0 if after == processes else 1e-5)
     assert (digests[0] == digests[1]) == (after == processes)
+    parts = {len(found) for found in digests[0]["slow"].values() if isinstance(found, dict)}
+    assert max(parts) == (processes if flags else 1)
+    # One process reads what several have written, and holds every part to its digest.
+    assert jax.tree.leaves(load(workdir, "last")[1])
 
 
-def _digests(workdir) -> dict[str, str]:
+def _digests(workdir) -> dict[str, dict[str, str | dict[str, str]]]:
     return json.loads((workdir / "checkpoints" / str(STEPS) / "info" / "metadata").read_text())["digests"]
 
 

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bdh_jax.config.records import digest_of
 from bdh_jax.runs.checkpoint import Checkpoints, RunProgress, load_slow, read_slow
-from bdh_jax.runs.fingerprint import digests
+from bdh_jax.runs.fingerprint import different, digests, merged
 from bdh_jax.runs.folder import CheckpointError, Record
 
 RECORD = Record({"model": {"name": "small"}})
@@ -115,6 +115,24 @@ def test_digests_do_not_depend_on_the_mesh():
     assert digests(one) == digests(spread) == digests(jax.tree.map(np.asarray, one))
     for name, other in {"dtype": one["a"].astype(jnp.int32), "shape": one["a"].reshape(2, 4), "bits": one["a"] + 1}.items():
         assert digests(one)["['a']"] != digests({**one, "a": other})["['a']"], name
+
+
+def test_parts_of_several_hosts_together_say_what_an_array_is():
+    """As processes of one run save it, each its own part of "a"; "b" is whole in one of them."""
+    tree = {"a": np.arange(24, dtype=np.float32).reshape(4, 6), "b": np.arange(3, dtype=np.int32)}
+    halves = [digests({"a": half})["['a']"] for half in (tree["a"][:, :2], tree["a"][:, 2:])]
+    first = {"['a']": {"0:4,0:2": halves[0]}, "['b']": digests(tree)["['b']"]}
+    saved = merged([first, {"['a']": {"0:4,2:6": halves[1]}}])
+    assert saved["['a']"] == {"0:4,0:2": halves[0], "0:4,2:6": halves[1]}
+    assert different(tree, saved) == []
+    assert different(jax.tree.map(jnp.asarray, tree), saved) == []
+    for row, column in ((0, 0), (3, 1), (0, 2), (3, 5)):
+        other = tree["a"].copy()
+        other[row, column] += 1
+        assert different({**tree, "a": other}, saved) == ["['a']"], (row, column)
+    assert different({"a": tree["a"]}, saved) == ["['b']"]
+    assert different({**tree, "c": tree["b"]}, saved) == ["['c']"]
+    assert different(tree, {**saved, "['a']": {}}) == ["['a']"]
 
 
 @pytest.mark.parametrize("item", ["slow", "optimizer", "info"])
