@@ -1,6 +1,6 @@
 """A run that is killed, stopped, starved and damaged again and again ends as if nothing had been: ``make test-faults``.
 
-    python -m tests.faults.kills --kills=50 --write docs/reliability.md
+    python -m tests.faults.kills --kills=52 --write docs/reliability.md
 
 One small run on text, with fast weights, consolidation and an optimiser, is started; after a random while something happens to it; the same
 command is given again; and so on. After each: it ended with the status that it should, went on from a step at most one interval between
