@@ -7,6 +7,7 @@ import importlib.metadata
 import re
 from pathlib import Path
 
+import yaml
 from packaging.markers import Marker
 
 from tests import oldest
@@ -61,3 +62,11 @@ def test_what_is_installed_lies_in_the_ranges():
 
 def numbers(version):
     return tuple(int(part) for part in re.findall(r"\d+", version)[:4])
+
+
+def test_every_part_of_the_nightly_run_has_a_job():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "nightly.yml").read_text(encoding="utf-8"))
+    parts = re.search(r"^nightly: (.*)$", makefile, re.MULTILINE)
+    assert parts is not None
+    assert workflow["jobs"]["nightly"]["strategy"]["matrix"]["target"] == parts[1].split()
