@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import socket
 import threading
@@ -28,7 +29,7 @@ _HEARTBEAT = 50
 """Seconds after which JAX's own service ends all processes without a name: later than we do."""
 _FOR_EVER = 10**9
 """Milliseconds: what waits so long is ended by :func:`watched`."""
-_ALIVE, _GONE, _DONE = "bdh_jax/alive", "bdh_jax/gone", "done"
+_ALIVE, _GONE, _FAILED, _DONE = "bdh_jax/alive", "bdh_jax/gone", "bdh_jax/failed", "done"
 
 
 def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
@@ -77,6 +78,7 @@ def watched(gone: Callable[[str], None]) -> Iterator[None]:
 
     A collective operation waits for ever for a process that is gone, or fails with a word of the network's. So a thread looks, and an
     error of JAX in the block waits for what it finds. Process 0 keeps the signs of life: if it is gone, JAX aborts the others at once.
+    A process that an error ends says so: what all meet ends all alike, and who still runs a while later never will meet it.
 
     Args:
       gone: called in another thread with what is gone, such as "process 3 on host b"; it ends the process.
@@ -90,8 +92,10 @@ def watched(gone: Callable[[str], None]) -> Iterator[None]:
     thread.start()
     try:
         yield
-    except Exception as error:
-        if not type(error).__module__.startswith("bdh_jax."):
+    except BaseException as error:
+        with contextlib.suppress(Exception):
+            client.key_value_set(f"{_FAILED}/{jax.process_index()}", _who(jax.process_index(), socket.gethostname()))
+        if isinstance(error, Exception) and not type(error).__module__.startswith("bdh_jax."):
             thread.join(PATIENCE + _READS * BEAT)
         raise
     finally:
@@ -141,7 +145,7 @@ def _say(client: Any, what: str) -> None:
 
 def _watch(client: Any, over: threading.Event, gone: Callable[[str], None]) -> None:
     seen: dict[str, tuple[str, float]] = {}
-    beat = 0
+    beat, failed_since = 0, math.inf
     while not over.wait(BEAT):
         beat += 1
         try:
@@ -149,9 +153,13 @@ def _watch(client: Any, over: threading.Event, gone: Callable[[str], None]) -> N
             if jax.process_index() == 0:
                 for who in _silent(client, seen):
                     client.key_value_set(f"{_GONE}/0", who, allow_overwrite=True)
-            found = _found(client)
+            found, failed = _said(client, _GONE), _said(client, _FAILED)
         except Exception:  # of the service, of which JAX documents none: that it cannot be asked, JAX notices as well
             continue
+        if failed is not None:
+            failed_since = min(failed_since, time.monotonic())
+            if time.monotonic() - failed_since > PATIENCE:
+                found = found or failed
         if found is not None:
             with contextlib.suppress(Exception):
                 _say(client, _DONE)
@@ -171,9 +179,13 @@ def _wait_for_others(client: Any, seen: dict[str, tuple[str, float]]) -> None:
         time.sleep(BEAT / 2)
 
 
-def _found(client: Any) -> str | None:
-    """What process 0 found gone."""
-    return next((value for _, value in client.key_value_dir_get(_GONE)), None)
+def _said(client: Any, what: str) -> str | None:
+    """Which process process 0 found gone, or which one says that it failed."""
+    return next((value for _, value in client.key_value_dir_get(what)), None)
+
+
+def _who(process: int | str, host: str) -> str:
+    return f"process {process} on host {host}"
 
 
 def _silent(client: Any, seen: dict[str, tuple[str, float]]) -> Iterator[str]:
@@ -184,4 +196,4 @@ def _silent(client: Any, seen: dict[str, tuple[str, float]]) -> Iterator[str]:
         said, since = seen.get(process, ("", now))
         seen[process] = (what, now if what != said else since)
         if what != _DONE and now - seen[process][1] > PATIENCE:
-            yield f"process {process} on host {host}"
+            yield _who(process, host)

@@ -3,6 +3,7 @@
 nothing     nothing
 readonly    its folder cannot be written to
 clock       the clock jumps by up to three days, back and forth
+full        what it writes is too large, from its first checkpoint on
 impatient   it does not wait for a folder that another process holds
 """
 
@@ -10,9 +11,11 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import runpy
 import stat
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,8 +24,12 @@ from bdh_jax.runs import lock
 NOBODY = 65534
 
 
+def _workdir(arguments: list[str]) -> Path:
+    return Path(next(argument for argument in arguments if argument.startswith("--workdir=")).partition("=")[2])
+
+
 def _readonly(arguments: list[str]) -> None:
-    folder = Path(next(argument for argument in arguments if argument.startswith("--workdir=")).partition("=")[2])
+    folder = _workdir(arguments)
     if os.geteuid() == 0:  # who may write anything: somebody else then, to whom it does not belong
         os.setgroups([])
         os.setgid(NOBODY)
@@ -40,7 +47,25 @@ def _impatient(arguments: list[str]) -> None:
     lock.WAIT = 0.5
 
 
-WRONG = {"nothing": lambda arguments: None, "readonly": _readonly, "clock": _clock, "impatient": _impatient}
+def _full(arguments: list[str]) -> None:
+    checkpoints = _workdir(arguments) / "checkpoints"
+
+    def limit() -> None:
+        while not any(path.name.isdecimal() for path in checkpoints.glob("*")):
+            time.sleep(0.01)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+
+    # A process of several forks, and works in its child.
+    os.register_at_fork(after_in_child=threading.Thread(target=limit, daemon=True).start)
+
+
+WRONG = {
+    "nothing": lambda arguments: None,
+    "readonly": _readonly,
+    "clock": _clock,
+    "full": _full,
+    "impatient": _impatient,
+}
 
 if __name__ == "__main__":
     wrong, *arguments = sys.argv[1:]

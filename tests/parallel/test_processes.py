@@ -47,8 +47,9 @@ def _job() -> int:
     raise RuntimeError("no port is free")
 
 
-def _start(monkeypatch, workdir, *of_each: str, run: tuple[str, ...] = RUN) -> list[Command]:
-    """Processes of one run with a device each, two, or as many as have an argument of their own."""
+def _start(monkeypatch, workdir, *of_each: str, run: tuple[str, ...] = RUN, wrong: str = "nothing") -> list[Command]:
+    """Processes of one run with a device each, two, or as many as have an argument of their own. Something may be wrong with the last
+    (tests.faults.child)."""
     flags = os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", "")
     common = {
         "SLURM_JOB_ID": _job(),
@@ -61,8 +62,9 @@ def _start(monkeypatch, workdir, *of_each: str, run: tuple[str, ...] = RUN) -> l
         for name, value in {**common, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}.items():
             monkeypatch.setenv(name, str(value))
         more = of_each[rank : rank + 1]
+        command = run if rank == 0 else ("tests.faults.child", wrong, *run[1:])
         commands.append(
-            Command(*run, f"--workdir={workdir}", "--config.mesh.distributed=True", "--config.mesh.data=-1", *more)
+            Command(*command, f"--workdir={workdir}", "--config.mesh.distributed=True", "--config.mesh.data=-1", *more)
         )
     return commands
 
@@ -148,6 +150,21 @@ def test_a_killed_process_is_named_by_the_others_which_stop_and_go_on(
     assert max(parts) == (processes if flags else 1)
     # One process reads what several have written, and holds every part to its digest.
     assert jax.tree.leaves(load(workdir, "last")[1])
+
+
+@pytest.mark.parametrize("save", ["background", "blocking"])
+def test_a_process_that_cannot_save_its_part_ends_all_of_them(save, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    run = (*RUN, f"--config.train.checkpoint_every={SAVED}", f"--config.train.save={save}", "--config.mesh.fsdp=True")
+    with monkeypatch.context() as environment:
+        commands = _start(environment, workdir, run=run, wrong="full")
+        (first, _, said), (second, _, errors) = [command.wait() for command in commands]
+        assert (first, second) == (75, 2), (said, errors)
+        assert b"process 1 on host" in said, said
+        assert b"no checkpoint can be written into" in errors, errors
+        ends = [command.wait() for command in _start(environment, workdir, run=run)]
+    assert [status for status, _, _ in ends] == [0, 0], ends
+    assert list(_losses(workdir)) == list(range(1, STEPS + 1))
 
 
 def _digests(workdir) -> dict[str, dict[str, str | dict[str, str]]]:
