@@ -308,8 +308,7 @@ class _Training:
                 # A resumed run may evaluate its final state once more: its checkpoint has the score already.
                 score = None if evaluated else evaluation.primary
                 evaluated = True
-            best = self._checkpoints.best
-            if score is not None and (final or best is None or score >= best[1]):
+            if score is not None and (final or self._is_best(score)):
                 self._save(state, step, evaluated, score)
             elif step > start.step and step % settings.checkpoint_every == 0:
                 self._look_at(pending)
@@ -394,6 +393,11 @@ class _Training:
         return jax.tree.map(
             lambda sizes: sizes.tolist(), jax.device_get(measure(state.slow, batch.tokens, batch.valid, batch.reset))
         )
+
+    def _is_best(self, score: float) -> bool:
+        """It waits for what is being saved in the background, and so is asked of evaluations only."""
+        best = self._checkpoints.best
+        return best is None or score >= best[1]
 
     def _save(self, state: TrainState, step: int, evaluated: bool, score: float | None, *, background: bool = False) -> None:
         with self._clock.paused():

@@ -250,6 +250,28 @@ def test_every_save_is_on_disk_before_training_goes_on(tiny, successor, tmp_path
     assert not others
 
 
+def test_steps_go_on_while_a_checkpoint_is_written_in_the_background(tiny, successor, tmp_path, monkeypatch):
+    """The save of step 2 ends only when step 3 was reported."""
+    config = tiny(checkpoint_every=2, evaluate_every=6, save="background")
+    reported, waited = threading.Event(), []
+    save, training = Checkpoints._save, Reporter.training
+
+    def slow(self, trees, progress, primary):
+        if progress.step == 2:
+            waited.append(reported.wait(30))
+        save(self, trees, progress, primary)
+
+    def note(self, step, row):
+        if step == 3:
+            reported.set()
+        training(self, step, row)
+
+    monkeypatch.setattr(Checkpoints, "_save", slow)
+    monkeypatch.setattr(Reporter, "training", note)
+    loop.train(setup_of(config), successor(config), tmp_path)
+    assert waited == [True]
+
+
 def test_a_checkpoint_that_was_being_replaced_is_put_back(finished, tmp_path):
     """Killed between taking the last checkpoint away and writing it again with its score."""
     config, workdir, _ = finished
