@@ -40,6 +40,8 @@ class Subject:
       decode: tokens → text; None where its tokens are no text.
       own: two or more named sets of texts that the user asks about; None: none were given.
       budget: 1.0 is what a report of minutes affords; a section scales its draws, shuffles and sequences with it.
+      checkpoints: seed → step → reads the weights of a checkpoint that was kept.
+      metrics: seed → what the run wrote down while it trained, a mapping a line.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Subject:
     decode: Callable[[Sequence[int]], str] | None = None
     own: Mapping[str, Sequence[str]] | None = None
     budget: float = 1.0
+    checkpoints: Mapping[int, Mapping[int, Callable[[], Slow]]] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[int, Sequence[Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +66,8 @@ class Finding:
       name: of its CSV and its anchor, unique in the section, such as "share_by_layer".
       title: says the finding, as a headline.
       says: one sentence, which says "not distinguishable from …" where the null was not rejected.
-      null: what the same numbers would be if there were nothing, in one sentence, and how it was drawn.
+      null: what the same numbers would be if there were nothing, in one sentence, and how it was drawn; empty where nothing is claimed, as of
+        a curve of training.
       caption: what is plotted, of what, against which null: the figure stands alone with it.
       alternative: what a reader who does not see the figure needs.
       rows: the numbers of the figure and of the sentence; they are the CSV.
