@@ -1,0 +1,79 @@
+(() => {
+  "use strict";
+  const themes = JSON.parse(document.getElementById("themes").textContent);
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const parts = Array.from(document.querySelectorAll(".live"));
+  const MANY = 4000; // marks, beyond which pixels are drawn instead of one element each
+
+  // How many panels stand side by side: as many as the data or the specification says, if there is room for them.
+  const side = (spec, channel) => new Set(spec.data.values.map((row) => row[channel.field])).size || 1;
+  const columns = (width, wanted) => Math.max(1, Math.min(wanted, Math.floor(width / 240)));
+
+  function fitted(spec, width) {
+    const result = { ...spec };
+    for (const name of ["hconcat", "concat", "vconcat"]) {
+      if (!result[name]) continue;
+      const count = name === "vconcat" ? 1 : columns(width, result.columns || result[name].length);
+      const inner = result[name].map((part) => fitted({ ...part }, Math.floor(width / count) - 24));
+      delete result[name];
+      return { ...result, concat: inner, columns: count };
+    }
+    if (result.spec) {
+      const count = columns(width, result.columns || 3);
+      return { ...result, columns: count, spec: panel(result.spec, width / count) };
+    }
+    const encoding = result.encoding || {};
+    if (encoding.facet) {
+      const count = columns(width, encoding.facet.columns || side(spec, encoding.facet));
+      result.encoding = { ...encoding, facet: { ...encoding.facet, columns: count } };
+      return panel(result, width / count);
+    }
+    if (encoding.column) return panel(result, width / side(spec, encoding.column));
+    if (encoding.row) return panel(result, width);
+    return { width: width, autosize: { type: "fit-x", contains: "padding" }, ...result };
+  }
+
+  // A panel's own width is what its axis and its neighbours leave of its part of the page.
+  const panel = (spec, width) => ({ width: Math.max(90, Math.floor(width) - 96), ...spec });
+
+  async function draw(part) {
+    const spec = JSON.parse(document.getElementById(part.dataset.spec).textContent);
+    const width = Math.floor(part.clientWidth);
+    if (width === 0) return;
+    const config = structuredClone(dark.matches ? themes.dark : themes.light);
+    if (width < 480) config.legend.columns = 2;
+    part.dataset.width = width;
+    const count = spec.data.values.length;
+    await vegaEmbed(part, fitted(spec, width), {
+      actions: false,
+      config: config,
+      renderer: count > MANY ? "canvas" : "svg",
+      tooltip: { theme: dark.matches ? "dark" : "light" },
+    });
+    part.dataset.drawn = dark.matches ? "dark" : "light";
+  }
+
+  async function all() {
+    for (const part of parts) {
+      try {
+        await draw(part);
+      } catch (error) {
+        console.error(part.dataset.spec, error);
+      }
+    }
+    document.documentElement.dataset.drawn = dark.matches ? "dark" : "light";
+  }
+
+  document.documentElement.classList.add("scripted");
+  const contents = document.querySelector("nav details");
+  if (window.innerWidth < 1024) contents.open = false;
+  dark.addEventListener("change", all);
+  let waiting;
+  new ResizeObserver(() => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => {
+      for (const part of parts) if (Math.abs(part.clientWidth - part.dataset.width) > 1) draw(part);
+    }, 150);
+  }).observe(document.querySelector("main"));
+  all();
+})();
