@@ -214,9 +214,7 @@ def _shares(config: BDHConfig, slow: Slow, tokens: jax.Array, valid: jax.Array) 
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _counts(
-    config: BDHConfig, slow: Slow, tokens: jax.Array, valid: jax.Array
-) -> dict[str, tuple[jax.Array, jax.Array]]:
+def _counts(config: BDHConfig, slow: Slow, tokens: jax.Array, valid: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Kind → the share of neurons by token [L, B, T], and the number of valid tokens by neuron [L, K]."""
 
     def both(active: jax.Array) -> tuple[jax.Array, jax.Array]:

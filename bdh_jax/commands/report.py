@@ -73,7 +73,11 @@ _SETS = define_path(
     several=True,
 )
 _BUDGET = flags.DEFINE_float(
-    "budget", 1.0, "How thorough: 1 takes minutes; draws, shuffles and sequences go with it.", lower_bound=0.01, upper_bound=100
+    "budget",
+    1.0,
+    "How thorough: 1 takes minutes; draws, shuffles and sequences go with it.",
+    lower_bound=0.01,
+    upper_bound=100,
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a report that is there.")
 
@@ -147,7 +151,9 @@ def _check_out(out: Path) -> list[str]:
         before = found
     mine = {name.partition("/")[2] for name in before}
     if tables_folder(out).is_dir():
-        others = sorted(path.name for path in tables_folder(out).iterdir() if path.suffix == ".csv" and path.name not in mine)
+        others = sorted(
+            path.name for path in tables_folder(out).iterdir() if path.suffix == ".csv" and path.name not in mine
+        )
         if others:
             raise ConfigError(
                 f"{tables_folder(out) / others[0]} is of no report that is at {out}; move it, or name another file with --out"
@@ -313,7 +319,8 @@ def _reading(tokenizer: Tokenizer) -> tuple[Callable[[str], np.ndarray], Callabl
 
     def decode(tokens: Sequence[int]) -> str:
         parts = [
-            tokenizer.decode([token]) if int(token) < tokenizer.vocab_size else f"⟨{int(token)}⟩".encode() for token in tokens
+            tokenizer.decode([token]) if int(token) < tokenizer.vocab_size else f"⟨{int(token)}⟩".encode()
+            for token in tokens
         ]
         return b"".join(parts).decode(errors="replace")
 
@@ -371,7 +378,11 @@ def _lead(experiment: ExperimentConfig, subject: Subject) -> str:
     config = subject.config
     seeds = f"{len(subject.seeds)} seeds" if len(subject.seeds) > 1 else "one seed"
     of = f"{config.n_layer} layers, {_parameters(subject):,} parameters"
-    text = f" on {experiment.data.path and Path(str(experiment.data.path)).name or 'tiny Shakespeare'}" if experiment.task.reads_text else ""
+    text = (
+        f" on {experiment.data.path and Path(str(experiment.data.path)).name or 'tiny Shakespeare'}"
+        if experiment.task.reads_text
+        else ""
+    )
     return (
         f"A {type(config).__name__.removesuffix('Config')} of {of}, trained on the task {experiment.task.name!r}{text} with {seeds}: what it "
         "is, how well it does, and what it does inside, each held against a null that could have said no."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ _MODEL = {
     "title": None,
     "scale": {"domain": ["trained", "untrained"]},
 }
+_BARS = {**_MODEL, "scale": {"domain": ["trained", "untrained"], "range": ["#2b8cc4", "#9aa3ad"]}}
 _KIND = {"field": "kind", "type": "nominal", "title": None, "sort": list(KINDS)}
 _LAYER = {"field": "layer", "type": "ordinal", "title": "layer"}
 
@@ -95,14 +97,13 @@ def _by_layer(measured: _Measured) -> Finding:
 
     effect, interval, over = _against_untrained(measured, of, "sequences")
     shown = {model: _mean(means, model, measured, "code") for model in measured.models}
-    low, high = interval
-    moved = "not distinguishable from its share" if low <= 0 <= high else f"{_points(effect)} against its share"
+    moved = _beside(effect, interval)
     says = (
         f"A token activates {_layers(shown['trained'])} of the neurons by their code, {_layers(_mean(means, 'trained', measured, 'gate'))} by "
-        f"their gate and {_layers(_mean(means, 'trained', measured, 'gated'))} by both, layer by layer; in the mean over layers the active code is "
-        f"{moved} before training ({_layers(shown['untrained'])})."
+        f"their gate and {_layers(_mean(means, 'trained', measured, 'gated'))} by both, layer by layer; in the mean over layers the code's share is "
+        f"{moved} that before training ({_layers(shown['untrained'])})."
     )
-    title = f"{float(np.mean(shown['trained'])):.1%} of the code is active after training, {float(np.mean(shown['untrained'])):.0%} before"
+    title = f"{_percent(np.mean(shown['trained']))} of the code is active after training, {_percent(np.mean(shown['untrained']))} before"
     return Finding(
         name="share_by_layer",
         title=title,
@@ -159,13 +160,15 @@ def _over_steps(subject: Subject, measured: _Measured) -> list[Finding]:
     kept = next(iter(steps.values()))
     same = interval[0] <= 0 <= interval[1]
     says = (
-        f"Between the last two checkpoints that were kept, of steps {kept[-2]:,} and {kept[-1]:,}, the active share of the code is "
-        f"{'not distinguishable from unchanged' if same else _points(effect)}."
+        f"At the last checkpoint that was kept, of step {kept[-1]:,}, the active share of the code is {_beside(effect, interval)} that of the one "
+        f"before, of step {kept[-2]:,}."
     )
     return [
         Finding(
             name="share_over_training",
-            title="The active share settles before training ends" if same else f"At the end of training the active share still changes, {_points(effect)}",
+            title="The active share settles before training ends"
+            if same
+            else f"At the end of training the active share still {'falls' if effect < 0 else 'rises'}",
             says=says,
             null=f"Between the last two checkpoints nothing changes. The interval is Student's t, over {over}.",
             caption=(
@@ -242,7 +245,9 @@ def _by_position(subject: Subject, measured: _Measured) -> list[Finding]:
     means = {kind: np.mean([a.by_token[kind] for a in measured.trained.values()], axis=0) for kind in KINDS}
     stacked = np.stack([means[kind][layer] for kind, layer in things])  # [M, B, T]
     sequences = [
-        stacked[:, row, there].astype(float) for row, there in enumerate(measured.valid) if there.sum() >= max(lengths.max() // 2, 4)
+        stacked[:, row, there].astype(float)
+        for row, there in enumerate(measured.valid)
+        if there.sum() >= max(lengths.max() // 2, 4)
     ]
     trend = activity.over_positions(sequences, round(_DRAWS * subject.budget) or 1, np.random.default_rng(0))
     scale = np.std(trend.shuffled, axis=0)
@@ -252,7 +257,7 @@ def _by_position(subject: Subject, measured: _Measured) -> list[Finding]:
     (kind, layer), change, p = things[chosen], float(trend.change[chosen]), float(p_values[chosen])
     what = f"the {_word(kind)} of layer {layer + 1}"
     says = (
-        f"From the first to the last position the active share of {what} changes by {_points(change, bare=True)}, the most of all "
+        f"From the first to the last position the active share of {what} changes by {_points(change)}, the most of all "
         f"{len(things)} that were looked at: "
         + (f"p = {p:.3g}." if p < 0.05 else f"not distinguishable from sequences that begin anywhere (p = {p:.2g}).")
     )
@@ -299,7 +304,7 @@ def _position_rows(measured: _Measured) -> list[dict[str, Any]]:
     rows = []
     for seed, found in measured.trained.items():
         for kind in KINDS:
-            for first, end in zip(edges[:-1], edges[1:], strict=True):
+            for first, end in itertools.pairwise(edges):
                 part = found.by_token[kind][:, :, first:end]
                 if np.isnan(part).all():
                     continue
@@ -354,13 +359,14 @@ def _repeated(subject: Subject, config: BDHConfig, untrained: Mapping[int, Slow]
     mine, control = rows[chosen], rows[len(things) + chosen]
     without = control["low"] <= 0 <= control["high"]
     says = (
-        f"Read for the second time, the same tokens activate {mine['change']:+.1%} of what they activate the first time, in the "
-        f"{_word(kind)} of layer {layer + 1} ({mine['fresh']:.2%} to {mine['repeated']:.2%}): "
+        f"Read for the second time, the same tokens change the active share of the {_word(kind)} of layer {layer + 1} by "
+        f"{_signed(mine['change'])} of itself ({_percent(mine['fresh'], 4)} to {_percent(mine['repeated'], 4)}), the clearest change of all "
+        f"{len(things)} that were looked at: "
         + (f"p = {p:.3g}" if p < 0.05 else f"not distinguishable from none (p = {p:.2g})")
-        + f"; untrained {control['change']:+.1%}{', not distinguishable from none' if without else ''}."
+        + f"; untrained {_signed(control['change'])}{', not distinguishable from none' if without else ''}."
     )
     title = (
-        f"Text that was read before activates {'fewer' if mine['change'] < 0 else 'more'} neurons"
+        f"In repeated text the {_word(kind)} of layer {layer + 1} is {_percent(abs(mine['change']), 2)} {'less' if mine['change'] < 0 else 'more'} active"
         if p < 0.05
         else "Repeated text is as active as fresh text"
     )
@@ -386,13 +392,20 @@ def _repeated(subject: Subject, config: BDHConfig, untrained: Mapping[int, Slow]
                     "x": {**_LAYER, "axis": {"labelAngle": 0}},
                     "xOffset": {"field": "kind", "sort": list(KINDS)},
                     "color": _KIND,
-                    "tooltip": _tooltip("model", "layer", "kind", fresh=".2%", repeated=".2%", change="+.1%", low="+.1%", high="+.1%"),
+                    "tooltip": _tooltip(
+                        "model", "layer", "kind", fresh=".2%", repeated=".2%", change="+.1%", low="+.1%", high="+.1%"
+                    ),
                 },
                 "layer": [
                     {
                         "mark": {"type": "rule", "strokeWidth": 2},
                         "encoding": {
-                            "y": {"field": "low", "title": "change in repeated text", "type": "quantitative", "axis": {"format": "+.0%"}},
+                            "y": {
+                                "field": "low",
+                                "title": "change in repeated text",
+                                "type": "quantitative",
+                                "axis": {"format": "+.1%"},
+                            },
                             "y2": {"field": "high"},
                         },
                     },
@@ -426,14 +439,15 @@ def _by_neuron(measured: _Measured) -> Finding:
         float(np.mean([test(found.by_neuron["code"]).mean() for found in measured.trained.values()]))
         for test in (lambda rate: rate == 0, lambda rate: rate > 0.99)
     )
-    same = interval[0] <= 0 <= interval[1]
     says = (
-        f"{after:.1%} of the neurons are never active and {always:.1%} at more than 99 % of tokens; the share of dead ones is "
-        f"{'not distinguishable from' if same else f'{_points(effect)} against'} that before training."
+        f"{_percent(after)} of the neurons are never active and {_percent(always)} at more than 99 % of tokens; the share of dead ones is "
+        f"{_beside(effect, interval)} that before training."
     )
     return Finding(
         name="neurons",
-        title=f"{after:.0%} of the neurons are never active, {always:.1%} always" if after or always else "No neuron is dead, and none is always active",
+        title=f"{_percent(after, 2)} of the neurons are never active, {_percent(always, 2)} nearly always"
+        if after or always
+        else "No neuron is dead, and none is always active",
         says=says,
         null=f"Training kills and wakes no neuron: the same model before its first step. The interval is Student's t, over {over}.",
         caption=(
@@ -447,10 +461,16 @@ def _by_neuron(measured: _Measured) -> Finding:
             "mark": {"type": "bar"},
             "encoding": {
                 "row": {**_LAYER, "header": {"labelExpr": "'layer ' + datum.value", "title": None}},
-                "x": {"field": "active at", "type": "nominal", "sort": [name for name, _ in _RATES], "title": "active at … of tokens", "axis": {"labelAngle": -30}},
+                "x": {
+                    "field": "active at",
+                    "type": "nominal",
+                    "sort": [name for name, _ in _RATES],
+                    "title": "active at … of tokens",
+                    "axis": {"labelAngle": -30},
+                },
                 "xOffset": {"field": "model"},
                 "y": {"field": "neurons", "title": "neurons", **_SHARE},
-                "color": _MODEL,
+                "color": _BARS,
                 "tooltip": _tooltip("model", "layer", "active at", neurons=".1%"),
             },
         },
@@ -491,13 +511,13 @@ def _by_token(subject: Subject, measured: _Measured) -> Finding:
                     }
                 )
     says = (
-        f"Which token it is explains {observed[last]:.0%} of the variance of the active share of the gated code in layer {layers}, and "
-        f"{_layers(observed[:layers])} of that of the code, layer by layer; shuffled tokens {expected:.0%}: "
+        f"Which token it is explains {_percent(observed[last])} of the variance of the active share of the gated code in layer {layers}, and "
+        f"{_layers(observed[:layers])} of that of the code, layer by layer; shuffled tokens {_percent(expected, 2)}: "
         + (f"p = {p:.3g}." if p < 0.05 else f"not distinguishable (p = {p:.2g}).")
     )
     return Finding(
         name="tokens",
-        title=f"The token alone explains {observed[last]:.0%} of how much a model activates for it",
+        title=f"The token alone explains {_percent(observed[last], 2)} of how much a model activates for it",
         says=says,
         null=(
             f"The token does not matter: {draws} permutations of all tokens over all positions, corrected for kinds and layers (Westfall and "
@@ -515,7 +535,7 @@ def _by_token(subject: Subject, measured: _Measured) -> Finding:
             "encoding": {
                 "y": {"field": "token", "type": "nominal", "sort": None, "title": None},
                 "x": {"field": "share", "title": "active neurons", **_SHARE},
-                "color": {**_LAYER, "scale": {"range": ["#5e4fa2", "#2a9d8f", "#e69f00"]} if layers == 3 else {"scheme": "viridis"}},
+                "color": _LAYER,
                 "shape": {"field": "kind", "type": "nominal", "title": None},
                 "tooltip": _tooltip("token", "count", "kind", "layer", share=".2%", deviation=".2%"),
             },
@@ -580,10 +600,24 @@ def _layers(shares: np.ndarray) -> str:
     return f"{', '.join(texts[:-1])} and {texts[-1]} %" if len(texts) > 1 else f"{texts[0]} %"
 
 
-def _points(difference: float, *, bare: bool = False) -> str:
+def _points(difference: float) -> str:
     """A difference of shares, in percentage points."""
-    sign = "+" if difference > 0 else "−"
-    return f"{sign}{100 * abs(difference):.3g} points" if not bare else f"{sign}{100 * abs(difference):.3g} percentage points"
+    return f"{'+' if difference > 0 else '−'}{100 * abs(difference):.3g} percentage points"
+
+
+def _beside(difference: float, interval: tuple[float, float]) -> str:
+    """Where a share is, as seen from the one that it is compared with."""
+    if interval[0] <= 0 <= interval[1]:
+        return "not distinguishable from"
+    return f"{100 * abs(difference):.3g} percentage points {'below' if difference < 0 else 'above'}"
+
+
+def _percent(share: float | np.floating, digits: int = 3) -> str:
+    return f"{100 * float(share):.{digits}g} %"
+
+
+def _signed(share: float) -> str:
+    return f"{'+' if share > 0 else '−' if share < 0 else ''}{_percent(abs(share), 2)}"
 
 
 def _tooltip(*fields: str, **formatted: str) -> list[dict[str, str]]:

@@ -53,7 +53,11 @@ def _loss(lines: Lines) -> list[Finding]:
         ]
     if not rows:
         return []
-    last = [[row["smoothed"] for row in rows if row["seed"] == seed][-1] for seed in lines if any(r["seed"] == seed for r in rows)]
+    last = [
+        [row["smoothed"] for row in rows if row["seed"] == seed][-1]
+        for seed in lines
+        if any(r["seed"] == seed for r in rows)
+    ]
     steps = max(row["step"] for row in rows)
     says = f"After {steps:,} steps the loss of a batch is {_spread(last)} nats, in the mean over {_seeds(len(last))}."
     return [
@@ -74,7 +78,9 @@ def _loss(lines: Lines) -> list[Finding]:
                 "layer": [
                     {
                         "mark": {"type": "line", "opacity": 0.25, "strokeWidth": 1, "tooltip": None},
-                        "encoding": {"y": {"field": "loss", "type": "quantitative", "title": "loss (nats)", "scale": {"zero": False}}},
+                        "encoding": {
+                            "y": {"field": "loss", "type": "quantitative", "title": "loss (nats)", "scale": {"zero": False}}
+                        },
                     },
                     {
                         "mark": {"type": "line", "strokeWidth": 2.5},
@@ -108,7 +114,9 @@ def _evaluations(lines: Lines) -> list[Finding]:
         return []
     what = " or ".join(dict.fromkeys(names.values()))
     last = max(row["step"] for row in rows)
-    said = "; ".join(f"{name} {_spread([r['score'] for r in rows if r['set'] == name and r['step'] == last])}" for name in names)
+    said = "; ".join(
+        f"{name} {_spread([r['score'] for r in rows if r['set'] == name and r['step'] == last])}" for name in names
+    )
     return [
         Finding(
             name="evaluations",
@@ -200,14 +208,22 @@ def _questions(found: Mapping[int, Sequence[AnyScore]]) -> Finding:
                 "tooltip": [
                     {"field": "set", "type": "nominal"},
                     {"field": "seed", "type": "nominal"},
-                    *({"field": name, "type": "quantitative", "format": ".4f"} for name in ("credit", "ceiling", "accuracy")),
+                    *(
+                        {"field": name, "type": "quantitative", "format": ".4f"}
+                        for name in ("credit", "ceiling", "accuracy")
+                    ),
                 ],
             },
             "layer": [
                 {
                     "mark": {"type": "tick", "thickness": 3, "size": 24},
                     "encoding": {
-                        "x": {"field": "ceiling", "type": "quantitative", "title": "credit, and its ceiling", "scale": {"domain": [0, 1]}},
+                        "x": {
+                            "field": "ceiling",
+                            "type": "quantitative",
+                            "title": "credit, and its ceiling",
+                            "scale": {"domain": [0, 1]},
+                        },
                         "color": {"datum": "ceiling"},
                     },
                 },

@@ -22,7 +22,7 @@ from bdh_jax.analysis.report.base import Finding, Rows
 
 GENERATOR = "bdh_jax report"
 """What a report says it was made by."""
-SHOWN_ROWS = 60
+SHOWN_ROWS = 100
 """Rows of a table that the page shows; its CSV has all."""
 _LARGEST_SVG = 300_000
 """Bytes of a still picture of lines, beyond which it is one of dots."""
@@ -86,7 +86,7 @@ def render(page: Page, advance: Callable[[], None] = lambda: None) -> str:
     import jinja2  # optional dependencies
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"shown": shown, "as_json": as_json}
+    environment.filters |= {"shown": shown, "as_json": as_json, "marked": marked, "number": number}
     stills: dict[tuple[str, str], str] = {}
     for answer in page.answers:
         for finding in answer.findings:
@@ -191,7 +191,14 @@ def theme(*, dark: bool) -> dict[str, Any]:
     """The Vega-Lite configuration of all charts."""
     ink, soft, grid = ("#e8ebf0", "#a9b3c1", "#323a46") if dark else (_INK, _SOFT, _GRID)
     font = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-    text = {"labelFont": font, "titleFont": font, "labelColor": ink, "titleColor": soft, "labelFontSize": 12, "titleFontSize": 12}
+    text = {
+        "labelFont": font,
+        "titleFont": font,
+        "labelColor": ink,
+        "titleColor": soft,
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+    }
     return {
         "background": "transparent",
         "font": font,
@@ -204,9 +211,20 @@ def theme(*, dark: bool) -> dict[str, Any]:
             "gridColor": grid,
             "titlePadding": 8,
             "labelLimit": 160,
+            "labelFlush": False,
+            "labelOverlap": "greedy",
         },
         "axisX": {"grid": False},
-        "legend": {**text, "orient": "top", "symbolStrokeWidth": 2, "labelLimit": 220, "titleFontWeight": 500, "offset": 8},
+        "legend": {
+            **text,
+            "symbolBaseFillColor": soft,
+            "symbolBaseStrokeColor": soft,
+            "orient": "top",
+            "symbolStrokeWidth": 2,
+            "labelLimit": 220,
+            "titleFontWeight": 500,
+            "offset": 8,
+        },
         "header": {**text, "labelFontWeight": 600},
         "title": {"color": ink, "font": font, "anchor": "start", "fontSize": 13},
         "text": {"color": ink, "font": font},
@@ -217,7 +235,7 @@ def theme(*, dark: bool) -> dict[str, Any]:
             "category": list(_DARK if dark else _LIGHT),
             "heatmap": {"scheme": "cividis"},
             "ramp": {"scheme": "cividis"},
-            "ordinal": {"scheme": "viridis"},
+            "ordinal": {"scheme": "viridis", "extent": [0.35, 1] if dark else [0, 0.85]},
         },
     }
 
@@ -232,6 +250,24 @@ def shown(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     return f"{value:.4g}"
+
+
+def number(value: float) -> str:
+    """A number of a sentence: three digits, with a minus sign."""
+    return f"{value:.3g}".replace("-", "−", 1) if value < 0 else f"{value:.3g}"
+
+
+def marked(text: str) -> Any:
+    """Text as HTML, escaped; what stands between backticks is code."""
+    import markupsafe  # comes with jinja2
+
+    parts = [markupsafe.escape(part) for part in text.split("`")]
+    whole = len(parts) // 2 * 2
+    code = [
+        markupsafe.Markup("<code>{}</code>").format(part) if place % 2 and place < whole else part
+        for place, part in enumerate(parts)
+    ]
+    return markupsafe.Markup("").join(code)
 
 
 def as_json(value: Any) -> Any:

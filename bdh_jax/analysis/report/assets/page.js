@@ -30,11 +30,14 @@
     }
     if (encoding.column) return panel(result, width / side(spec, encoding.column));
     if (encoding.row) return panel(result, width);
+    // Vega-Lite fits no width where a height is given by steps: count them.
+    const y = encoding.y || (result.layer && result.layer[0].encoding && result.layer[0].encoding.y);
+    if (result.height && result.height.step && y && y.field) result.height = result.height.step * side(spec, y);
     return { width: width, autosize: { type: "fit-x", contains: "padding" }, ...result };
   }
 
   // A panel's own width is what its axis and its neighbours leave of its part of the page.
-  const panel = (spec, width) => ({ width: Math.max(90, Math.floor(width) - 96), ...spec });
+  const panel = (spec, width) => ({ width: Math.max(90, Math.floor(width) - 112), ...spec });
 
   async function draw(part) {
     const spec = JSON.parse(document.getElementById(part.dataset.spec).textContent);
@@ -46,11 +49,12 @@
     const count = spec.data.values.length;
     await vegaEmbed(part, fitted(spec, width), {
       actions: false,
+      logLevel: 1, // errors; a warning is for whoever wrote the specification
       config: config,
       renderer: count > MANY ? "canvas" : "svg",
       tooltip: { theme: dark.matches ? "dark" : "light" },
     });
-    part.dataset.drawn = dark.matches ? "dark" : "light";
+    part.parentElement.classList.add("drawn"); // until then, and where it fails, the still picture stands there
   }
 
   async function all() {
@@ -64,7 +68,6 @@
     document.documentElement.dataset.drawn = dark.matches ? "dark" : "light";
   }
 
-  document.documentElement.classList.add("scripted");
   const contents = document.querySelector("nav details");
   if (window.innerWidth < 1024) contents.open = false;
   dark.addEventListener("change", all);
