@@ -287,10 +287,10 @@ def _subject(workdir: Path, folders: Sequence[Path], task: Task, rows: int) -> S
         checkpoints[seed] = {step: functools.partial(_slow_at, folder, step) for step in steps}
     if config is None:
         raise ConfigError(f"--workdir={workdir} holds no run; name the folder of a training run")
-    model, mesh = config.build(), make_mesh(MeshConfig())
+    initialise, mesh = jax.jit(config.build().init_slow), make_mesh(MeshConfig())
 
     def untrained(seed: int) -> Slow:
-        return jax.jit(model.init_slow)(make_keys(seed, mesh)[0])
+        return initialise(make_keys(seed, mesh)[0])
 
     tokens, valid = held_out(task, rows)
     encode, decode = _reading(trained_tokenizer(folders[0])) if task.config.reads_text else (None, None)
@@ -298,7 +298,7 @@ def _subject(workdir: Path, folders: Sequence[Path], task: Task, rows: int) -> S
         name=workdir.absolute().name,
         config=config,
         seeds=seeds,
-        untrained=functools.lru_cache(maxsize=1)(untrained),
+        untrained=functools.lru_cache(maxsize=8)(untrained),
         tokens=tokens,
         valid=valid,
         encode=encode,
@@ -377,7 +377,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def _lead(experiment: ExperimentConfig, subject: Subject) -> str:
     config = subject.config
     seeds = f"{len(subject.seeds)} seeds" if len(subject.seeds) > 1 else "one seed"
-    of = f"{config.n_layer} layers, {_parameters(subject):,} parameters"
+    of = f"{config.n_layer} layer{'s' * (config.n_layer > 1)}, {_parameters(subject):,} parameters"
     text = (
         f" on {experiment.data.path and Path(str(experiment.data.path)).name or 'tiny Shakespeare'}"
         if experiment.task.reads_text
@@ -396,7 +396,7 @@ def _parameters(subject: Subject) -> int:
 def _facts(experiment: ExperimentConfig, folders: Sequence[Path], subject: Subject) -> dict[str, dict[str, str]]:
     config = subject.config
     model = {"architecture": config.architecture, "layers": str(config.n_layer), "width": str(config.d_model)}
-    for name, field in (("neurons of a layer", "n_neurons"), ("heads", "n_head")):
+    for name, field in (("neurons per layer", "n_neurons"), ("heads", "n_head")):
         if isinstance(getattr(config, field, None), int):
             model[name] = f"{getattr(config, field):,}"
     model |= {"vocabulary": f"{config.vocab_size:,}", "parameters": f"{_parameters(subject):,}"}
@@ -407,8 +407,8 @@ def _facts(experiment: ExperimentConfig, folders: Sequence[Path], subject: Subje
     training = {
         "task": experiment.task.name,
         "steps": f"{train.steps:,}",
-        "sequences of a batch": str(train.batch_size),
-        "tokens of a held-out sequence": f"{subject.tokens.shape[1]:,}",
+        "batch size": str(train.batch_size),
+        "sequence length": f"{subject.tokens.shape[1]:,}",
         "learning rate": f"{experiment.optimizer.learning_rate:g}, {experiment.optimizer.schedule}",
         "seeds": ", ".join(map(str, subject.seeds)),
     }
@@ -431,5 +431,5 @@ def _provenance(folders: Sequence[Path]) -> dict[str, str]:
     }
     seconds = [read_json(folder / RESULTS)["seconds"] for folder in folders if (folder / RESULTS).exists()]
     if seconds:
-        found["seconds of a seed"] = f"{sum(seconds) / len(seconds):,.0f}"
+        found["seconds per seed"] = f"{sum(seconds) / len(seconds):,.0f}"
     return {name: value for name, value in found.items() if value}

@@ -60,7 +60,7 @@ def find(subject: Subject) -> list[Finding]:
     config = subject.config
     if not isinstance(config, BDHConfig):
         name = type(config).__name__.removesuffix("Config")
-        raise NotApplicable(f"a {name} has no neurons with a code and a gate: this asks for a BDH.")
+        raise NotApplicable(f"A {name} has no neurons with a code and a gate: this asks for a BDH.")
     rows = max(2, round(_SEQUENCES * subject.budget))
     tokens, valid = subject.tokens[:rows], subject.valid[:rows]
     untrained = {seed: subject.untrained(seed) for seed in subject.seeds}
@@ -166,7 +166,7 @@ def _over_steps(subject: Subject, measured: _Measured) -> list[Finding]:
     return [
         Finding(
             name="share_over_training",
-            title="The active share settles before training ends"
+            title="At the end of training the active share does not change measurably"
             if same
             else f"At the end of training the active share still {'falls' if effect < 0 else 'rises'}",
             says=says,
@@ -182,7 +182,12 @@ def _over_steps(subject: Subject, measured: _Measured) -> list[Finding]:
                 "mark": {"type": "line", "point": True, "opacity": 0.8},
                 "encoding": {
                     "row": {**_LAYER, "header": {"labelExpr": "'layer ' + datum.value", "title": None}},
-                    "x": {"field": "step", "type": "quantitative", "title": "training step"},
+                    "x": {
+                        "field": "step",
+                        "type": "quantitative",
+                        "title": "training step",
+                        "axis": {"format": ",d", "tickMinStep": 1},
+                    },
                     "y": {"field": "share", "title": "active", **_SHARE},
                     "color": _KIND,
                     "detail": {"field": "seed"},
@@ -227,7 +232,12 @@ def _logged(subject: Subject) -> Finding:
             "mark": {"type": "line"},
             "height": 200,
             "encoding": {
-                "x": {"field": "step", "type": "quantitative", "title": "training step"},
+                "x": {
+                    "field": "step",
+                    "type": "quantitative",
+                    "title": "training step",
+                    "axis": {"format": ",d", "tickMinStep": 1},
+                },
                 "y": {"field": "value", "type": "quantitative", "title": None},
                 "color": {"field": "metric", "type": "nominal", "title": None},
                 "detail": {"field": "seed"},
@@ -365,10 +375,11 @@ def _repeated(subject: Subject, config: BDHConfig, untrained: Mapping[int, Slow]
         + (f"p = {p:.3g}" if p < 0.05 else f"not distinguishable from none (p = {p:.2g})")
         + f"; untrained {_signed(control['change'])}{', not distinguishable from none' if without else ''}."
     )
+    what = "text" if subject.decode else "input"
     title = (
-        f"In repeated text the {_word(kind)} of layer {layer + 1} is {_percent(abs(mine['change']), 2)} {'less' if mine['change'] < 0 else 'more'} active"
+        f"In repeated {what} the {_word(kind)} of layer {layer + 1} is {_percent(abs(mine['change']), 2)} {'less' if mine['change'] < 0 else 'more'} active"
         if p < 0.05
-        else "Repeated text is as active as fresh text"
+        else f"Repeated {what} activates as much as fresh {what}"
     )
     return [
         Finding(
@@ -384,7 +395,7 @@ def _repeated(subject: Subject, config: BDHConfig, untrained: Mapping[int, Slow]
                 f"after {half} others: relative change of the active share, by layer. Bars are 95 % intervals over {len(fresh)} pairs, in the mean "
                 "over seeds. Without training, and in the code of the first layer, which sees its token alone, there is nothing to change."
             ),
-            alternative=f"Relative change of the active share in repeated text, by layer. {says}",
+            alternative=f"Relative change of the active share in repeated {what}, by layer. {says}",
             rows=rows,
             chart={
                 "height": 220,
@@ -402,7 +413,7 @@ def _repeated(subject: Subject, config: BDHConfig, untrained: Mapping[int, Slow]
                         "encoding": {
                             "y": {
                                 "field": "low",
-                                "title": "change in repeated text",
+                                "title": f"change in repeated {what}",
                                 "type": "quantitative",
                                 "axis": {"format": "+.1%"},
                             },

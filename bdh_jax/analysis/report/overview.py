@@ -14,7 +14,7 @@ from bdh_jax.tasks.scores import AnyScore, TextScore, read_score
 Lines = Mapping[int, Sequence[Mapping[str, Any]]]
 """Seed → the lines of its ``metrics.jsonl``."""
 _SEED = {"field": "seed", "type": "nominal", "title": "seed"}
-_STEP = {"field": "step", "type": "quantitative", "title": "training step"}
+_STEP = {"field": "step", "type": "quantitative", "title": "training step", "axis": {"format": ",d", "tickMinStep": 1}}
 
 
 def smoothed(values: Sequence[float], reach: int) -> np.ndarray:
@@ -59,7 +59,7 @@ def _loss(lines: Lines) -> list[Finding]:
         if any(r["seed"] == seed for r in rows)
     ]
     steps = max(row["step"] for row in rows)
-    says = f"After {steps:,} steps the loss of a batch is {_spread(last)} nats, in the mean over {_seeds(len(last))}."
+    says = f"After {steps:,} steps the loss of a batch is {_spread(last)} nats, {_over(len(last))}."
     return [
         Finding(
             name="loss",
@@ -123,8 +123,8 @@ def _evaluations(lines: Lines) -> list[Finding]:
             title=f"Evaluations while it was trained: {what}",
             says=f"At step {last:,}: {said} ({what}).",
             null="",
-            caption=f"{what} of held-out sequences at each evaluation during training, by evaluation set; a line a seed.",
-            alternative=f"{what} over training steps, by evaluation set and seed. At step {last:,}: {said}.",
+            caption=f"{what[:1].upper()}{what[1:]} of held-out sequences at each evaluation during training, by evaluation set; a line a seed.",
+            alternative=f"{what[:1].upper()}{what[1:]} over training steps, by evaluation set and seed. At step {last:,}: {said}.",
             rows=rows,
             chart={
                 "height": 200,
@@ -189,7 +189,7 @@ def _questions(found: Mapping[int, Sequence[AnyScore]]) -> Finding:
 
     said = "; ".join(f"{name} {_spread(of(name, 'credit'))} of {statistics.fmean(of(name, 'ceiling')):.4f}" for name in sets)
     worst = min(sets, key=lambda name: statistics.fmean(of(name, "ratio")))
-    says = f"Credit, and the most that any causal model can have on the same sequences: {said}; mean and standard deviation over {_seeds(len(found))}."
+    says = f"Credit, and the most that any causal model can have on the same sequences: {said}; {_over(len(found))}."
     return Finding(
         name="answers",
         title=f"{statistics.fmean(of(worst, 'ratio')):.1%} of the ceiling or more, in every evaluation set",
@@ -222,7 +222,7 @@ def _questions(found: Mapping[int, Sequence[AnyScore]]) -> Finding:
                             "field": "ceiling",
                             "type": "quantitative",
                             "title": "credit, and its ceiling",
-                            "scale": {"domain": [0, 1]},
+                            "scale": {"zero": False},
                         },
                         "color": {"datum": "ceiling"},
                     },
@@ -240,7 +240,7 @@ def _texts(found: Mapping[int, Sequence[AnyScore]], baselines: Mapping[str, floa
     rows = [{"what": row["set"], **row} for row in _rows(found)]
     values = [row["bits_per_byte"] for row in rows]
     beside = "; ".join(f"{name} {value:.4f}" for name, value in baselines.items())
-    says = f"{_spread(values)} bits per byte, mean and standard deviation over {_seeds(len(found))}{f'. Beside it: {beside}' if beside else ''}."
+    says = f"{_spread(values)} bits per byte, {_over(len(found))}{f'. Beside it: {beside}' if beside else ''}."
     rows += [{"what": name, "seed": None, "bits_per_byte": value} for name, value in baselines.items()]
     return Finding(
         name="text",
@@ -285,5 +285,5 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean:.4f}" if len(values) < 2 else f"{mean:.4f} ± {statistics.stdev(values):.4f}"
 
 
-def _seeds(count: int) -> str:
-    return "one seed" if count == 1 else f"{count} seeds"
+def _over(count: int) -> str:
+    return "of one seed" if count == 1 else f"mean and standard deviation over {count} seeds"

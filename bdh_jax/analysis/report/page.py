@@ -14,6 +14,7 @@ import importlib.resources
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from html.parser import HTMLParser
 from typing import Any
@@ -212,7 +213,7 @@ def theme(*, dark: bool) -> dict[str, Any]:
             "titlePadding": 8,
             "labelLimit": 160,
             "labelFlush": False,
-            "labelOverlap": "greedy",
+            "labelOverlap": "parity",
         },
         "axisX": {"grid": False},
         "legend": {
@@ -258,13 +259,14 @@ def number(value: float) -> str:
 
 
 def marked(text: str) -> Any:
-    """Text as HTML, escaped; what stands between backticks is code."""
+    """Text as HTML, escaped; what stands between backticks is code, and a number is not parted from its sign."""
     import markupsafe  # comes with jinja2
 
-    parts = [markupsafe.escape(part) for part in text.split("`")]
-    whole = len(parts) // 2 * 2
+    whole = re.sub(r"\bp = (?=\d)", "p\u00a0=\u00a0", re.sub(r"(?<=\d) %", "\u00a0%", text))
+    parts = [markupsafe.escape(part) for part in whole.split("`")]
+    last = len(parts) // 2 * 2
     code = [
-        markupsafe.Markup("<code>{}</code>").format(part) if place % 2 and place < whole else part
+        markupsafe.Markup("<code>{}</code>").format(part) if place % 2 and place < last else part
         for place, part in enumerate(parts)
     ]
     return markupsafe.Markup("").join(code)
