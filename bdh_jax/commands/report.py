@@ -21,7 +21,6 @@ import jax
 import numpy as np
 from absl import flags
 
-from bdh_jax import __version__
 from bdh_jax.analysis.held_out import held_out
 from bdh_jax.analysis.report import overview, page
 from bdh_jax.analysis.report.base import Finding, NotApplicable, Section, Subject, sections
@@ -49,6 +48,7 @@ from bdh_jax.runs.folder import (
     trained_texts,
 )
 from bdh_jax.runs.lock import only_writer
+from bdh_jax.runs.provenance import describe_start
 from bdh_jax.runs.reporter import read_rows
 from bdh_jax.tasks.base import Task
 from bdh_jax.tasks.mixed import unigram_bits
@@ -58,7 +58,7 @@ from bdh_jax.training.step import make_keys
 from bdh_jax.types import Slow
 
 _LOGGER = logging.getLogger("bdh_jax")
-_LIBRARIES = ("altair", "igraph", "jinja2", "powerlaw", "vl_convert")
+_LIBRARIES = ("igraph", "jinja2", "markupsafe", "powerlaw", "vl_convert")
 _ROWS = 64
 """Held-out sequences of a report of minutes."""
 _BEGINNING = 2**16
@@ -232,13 +232,14 @@ def _report(workdir: Path, asked: Mapping[str, Section], own: Mapping[str, Seque
         for name, section in asked.items():
             answers.append(_answer(name, section, subject, workdir))
             progress.advance(1, status=section.title)
+    now = describe_start(0, 0)
     return Page(
         title=f"Inside {subject.name}",
         lead=_lead(experiment, subject),
         facts=_facts(experiment, folders, subject),
         answers=answers,
         made=(
-            f"Made by bdh_jax {__version__}: {_command(workdir, _ONLY.value)}; {len(subject.tokens)} held-out sequences of "
+            f"Made by bdh_jax {now['versions']['bdh_jax']} on {now['time'][:10]}: `{_command(workdir, _ONLY.value)}`; {len(subject.tokens)} held-out sequences of "
             f"{subject.tokens.shape[1]} tokens, budget {_BUDGET.value:g}."
         ),
     )
