@@ -15,7 +15,9 @@ def test_of_a_text_they_are_windows_of_what_validates(tmp_path):
     data = DataConfig(path=str(tmp_path / "train.txt"), validation_path=str(tmp_path / "held.txt"))
     task = TextConfig(length=16).make(seed=0, batch_size=8, data=data)
     tokens, valid = held_out(task, 4)
-    assert tokens.shape == (4, 16) and tokens.dtype == np.int32 and valid.all()
+    assert tokens.shape == (4, 16)
+    assert tokens.dtype == np.int32
+    assert valid.all()
     text = (tmp_path / "held.txt").read_bytes()
     assert all(bytes(row.tolist()) in text for row in tokens.astype(np.uint8))
     assert len({row.tobytes() for row in tokens}) == 4
@@ -28,7 +30,8 @@ def test_of_an_n_back_they_are_of_the_longer_sets_and_each_comes_once():
     firsts = {row[: there.sum() // 2].tobytes() for row, there in zip(tokens, valid, strict=True)}
     assert len(firsts) == 12
     of_set = {
-        name: {row[:8].tobytes() for row in one.encoded.tokens.astype(np.int32)} for name, one in task.evaluation_sets.items()
+        name: {row[:8].tobytes() for row in one.encoded.tokens.astype(np.int32)}
+        for name, one in task.evaluation_sets.items()
     }
     assert {name: any(row[:8].tobytes() in rows for row in tokens) for name, rows in of_set.items()} == {
         "n2": False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from html.parser import HTMLParser
 
@@ -15,7 +16,10 @@ from bdh_jax.analysis.report.base import Finding
 from bdh_jax.analysis.report.page import Answer, Page
 
 EVIL = "<script>alert('&')</script>"
-CHART = {"mark": "point", "encoding": {"x": {"field": "x", "type": "quantitative"}, "y": {"field": "name", "type": "nominal"}}}
+CHART = {
+    "mark": "point",
+    "encoding": {"x": {"field": "x", "type": "quantitative"}, "y": {"field": "name", "type": "nominal"}},
+}
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 
 
@@ -40,7 +44,12 @@ PAGE = Page(
     lead="Lead",
     facts={"Model": {"layers": EVIL}},
     answers=[
-        Answer("first", f"First {EVIL}", "Why?", [finding(), finding("table", chart=None), finding("own", chart=None, html="<b>own</b>")]),
+        Answer(
+            "first",
+            f"First {EVIL}",
+            "Why?",
+            [finding(), finding("table", chart=None), finding("own", chart=None, html="<b>own</b>")],
+        ),
         Answer("second", "Second", "What?", refusal=f"A GPT {EVIL} has none."),
     ],
     made="Made by `bdh report`.",
@@ -93,7 +102,8 @@ def test_everything_is_escaped_but_fragments(html, parsed):
     assert EVIL not in html
     assert len(parsed.of("script")) == 1 + 3  # a chart; themes, library, page.js
     text = "".join(parsed.text)
-    assert text.count(f"Title {EVIL}") >= 3 and f"A GPT {EVIL} has none." in text
+    assert text.count(f"Title {EVIL}") >= 3
+    assert f"A GPT {EVIL} has none." in text
     assert len(parsed.of("b")) == 1
 
 
@@ -114,24 +124,30 @@ def test_figures_and_landmarks_have_texts(parsed):
     ids = [attributes["id"] for _, attributes in parsed.tags if attributes.get("id")]
     assert len(ids) == len(set(ids))
     for attributes in figures:
-        assert attributes["aria-describedby"] in ids and attributes["aria-labelledby"] in ids
+        assert attributes["aria-describedby"] in ids
+        assert attributes["aria-labelledby"] in ids
     assert [image["alt"] for image in parsed.of("img")] == [f'Words " {EVIL}']
     assert {"main", "nav", "header"} <= {tag for tag, _ in parsed.tags}
     anchors = [link["href"][1:] for link in parsed.of("a") if link["href"].startswith("#")]
-    assert set(anchors) <= set(ids) and {"first", "second", "first-share"} <= set(anchors)
+    assert set(anchors) <= set(ids)
+    assert {"first", "second", "first-share"} <= set(anchors)
     levels = [int(tag[1]) for tag, _ in parsed.tags if tag in ("h1", "h2", "h3", "h4")]
-    assert levels[0] == 1 and all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
 
 
 def test_a_chart_has_its_rows_as_json(parsed):
     specs = [json.loads(text) for attributes, text in parsed.scripts if attributes.get("id") == "first-share-spec"]
     assert [row["x"] for row in specs[0]["data"]["values"]] == [0.5, None, 3]
-    assert specs[0]["mark"] == "point" and specs[0]["description"].endswith(EVIL)
+    assert specs[0]["mark"] == "point"
+    assert specs[0]["description"].endswith(EVIL)
 
 
 def test_numbers_are_said_beside_their_null(parsed):
-    text = " ".join("".join(parsed.text).split())
-    assert "Held against Nothing" in text and "Effect −0.25" in text and "p-value 0.01" in text
+    text = " ".join(" ".join(parsed.text).split())
+    assert "Held against Nothing" in text
+    assert "Effect −0.25" in text
+    assert "p-value 0.01" in text
 
 
 def test_tables_hold_the_rows():
@@ -165,9 +181,13 @@ def test_means_of_neighbours():
 def test_scores_stand_beside_ceilings_and_baselines():
     answer = {"name": "n2", "count": 4, "accuracy": 0.5, "credit": 0.5, "ceiling": 0.8, "extra": {}, "ratio": 0.625}
     text = {"name": "validation", "count": 9, "bits_per_byte": 2.5, "loss": 1.7, "accuracy": 0.5, "extra": {}}
-    of_answers, of_text = overview.scores({0: {"n2": answer, "validation": text}, 1: {"n2": answer, "validation": text}}, {"none": 8.0})
-    assert "0.5000 ± 0.0000 of 0.8000" in of_answers.says and of_answers.title.startswith("62.5")
-    assert "none 8.0000" in of_text.says and {row["what"] for row in of_text.rows} == {"validation", "none"}
+    of_answers, of_text = overview.scores(
+        {0: {"n2": answer, "validation": text}, 1: {"n2": answer, "validation": text}}, {"none": 8.0}
+    )
+    assert "0.5000 ± 0.0000 of 0.8000" in of_answers.says
+    assert of_answers.title.startswith("62.5")
+    assert "none 8.0000" in of_text.says
+    assert {row["what"] for row in of_text.rows} == {"validation", "none"}
     assert overview.scores({}, {"none": 8.0}) == []
 
 
@@ -175,13 +195,27 @@ def test_curves_have_a_line_for_each_seed():
     lines = {
         seed: [
             {"step": 10, "loss": 3.0 + seed},
-            {"step": 10, "evaluation": {"primary": 0.1, "v": {"name": "v", "count": 1, "bits_per_byte": 4.0, "loss": 1.0, "accuracy": 0.1, "extra": {}}}},
+            {
+                "step": 10,
+                "evaluation": {
+                    "primary": 0.1,
+                    "v": {"name": "v", "count": 1, "bits_per_byte": 4.0, "loss": 1.0, "accuracy": 0.1, "extra": {}},
+                },
+            },
             {"step": 20, "loss": 1.0 + seed},
-            {"step": 20, "evaluation": {"primary": 0.2, "v": {"name": "v", "count": 1, "bits_per_byte": 3.0, "loss": 1.0, "accuracy": 0.1, "extra": {}}}},
+            {
+                "step": 20,
+                "evaluation": {
+                    "primary": 0.2,
+                    "v": {"name": "v", "count": 1, "bits_per_byte": 3.0, "loss": 1.0, "accuracy": 0.1, "extra": {}},
+                },
+            },
         ]
         for seed in (0, 1)
     }
     loss, evaluations = overview.curves(lines)
-    assert [row["smoothed"] for row in loss.rows] == [3.0, 1.0, 4.0, 2.0] and "1.5000 ± 0.7071" in loss.says
-    assert len(evaluations.rows) == 4 and "3.0000 ± 0.0000" in evaluations.says
+    assert [row["smoothed"] for row in loss.rows] == [3.0, 1.0, 4.0, 2.0]
+    assert "1.5000 ± 0.7071" in loss.says
+    assert len(evaluations.rows) == 4
+    assert "3.0000 ± 0.0000" in evaluations.says
     assert overview.curves({0: []}) == []

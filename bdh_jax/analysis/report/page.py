@@ -264,12 +264,10 @@ def marked(text: str) -> Any:
 
     whole = re.sub(r"\bp = (?=\d)", "p\u00a0=\u00a0", re.sub(r"(?<=\d) %", "\u00a0%", text))
     parts = [markupsafe.escape(part) for part in whole.split("`")]
-    last = len(parts) // 2 * 2
-    code = [
-        markupsafe.Markup("<code>{}</code>").format(part) if place % 2 and place < last else part
-        for place, part in enumerate(parts)
-    ]
-    return markupsafe.Markup("").join(code)
+    if len(parts) % 2 == 0:  # the last one opens what nothing closes
+        parts[-2:] = [parts[-2] + "`" + parts[-1]]
+    code = markupsafe.Markup("<code>{}</code>")
+    return markupsafe.Markup("").join(code.format(part) if place % 2 else part for place, part in enumerate(parts))
 
 
 def as_json(value: Any) -> Any:

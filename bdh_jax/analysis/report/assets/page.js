@@ -9,12 +9,14 @@
   const side = (spec, channel) => new Set(spec.data.values.map((row) => row[channel.field])).size || 1;
   const columns = (width, wanted) => Math.max(1, Math.min(wanted, Math.floor(width / 240)));
 
-  function fitted(spec, width) {
+  // `beside` is what stands beside a panel: axis, header, half a label.
+  function fitted(spec, width, beside) {
+    const panel = (one, room) => ({ width: Math.max(60, Math.floor(room) - beside), ...one });
     const result = { ...spec };
     for (const name of ["hconcat", "concat", "vconcat"]) {
       if (!result[name]) continue;
       const count = name === "vconcat" ? 1 : columns(width, result.columns || result[name].length);
-      const inner = result[name].map((part) => fitted({ ...part }, Math.floor(width / count) - 24));
+      const inner = result[name].map((part) => panel(part, width / count));
       delete result[name];
       return { ...result, concat: inner, columns: count };
     }
@@ -36,10 +38,7 @@
     return { width: width, autosize: { type: "fit-x", contains: "padding" }, ...result };
   }
 
-  // A panel's own width is what its axis and its neighbours leave of its part of the page.
-  const panel = (spec, width) => ({ width: Math.max(90, Math.floor(width) - 112), ...spec });
-
-  async function draw(part) {
+  async function draw(part, beside = 112) {
     const spec = JSON.parse(document.getElementById(part.dataset.spec).textContent);
     const width = Math.floor(part.clientWidth);
     if (width === 0) return;
@@ -47,13 +46,15 @@
     if (width < 480) config.legend.columns = 2;
     part.dataset.width = width;
     const count = spec.data.values.length;
-    await vegaEmbed(part, fitted(spec, width), {
+    await vegaEmbed(part, fitted(spec, width, beside), {
       actions: false,
       logLevel: 1, // errors; a warning is for whoever wrote the specification
       config: config,
       renderer: count > MANY ? "canvas" : "svg",
       tooltip: { theme: dark.matches ? "dark" : "light" },
     });
+    const over = part.scrollWidth - part.clientWidth;
+    if (over > 1 && beside < 300) await draw(part, beside + over);
     part.parentElement.classList.add("drawn"); // until then, and where it fails, the still picture stands there
   }
 
