@@ -33,6 +33,7 @@ from bdh_jax.console import Progress
 from bdh_jax.data.documents import expanded
 from bdh_jax.data.tokenizer import Tokenizer
 from bdh_jax.experiment import ExperimentConfig, load, read_experiment
+from bdh_jax.lifelong.result import LifelongResult
 from bdh_jax.models.base import count_parameters
 from bdh_jax.parallel.mesh import MeshConfig, make_mesh
 from bdh_jax.runs.checkpoint import read_slow
@@ -51,6 +52,7 @@ from bdh_jax.runs.lock import only_writer
 from bdh_jax.runs.provenance import describe_start
 from bdh_jax.runs.reporter import read_rows
 from bdh_jax.tasks.base import Task
+from bdh_jax.tasks.facts import VALUES
 from bdh_jax.tasks.mixed import unigram_bits
 from bdh_jax.tasks.text import Text, TextConfig
 from bdh_jax.training.init_from import trained_tokenizer
@@ -224,7 +226,7 @@ def _report(workdir: Path, asked: Mapping[str, Section], own: Mapping[str, Seque
             "scores",
             "How well it does",
             "Scores on sequences that it was not trained on, beside what bounds them.",
-            overview.scores(evaluations, _baselines(task)),
+            [*overview.scores(evaluations, _baselines(task)), *_retention(workdir)],
             refusal="" if evaluations else "The run has not been evaluated yet.",
         ),
     ]
@@ -353,6 +355,29 @@ def _baselines(task: Task) -> dict[str, float]:
     size = np.asarray(task.data.tokenizer.token_bytes)[np.asarray(task.validation.tokens)[1:]].mean()
     uniform = float(np.log2(task.vocab_size) / size)
     return {"all tokens alike": uniform, "frequencies of tokens": unigram_bits(task)}
+
+
+def _retention(workdir: Path) -> list[Finding]:
+    """What ``bdh lifelong`` has found of this run, if it was asked."""
+    path = workdir / "lifelong" / RESULTS
+    if not path.exists():
+        return []
+    try:
+        result = LifelongResult.from_dict(read_json(path))
+    except (ValueError, KeyError, TypeError):
+        _LOGGER.warning("%s is not shown: it holds several numbers of facts, or is of another version", path)
+        return []
+    rows = [
+        {
+            "function": row.name,
+            "model": model,
+            "stream": stream,
+            **{name: float(row.scores[name][model, stream]) for name in ("recall", "harm")},
+        }
+        for row in result.rows
+        for model, stream in np.ndindex(row.scores["recall"].shape)
+    ]
+    return overview.retention(rows, 1 / VALUES)
 
 
 def _settings(experiment: ExperimentConfig) -> Finding:

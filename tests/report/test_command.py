@@ -40,7 +40,12 @@ def runs(tmp_path_factory) -> Path:
     """A text of two seeds with a report, and a run of facts."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "text.txt").write_text("to be or not to be, that <is> the question & whether tis nobler. " * 100)
-    text = ("text:smoke", f"--config.data.path={folder / 'text.txt'}", "--config.train.checkpoint_every=1", "--config.train.keep_every=1")
+    text = (
+        "text:smoke",
+        f"--config.data.path={folder / 'text.txt'}",
+        "--config.train.checkpoint_every=1",
+        "--config.train.keep_every=1",
+    )
     for experiment, name, *more in (
         (text[0], "text", *text[1:], "--config.seeds=0,1"),
         ("lifelong:smoke", "facts"),

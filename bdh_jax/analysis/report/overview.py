@@ -170,6 +170,66 @@ def scores(evaluations: Mapping[int, Mapping[str, Any]], baselines: Mapping[str,
     return findings
 
 
+def retention(rows: Sequence[Mapping[str, Any]], chance: float) -> list[Finding]:
+    """What is left of facts after consolidation, as the lifelong benchmark measured it; nothing of no rows.
+
+    Args:
+      rows: a mapping each for a row of its table, a model and a stream: "function", "model", "stream", "recall", "harm".
+      chance: recall of a guess.
+    """
+    if not rows:
+        return []
+    names = list(dict.fromkeys(row["function"] for row in rows))
+
+    def mean(name: str, key: str) -> float:
+        return statistics.fmean(row[key] for row in rows if row["function"] == name)
+
+    best = max(names, key=lambda name: mean(name, "recall"))
+    says = (
+        f"After the last reset {best} recalls {mean(best, 'recall'):.3f} of the facts with a harm of {mean(best, 'harm'):+.3f}; a guess "
+        f"recalls {chance:.3f}{f', nothing consolidated {mean("none", "recall"):.3f}' if 'none' in names else ''}."
+    )
+    long = [
+        {name: row[name] for name in ("function", "model", "stream")} | {"score": score, "value": row[score]}
+        for row in rows
+        for score in ("recall", "harm")
+    ]
+    return [
+        Finding(
+            name="retention",
+            title=f"{best} keeps {mean(best, 'recall'):.1%} of the facts of a stream".replace("%", " %"),
+            says=says,
+            null="",
+            caption=(
+                "The lifelong benchmark: recall of all facts of a stream after the last reset, and harm, the recall lost in later episodes, by "
+                "consolidation function; a mark for each model and stream. The line is chance."
+            ),
+            alternative=f"Recall and harm by consolidation function. {says}",
+            rows=long,
+            chart={
+                "height": {"step": 22},
+                "encoding": {
+                    "y": {"field": "function", "type": "nominal", "sort": None, "title": None},
+                    "x": {"field": "value", "type": "quantitative", "title": "share of facts"},
+                },
+                "layer": [
+                    {"mark": {"type": "rule", "strokeDash": [2, 3]}, "encoding": {"x": {"datum": chance}, "y": None}},
+                    {
+                        "mark": {"type": "point", "filled": True, "size": 45, "opacity": 0.7},
+                        "encoding": {
+                            "color": {"field": "score", "type": "nominal", "title": None, "sort": ["recall", "harm"]},
+                            "tooltip": [
+                                *({"field": name, "type": "nominal"} for name in ("function", "model", "stream", "score")),
+                                {"field": "value", "type": "quantitative", "format": "+.3f"},
+                            ],
+                        },
+                    },
+                ],
+            },
+        )
+    ]
+
+
 def _rows(found: Mapping[int, Sequence[AnyScore]]) -> list[dict[str, Any]]:
     return [
         {"set": score.name, "seed": seed, score.COUNTED: score.count}

@@ -311,10 +311,10 @@ def _across(facet: Mapping[str, Any] | None) -> int:
 
 @functools.cache
 def _library() -> str:
-    """Vega, Vega-Lite and Vega-Embed in one script; the names ``vegaEmbed`` and ``vega`` are global."""
+    """Vega, Vega-Lite and Vega-Embed in one script; ``vegaEmbed`` is global."""
     import vl_convert  # an optional dependency
 
-    return vl_convert.javascript_bundle().replace("</script", "<\\/script")
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
 
 
 @functools.cache
