@@ -185,9 +185,10 @@ def retention(rows: Sequence[Mapping[str, Any]], chance: float) -> list[Finding]
         return statistics.fmean(row[key] for row in rows if row["function"] == name)
 
     best = max(names, key=lambda name: mean(name, "recall"))
+    nothing = f", nothing consolidated {mean('none', 'recall'):.3f}" if "none" in names else ""
     says = (
         f"After the last reset {best} recalls {mean(best, 'recall'):.3f} of the facts with a harm of {mean(best, 'harm'):+.3f}; a guess "
-        f"recalls {chance:.3f}{f', nothing consolidated {mean("none", "recall"):.3f}' if 'none' in names else ''}."
+        f"recalls {chance:.3f}{nothing}."
     )
     long = [
         {name: row[name] for name in ("function", "model", "stream")} | {"score": score, "value": row[score]}
