@@ -13,7 +13,7 @@ from bdh_jax.tasks.scores import AnyScore, TextScore, read_score
 
 Lines = Mapping[int, Sequence[Mapping[str, Any]]]
 """Seed → the lines of its ``metrics.jsonl``."""
-_SEED = {"field": "seed", "type": "nominal", "title": "seed"}
+_SEED = {"field": "seed", "type": "nominal", "title": "seed", "legend": {"symbolOpacity": 1, "symbolStrokeWidth": 2.5}}
 _STEP = {"field": "step", "type": "quantitative", "title": "training step", "axis": {"format": ",d", "tickMinStep": 1}}
 
 
@@ -198,7 +198,7 @@ def retention(rows: Sequence[Mapping[str, Any]], chance: float) -> list[Finding]
     return [
         Finding(
             name="retention",
-            title=f"{best} keeps {mean(best, 'recall'):.1%} of the facts of a stream".replace("%", " %"),
+            title=f"Consolidated by {best}, {100 * mean(best, 'recall'):.1f} % of the facts of a stream are kept",
             says=says,
             null="",
             caption=(
@@ -253,7 +253,7 @@ def _questions(found: Mapping[int, Sequence[AnyScore]]) -> Finding:
     says = f"Credit, and the most that any causal model can have on the same sequences: {said}; {_over(len(found))}."
     return Finding(
         name="answers",
-        title=f"{statistics.fmean(of(worst, 'ratio')):.1%} of the ceiling or more, in every evaluation set",
+        title=f"{100 * statistics.fmean(of(worst, 'ratio')):.1f} % of the ceiling or more, in every evaluation set",
         says=says,
         null="",
         caption=(
