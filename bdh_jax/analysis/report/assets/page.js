@@ -24,7 +24,11 @@
       const count = columns(width, result.columns || 3);
       return { ...result, columns: count, spec: panel(result.spec, width / count) };
     }
-    const encoding = result.encoding || {};
+    let encoding = result.encoding || {};
+    if (encoding.column && !encoding.row && side(spec, encoding.column) > columns(width, side(spec, encoding.column))) {
+      const { column, ...others } = encoding; // no room side by side: wrap
+      encoding = { ...others, facet: column };
+    }
     if (encoding.facet) {
       const count = columns(width, encoding.facet.columns || side(spec, encoding.facet));
       result.encoding = { ...encoding, facet: { ...encoding.facet, columns: count } };
