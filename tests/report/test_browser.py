@@ -108,6 +108,15 @@ def test_charts_follow_the_width_and_the_scheme(report, chromium):
         assert wrong == []
 
 
+def test_panels_are_wide_enough_to_read(report, chromium):
+    with opened(chromium, report, 400) as (shown, _):
+        panels = shown.evaluate(
+            "[...document.querySelectorAll('.live svg g.role-scope.cell > g > path.background')].map((one) => one.getBoundingClientRect().width)"
+        )
+        assert len(panels) >= 12
+        assert min(panels) > 150
+
+
 def test_on_paper_there_are_stills_and_no_contents(report, chromium):
     with opened(chromium, report, 800) as (shown, _):
         shown.emulate_media(media="print")
