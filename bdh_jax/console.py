@@ -167,8 +167,14 @@ class _Time(rich.progress.ProgressColumn):
         return Text(f"{hours}:{minutes:02}:{seconds:02}", no_wrap=True)
 
 
+_bars: list[rich.progress.Progress] = []
+"""The one place on the screen that is drawn again and again, while there is one."""
+
+
 class Progress:
     """How far work has come that takes long: a bar in a terminal or notebook, which is gone at the end, and log lines anywhere else.
+
+    One that begins while another is shown stands below it.
 
     Args:
       name: what is done.
@@ -180,6 +186,7 @@ class Progress:
     def __init__(self, name: str, total: int | None, *, done: int = 0, shown: bool = True):
         self._name, self._total, self._done, self._shown = name, total, done, shown
         self._bar: rich.progress.Progress | None = None
+        self._drawn_here = False
 
     def __enter__(self) -> Progress:
         self.start()
@@ -192,7 +199,10 @@ class Progress:
 
     def start(self) -> None:
         """Show the bar, where there is one."""
-        if self._shown and _can_redraw():
+        if not self._shown or not _can_redraw():
+            return
+        self._drawn_here = not _bars
+        if self._drawn_here:
             columns = (
                 rich.progress.TextColumn("{task.description}", markup=False),
                 _Bar(),
@@ -200,13 +210,19 @@ class Progress:
                 rich.progress.TextColumn("{task.fields[status]}", markup=False),
                 _Time(),
             )
-            self._bar = rich.progress.Progress(*columns, console=messages(), transient=True, expand=True)
-            self._task = self._bar.add_task(self._name, total=self._total, completed=self._done, status="")
-            self._bar.start()
+            _bars.append(rich.progress.Progress(*columns, console=messages(), transient=True, expand=True))
+            _bars[0].start()
+        self._bar = _bars[0]
+        self._task = self._bar.add_task(self._name, total=self._total, completed=self._done, status="")
 
     def stop(self) -> None:
         """Take it away."""
-        if self._bar is not None:
+        if self._bar is None:
+            return
+        if not self._drawn_here:
+            self._bar.update(self._task, visible=False)
+        elif self._bar in _bars:
+            _bars.remove(self._bar)
             self._bar.stop()
 
     @property

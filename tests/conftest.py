@@ -58,6 +58,7 @@ _SLOW = (
     "parallel/test_fsdp.py",
     "parallel/test_processes.py",
     "parallel/test_sequence.py",
+    "report",
     "runs/test_sigkill.py",
     "test_sweep.py",
     "training/test_expert_hooks.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 
 import pytest
@@ -90,3 +91,26 @@ def test_a_bar_is_drawn_where_it_can_be_drawn_again(place, widgets, redrawn, mon
         bar.advance(status="done")
     assert bool(caplog.messages) != redrawn
     assert redrawn or not recwarn.list
+
+
+def test_a_bar_within_another_stands_below_it(monkeypatch):
+    """Rich refuses two places that are drawn again and again."""
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "messages", lambda: place)
+    place = Console(force_terminal=True, file=screen, width=80)
+    with console.Progress("outer", 2) as outer:
+        with console.Progress("inner", 3) as inner:
+            inner.advance(status="first")
+            inner.advance()
+            outer._bar.refresh()
+        outer.advance(status="half")
+        with console.Progress("next", 1):
+            outer._bar.refresh()
+    assert not console._bars
+    shown = screen.getvalue()
+    assert "inner" in shown
+    assert "2/3" in shown
+    assert "next" in shown
+    with console.Progress("alone", 1) as alone:
+        assert alone.is_bar
+    assert not console._bars

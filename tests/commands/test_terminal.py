@@ -42,6 +42,7 @@ RUNS: dict[str, list[list[str]]] = {
         ]
     ],
     "plan": [["text:official", "--topology=v5p:2x2x2", "--search", "--batch=64", "--nocompile"]],
+    "report": [["--workdir=FOLDER/nback", "--only=activity", "--budget=0.05"]],
     "prepare": [["--files=FOLDER/stories.jsonl", "--out=FOLDER/prepared", "--validation_share=0.3"]],
 }
 """Command → arguments of small runs in the folder of the fixture. A new command needs a row."""

@@ -1,0 +1,350 @@
+"""What a run itself has written down, as findings without a null: curves of its training, and its scores beside ceilings and baselines."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bdh_jax.analysis.report.base import Finding
+from bdh_jax.tasks.scores import AnyScore, TextScore, read_score
+
+Lines = Mapping[int, Sequence[Mapping[str, Any]]]
+"""Seed → the lines of its ``metrics.jsonl``."""
+_SEED = {"field": "seed", "type": "nominal", "title": "seed", "legend": {"symbolOpacity": 1, "symbolStrokeWidth": 2.5}}
+_STEP = {"field": "step", "type": "quantitative", "title": "training step", "axis": {"format": ",d", "tickMinStep": 1}}
+
+
+def smoothed(values: Sequence[float], reach: int) -> np.ndarray:
+    """The mean of each value and its neighbours: up to ``reach`` on each side, as many on the one as on the other.
+
+    Args:
+      values: [n].
+      reach: 0 leaves them as they are.
+
+    Returns:
+      [n] float64.
+    """
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    place = np.arange(len(values))
+    near = np.minimum(np.minimum(place, len(values) - 1 - place), reach)
+    return (sums[place + near + 1] - sums[place - near]) / (2 * near + 1)
+
+
+def curves(lines: Lines) -> list[Finding]:
+    """The loss and the evaluations while a run was trained; nothing of a run that has not written any.
+
+    Args:
+      lines: of each seed.
+    """
+    return [*_loss(lines), *_evaluations(lines)]
+
+
+def _loss(lines: Lines) -> list[Finding]:
+    rows, reach = [], 0
+    for seed, of_seed in lines.items():
+        logged = [line for line in of_seed if "loss" in line]
+        reach = max(1, len(logged) // 40)
+        rows += [
+            {"seed": seed, "step": line["step"], "loss": line["loss"], "smoothed": float(mean)}
+            for line, mean in zip(logged, smoothed([line["loss"] for line in logged], reach), strict=True)
+        ]
+    if not rows:
+        return []
+    last = [
+        [row["smoothed"] for row in rows if row["seed"] == seed][-1]
+        for seed in lines
+        if any(r["seed"] == seed for r in rows)
+    ]
+    steps = max(row["step"] for row in rows)
+    says = f"After {steps:,} steps the loss of a batch is {_spread(last)} nats, {_over(len(last))}."
+    return [
+        Finding(
+            name="loss",
+            title=f"Trained for {steps:,} steps, to a loss of {statistics.fmean(last):.3g} nats",
+            says=says,
+            null="",
+            caption=(
+                f"Loss of training batches, as it was written down (thin) and in the mean of up to {2 * reach + 1} neighbouring values (thick); one "
+                "colour a seed."
+            ),
+            alternative=f"The loss over training steps, a line a seed. {says}",
+            rows=rows,
+            chart={
+                "height": 240,
+                "encoding": {"x": _STEP, "color": _SEED},
+                "layer": [
+                    {
+                        "mark": {"type": "line", "opacity": 0.25, "strokeWidth": 1, "tooltip": None},
+                        "encoding": {
+                            "y": {"field": "loss", "type": "quantitative", "title": "loss (nats)", "scale": {"zero": False}}
+                        },
+                    },
+                    {
+                        "mark": {"type": "line", "strokeWidth": 2.5},
+                        "encoding": {
+                            "y": {"field": "smoothed", "type": "quantitative", "title": "loss (nats)"},
+                            "tooltip": [
+                                {"field": "seed", "type": "nominal"},
+                                {"field": "step", "type": "quantitative"},
+                                {"field": "loss", "type": "quantitative", "format": ".4"},
+                                {"field": "smoothed", "type": "quantitative", "format": ".4"},
+                            ],
+                        },
+                    },
+                ],
+            },
+        )
+    ]
+
+
+def _evaluations(lines: Lines) -> list[Finding]:
+    rows, names = [], {}
+    for seed, of_seed in lines.items():
+        for line in of_seed:
+            for name, values in line.get("evaluation", {}).items():
+                if not isinstance(values, Mapping):
+                    continue  # the score that decides which checkpoint is the best
+                score = read_score(values)
+                names[name] = score.COLUMNS[score.COMPARED]
+                rows.append({"seed": seed, "step": line["step"], "set": name, "score": getattr(score, score.COMPARED)})
+    if len({row["step"] for row in rows}) < 2:
+        return []
+    what = " or ".join(dict.fromkeys(names.values()))
+    last = max(row["step"] for row in rows)
+    said = "; ".join(
+        f"{name} {_spread([r['score'] for r in rows if r['set'] == name and r['step'] == last])}" for name in names
+    )
+    return [
+        Finding(
+            name="evaluations",
+            title=f"Evaluations while it was trained: {what}",
+            says=f"At step {last:,}: {said} ({what}).",
+            null="",
+            caption=f"{what[:1].upper()}{what[1:]} of held-out sequences at each evaluation during training, by evaluation set; a line a seed.",
+            alternative=f"{what[:1].upper()}{what[1:]} over training steps, by evaluation set and seed. At step {last:,}: {said}.",
+            rows=rows,
+            chart={
+                "height": 200,
+                "mark": {"type": "line", "point": True},
+                "encoding": {
+                    "x": _STEP,
+                    "y": {"field": "score", "type": "quantitative", "title": what, "scale": {"zero": False}},
+                    "color": {"field": "set", "type": "nominal", "title": None},
+                    "detail": {"field": "seed"},
+                    "tooltip": [
+                        {"field": "set", "type": "nominal"},
+                        {"field": "seed", "type": "nominal"},
+                        {"field": "step", "type": "quantitative"},
+                        {"field": "score", "type": "quantitative", "format": ".4"},
+                    ],
+                },
+            },
+        )
+    ]
+
+
+def scores(evaluations: Mapping[int, Mapping[str, Any]], baselines: Mapping[str, float]) -> list[Finding]:
+    """The scores of a run beside what bounds them.
+
+    Args:
+      evaluations: seed → set → what ``Score.to_dict`` made.
+      baselines: name → bits per byte of a text that something simple reaches; of other tasks none: their scores know their ceiling.
+
+    Returns:
+      A finding of the scores of questions with answers and one of texts, as far as there are any.
+    """
+    found: dict[int, list[AnyScore]] = {
+        seed: [read_score(score) for score in of_seed.values() if isinstance(score, Mapping)]
+        for seed, of_seed in evaluations.items()
+    }
+    questions = {seed: [s for s in of_seed if not isinstance(s, TextScore)] for seed, of_seed in found.items()}
+    texts = {seed: [s for s in of_seed if isinstance(s, TextScore)] for seed, of_seed in found.items()}
+    findings = []
+    if any(questions.values()):
+        findings.append(_questions(questions))
+    if any(texts.values()):
+        findings.append(_texts(texts, baselines))
+    return findings
+
+
+def retention(rows: Sequence[Mapping[str, Any]], chance: float) -> list[Finding]:
+    """What is left of facts after consolidation, as the lifelong benchmark measured it; nothing of no rows.
+
+    Args:
+      rows: a mapping each for a row of its table, a model and a stream: "function", "model", "stream", "recall", "harm".
+      chance: recall of a guess.
+    """
+    if not rows:
+        return []
+    names = list(dict.fromkeys(row["function"] for row in rows))
+
+    def mean(name: str, key: str) -> float:
+        return statistics.fmean(row[key] for row in rows if row["function"] == name)
+
+    best = max(names, key=lambda name: mean(name, "recall"))
+    nothing = f", nothing consolidated {mean('none', 'recall'):.3f}" if "none" in names else ""
+    says = (
+        f"After the last reset {best} recalls {mean(best, 'recall'):.3f} of the facts with a harm of {mean(best, 'harm'):+.3f}; a guess "
+        f"recalls {chance:.3f}{nothing}."
+    )
+    long = [
+        {name: row[name] for name in ("function", "model", "stream")} | {"score": score, "value": row[score]}
+        for row in rows
+        for score in ("recall", "harm")
+    ]
+    return [
+        Finding(
+            name="retention",
+            title=f"Consolidated by {best}, {100 * mean(best, 'recall'):.1f} % of the facts of a stream are kept",
+            says=says,
+            null="",
+            caption=(
+                "The lifelong benchmark: recall of all facts of a stream after the last reset, and harm, the recall lost in later episodes, by "
+                "consolidation function; a mark for each model and stream. The line is chance."
+            ),
+            alternative=f"Recall and harm by consolidation function. {says}",
+            rows=long,
+            chart={
+                "height": {"step": 22},
+                "encoding": {
+                    "y": {"field": "function", "type": "nominal", "sort": None, "title": None},
+                    "x": {"field": "value", "type": "quantitative", "title": "share of facts"},
+                },
+                "layer": [
+                    {"mark": {"type": "rule", "strokeDash": [2, 3]}, "encoding": {"x": {"datum": chance}, "y": None}},
+                    {
+                        "mark": {"type": "point", "filled": True, "size": 45, "opacity": 0.7},
+                        "encoding": {
+                            "color": {"field": "score", "type": "nominal", "title": None, "sort": ["recall", "harm"]},
+                            "tooltip": [
+                                *({"field": name, "type": "nominal"} for name in ("function", "model", "stream", "score")),
+                                {"field": "value", "type": "quantitative", "format": "+.3f"},
+                            ],
+                        },
+                    },
+                ],
+            },
+        )
+    ]
+
+
+def _rows(found: Mapping[int, Sequence[AnyScore]]) -> list[dict[str, Any]]:
+    return [
+        {"set": score.name, "seed": seed, score.COUNTED: score.count}
+        | {name: getattr(score, name) for name in score.COLUMNS}
+        | dict(score.extra)
+        for seed, of_seed in found.items()
+        for score in of_seed
+    ]
+
+
+def _questions(found: Mapping[int, Sequence[AnyScore]]) -> Finding:
+    rows = _rows(found)
+    sets = list(dict.fromkeys(row["set"] for row in rows))
+
+    def of(name: str, key: str) -> list[float]:
+        return [row[key] for row in rows if row["set"] == name]
+
+    said = "; ".join(f"{name} {_spread(of(name, 'credit'))} of {statistics.fmean(of(name, 'ceiling')):.4f}" for name in sets)
+    worst = min(sets, key=lambda name: statistics.fmean(of(name, "ratio")))
+    says = f"Credit, and the most that any causal model can have on the same sequences: {said}; {_over(len(found))}."
+    return Finding(
+        name="answers",
+        title=f"{100 * statistics.fmean(of(worst, 'ratio')):.1f} % of the ceiling or more, in every evaluation set",
+        says=says,
+        null="",
+        caption=(
+            "Credit for answers on each evaluation set (dots, one a seed) and its ceiling (bars): the best credit that any causal model can have on "
+            f"these very sequences. {sum(row['sequences'] for row in rows) // max(1, len(found)):,} sequences in all."
+        ),
+        alternative=f"Credit beside its ceiling, by evaluation set. {says}",
+        rows=rows,
+        chart={
+            "height": {"step": 34},
+            "encoding": {
+                "y": {"field": "set", "type": "nominal", "sort": None, "title": None},
+                "tooltip": [
+                    {"field": "set", "type": "nominal"},
+                    {"field": "seed", "type": "nominal"},
+                    *(
+                        {"field": name, "type": "quantitative", "format": ".4f"}
+                        for name in ("credit", "ceiling", "accuracy")
+                    ),
+                ],
+            },
+            "layer": [
+                {
+                    "mark": {"type": "tick", "thickness": 3, "size": 24},
+                    "encoding": {
+                        "x": {
+                            "field": "ceiling",
+                            "type": "quantitative",
+                            "title": "credit, and its ceiling",
+                            "scale": {"zero": False},
+                        },
+                        "color": {"datum": "ceiling"},
+                    },
+                },
+                {
+                    "mark": {"type": "point", "filled": True, "size": 70, "opacity": 0.8},
+                    "encoding": {"x": {"field": "credit", "type": "quantitative"}, "color": {"datum": "credit"}},
+                },
+            ],
+        },
+    )
+
+
+def _texts(found: Mapping[int, Sequence[AnyScore]], baselines: Mapping[str, float]) -> Finding:
+    rows = [{"what": row["set"], **row} for row in _rows(found)]
+    values = [row["bits_per_byte"] for row in rows]
+    beside = "; ".join(f"{name} {value:.4f}" for name, value in baselines.items())
+    says = f"{_spread(values)} bits per byte, {_over(len(found))}{f'. Beside it: {beside}' if beside else ''}."
+    rows += [{"what": name, "seed": None, "bits_per_byte": value} for name, value in baselines.items()]
+    return Finding(
+        name="text",
+        title=f"{statistics.fmean(values):.3g} bits for a byte of text that it has not seen",
+        says=says,
+        null="",
+        caption=(
+            "Bits per byte of the validation text, read in windows from an empty state (dots, one a seed), beside what something simple reaches "
+            "on the same text (bars). Fewer is better."
+        ),
+        alternative=f"Bits per byte beside baselines. {says}",
+        rows=rows,
+        chart={
+            "height": {"step": 34},
+            "encoding": {
+                "y": {"field": "what", "type": "nominal", "sort": None, "title": None},
+                "x": {"field": "bits_per_byte", "type": "quantitative", "title": "bits per byte", "scale": {"domainMin": 0}},
+                "tooltip": [
+                    {"field": "what", "type": "nominal"},
+                    {"field": "seed", "type": "nominal"},
+                    {"field": "bits_per_byte", "type": "quantitative", "format": ".4f"},
+                ],
+            },
+            "layer": [
+                {
+                    "transform": [{"filter": "!isValid(datum.seed)"}],
+                    "mark": {"type": "tick", "thickness": 3, "size": 24},
+                    "encoding": {"color": {"datum": "baseline"}},
+                },
+                {
+                    "transform": [{"filter": "isValid(datum.seed)"}],
+                    "mark": {"type": "point", "filled": True, "size": 70, "opacity": 0.8},
+                    "encoding": {"color": {"datum": "this model"}},
+                },
+            ],
+        },
+    )
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = statistics.fmean(values)
+    return f"{mean:.4f}" if len(values) < 2 else f"{mean:.4f} ± {statistics.stdev(values):.4f}"
+
+
+def _over(count: int) -> str:
+    return "of one seed" if count == 1 else f"mean and standard deviation over {count} seeds"
