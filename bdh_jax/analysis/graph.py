@@ -38,6 +38,7 @@ HUBS = 0.01
 SIGNIFICANT = 0.05
 
 Direction = Literal["in", "out"]
+DIRECTIONS: tuple[Direction, ...] = ("in", "out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +157,35 @@ def hubs(graph: NeuronGraph, direction: Direction, count: int = 10) -> np.ndarra
     return np.lexsort((-graph.strengths(direction), -graph.degrees(direction)))[:count]
 
 
+class HubPairing(NamedTuple):
+    """Whether neurons at which many edges end are those at which many begin.
+
+    Attributes:
+      out_degree: the mean of the nodes of the largest in-degree.
+      shuffled: float64 [S], the same where the nodes that have an edge trade their out-degrees.
+    """
+
+    out_degree: float
+    shuffled: np.ndarray
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, by permutation."""
+        more, fewer = p_of(self.out_degree, self.shuffled), p_of(-self.out_degree, -self.shuffled)
+        return min(1.0, 2 * float(min(more, fewer)))
+
+
+def hub_pairing(graph: NeuronGraph, shuffles: int = 999, seed: int = 0, share: float = HUBS) -> HubPairing:
+    """The out-degree of in-hubs, against chance among the nodes that have an edge."""
+    rng = np.random.default_rng((seed, 2))
+    ends, begins = graph.degrees("in"), graph.degrees("out")
+    at = np.flatnonzero(ends + begins)
+    first = np.isin(at, hubs(graph, "in", max(1, round(share * graph.nodes))))
+    # What hubs have after a permutation of all is a draw without replacement.
+    drawn = [float(np.mean(rng.choice(begins[at], first.sum(), replace=False))) for _ in range(shuffles)]
+    return HubPairing(float(np.mean(begins[at][first])), np.array(drawn))
+
+
 class Ratio(NamedTuple):
     """Two distributions of the same tail, by Vuong's test.
 
@@ -207,8 +237,10 @@ class Tail(NamedTuple):
         return "heavy: power law" if self.power_log_normal.better == 1 else "heavy: log-normal rather than power law"
 
 
+STEEPEST = 20
+"""The largest α that is tried."""
 LEAST_TAIL = 20
-"""Fewer different positive values are no sample of which a tail could be told."""
+"""Fewer positive values are no sample of which a tail could be told."""
 
 
 def fit_tail(values: np.ndarray) -> Tail | None:
@@ -228,11 +260,24 @@ def fit_tail(values: np.ndarray) -> Tail | None:
     discrete = bool(np.issubdtype(positive.dtype, np.integer))
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of fits whose tail is short, which the p-values say as well
-        fit = powerlaw.Fit(positive, discrete=discrete, verbose=0)
+        # The library's own limit, α ≤ 3, makes every power law lose that falls faster.
+        fit = powerlaw.Fit(positive, discrete=discrete, verbose=0, parameter_ranges={"alpha": [1, STEEPEST]})
         # Neither of two contains the other: Vuong's ratio is normal if there is nothing between them.
         compare = functools.partial(fit.distribution_compare, "power_law", nested=False)
         ratios = [Ratio(*(float(value) for value in compare(other))) for other in ("lognormal", "exponential")]
         return Tail(float(fit.power_law.alpha), float(fit.xmin), int(np.sum(positive >= fit.xmin)), *ratios)
+
+
+def shuffled_hub_shares(
+    slow: Slow, shuffles: int, density: float = DENSITY, *, most: int = MOST_NODES, seed: int = 0
+) -> dict[Direction, np.ndarray]:
+    """:func:`hub_share` of models whose weights are shuffled: what norms that differ by chance alone make of hubs.
+
+    Returns:
+      Direction → float64 [S], of the same shuffles.
+    """
+    graphs = [neuron_graph(shuffle_weights(slow, seed + number), density, most=most) for number in range(shuffles)]
+    return {direction: np.array([hub_share(graph.degrees(direction)) for graph in graphs]) for direction in DIRECTIONS}
 
 
 # Communities.
@@ -319,7 +364,7 @@ def _rewire(whole: Any) -> Any:
 def _leiden(whole: Any) -> Communities:
     if not whole.ecount():
         return Communities(0.0, np.arange(whole.vcount()))
-    found = whole.community_leiden(objective_function="modularity", n_iterations=-1)
+    found = whole.community_leiden(objective_function="modularity", n_iterations=2)
     return Communities(float(whole.modularity(found.membership, directed=True)), np.array(found.membership, np.int64))
 
 
