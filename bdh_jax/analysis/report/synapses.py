@@ -15,7 +15,7 @@ from bdh_jax.console import Progress
 from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.types import Slow
 
-PERMUTATIONS = 999
+PERMUTATIONS = 499
 SHOWN = 3
 """Synapses, and neurons, of a seed that are put in words."""
 SIGNIFICANT = 0.05
@@ -217,7 +217,6 @@ def _sentence(asked: Asked, model: str, kind: Kind) -> str:
     p_value = max(each.corrected for each in found)
     passed = np.mean([each.search.discovered.sum() for each in found])
     by_chance = np.mean([each.search.discovered_in_shuffled.mean() for each in found])
-    as_many = max(each.search.p_discovered for each in found)
     effect, largest = (
         float(np.mean(values))
         for values in ([each.effect for each in found], [each.search.largest_in_shuffled.mean() for each in found])
@@ -225,12 +224,11 @@ def _sentence(asked: Asked, model: str, kind: Kind) -> str:
     held = [float(each.held.effects[0]) for each in found]
     spread = f" ± {np.std(held, ddof=1):.2f}" if len(held) > 1 else ""
     p_held = max(float(each.held.p_values[0]) for each in found)
-    who = "of single tokens' shares, without a model," if kind == "token" else f"of {CALLED[kind]}, {model},"
+    who = f"{CALLED[kind]} without a model" if kind == "token" else f"{CALLED[kind]}, {model}"
     verdict = "" if p_value < SIGNIFICANT else ", not distinguishable from shuffled sets"
     return (
-        f"{who} {passed:.1f} pass, in shuffled sets {by_chance:.1f} (as many in a share of {as_many:.2g} at most), and the best has an effect of "
-        f"{effect:.2f}, in shuffled sets {largest:.2f} (p {p_value:.2g}{verdict}), on texts held out {np.mean(held):.2f}{spread} "
-        f"(p {p_held:.2g})"
+        f"{who}: {passed:.1f} discovered (in shuffled sets {by_chance:.1f}), the best's effect {effect:.2f} (in shuffled sets {largest:.2f}; "
+        f"p {p_value:.2g}{verdict}), on texts held out {np.mean(held):.2f}{spread} (p {p_held:.2g})"
     )
 
 
@@ -282,15 +280,17 @@ def _listed(texts: Texts, asked: Asked, kind: Kind, words: Words) -> Finding:
             held = synapses.hold_out(
                 found.entries.values[test], texts.labels[test], found.search, np.array([c]), np.array([m])
             )
-            effect = float(found.search.effects[c, m])
+            name = texts.names[found.search.contrasts[c]]
+            if found.search.effects[c, m] < 0:
+                name = texts.names[1] if len(texts.names) == 2 else f"all but {name}"
             rows.append(
                 {
                     "seed": seed,
                     **dict(zip(("layer", "head", "neuron", "coordinate"), map(int, index), strict=False)),
-                    "set": texts.names[found.search.contrasts[c]],
-                    "effect": round(effect, 3),
+                    "larger_in": name,
+                    "effect": round(abs(float(found.search.effects[c, m])), 3),
                     "p_corrected": round(float(found.search.corrected[c, m]), 4),
-                    "held_out": round(float(np.sign(effect) * held.effects[0]), 3),
+                    "held_out": round(float(held.effects[0]), 3),
                     "p_held_out": float(f"{held.p_values[0]:.2g}"),
                     **words[seed, kind][number],
                 }
@@ -313,8 +313,8 @@ def _listed(texts: Texts, asked: Asked, kind: Kind, words: Words) -> Finding:
         says=says[0].upper() + says[1:],
         null=_null(asked),
         caption=(
-            f"The best {SHOWN} of each seed, from the smallest p-value: where it is, its effect for the set named (rank-biserial correlation, "
-            "above zero if values are larger in that set), corrected for everything searched, the effect on texts held out, and, in words from "
+            f"The best {SHOWN} of each seed, from the smallest p-value: where it is (numbered from 0), in which set its values are larger and by "
+            "what effect (rank-biserial correlation), corrected for everything searched, the same on texts held out, and, in words from "
             f"those texts, {shown}; the token is in brackets."
         ),
         alternative=says,
@@ -342,7 +342,7 @@ def _values(subject: Subject, texts: Texts, asked: Asked) -> Finding:
         for part, rows_of in (("searched", train), ("held out", test))
         for row in rows_of.tolist()
     ]
-    where = f"layer {index[0] + 1}, head {index[1] + 1}, neuron {index[2]}, coordinate {index[3]}"
+    where = f"layer {index[0]}, head {index[1]}, neuron {index[2]}, coordinate {index[3]}"
     name = texts.names[found.search.contrasts[contrast[0]]]
     larger = found.search.effects[contrast[0], entry[0]] >= 0
     held = float(found.held.effects[0])
@@ -358,7 +358,7 @@ def _values(subject: Subject, texts: Texts, asked: Asked) -> Finding:
         says=says,
         null=_null(asked),
         caption=(
-            f"One entry of ρ after each text, {where} of seed {seed}, per token of the text and in parts of its largest value; texts that were "
+            f"One entry of ρ after each text, {where} (numbered from 0) of seed {seed}, per token of the text and in parts of its largest value; texts that were "
             "searched beside those held out."
         ),
         alternative=says,
