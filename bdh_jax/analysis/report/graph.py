@@ -27,6 +27,8 @@ from bdh_jax.types import Slow
 
 REWIRINGS = 99
 SHUFFLES = 99
+LEAST = 39
+"""Of both, however small a report's budget: with fewer a p-value could not lie below 5 %."""
 OTHER_REWIRINGS = 9
 """At densities beside the first, where they say how large a z is and no p-value is given."""
 MODELS = ("trained", "untrained", "shuffled")
@@ -80,7 +82,7 @@ def find(subject: Subject) -> Sequence[Finding]:
             "The graph G = D_x E is that of a BDH, whose encoder reads what its decoder wrote; this model has none."
         )
     rewirings, others, shuffles = (
-        max(least, round(count * subject.budget)) for least, count in ((19, REWIRINGS), (3, OTHER_REWIRINGS), (19, SHUFFLES))
+        max(least, round(count * subject.budget)) for least, count in ((LEAST, REWIRINGS), (3, OTHER_REWIRINGS), (LEAST, SHUFFLES))
     )
     asked: dict[tuple[int, str], Asked] = {}
     shuffled: dict[int, Mapping[Direction, np.ndarray]] = {}
