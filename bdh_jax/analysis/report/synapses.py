@@ -19,6 +19,7 @@ PERMUTATIONS = 499
 SHOWN = 3
 """Synapses, and neurons, of a seed that are put in words."""
 SIGNIFICANT = 0.05
+_MODEL = {"field": "model", "type": "nominal", "scale": {"domain": ["trained", "untrained", "no model"]}, "title": None}
 CALLED: Mapping[Kind, str] = {
     "rho": "entries of ρ",
     "S": "entries of S",
@@ -179,8 +180,8 @@ def _separation(subject: Subject, texts: Texts, asked: Asked, kinds: Sequence[Ki
         chart={
             "encoding": {
                 "x": {"field": "what", "type": "nominal", "title": None, "axis": {"labelAngle": 0}},
-                "xOffset": {"field": "model"},
-                "color": {"field": "model", "type": "nominal", "sort": ["trained", "untrained", "no model"]},
+                "xOffset": {"field": "model", "scale": _MODEL["scale"]},
+                "color": _MODEL,
                 "tooltip": [
                     {"field": name} for name in ("seed", "model", "what", "effect", "held_out", "p_corrected", "discovered")
                 ],
@@ -190,7 +191,7 @@ def _separation(subject: Subject, texts: Texts, asked: Asked, kinds: Sequence[Ki
                     "mark": {"type": "point", "filled": True, "size": 60},
                     "encoding": {
                         "y": {"field": "held_out", "type": "quantitative", "title": "effect on texts held out"},
-                        "shape": {"field": "model"},
+                        "shape": _MODEL,
                     },
                 },
                 {
