@@ -1,7 +1,7 @@
 """Which single synapses, and which neurons, tell sets of texts from each other, and what they write and read.
 
-A synapse is one entry of an episode's state after a text: of the attention's ρ or of the fast weights S, [L, H, N, D], a neuron and a
-coordinate of the width. What is searched is chosen without looking at which set a text is of; then every entry chosen is asked by the
+A synapse is here, as in the paper, one entry of an episode's state after a text: of the attention's ρ or of the fast weights S,
+[L, H, N, D], a neuron and a coordinate of the width. (``slow["synapse"]`` is another thing, which no text changes.) What is searched is chosen without looking at which set a text is of; then every entry chosen is asked by the
 Mann–Whitney test, and the answer is held against texts whose sets are shuffled:
 
 - the largest of all, for the family of everything searched (:func:`bdh_jax.analysis.nulls.p_of_largest`),

@@ -382,8 +382,9 @@ def _values(subject: Subject, texts: Texts, asked: Asked) -> Finding:
 SECTION = Section(
     title="Synapses that mean something",
     asks=(
-        "The paper finds single synapses that fire for one subject. Here every entry of the state, and every neuron, is asked which of two or "
-        "more sets of texts it belongs to; is there more than a search finds where there is nothing, and does it hold on other texts?"
+        "The paper calls an entry of the state a synapse, and finds single ones that stand for one subject. Here entries and neurons are asked "
+        "which of two or more sets of texts they belong to; is there more than a search finds where there is nothing, and does it hold on "
+        "other texts?"
     ),
     find=find,
     place=50,
