@@ -264,7 +264,7 @@ def _degrees(asked: Mapping[tuple[int, str], Asked], shuffled: Mapping[int, Mapp
         alternative=says,
         rows=rows,
         chart={
-            "mark": {"type": "line", "interpolate": "step-after", "opacity": 0.8},
+            "mark": {"type": "line", "interpolate": "step-before", "opacity": 0.8},
             "encoding": {
                 "x": {
                     "field": "degree",
