@@ -34,6 +34,8 @@ from bdh_jax.experiment import load_as, read_experiment
 from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.types import Slow
 
+THOU = "thou and you"
+PARTS = ("graph", "currencies and politics", THOU)
 LINES = 40
 """Of each set of lines of the validation text."""
 ADDRESSES = {
@@ -49,22 +51,24 @@ def main() -> None:
     parser.add_argument("--path", type=Path, help="the text to train on; tiny Shakespeare unless it is given")
     parser.add_argument("--seeds", default="0,1,2", help="training seeds")
     parser.add_argument("--budget", type=float, default=1.0, help="scales shuffles and what is searched")
-    parser.add_argument("--json", type=Path, help="write all numbers there")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what is asked; all by default")
+    parser.add_argument("--json", type=Path, help="write all numbers there; what it has of other parts is kept")
     options = parser.parse_args()
     seeds = [int(seed) for seed in options.seeds.split(",")]
     if not (options.workdir / "results.json").exists():
         train(options)
     subject, lines = subject_of(options.workdir, seeds, options.budget)
-    found = {"graph": graph.SECTION.find(subject)}
-    for name, own in (("currencies and politics", None), ("thou and you", lines)):
-        found[name] = synapses.SECTION.find(dataclasses.replace(subject, own=own))
-    for name, findings in found.items():
-        print(f"\n## {name}\n")
+    done = json.loads(options.json.read_text(encoding="utf-8"))["findings"] if options.json and options.json.exists() else {}
+    for part in options.parts:
+        own = lines if part == THOU else None
+        section = graph.SECTION if part == "graph" else synapses.SECTION
+        findings = section.find(dataclasses.replace(subject, own=own))
+        print(f"\n## {part}\n")
         for finding in findings:
             tell(finding)
-    if options.json:
-        findings = {name: {each.name: _plain(each) for each in of} for name, of in found.items()}
-        measure.write_json(options.json, {"seeds": options.seeds, "findings": findings})
+        # After every part: the command can be interrupted, and given again for the others.
+        done[part] = {each.name: _plain(each) for each in findings}
+        measure.write_json(options.json, {"seeds": options.seeds, "budget": options.budget, "findings": done})
 
 
 def train(options: argparse.Namespace) -> None:

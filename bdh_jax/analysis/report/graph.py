@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from bdh_jax.analysis import graph
 from bdh_jax.analysis.graph import (
@@ -138,17 +139,22 @@ def _modularity(asked: Mapping[tuple[int, str], Asked], rewirings: int, others: 
     z = [test.z for test in tests["trained"]]
     says = (
         f"At a density of {DENSITY:.0%} the trained graph has modularity {_spread([t.found.modularity for t in tests['trained']])}, "
-        f"{excess['trained']:+.3f} against graphs with the same degrees (z {min(z):.0f} to {max(z):.0f}, p ≤ {p['trained']:.3g} "
-        "in every seed)"
+        f"{excess['trained']:+.3f} against graphs with the same degrees (z {_range(z)}, p ≤ {p['trained']:.3g} in every "
+        "seed)"
         if modular
         else f"The trained graph's modularity is not distinguishable from that of graphs with the same degrees (largest p over seeds "
         f"{p['trained']:.2g})"
     )
     controls = []
     for model in MODELS[1:]:
-        alike = p[model] >= SIGNIFICANT
-        words = "not distinguishable from its rewirings" if alike else "more modular than its rewirings as well"
-        controls.append(f"the {model} model is {words} ({excess[model]:+.3f}, largest p {p[model]:.2g})")
+        each = tests[model]
+        # Whether any of the seeds shows anything: Fisher's combination, which is quicker to say so than the largest p-value.
+        together = float(stats.combine_pvalues([test.p_value for test in each]).pvalue)
+        alike = together >= SIGNIFICANT
+        controls.append(
+            f"the {model} model {excess[model]:+.3f} (z {_range([test.z for test in each])}, p {together:.2g} over seeds"
+            f"{', not distinguishable' if alike else ''})"
+        )
     return Finding(
         name="modularity",
         title="The trained graph has communities that its degrees do not explain"
@@ -157,7 +163,8 @@ def _modularity(asked: Mapping[tuple[int, str], Asked], rewirings: int, others: 
         says=f"{says}; {'; '.join(controls)}.",
         null=(
             f"Graphs in which pairs of edges trade their targets until nothing but every neuron's degrees is left: {rewirings} of each "
-            f"graph at a density of {DENSITY:.0%}, {others} at others, where no p-value is given. The p-value is the largest over seeds."
+            f"graph at a density of {DENSITY:.0%}, {others} at others, where no p-value is given. The p-value is the largest over seeds; those of the "
+            "controls are combined over seeds (Fisher)."
         ),
         caption=(
             "Modularity by Leiden of the directed graph G = D_x E against its density (the share of pairs of neurons with an edge: the "
@@ -421,6 +428,11 @@ def _spread(values: Sequence[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.3f}"
     return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = (f"{value:.1f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
 
 
 def _percent(values: Sequence[float]) -> str:
