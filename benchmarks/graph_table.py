@@ -146,10 +146,8 @@ def tell(finding: Finding) -> None:
 
 
 def _plain(finding: Finding) -> dict[str, Any]:
-    plain = {field.name: getattr(finding, field.name) for field in dataclasses.fields(finding)}
-    return json.loads(
-        json.dumps({name: value for name, value in plain.items() if name not in ("chart", "html", "alternative")})
-    )
+    """Its numbers; what they say is said when they are printed."""
+    return {name: json.loads(json.dumps(getattr(finding, name))) for name in ("p_value", "effect", "rows")}
 
 
 if __name__ == "__main__":
