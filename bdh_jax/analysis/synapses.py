@@ -191,12 +191,16 @@ def _batches(kind: Kind, config: BDHConfig, slow: Slow, texts: Texts) -> Iterato
     """[B', L, H, N, D], or [B', L, H, N] of "neuron": all texts, so many at once as fit."""
     length, neurons = texts.tokens.shape[1], config.n_neurons
     each = config.n_layer * neurons * (2 * length if kind == "neuron" else config.d_model + length) * 4
-    size = int(np.clip(_BYTES // each, 1, len(texts.labels)))
-    for start in range(0, len(texts.labels), size):
-        # The last batch is filled up: one shape, one program.
-        rows = np.minimum(np.arange(start, start + size), len(texts.labels) - 1)
+    for rows in _rows(len(texts.labels), each):
         found = _observe(kind, config, slow, texts.tokens[rows], texts.valid[rows])
-        yield np.asarray(found)[: len(texts.labels) - start]
+        yield np.asarray(found)[: len(texts.labels) - rows[0]]
+
+
+def _rows(count: int, each: int) -> Iterator[np.ndarray]:
+    """Indices of texts, so many at once as fit if each takes so many bytes. The last batch is filled up: one shape, one program."""
+    size = int(np.clip(_BYTES // each, 1, count))
+    for start in range(0, count, size):
+        yield np.minimum(np.arange(start, start + size), count - 1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -389,8 +393,11 @@ def trace(kind: Kind, config: BDHConfig, slow: Slow, texts: Texts, index: np.nda
     """
     config = dataclasses.replace(config, dropout=0.0)
     where = tuple(map(tuple, np.asarray(index).tolist()))
-    change, read = _trace(kind, config, where, slow, texts.tokens, texts.valid)
-    return Traces(np.asarray(change), np.asarray(read))
+    parts = []
+    for rows in _rows(len(texts.labels), config.n_layer * config.n_neurons * config.d_model * 4):
+        found = _trace(kind, config, where, slow, texts.tokens[rows], texts.valid[rows])
+        parts.append([np.asarray(array)[: len(texts.labels) - rows[0]] for array in found])
+    return Traces(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -180,7 +180,8 @@ def test_changes_add_up_to_the_state_and_are_keys_times_values(slow, texts):
         np.testing.assert_allclose(traces.read[..., number], key[layer, :, head, :, neuron] * before * some.valid, atol=1e-5)
 
 
-def test_changes_of_s_add_up_with_decay(slow, texts):
+def test_changes_of_s_add_up_with_decay(slow, texts, monkeypatch):
+    monkeypatch.setattr(synapses, "_BYTES", 1)  # one text after another
     some = texts.select(np.arange(2))
     index = np.array([[1, 0, 2, 3]])
     traces = synapses.trace("S", CONFIG, slow, some, index)
