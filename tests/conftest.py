@@ -41,6 +41,7 @@ _QUICK = ("config", "data", "fast_weights", "interop", "kernels", "mutations", "
 _NOT_QUICK = ("kernels/test_linear_algebra.py", "kernels/test_pallas.py", "kernels/test_token_step_pallas.py")
 # What `make test-slow` runs: whole commands, runs that are ended and gone on with, and the pages of docs/how-to.
 _SLOW = (
+    "analysis/test_calibration.py",
     "benchmarks/test_accelerator.py",
     "commands/test_capacity.py",
     "commands/test_lifelong.py",

@@ -605,6 +605,45 @@ LOCAL_TITLES = {
 """Findings of the page on local learning."""
 
 
+def neuron_graph() -> Any:
+    """Degrees, and modularity beside graphs of the same degrees, of trained, untrained and shuffled models."""
+    path = ROOT / "benchmarks" / "results" / "graph_cpu.json"
+    found = json.loads(path.read_text(encoding="utf-8"))["findings"]["graph"]
+    models = ("trained", "untrained", "shuffled")
+    looks = figures.lines(models)
+    figure, panels = figures.make(3, width=3.9, height=3.5)
+    rows = found["degrees"]["rows"]
+    for axes, direction in zip(panels, ("in", "out"), strict=False):
+        for (model, look), dashes in zip(looks.items(), ("-", "--", ":"), strict=True):
+            for seed in sorted({row["seed"] for row in rows}):
+                line = [r for r in rows if (r["model"], r["direction"], r["seed"]) == (model, direction, seed)]
+                style = {
+                    **look,
+                    "linestyle": dashes,
+                    "marker": None,
+                    "label": look["label"] if seed == rows[0]["seed"] else None,
+                }
+                axes.step([r["degree"] for r in line], [r["share"] for r in line], where="pre", **style)
+        axes.set(xscale="log", yscale="log", xlim=(1, None), ylim=(5e-4, 1.2))
+    titles = ("Training makes hubs at which edges end …", "… and, fewer, at which edges begin")
+    for axes, title, verb in zip(panels, titles, ("end at", "begin at"), strict=False):
+        figures.say(axes, title=title, x=f"edges that {verb} a neuron, at least", y="share of neurons")
+    axes, rows = panels[2], found["modularity"]["rows"]
+    densities = sorted({row["density"] for row in rows})
+    for number, (model, look) in enumerate(looks.items()):
+        for row in (row for row in rows if row["model"] == model):
+            x = densities.index(row["density"]) + 0.2 * (number - 1)
+            axes.plot([x, x], [row["rewired_mean"], row["modularity"]], color=look["color"], linewidth=1.5)
+            axes.plot(x, row["modularity"], **{**look, "label": None})
+            axes.plot(x, row["rewired_mean"], marker="_", color=look["color"], markersize=9)
+    axes.set_xticks(range(len(densities)), [f"{100 * density:g} %" for density in densities])
+    axes.set_ylim(0, None)
+    title = "Its communities are beyond its degrees (–)"
+    figures.say(axes, title=title, x="density: share of pairs with an edge", y="modularity")
+    figures.legend(figure, panels[0])
+    return figure
+
+
 FIGURES: dict[str, Callable[[], Any]] = {
     made.__name__: made
     for made in (
@@ -624,6 +663,7 @@ FIGURES: dict[str, Callable[[], Any]] = {
         local_frontier,
         local_changes,
         local_pruning,
+        neuron_graph,
     )
 }
 
