@@ -9,6 +9,7 @@ Axis letters: see :mod:`bdh_jax.types`; K neurons of a layer, or the width of a 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -105,7 +106,7 @@ def equal_tokens(
     pair = (distance > 0)[None] & valid[:, :, None] & valid[:, None, :]  # [B, T, T]
     same = pair & (tokens[:, :, None] == tokens[:, None, :])
     edges = _edges(length, groups)
-    chosen = [(distance >= low) & (distance < high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    chosen = [(distance >= low) & (distance < high) for low, high in itertools.pairwise(edges)]
 
     def means(values: np.ndarray) -> np.ndarray:
         return np.array(
@@ -239,7 +240,7 @@ def probe(
     Returns:
       The :class:`Probed`.
     """
-    layers, rows, length, width = acts.shape
+    layers, _, length, width = acts.shape
     rng = np.random.default_rng(seed)
     accuracy = np.zeros((layers, len(offsets)))
     shuffled = np.zeros((shuffles, layers, len(offsets)))

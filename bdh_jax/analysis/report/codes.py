@@ -10,7 +10,7 @@ from bdh_jax.analysis.codes import ASKED, TAPS, Density, EqualTokens, Probed, ac
 from bdh_jax.analysis.nulls import p_of_largest
 from bdh_jax.analysis.report.base import Finding, NotApplicable, Section, Subject
 
-_SEQUENCES, _SHUFFLES, _PROBES = 16, 199, 19
+_SEQUENCES, _SHUFFLES, _PROBES = 16, 199, 39
 _SEEDS = 3
 _NUMBERS = 2**25
 """Activations that are held at one time."""
