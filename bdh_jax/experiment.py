@@ -26,7 +26,7 @@ from bdh_jax.data.tokenizer import Tokenizer
 from bdh_jax.models.base import ModelConfig
 from bdh_jax.models.registry import MODELS
 from bdh_jax.parallel.mesh import MeshConfig
-from bdh_jax.runs.checkpoint import Which, load_slow
+from bdh_jax.runs.checkpoint import Which, load_slow, read_slow
 from bdh_jax.runs.folder import (
     RESULTS,
     RUN,
@@ -229,8 +229,22 @@ def load(workdir: str | Path, which: Which = "best") -> tuple[ModelConfig, Slow]
       CheckpointError: if there is no checkpoint, or it cannot be read.
     """
     values, slow = load_slow(workdir, which)
+    return _model_of(values), slow
+
+
+def load_at(workdir: str | Path, which: Which = "best") -> tuple[ModelConfig, Slow, int]:
+    """As :func:`load`, with the weights in the host's memory, and the step that they are of.
+
+    Raises:
+      CheckpointError: if there is no checkpoint, or it cannot be read.
+    """
+    weights = read_slow(workdir, which, on_host=True)
+    return _model_of(weights.config["model"]), weights.slow, weights.step
+
+
+def _model_of(values: Mapping[str, Any]) -> ModelConfig:
     values = model_in_todays_words(values)
-    return from_config_dict(model_class(values, "config.model"), values, "config.model"), slow
+    return from_config_dict(model_class(values, "config.model"), values, "config.model")
 
 
 def load_as(kind: type[Kind], workdir: str | Path, which: Which = "best") -> tuple[Kind, Slow]:
