@@ -311,6 +311,11 @@ class BDHConfig(ModelConfig):
         """
         models = (self, *same_but([self, *others], _JOINED[axis]))
         self._check_addresses(axis)
+        sizes = [model.neurons_per_head for model in models]
+        require(
+            axis == "neuron" or len(set(sizes)) == 1,
+            f"heads of {', '.join(map(str, sizes))} neurons cannot stand side by side: join models with equal n_neurons / n_head",
+        )
         share = 1 / math.sqrt(len(models))
         state = {"S": share, "previous_address": share, "strength": share, "energy": share**2}
         changes: dict[str, Any] = {"n_neurons": sum(model.n_neurons for model in models)}
