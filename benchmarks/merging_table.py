@@ -33,7 +33,7 @@ from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.models.base import ModelConfig
 from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.parallel.mesh import MeshConfig, make_mesh
-from bdh_jax.runs.folder import CHECKPOINTS
+from bdh_jax.runs.folder import CHECKPOINTS, RESULTS
 from bdh_jax.tasks.text import Text, TextConfig
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 from bdh_jax.training.step import make_predict
@@ -43,6 +43,7 @@ TRAIN_BYTES, HELD_OUT_BYTES = 1_500_000, 20_000
 """Of each text, at most."""
 HELD_OUT_SHARE = 0.1
 MODES: tuple[Mode, ...] = ("neurons", "heads", "average")
+COURSES = ("fixed", "grown", "grown, new alone", "merged heads")
 Scores = dict[str, float]
 
 
@@ -57,8 +58,8 @@ class Sizes(NamedTuple):
 class Lab:
     """The runs of one seed, in one folder."""
 
-    def __init__(self, folder: Path, texts: Sequence[str], files: Path, seed: int, sizes: Sizes):
-        self.folder, self.texts, self.seed, self.sizes = folder, list(texts), seed, sizes
+    def __init__(self, folder: Path, texts: Sequence[str], files: Path, seed: int, sizes: Sizes, *, may_train: bool = True):
+        self.folder, self.texts, self.seed, self.sizes, self._may_train = folder, list(texts), seed, sizes, may_train
         self._files = files
         self._tasks: dict[str, Text] = {}
 
@@ -82,6 +83,8 @@ class Lab:
 
     def trained(self, name: str, texts: Sequence[str], steps: int, start: str | None = None, **parts: Any) -> str:
         """Train, from random weights or those of another run of this seed; gives its name back."""
+        if start == "" or not (self._may_train or (self.folder / name / RESULTS).exists()):
+            raise NotTrained(name)
         config = self.experiment(texts, steps, **parts)
         if start is not None:
             config = change(config, "train", init_from=str(self.folder / start))
@@ -99,6 +102,8 @@ class Lab:
 
     def merged(self, name: str, parts: Sequence[str], mode: Mode) -> str:
         """Runs of this seed, merged."""
+        if "" in parts:
+            raise NotTrained(name)
         models = [(self.folder / part, "last") for part in parts]
         return self.made(name, lambda: merge([load(*model) for model in models], mode), parts[0], self.texts[1:])
 
@@ -140,6 +145,10 @@ class Lab:
         return self._tasks[text]
 
 
+class NotTrained(Exception):
+    """A run that is not there, and is not to be made now."""
+
+
 def main() -> None:
     """Train what is missing, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -151,17 +160,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds, in this order")
     parser.add_argument("--steps", type=int, nargs=3, default=list(Sizes()), help="of base, specialists and healing")
     parser.add_argument("--json", type=Path, help="write all numbers there, after each seed")
+    parser.add_argument("--no_training", action="store_true", help="score what is finished, and train nothing")
     options = parser.parse_args()
     texts = options.texts.split(",")
     files, sizes = options.workdir / "texts", Sizes(*options.steps)
     counts = prepare(options.data, texts, files)
-    found: dict[str, Any] = {}
+    record: dict[str, Any] = {"texts": texts, "bytes": counts, "steps": sizes._asdict(), "runs": {}}
+    record["frequencies"] = {text: frequencies(files, text) for text in texts}
     for seed in options.seeds:
-        found[str(seed)] = of_seed(Lab(options.workdir / f"seed{seed}", texts, files, seed, sizes))
-        record = {"texts": texts, "bytes": counts, "steps": sizes._asdict(), "seeds": [int(s) for s in found], "runs": found}
+        folder = options.workdir / f"seed{seed}"
+        lab = Lab(folder, texts, files, seed, sizes, may_train=not options.no_training)
+        record["runs"][str(seed)] = of_seed(lab)
         if options.json:
             measure.write_json(options.json, record)
-    report(found, texts)
+    print("\n".join(tables(record)))
 
 
 def prepare(data: Path, texts: Sequence[str], out: Path) -> dict[str, dict[str, int]]:
@@ -192,59 +204,89 @@ def _place(page: str) -> float:
     return int(hashlib.sha256(page.encode()).hexdigest()[:12], 16) / 16**12
 
 
+def frequencies(files: Path, text: str) -> float:
+    """Bits per byte of the held-out pages by the frequencies of bytes in the others, each counted once more."""
+    train, held_out = (
+        np.frombuffer("".join(json.loads(line)["text"] for line in path.open(encoding="utf-8")).encode(), np.uint8)
+        for path in (files / f"{text}.{part}.jsonl" for part in ("train", "held_out"))
+    )
+    counts = np.bincount(train, minlength=256) + 1
+    return float(-np.log2(counts / counts.sum())[held_out].mean())
+
+
 def of_seed(lab: Lab) -> dict[str, Any]:
-    """All runs of a seed, scored: row → text → bits per byte; and the courses."""
+    """All runs of a seed, scored: row → text → bits per byte; and the courses. What is not trained is left out."""
     sizes, (first, *rest) = lab.sizes, lab.texts
-    names: dict[str, str] = {"base": lab.trained("base", [first], sizes.base)}
-    special = [lab.trained(f"special_{text}", [text], sizes.special, "base") for text in rest]
-    names |= {f"specialist {text}": run for text, run in zip(rest, special, strict=True)}
+    rows: dict[str, Scores] = {}
+
+    def row(name: str, make: Callable[[], str]) -> str:
+        """Make a run and score it."""
+        try:
+            run = make()
+            rows[name] = lab.scores(run)
+        except NotTrained:
+            return ""
+        return run
+
+    base = row("base", lambda: lab.trained("base", [first], sizes.base))
+    special = [row(f"specialist {t}", lambda t=t: lab.trained(f"special_{t}", [t], sizes.special, "base")) for t in rest]
+    merged = {"base": base}
     for mode in MODES:
-        names[f"merged {mode}"] = lab.merged(f"merged_{mode}", special, mode)
-        names[f"pair {mode}"] = lab.merged(f"pair_{mode}", special[:2], mode)
-    names["joint short"] = lab.trained("joint_short", rest, sizes.special, "base")
-    names["joint long"] = lab.trained("joint_long", rest, sizes.special * len(rest), "base")
-    for row in ("base", *(f"merged {mode}" for mode in MODES)):
-        names[f"{row} healed"] = lab.trained(f"healed_{names[row]}", rest, sizes.healing, names[row])
+        merged[f"merged {mode}"] = row(f"merged {mode}", lambda mode=mode: lab.merged(f"merged_{mode}", special, mode))
+        merged[f"pair {mode}"] = row(f"pair {mode}", lambda mode=mode: lab.merged(f"pair_{mode}", special[:2], mode))
+    row("joint short", lambda: lab.trained("joint_short", rest, sizes.special, "base"))
+    row("joint long", lambda: lab.trained("joint_long", rest, sizes.special * len(rest), "base"))
+    for name in ("base", *(f"merged {mode}" for mode in MODES)):
+        run = merged[name]
+        row(f"{name} healed", lambda run=run: lab.trained(f"healed_{run}", rest, sizes.healing, run))
     courses = of_sequence(lab, special)
     whole = sizes.base + sizes.special
     alone = [
-        lab.trained(f"alone_{text}", [text], whole, seed=1000 * (number + 1) + lab.seed)
-        for number, text in enumerate(rest[:2])
+        row(
+            f"alone {t}",
+            lambda t=t, seed=1000 * number + lab.seed: lab.trained(f"alone_{t}", [t], whole, seed=seed),
+        )
+        for number, t in enumerate(rest[:2], 1)
     ]
-    names |= {f"alone {text}": run for text, run in zip(rest[:2], alone, strict=True)}
     for mode in MODES:
-        names[f"alone merged {mode}"] = lab.merged(f"alone_merged_{mode}", alone, mode)
-    for row in ("pair", "alone merged"):
-        for mode in ("neurons", "heads"):
-            run = names[f"{row} {mode}"]
-            names[f"{row} {mode} healed"] = lab.trained(f"healed_{run}", rest[:2], sizes.healing, run)
-    return {"scores": {row: lab.scores(run) for row, run in names.items()}, **courses}
+        name = f"alone merged {mode}"
+        merged[name] = row(name, lambda mode=mode: lab.merged(f"alone_merged_{mode}", alone, mode))
+    for name in ("pair neurons", "pair heads", "alone merged neurons", "alone merged heads"):
+        run = merged[name]
+        row(f"{name} healed", lambda run=run: lab.trained(f"healed_{run}", rest[:2], sizes.healing, run))
+    return {"scores": rows, **courses}
 
 
 def of_sequence(lab: Lab, special: Sequence[str]) -> dict[str, Any]:
     """One text after another: the same model, one that grows a head before each, and specialists that are merged."""
     rest, steps = lab.texts[1:], lab.sizes.special
-    courses: dict[str, list[str]] = {name: ["base"] for name in ("fixed", "grown", "grown, new alone", "merged heads")}
+    courses: dict[str, list[str]] = {name: ["base"] for name in COURSES}
     exact: list[bool] = []
-    for number, text in enumerate(rest):
-        before = courses["fixed"][-1]
-        # The first of them is the specialist of that text.
-        run = special[0] if number == 0 else lab.trained(f"fixed_{text}", [text], steps, before)
-        courses["fixed"].append(run)
-        for name, short in (("grown", "grown"), ("grown, new alone", "new")):
-            before = courses[name][-1]
-            wider = lab.grown(f"{short}_before_{text}", before, 1)
-            exact.append(lab.exact(wider, before))
-            parts = {}
-            if short == "new":
-                config = load(lab.folder / before, "last")[0]
-                assert isinstance(config, BDHConfig)
-                hook = {"hooks": ("bdh_jax.training.growth_hooks:new_heads",), "hook_options": {"old_heads": config.n_head}}
-                parts["train"] = dataclasses.replace(lab.experiment([text], steps).train, **hook)
-            courses[name].append(lab.trained(f"{short}_{text}", [text], steps, wider, **parts))
-        parts = special[: number + 1]
-        run = parts[0] if number == 0 else lab.merged(f"merged_heads_{number + 1}", parts, "heads")
-        courses["merged heads"].append(run)
+    try:
+        # In this order, so that what is finished of one course is not the rest of another.
+        for number, text in enumerate(rest):
+            # The first of them is the specialist of that text.
+            start = courses["fixed"][-1]
+            run = special[0] if number == 0 else lab.trained(f"fixed_{text}", [text], steps, start)
+            courses["fixed"].append(run)
+            for name, short in (("grown", "grown"), ("grown, new alone", "new")):
+                before = courses[name][-1]
+                wider = lab.grown(f"{short}_before_{text}", before, 1)
+                exact.append(lab.exact(wider, before))
+                parts = {}
+                if short == "new":
+                    config = load(lab.folder / before, "last")[0]
+                    assert isinstance(config, BDHConfig)
+                    hooks = ("bdh_jax.training.growth_hooks:new_heads",)
+                    options = {"old_heads": config.n_head}
+                    train = lab.experiment([text], steps).train
+                    parts["train"] = dataclasses.replace(train, hooks=hooks, hook_options=options)  # pyright: ignore[reportArgumentType]
+                courses[name].append(lab.trained(f"{short}_{text}", [text], steps, wider, **parts))
+            together = special[: number + 1]
+            run = together[0] if number == 0 else lab.merged(f"merged_heads_{number + 1}", together, "heads")
+            courses["merged heads"].append(run)
+    except NotTrained:
+        pass
     return {
         "courses": {name: [lab.scores(run) for run in runs] for name, runs in courses.items()},
         "neurons": {name: [_neurons(lab, run) for run in runs] for name, runs in courses.items()},
@@ -256,21 +298,31 @@ def _neurons(lab: Lab, run: str) -> int:
     return json.loads((lab.folder / run / "scores.json").read_text())["n_neurons"]
 
 
-def report(found: dict[str, Any], texts: Sequence[str]) -> None:
-    """Print mean and spread over seeds."""
-    runs = list(found.values())
-    for row in runs[0]["scores"]:
-        cells = [_spread([run["scores"][row][text] for run in runs]) for text in texts]
-        print(f"{row:28}" + "  ".join(cells))
-    for name in runs[0]["courses"]:
-        for stage in range(len(texts)):
-            cells = [_spread([run["courses"][name][stage][text] for run in runs]) for text in texts]
-            print(f"{name:18} after {texts[stage]:9}" + "  ".join(cells))
-    print("grown models equal to the bit:", all(all(run["grown_exact"]) for run in runs))
+def tables(record: dict[str, Any]) -> list[str]:
+    """The tables of the page, as Markdown: mean and standard deviation over the seeds that have a row."""
+    texts, runs = record["texts"], list(record["runs"].values())
+    heads = [text.removeprefix("man_") for text in texts]
+    lines = [f"| | {' | '.join(heads)} | seeds |", "|---" * (len(heads) + 2) + "|"]
+    for name in dict.fromkeys(name for run in runs for name in run["scores"]):
+        have = [run["scores"][name] for run in runs if name in run["scores"]]
+        cells = [_spread([one[text] for one in have]) for text in texts]
+        lines.append(" | ".join([f"| {name}", *cells, f"{len(have)} |"]))
+    chance = [f"{record['frequencies'][text]:.3f}" for text in texts]
+    lines += [" | ".join(["| frequencies of bytes", *chance, " |"]), ""]
+    lines += [f"| after | neurons | {' | '.join(heads)} | seeds |", "|---" * (len(heads) + 3) + "|"]
+    for name in COURSES:
+        for stage, text in enumerate(texts):
+            have = [run for run in runs if len(run["courses"][name]) > stage]
+            if have:
+                cells = [_spread([run["courses"][name][stage][t] for run in have]) for t in texts]
+                label = f"| {name}: {text.removeprefix('man_')}"
+                lines.append(" | ".join([label, str(have[0]["neurons"][name][stage]), *cells, f"{len(have)} |"]))
+    exact = [one for run in runs for one in run["grown_exact"]]
+    return [*lines, "", f"grown models whose logits are those of the old one to the bit: {sum(exact)} of {len(exact)}"]
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0.0:.3f}"
+    return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":
