@@ -34,7 +34,8 @@ def write_weights(path: Path, slow: Slow, step: int) -> None:
     """
     named = jax.tree_util.tree_leaves_with_path(slow)
     arrays = {_name(leaf): np.ascontiguousarray(array) for leaf, array in named}
-    header = {_DIGEST: digest_of(digests(arrays)), _STEP: str(step)}
+    header = {_STEP: str(step)}
+    header[_DIGEST] = digest_of({**digests(arrays), **header})
     try:
         with whole_file(path) as part:
             safetensors.numpy.save_file(arrays, part, header)
@@ -56,7 +57,7 @@ def read_weights(path: Path) -> tuple[Slow, int]:
         raise DamagedError(path, f"{type(error).__name__}: {str(error).splitlines()[0][:300]}") from error
     if _DIGEST not in header or not header.get(_STEP, "").isdecimal():
         raise DamagedError(path, "its header has no digest and step, so bdh export did not write it")
-    if header[_DIGEST] != digest_of(digests(arrays)):
+    if header[_DIGEST] != digest_of({**digests(arrays), _STEP: header[_STEP]}):
         raise DamagedError(path, "its arrays are not those that were saved")
     slow: Slow = {}
     for name, array in arrays.items():

@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_refused_by_name(runs):
     assert "name two runs or more" in refused("merge", runs / "a", f"--out={runs / 'x'}")
     assert "--out is missing" in refused("merge", runs / "a", runs / "b")
     assert "nowhere" in refused("merge", runs / "a", runs / "nowhere", f"--out={runs / 'x'}")
-    more = ("--config.train.steps=2", "--config.train.evaluate_every=2")
+    more = ("--config.train.steps=3", "--config.train.evaluate_every=3")
     done("train", "nback:smoke", f"--workdir={runs / 'nback'}", *more)
     assert "merge models of one tokenizer" in refused("merge", runs / "a", runs / "nback", f"--out={runs / 'x'}")
     path = f"--config.data.path={runs / 'text.txt'}"
@@ -130,7 +130,7 @@ def test_an_exported_run_is_used_elsewhere(runs, tmp_path):
     assert done("generate", f"--workdir={moved}", *arguments) == done("generate", f"--workdir={runs / 'a'}", *arguments)
     same = ("text:smoke", f"--config.data.path={runs / 'text.txt'}")
     assert done("evaluate", *same, f"--workdir={moved}")[0] == done("evaluate", *same, f"--workdir={runs / 'a'}")[0]
-    done("train", *same, f"--workdir={tmp_path / 'on'}", f"--config.train.init_from={moved}", "--config.train.steps=1")
+    done("train", *same, f"--workdir={tmp_path / 'on'}", f"--config.train.init_from={moved}", "--config.train.steps=3")
     content = {file.name: file.read_bytes() for file in moved.iterdir()}
     assert "which no training goes on with there" in refused("train", f"--workdir={moved}", *same[1:])
     assert {file.name: file.read_bytes() for file in moved.iterdir() if file.name in content} == content
