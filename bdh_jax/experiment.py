@@ -26,7 +26,7 @@ from bdh_jax.data.tokenizer import Tokenizer
 from bdh_jax.models.base import ModelConfig
 from bdh_jax.models.registry import MODELS
 from bdh_jax.parallel.mesh import MeshConfig
-from bdh_jax.runs.checkpoint import Which, load_slow
+from bdh_jax.runs.checkpoint import Which, load_slow, read_slow
 from bdh_jax.runs.folder import (
     RESULTS,
     RUN,
@@ -47,6 +47,7 @@ from bdh_jax.training.config import OptimizerConfig, TrainConfig
 from bdh_jax.training.hooks import consolidation_hook, named_hooks
 from bdh_jax.training.init_from import trained_tokenizer
 from bdh_jax.training.loop import train_in
+from bdh_jax.training.made_run import write_made_run
 from bdh_jax.training.seeds import train_seeds
 from bdh_jax.training.setup import Setup
 from bdh_jax.types import Slow
@@ -228,8 +229,22 @@ def load(workdir: str | Path, which: Which = "best") -> tuple[ModelConfig, Slow]
       CheckpointError: if there is no checkpoint, or it cannot be read.
     """
     values, slow = load_slow(workdir, which)
+    return _model_of(values), slow
+
+
+def load_at(workdir: str | Path, which: Which = "best") -> tuple[ModelConfig, Slow, int]:
+    """As :func:`load`, with the weights in the host's memory, and the step that they are of.
+
+    Raises:
+      CheckpointError: if there is no checkpoint, or it cannot be read.
+    """
+    weights = read_slow(workdir, which, on_host=True)
+    return _model_of(weights.config["model"]), weights.slow, weights.step
+
+
+def _model_of(values: Mapping[str, Any]) -> ModelConfig:
     values = model_in_todays_words(values)
-    return from_config_dict(model_class(values, "config.model"), values, "config.model"), slow
+    return from_config_dict(model_class(values, "config.model"), values, "config.model")
 
 
 def load_as(kind: type[Kind], workdir: str | Path, which: Which = "best") -> tuple[Kind, Slow]:
@@ -367,6 +382,25 @@ def train(config: ExperimentConfig, workdir: Path) -> tuple[dict[str, Any], int 
             raise CheckpointError(f"{workdir} holds a run over several seeds; give --config.seeds or another --workdir")
         setup = setup_of(config)
         return train_in(workdir, setup, lambda: make_task(setup))
+
+
+def write_made(config: ExperimentConfig, slow: Slow, workdir: Path, made_of: Mapping[str, Any], *, like: Path) -> None:
+    """Write weights that no training made as a run before its first step, which all commands read and training goes on from.
+
+    Args:
+      config: of the run; ``config.model`` is what the weights are of.
+      slow: the weights.
+      workdir: a new folder.
+      made_of: what they were made of, for the run's record.
+      like: the folder of a run of the same task, whose text and tokenizer the new one has.
+
+    Raises:
+      ConfigError: if the folder holds anything, or the configuration cannot run here.
+      CheckpointError: if it cannot be written, or ``like`` not be read.
+    """
+    record = read_run(like)
+    files = {name: (like / name).read_text(encoding="utf-8") for name in record.files}
+    write_made_run(workdir, setup_of(dataclasses.replace(config, seeds=())), slow, made_of, record, files)
 
 
 def _with_defaults(stored: Mapping[str, Any]) -> Mapping[str, Any]:

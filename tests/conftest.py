@@ -45,6 +45,7 @@ _SLOW = (
     "benchmarks/test_accelerator.py",
     "commands/test_capacity.py",
     "commands/test_lifelong.py",
+    "commands/test_merge.py",
     "commands/test_programs.py",
     "commands/test_signals.py",
     "commands/test_terminal.py",

@@ -128,7 +128,7 @@ def _token(
         if config.code_top_k is not None:
             code = np.maximum(code - np.sort(code, axis=None)[-config.code_top_k - 1], 0)
         if config.attention == "rope":
-            query = key = _rotate(code, state.position, config.rope_theta)
+            query = key = _rotate(code, state.position, config.rope_theta, config.rope_period or code.shape[1])
         else:
             query, key = code, state.previous_code[layer]
         attended = np.stack([_norm(query[h] @ attention[layer, h]) for h in range(heads)])
@@ -179,11 +179,11 @@ def _norm(x: np.ndarray) -> np.ndarray:
     return (x - x.mean()) / np.sqrt(x.var() + 1e-5)
 
 
-def _rotate(code: np.ndarray, position: int, theta: float) -> np.ndarray:
-    """Neighbouring neurons as real and imaginary part, turned by position · θ^(−2j/N) radians."""
+def _rotate(code: np.ndarray, position: int, theta: float, period: int) -> np.ndarray:
+    """Neighbouring neurons as real and imaginary part, turned by position · θ^(−2j/P) radians, j counted anew after each period P."""
     heads, neurons = code.shape
     pairs = code[:, 0::2] + 1j * code[:, 1::2]
-    pairs = pairs * np.exp(1j * position * theta ** (-2 * np.arange(neurons // 2) / neurons))
+    pairs = pairs * np.exp(1j * position * theta ** (-2 * (np.arange(neurons // 2) % (period // 2)) / period))
     return np.stack([pairs.real, pairs.imag], axis=2).reshape(heads, neurons)
 
 

@@ -99,11 +99,15 @@ def define_choice(name: str, default: Choice, choices: Sequence[Choice], text: s
     return cast("flags.FlagHolder[Choice]", flags.DEFINE_enum(name, default, choices, text))
 
 
-def parse(argv: list[str]) -> list[str]:
+def parse(argv: list[str], arguments: str = "") -> list[str]:
     """Parse the command line into absl's flags and the :class:`ConfigFlag`.
 
+    Args:
+      argv: the program and what was given.
+      arguments: what the command takes besides flags, such as "RUN": paths; empty for nothing.
+
     Returns:
-      The program's name: everything else was a flag.
+      The program's name, and the paths: everything else was a flag.
 
     Raises:
       flags.Error: for a flag that does not exist, or an ill-typed value.
@@ -119,6 +123,8 @@ def parse(argv: list[str]) -> list[str]:
     except flags.IllegalFlagValueError as error:
         # Absl would name the flag and its value once more.
         raise error.__context__ if isinstance(error.__context__, ConfigError) else error from None
+    if arguments:
+        return [rest[0], *(read_path(argument, arguments) for argument in rest[1:])]
     if len(rest) > 1:
         first = ", and an experiment comes before them" if "config" in flags.FLAGS else ""
         raise ConfigError(f"{rest[1]!r} is not a flag; flags are written --name=value{first}")

@@ -40,7 +40,7 @@ def run(command: ModuleType, argv: Sequence[str]) -> None:
     by signal n, also 141 if nobody reads what it prints.
 
     Args:
-      command: module with ``main(argv)``, which has defined its flags.
+      command: module with ``main(argv)``, which has defined its flags. What it takes besides flags, paths, it calls ``ARGUMENTS``.
       argv: the program and its flags. ``--help`` among them shows the command's docstring and flags, and exits with 0.
     """
     signals.listen()
@@ -56,7 +56,7 @@ def _parse_flags(command: ModuleType, argv: Sequence[str]) -> list[str]:
         print(help_of(command))
         sys.exit(0)
     try:
-        rest = parse(list(argv))
+        rest = parse(list(argv), getattr(command, "ARGUMENTS", ""))
     except (flags.Error, ConfigError, CheckpointError) as error:
         sys.exit(_fail(error, USAGE_ERROR))
     return rest

@@ -21,11 +21,11 @@ from bdh_jax.runs.fingerprint import digests
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "bdh_state_dict")
-_PREFIXES = ("_orig_mod.", "module.", "model.")
+_PREFIXES = ("_orig_mod.", "module.", "model.", "backbone.")
 """What ``torch.compile``, parallel training and a module around the model put before the names of weights, in any order."""
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Dtypes of weights: of safetensors → of PyTorch and NumPy."""
-_DIGEST = "bdh_jax.digest"
+DIGEST = "bdh_jax.digest"
 """In the header of what is written here: a hash of the arrays. Files of others have none, and a changed weight cannot be told."""
 
 
@@ -85,7 +85,7 @@ def write_pathway(path: str | Path, slow: Mapping[str, np.ndarray], *, overwrite
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")  # so that an interruption leaves no half of a file
     if path.suffix == ".safetensors":
-        safetensors.numpy.save_file(arrays, part, {_DIGEST: digest_of(digests(arrays))})
+        safetensors.numpy.save_file(arrays, part, {DIGEST: digest_of(digests(arrays))})
     else:
         torch = _torch(path)
         torch.save({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, part)
@@ -100,7 +100,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
                 dtype = file.get_slice(name).get_dtype()
                 _check_dtype(path, bare, _DTYPES.get(dtype or "", dtype))
             arrays = {bare: file.get_tensor(name) for bare, name in names.items()}
-            saved = (file.metadata() or {}).get(_DIGEST)
+            saved = (file.metadata() or {}).get(DIGEST)
     except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
         raise WeightsError(
             f"{path} cannot be read ({one_line(str(error), 300)}); it may be truncated, or no safetensors file"

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, overload
 
 import chex
@@ -42,6 +42,8 @@ from bdh_jax.types import Slow
 
 StateKind = Literal["full", "none", "mean"]
 DType = Literal["float32", "bfloat16", "float64"]
+RowAxis = Literal["neuron", "head"]
+"""Logical axis along which models stand side by side: neurons of the same heads, or heads."""
 MOST_LAYERS = 4096
 """Layers are traced one by one: a program of more takes hours to make."""
 
@@ -154,6 +156,37 @@ class ModelConfig:
         del length
         return None
 
+    def joined(self, others: Sequence[ModelConfig], axis: RowAxis) -> Joined:
+        """The model of which this one and others are parts, side by side (``bdh_jax.analysis.merging``).
+
+        Args:
+          others: configurations of the same architecture.
+          axis: of the weights, along which they stand.
+
+        Raises:
+          ConfigError: if this architecture cannot be joined, or these models cannot.
+        """
+        del others
+        raise ConfigError(
+            f"models of the architecture {self.architecture!r} cannot be put side by side along {axis}s: they do not say how (joined of their "
+            'configuration); take the mean of their weights, mode "average"'
+        )
+
+    def widened(self, n_neurons: int, axis: RowAxis) -> ModelConfig:
+        """The same model with more neurons, where those that it has keep their place and phase (``bdh_jax.analysis.merging``).
+
+        Args:
+          n_neurons: over all heads, more than there are.
+          axis: of the weights, along which the new ones stand.
+
+        Raises:
+          ConfigError: if this architecture, or this model, cannot grow so.
+        """
+        raise ConfigError(
+            f"a model of the architecture {self.architecture!r} cannot grow to n_neurons={n_neurons} along {axis}s: it does not say how "
+            "(widened of its configuration)"
+        )
+
     def make_architecture(self) -> Architecture:
         """What the model is made of: what :meth:`build` makes a model of, and what another model can use as a part of its own."""
         raise NotImplementedError(f"{type(self).__name__} must say what its model is made of: define make_architecture()")
@@ -161,6 +194,42 @@ class ModelConfig:
     def build(self, mesh: Mesh | None = None) -> Model:
         """The model that this describes, on a mesh or on one device."""
         return Model(self, mesh)
+
+
+class Joined(NamedTuple):
+    """A model whose parts are models."""
+
+    config: ModelConfig
+    scales: Mapping[str, float]
+    """Name of a slow weight → what each part's is multiplied by; those that are not named keep their size."""
+    state_scales: Mapping[str, float]
+    """Name of an array of the state → the same."""
+
+
+def same_but(configs: Sequence[ModelConfig], names: Sequence[str]) -> list[Any]:
+    """The configurations but the first, which have the same values as that in all fields that decide the function but some.
+
+    Args:
+      configs: of models that become one.
+      names: fields that may differ.
+
+    Raises:
+      ConfigError: names the field and both values.
+    """
+    first, *others = configs
+    for number, other in enumerate(others, 2):
+        if type(other) is not type(first):
+            raise ConfigError(
+                f"model 1 has the architecture {first.architecture!r} and model {number} {other.architecture!r}: only models of one kind become "
+                "one"
+            )
+        for field in dataclasses.fields(first):
+            there, here = getattr(first, field.name), getattr(other, field.name)
+            if there != here and field.name not in names and field.metadata != HOW:
+                raise ConfigError(
+                    f"model 1 has {field.name}={shown(there)} and model {number} {field.name}={shown(here)}: they become one only if it is equal"
+                )
+    return list(others)
 
 
 def check_layers(config: ModelConfig) -> None:

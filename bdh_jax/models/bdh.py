@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
@@ -64,15 +64,18 @@ from bdh_jax.models.base import (
     Call,
     DType,
     Inputs,
+    Joined,
     LayerOutput,
     LocalMap,
     Model,
     ModelConfig,
+    RowAxis,
     Setup,
     Weight,
     check_layers,
     finish_state,
     mean_over_mesh,
+    same_but,
     seen,
 )
 from bdh_jax.models.token_step import TokenStepConfig, count_step, make_room, with_slots, without_slots
@@ -83,6 +86,11 @@ from bdh_jax.types import Slow
 Attention = Literal["rope", "shift"]
 Implementation = Literal["auto", "recurrent", "chunked", "parallel"]
 Kernel = Literal["auto", "xla", "pallas", "pallas_interpret"]
+_JOINED: dict[RowAxis, tuple[str, ...]] = {
+    "neuron": ("n_neurons", "rope_period", "code_top_k"),
+    "head": ("n_neurons", "n_head", "attention_decay", "code_top_k"),
+}
+"""What may differ between models that are joined along an axis."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +119,9 @@ class BDHConfig(ModelConfig):
     """Standard deviation of the initial weights."""
     rope_theta: float = 65536.0
     """Base of the rotary wavelengths: the largest is about 2π times as many tokens."""
+    rope_period: int | None = None
+    """Neurons of a head over which the rotary frequencies fall from the fastest to the slowest, before they begin again; None: all of
+    them. A model that was merged or has grown (``bdh_jax.analysis.merging``) keeps the phases that its neurons were trained with so."""
     attention: Attention = "rope"
     """"rope" is BDH. "shift" replaces rotated keys by the previous token's un-rotated code, the control for λ = 1."""
     attention_decay: tuple[float, ...] = (1.0,)
@@ -157,6 +168,11 @@ class BDHConfig(ModelConfig):
         require(self.activity_penalty >= 0, f"activity_penalty={self.activity_penalty} must be ≥ 0; 0 adds nothing")
         require(self.init_std > 0, f"init_std={self.init_std} must be positive")
         require(self.rope_theta > 1, f"rope_theta={self.rope_theta} must be greater than 1")
+        require(
+            self.rope_period is None or self.rope_period >= 2 and self.rope_period % 2 == 0,
+            f"rope_period={self.rope_period} must be an even number of neurons, at least 2, or None for all of a head: the rotary embedding "
+            "pairs them",
+        )
         require_choice("dtype", self.dtype, DType)
         require_choice("attention", self.attention, Attention)
         require(
@@ -285,6 +301,97 @@ class BDHConfig(ModelConfig):
         linear the count is that of the Hebbian one."""
         layer = 3 * self.d_model * self.n_neurons + (2 if self.fast.enabled else 1) * length * self.n_neurons
         return self.n_layer * layer + self.vocab_size * self.d_model
+
+    def joined(self, others: Sequence[ModelConfig], axis: RowAxis) -> Joined:
+        """See :meth:`bdh_jax.models.base.ModelConfig.joined`.
+
+        With equal models it is the same function. Codes side by side in one head add up in the scores of its attention, so encoder and
+        decoder take 1/√M of M models each; heads side by side add up in the decoder alone, which takes 1/M. An address of length 1 has
+        √M times as many neurons of 1/√M the size, and so has what is written under it; the synapse that it reads takes 1/√M as well.
+        """
+        models = (self, *same_but([self, *others], _JOINED[axis]))
+        self._check_addresses(axis)
+        sizes = [model.neurons_per_head for model in models]
+        require(
+            axis == "neuron" or len(set(sizes)) == 1,
+            f"heads of {', '.join(map(str, sizes))} neurons cannot stand side by side: join models with equal n_neurons / n_head",
+        )
+        share = 1 / math.sqrt(len(models))
+        state = {"S": share, "previous_address": share, "strength": share, "energy": share**2}
+        changes: dict[str, Any] = {"n_neurons": sum(model.n_neurons for model in models)}
+        if self.code_top_k is not None:
+            changes["code_top_k"] = sum(model.code_top_k or 0 for model in models)
+        if self.fast.enabled and self.fast.address_norm == "kwta":
+            changes["fast"] = dataclasses.replace(self.fast, address_active=len(models) * self.fast.address_active)
+        if axis == "head":
+            decays = [model.attention_decay * (model.n_head if len(model.attention_decay) == 1 else 1) for model in models]
+            together = sum(decays, ())
+            changes |= {"n_head": len(together), "attention_decay": together[:1] if len(set(together)) == 1 else together}
+            scales, state = {"decoder": share**2, "synapse": share}, {**state, "attention": 1.0, "previous_code": 1.0}
+        else:
+            changes["rope_period"] = self._common_period(models)
+            scales = {"encoder": share, "decoder": share, "synapse": share}
+            state |= {"attention": share, "previous_code": share}
+        return Joined(dataclasses.replace(self, **changes), scales, state)
+
+    def _check_addresses(self, axis: RowAxis) -> None:
+        """Refuse addresses whose products would grow with the number of models."""
+        fast = self.fast
+        if not fast.enabled:
+            return
+        shrinks = axis == "neuron" and fast.address_source != "gate" and fast.address_norm == "none"
+        require(
+            shrinks or fast.address_norm in ("l2", "kwta", "centred"),
+            f"fast.address_norm={fast.address_norm!r} with fast.address_source={fast.address_source!r} makes addresses longer, or shorter, "
+            "the more models are joined, and what they read with them: only lengths of 1 stay (address_norm='l2', 'kwta' or 'centred')",
+        )
+        require(
+            not fast.limited,
+            "limits on S (fast.clamp, fast.threshold, fast.row_norm) look at single entries, which are smaller in models that are joined; "
+            "join models without limits",
+        )
+
+    def _common_period(self, models: Sequence[BDHConfig]) -> int | None:
+        """The rotary period that all neurons keep when heads are continued by those of the next model."""
+        if self.attention != "rope":
+            return None
+        periods = [model.rope_period or model.neurons_per_head for model in models]
+        require(
+            len(set(periods)) == 1 and all(model.neurons_per_head % periods[0] == 0 for model in models[:-1]),
+            f"neurons that turn with rotary periods of {', '.join(map(str, periods))} in heads of "
+            f"{', '.join(str(model.neurons_per_head) for model in models)} neurons cannot keep their phases in one head: join models of equal "
+            "n_neurons and n_head (or heads, which keep theirs)",
+        )
+        return periods[0]
+
+    def widened(self, n_neurons: int, axis: RowAxis) -> BDHConfig:
+        """See :meth:`bdh_jax.models.base.ModelConfig.widened`."""
+        require(
+            n_neurons > self.n_neurons,
+            f"n_neurons={n_neurons} must be more than the {self.n_neurons} that the model has",
+        )
+        require(
+            not self.fast.enabled,
+            "fast.enabled=True: what is written is read through all neurons, so new ones change what old ones read; grow a model without "
+            "fast weights",
+        )
+        require(
+            self.code_top_k is None,
+            f"code_top_k={self.code_top_k}: new neurons would push old ones out of the k largest; grow a model with code_top_k=None",
+        )
+        if axis == "head":
+            require(
+                n_neurons % self.neurons_per_head == 0,
+                f"n_neurons={n_neurons} is no multiple of the {self.neurons_per_head} neurons of a head; use "
+                f"{(n_neurons // self.neurons_per_head + 1) * self.neurons_per_head}",
+            )
+            require(
+                len(self.attention_decay) == 1,
+                f"attention_decay={self.attention_decay} has a number for each head and none for new ones",
+            )
+            return dataclasses.replace(self, n_neurons=n_neurons, n_head=n_neurons // self.neurons_per_head)
+        period = (self.rope_period or self.neurons_per_head) if self.attention == "rope" else None
+        return dataclasses.replace(self, n_neurons=n_neurons, rope_period=period)
 
     def make_architecture(self) -> BDHArchitecture:
         """What it is made of."""
@@ -524,7 +631,9 @@ class BDHArchitecture(Architecture):
             return None
         local = weights["encoder"].shape[-1]
         neurons = setup.axes.first_neuron(local) + jnp.arange(local)
-        frequencies = rope_frequencies(neurons, config.neurons_per_head, config.rope_theta, config.state_dtype)
+        period = config.neurons_per_head if config.rope_period is None else config.rope_period
+        turning = neurons if config.rope_period is None else neurons % period
+        frequencies = rope_frequencies(turning, period, config.rope_theta, config.state_dtype)
         position, length = places.position, inputs.x.shape[1]
         if inputs.fast is None and position.shape[0] > 1 and not setup.axes.sequence:
             # Positions lie in [0, T): one table of T angles, looked up, instead of B·T angles.

@@ -36,14 +36,17 @@ from bdh_jax.parallel.processes import broadcast, gather
 from bdh_jax.runs.fingerprint import different, digests, merged
 from bdh_jax.runs.folder import (
     CHECKPOINTS,
+    RUN,
     CheckpointError,
     DamagedError,
     Record,
     check_same_config,
     read_record,
+    read_run,
     seed_folders,
     unreadable,
 )
+from bdh_jax.runs.weights_file import WEIGHTS, read_weights
 from bdh_jax.types import Slow
 
 _KEPT = 2
@@ -429,6 +432,8 @@ def read_slow(workdir: str | Path, which: Which | int, *, on_host: bool = False)
     workdir = Path(workdir)
     check_name(workdir)
     folder = workdir / CHECKPOINTS
+    if not folder.is_dir() and (workdir / WEIGHTS).is_file():
+        return _exported(workdir, which, on_host)
     if not folder.is_dir():
         seeds = seed_folders(workdir)
         if seeds:
@@ -451,6 +456,17 @@ def read_slow(workdir: str | Path, which: Which | int, *, on_host: bool = False)
             f"{folder}: checkpoints come and go faster than they are read; stop the training there, or try again"
         )
     raise CheckpointError(f"{folder} is empty: the run stopped before its first checkpoint")
+
+
+def _exported(workdir: Path, which: Which | int, on_host: bool) -> Weights:
+    """The weights of a folder that ``bdh export`` wrote: there is one step alone, which is the last and the best."""
+    slow, step = read_weights(workdir / WEIGHTS)
+    if which not in ("best", "last", step):
+        raise CheckpointError(f"{workdir} holds the weights of step {step} and of no other; name that, or none")
+    config = read_run(workdir).config
+    if not isinstance(config.get("model"), dict):
+        raise _wrong(workdir / RUN, "its configuration has no part 'model'")
+    return Weights(config, step, slow if on_host else jax.tree.map(jnp.asarray, slow))
 
 
 def _load_one(folder: Path, which: Which | int, on_host: bool) -> Weights:

@@ -23,6 +23,7 @@ from bdh_jax.runs.checkpoint import Weights, read_slow
 from bdh_jax.runs.fingerprint import slow_hash
 from bdh_jax.runs.folder import CHECKPOINTS, RUN, CheckpointError, changes, read_run, seed_folders
 from bdh_jax.runs.older import in_todays_words
+from bdh_jax.runs.weights_file import WEIGHTS
 from bdh_jax.tasks import TASKS
 from bdh_jax.tasks.base import Task
 from bdh_jax.training.setup import Setup
@@ -63,7 +64,7 @@ def find_source(named: str, seed: int) -> tuple[Path, int | None]:
         folder, step = Path(before).expanduser(), int(after)
     if not folder.is_dir():
         raise ConfigError(f"train.init_from={named}: there is no folder {folder}; name that of a run, or FOLDER@STEP")
-    if (folder / CHECKPOINTS).is_dir():
+    if (folder / CHECKPOINTS).is_dir() or (folder / WEIGHTS).is_file():
         return folder, step
     seeds = {int(path.name[4:]): path for path in seed_folders(folder)}
     if not seeds:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,7 @@ from bdh_jax.runs.lock import only_writer
 from bdh_jax.runs.provenance import describe_start
 from bdh_jax.runs.reporter import Reporter, read_rows
 from bdh_jax.runs.signals import name_of, noting
+from bdh_jax.runs.weights_file import WEIGHTS
 from bdh_jax.tasks.base import Batch, Task
 from bdh_jax.tasks.scores import Evaluation
 from bdh_jax.training.hooks import make_hooks
@@ -237,6 +239,11 @@ class _Training:
         """
         if not (self._workdir / RUN).exists():
             return
+        if (self._workdir / WEIGHTS).exists():
+            raise CheckpointError(
+                f"{self._workdir} holds exported weights, which no training goes on with there; start from them in another --workdir, with "
+                f"--config.train.init_from={shlex.quote(str(self._workdir))}"
+            )
         starts = [start.get("step") for start in read_run(self._workdir).starts]
         reached = max((row["step"] for row in read_rows(self._workdir / METRICS, until=self._setup.train.steps)), default=0)
         # What is measured of a step is written after the save before it.

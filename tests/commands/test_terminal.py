@@ -29,6 +29,9 @@ RUNS: dict[str, list[list[str]]] = {
     "lifelong": [
         ["--workdir=FOLDER/facts", "--facts=32", "--streams=1", "--functions=none,tests.commands.test_lifelong:unchanged"]
     ],
+    "merge": [["FOLDER/text", "FOLDER/text", "--out=FOLDER/merged"]],
+    "grow": [["--workdir=FOLDER/plain", "--n_neurons=96", "--out=FOLDER/grown"]],
+    "export": [["--workdir=FOLDER/text", "--out=FOLDER/exported", "--licence=mit"]],
     "capacity": [["--out=FOLDER/capacity", "--rows=64", "--active=0.1", "--at_rows=64", "--trials=1", "--rules=hebbian"]],
     "sweep": [
         [
@@ -71,6 +74,7 @@ def folder(tmp_path_factory):
     for experiment, name, *more in (
         ("nback:smoke", "nback", "--config.seeds=0,1", "--config.task.evaluation_sets=n2,n8"),
         ("text:fast,smoke", "text", f"--config.data.path={folder / 'text.txt'}"),
+        ("text:smoke", "plain", f"--config.data.path={folder / 'text.txt'}"),
     ):
         train(folder, experiment, name, *more)
     return folder

@@ -277,6 +277,7 @@ def test_what_is_no_path_is_refused_before_the_work(command):
 def test_a_string_flag_of_a_command_is_a_path_or_a_name():
     """Whoever adds one says which: names of files are read by `define_path` alone."""
     names = {"config", "prompt", "reference", "name", "split", "column", "variants", "coordinator", "mesh", "topology"}
+    names |= {"licence"}
     for file in (ROOT / "bdh_jax" / "commands").glob("*.py"):
         found = set(re.findall(r'DEFINE_string\(\s*"(\w+)"', file.read_text()))
         assert found <= names, f"{file.name}: define_path, or a name that is no path"

@@ -1,6 +1,6 @@
 """Damage the library's files in turn and see what reading them says: ``python -m tests.faults.damage --write docs/reliability.md``.
 
-Every file of a checkpoint, a run's folder, a generation state, a prepared corpus, exported weights and unfinished rows is changed by one
+Every file of a checkpoint, a run's folder, a generation state, a prepared corpus, exported weights and runs, and unfinished rows is changed by one
 flipped bit, cut off, emptied, filled with something else, or deleted, one at a time. What is read then is refused in one line, or the
 last sound checkpoint with a warning (both are *noticed*), or it is what was written to the bit (*harmless*). Anything else is *silent*, or
 a *crash*, and makes this program end with status 1.
@@ -45,8 +45,9 @@ from bdh_jax.lifelong.contestants import CONTESTANTS
 from bdh_jax.lifelong.finished_rows import FinishedRows
 from bdh_jax.lifelong.result import Row
 from bdh_jax.models.bdh import BDH, BDHConfig
-from bdh_jax.runs.checkpoint import Checkpoints, RunProgress, load_slow
+from bdh_jax.runs.checkpoint import Checkpoints, RunProgress, load_slow, read_slow
 from bdh_jax.runs.folder import RESULTS, RUN, finished, text_digest, trained_texts, write_json, write_text
+from bdh_jax.runs.weights_file import WEIGHTS, write_weights
 from bdh_jax.tasks import TextConfig
 
 ERRORS = (CheckpointError, ConfigError, DataError, StateError, WeightsError)
@@ -206,6 +207,11 @@ def _write_sweep(folder: Path) -> None:
         write_json(folder / point.name / sweep.DIVERGED, record)
 
 
+def _write_exported(folder: Path) -> None:
+    write_json(folder / RUN, {"config": record_of(CONFIG).config, "starts": []})
+    write_weights(folder / WEIGHTS, _weights(0), 3)
+
+
 def _read_sweep(folder: Path) -> Any:
     sweep.check_folder(SWEPT, folder)
     outcomes = [sweep.outcome_in(folder / point.name, point.config) for point in SWEPT.rows[0].points]
@@ -231,6 +237,7 @@ SUBJECTS: dict[str, Subject] = {
         lambda folder: read_pathway(folder / "weights.safetensors")[1],
         "*.safetensors",
     ),
+    "exported run": Subject(_write_exported, lambda folder: tuple(read_slow(folder, "last")), "*"),
     "sweep": Subject(_write_sweep, _read_sweep, "**/*.json"),
     "rows of the lifelong benchmark": Subject(_write_rows, _read_rows, "*.json"),
 }
