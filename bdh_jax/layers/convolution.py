@@ -53,7 +53,7 @@ def in_order(rows: jax.Array, before: jax.Array, writes: jax.Array | None, reset
         first = jax.lax.cummax(jnp.where(reset, jnp.broadcast_to(end, reset.shape), 0), axis=1)
     if writes is None and reset is None:
         return Written(found, end, first, found[:, -kept:])
-    index = total[:, None] - kept + jnp.arange(kept)
+    index = total[:, None] - kept + jnp.arange(kept)[None]
     last = jnp.take_along_axis(found, index[..., None], axis=1)
     if first is not None:
         last = jnp.where((index >= first[:, -1:])[..., None], last, jnp.zeros((), last.dtype))

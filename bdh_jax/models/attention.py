@@ -117,7 +117,7 @@ class AttentionArchitecture(MixerArchitecture):
         # A token always sees itself, also one that is not written.
         eye = jnp.eye(length, dtype=bool)[None]
         own = eye | (jnp.tril(jnp.ones((length, length), bool))[None] & same & near & writes[:, None, :])
-        back = config.window - jnp.arange(config.window)
+        back = config.window - jnp.arange(config.window)[None, None]
         kept = (before[:, :, None] + back <= config.window) & (episode == 0)[:, :, None]
         turn = None
         if config.rope_theta is not None:

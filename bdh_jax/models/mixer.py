@@ -207,10 +207,10 @@ class MixerArchitecture(Architecture):
         embedding = Weight(("vocab", "model"), (config.vocab_size, width), normal, config.state_dtype)
         head = Weight(("model", "vocab"), (width, config.vocab_size), normal, config.state_dtype)
         return {
-            "embed": {"embedding": embedding},
+            "embed": embedding,
             **{f"layer{index}": layer(index) for index in range(config.n_layer)},
             "norm": norm(),
-            **({} if config.tied else {"lm_head": {"kernel": head}}),
+            **({} if config.tied else {"lm_head": head}),
         }
 
     def state(self, batch_size: int) -> FastState:
@@ -227,7 +227,7 @@ class MixerArchitecture(Architecture):
 
     def embed(self, slow: Slow, tokens: jax.Array) -> jax.Array:
         """Tokens [B, T] → [B, T, D]."""
-        return jnp.asarray(slow["embed"]["embedding"], self.config.compute_dtype)[tokens]
+        return slow["embed"].astype(self.config.compute_dtype)[tokens]
 
     def layer_weights(self, slow: Slow, index: int) -> Slow:
         """Every layer has its own."""
@@ -251,7 +251,7 @@ class MixerArchitecture(Architecture):
     def readout(self, slow: Slow, x: jax.Array) -> jax.Array:
         """[B, T, D] → logits [B, T, V]."""
         x = rms_norm(x, slow["norm"]["scale"])
-        head = slow["embed"]["embedding"].T if self.config.tied else slow["lm_head"]["kernel"]
+        head = slow["embed"].T if self.config.tied else slow["lm_head"]
         return jnp.einsum("btd,dv->btv", x, head.astype(x.dtype), preferred_element_type=self.config.state_dtype)
 
     def _convolve(self, weights: Slow, u: jax.Array, state: Convolved | None, call: Call) -> tuple[jax.Array, Convolved]:
