@@ -238,7 +238,7 @@ class MixerArchitecture(Architecture):
         del draws
         u = rms_norm(x, weights["mixer_norm"]["scale"])
         if "convolution" in weights:
-            mixed, after = self._convolve(weights["convolution"], u, state, call)
+            mixed, after = self.convolve_gated(weights["convolution"], u, state, call)
         else:
             mixed, after = self.mix(weights["mixer"], u, state, call, setup)
         x = x + mixed
@@ -254,7 +254,10 @@ class MixerArchitecture(Architecture):
         head = slow["embed"].T if self.config.tied else slow["lm_head"]
         return jnp.einsum("btd,dv->btv", x, head.astype(x.dtype), preferred_element_type=self.config.state_dtype)
 
-    def _convolve(self, weights: Slow, u: jax.Array, state: Convolved | None, call: Call) -> tuple[jax.Array, Convolved]:
+    def convolve_gated(
+        self, weights: Slow, u: jax.Array, state: Convolved | None, call: Call
+    ) -> tuple[jax.Array, Convolved]:
+        """The gated short convolution u + conv(u) · (W u + b) of u [B, T, D], and its state."""
         past = None if state is None else state.past
         convolved, past = convolve(weights["conv"], u, past, call)
         return u + convolved * linear(weights["gate"], u), Convolved(past)
