@@ -135,8 +135,8 @@ class Recurrent(State):
       past: [B, W, C], inputs of the last tokens to the short convolution.
     """
 
-    S: jax.Array = array("batch", "head", "neuron", "wide")
-    past: jax.Array = array("batch", "slot", "row", dtype="compute")
+    S: jax.Array | None = array("batch", "head", "neuron", "wide")
+    past: jax.Array | None = array("batch", "slot", "row", dtype="compute")
 
 
 class MixerArchitecture(Architecture):
@@ -339,15 +339,17 @@ def read_written(
     query = (decay * (query - own * key)).astype(query.dtype)
 
     # In the library's delta rule heads are parts of one address, which predict the value together; here each predicts its own.
-    def apart(array: jax.Array | None) -> jax.Array | None:
-        return None if array is None else array.reshape(batch * heads, 1, *array.shape[2:])
+    def apart(array: jax.Array) -> jax.Array:
+        return array.reshape(batch * heads, 1, *array.shape[2:])
 
     def of_all(mask: jax.Array | None) -> jax.Array | None:
         return None if mask is None else jnp.repeat(mask, heads, axis=0)
 
     read, after = fast_weight_scan(
-        *(array.reshape(batch * heads, 1, *array.shape[2:]) for array in (query, key, value)),
-        apart(state),
+        apart(query),
+        apart(key),
+        apart(value),
+        None if state is None else apart(state),
         decay=decay.reshape(batch * heads, 1, -1, 1),
         rule=scan_rule("gated_delta"),
         write_gate=gate.reshape(batch * heads, -1),
