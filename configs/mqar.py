@@ -97,9 +97,7 @@ def _smoke(config: ExperimentConfig) -> ExperimentConfig:
     if isinstance(config.model, BDHConfig):
         config = change(config, "model", n_neurons=32)
     config = change(config, "optimizer", warmup_steps=2)
-    return change(
-        config, "train", steps=20, batch_size=4, stop_at=None, evaluate_every=10, checkpoint_every=10, log_every=5
-    )
+    return change(config, "train", steps=20, batch_size=4, stop_at=None, evaluate_every=10, checkpoint_every=10, log_every=5)
 
 
 VARIANTS: dict[str, Callable[[ExperimentConfig], ExperimentConfig]] = {

@@ -178,6 +178,7 @@ class MQAR(TaskBase):
         self.vocab_size = config.vocab_size
         self._train, self._test = ([Segment(*numbers) for numbers in sets] for sets in (config.train, config.test))
         self.sequence_length = max(segment.length for segment in self._train)
+        self.most_answers = max(segment.pairs for segment in self._train)
         for segment in self._train:
             require(
                 segment.examples >= batch_size,

@@ -152,7 +152,13 @@ class _Training:
         self._hooks = make_hooks(setup.hooks, self._model)
         self._init_key, self._step_key = make_keys(setup.seed, self._mesh)
         self._train_step = make_train_step(
-            self._model, self._optimizer, setup, self._mesh, hooks=self._hooks, losses=task.losses
+            self._model,
+            self._optimizer,
+            setup,
+            self._mesh,
+            hooks=self._hooks,
+            losses=task.losses,
+            answers=task.most_answers,
         )
         self._flops_per_token = training_flops_per_token(setup.model, task.sequence_length)
         self._peak = None if self._flops_per_token is None else peak_flops(setup.model, list(self._mesh.devices.flat))
@@ -302,7 +308,9 @@ class _Training:
         while True:
             best = self._checkpoints.best
             # A run that was interrupted behind its last evaluation ends there when it goes on.
-            final = step == settings.steps or (enough is not None and best is not None and best[0] == step and best[1] >= enough)
+            final = step == settings.steps or (
+                enough is not None and best is not None and best[0] == step and best[1] >= enough
+            )
             evaluation = score = None
             if final or step > 0 and step % settings.evaluate_every == 0 and not evaluated:
                 self._look_at(pending)
