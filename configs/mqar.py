@@ -11,6 +11,7 @@ positions only; training ends at an accuracy of .99. Variants follow a colon, se
     mamba2          Mamba-2
     bdh             BDH without write-back
     write_back      BDH that writes its activity back by the delta rule
+    grid            64 to 256 tokens, 4 to 32 pairs, 1,024 token ids: what the table of recall by size of state is trained on
     small           1,024 token ids: minutes of a CPU core, where the default takes an hour
     published       the published mixture of up to 256 tokens and 64 pairs, tested to 1,024 tokens: for a GPU
     smoke           a tiny model for a few steps: does it run?
@@ -79,6 +80,16 @@ def _small(config: ExperimentConfig) -> ExperimentConfig:
     return change(config, "model", vocab_size=1024)
 
 
+def _grid(config: ExperimentConfig) -> ExperimentConfig:
+    sets = ((64, 4), (64, 8), (128, 16), (256, 32))
+    train, test = (tuple((*numbers, count) for numbers in sets) for count in (20_000, 512))
+    config = change(config, "task", vocab_size=1024, train=train, test=test)
+    config = change(config, "model", vocab_size=1024)
+    if isinstance(config.model, AttentionConfig):
+        config = change(config, "model", window=256)
+    return change(config, "train", steps=2500, evaluate_every=500)
+
+
 def _published(config: ExperimentConfig) -> ExperimentConfig:
     """The mixture of the published program, whose rates are 10⁻³, 10⁻²·⁵, 10⁻², 10⁻¹·⁵, each for 32 epochs of 703 batches."""
     train = ((64, 4, 100_000), *((length, pairs, 20_000) for length, pairs in ((128, 8), (256, 16), (256, 32), (256, 64))))
@@ -106,6 +117,7 @@ VARIANTS: dict[str, Callable[[ExperimentConfig], ExperimentConfig]] = {
     "mamba2": _model(Mamba2Config(d_model=WIDTH)),
     "bdh": _model(_BDH),
     "write_back": _model(dataclasses.replace(_BDH, fast=_WRITE_BACK)),
+    "grid": _grid,
     "small": _small,
     "published": _published,
     "smoke": _smoke,
