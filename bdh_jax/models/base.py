@@ -654,6 +654,7 @@ class Model(nn.Module):
         state: StateKind = "full",
         collect: tuple[str, ...] = (),
         deterministic: bool = True,
+        at: jax.Array | None = None,
     ) -> ModelOutput:
         """Process T tokens, from T = 1 (generation) to a whole prompt.
 
@@ -670,6 +671,7 @@ class Model(nn.Module):
           collect: names of taps to return for every layer and token; BDH: "input" (x of the layer), "code", "gate", "gated" (their
             product), "address", "decoded" (what the decoder makes of it) and "read" (what fast weights and synapse add to that).
           deterministic: False applies dropout and other noise, and needs ``rngs={"dropout": key}``.
+          at: [B, A] integers in [0, T), the tokens whose logits are formed, [B, A, V]. None: of all.
 
         Returns:
           :class:`ModelOutput`.
@@ -695,8 +697,11 @@ class Model(nn.Module):
         x = architecture.embed_draws(architecture.embed(slow, tokens), draws)
         inputs = Inputs(x, fast, masks, draws)
         x, fast, (taps, losses, metrics) = _run_layers(self, slow, inputs, final, collect)
+        if at is not None:
+            chex.assert_shape(at, (tokens.shape[0], None))
+            x = jnp.take_along_axis(x, at[..., None], axis=1)
         logits = architecture.readout(slow, x)
-        chex.assert_shape(logits, (*tokens.shape, self.config.vocab_size))
+        chex.assert_shape(logits, (*x.shape[:2], self.config.vocab_size))
         return ModelOutput(logits, fast, taps, losses, metrics)
 
     def hidden(self, tokens: jax.Array, *, valid: jax.Array | None = None, reset: jax.Array | None = None) -> jax.Array:

@@ -130,6 +130,12 @@ class Task(Protocol):
         ...
 
     @property
+    def most_answers(self) -> int | None:
+        """Answer tokens that a row of a batch holds at most, of a task that has few: training on them alone forms no other logits. None
+        says nothing."""
+        ...
+
+    @property
     def fingerprint(self) -> str | None:
         """Of what is trained on besides the configuration, such as files; a run does not go on with another."""
         ...
@@ -166,6 +172,7 @@ class TaskBase:
 
     accuracy_name: str = "accuracy"
     may_reset: bool = False
+    most_answers: int | None = None
     fingerprint: str | None = None
     files: Mapping[str, str] = MappingProxyType({})
     tokenizer: Tokenizer | None = None

@@ -75,6 +75,8 @@ class TrainConfig:
     evaluate_every: int = 100
     """Steps from one evaluation to the next; the last step is evaluated in any case. They decide which checkpoint is
     the best one."""
+    stop_at: float | None = None
+    """End with the first evaluation whose primary score, in [0, 1], is at least so high, instead of after all ``steps``."""
     checkpoint_every: int = dataclasses.field(default=200, metadata=HOW)
     """Steps from one save to the next; the best evaluation and the end are saved in any case."""
     keep_every: int | None = dataclasses.field(default=None, metadata=HOW)
@@ -100,6 +102,9 @@ class TrainConfig:
         )
         require_choice("train.loss", self.loss, Loss)
         require_choice("train.save", self.save, Save)
+        require(
+            self.stop_at is None or 0 < self.stop_at <= 1, f"train.stop_at={self.stop_at} must lie in (0, 1], or be None"
+        )
         require(
             self.keep_every is None or self.keep_every >= 1,
             f"train.keep_every={self.keep_every} must be at least 1, or None to keep the last two and the best",

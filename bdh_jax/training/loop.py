@@ -154,7 +154,13 @@ class _Training:
         self._hooks = make_hooks(setup.hooks, self._model)
         self._init_key, self._step_key = make_keys(setup.seed, self._mesh)
         self._train_step = make_train_step(
-            self._model, self._optimizer, setup, self._mesh, hooks=self._hooks, losses=task.losses
+            self._model,
+            self._optimizer,
+            setup,
+            self._mesh,
+            hooks=self._hooks,
+            losses=task.losses,
+            answers=task.most_answers,
         )
         self._flops_per_token = training_flops_per_token(setup.model, task.sequence_length)
         self._peak = None if self._flops_per_token is None else peak_flops(setup.model, list(self._mesh.devices.flat))
@@ -195,7 +201,7 @@ class _Training:
         self._reporter.say(self._described(progress.step))
         try:
             with noting(together=jax.process_count() > 1) as self._signals:
-                evaluation = self._train_and_evaluate(state, progress)
+                evaluation, last = self._train_and_evaluate(state, progress)
         finally:
             try:
                 self._reporter.close()
@@ -209,8 +215,8 @@ class _Training:
         results = {
             "config": self._setup.record.config,
             "seed": self._setup.seed,
-            "steps": steps,
-            "seconds": self._progress(steps, evaluated=True).seconds,
+            "steps": last,
+            "seconds": self._progress(last, evaluated=True).seconds,
             "tokens_per_second": self._clock.rate(),
             "mfu": self._share_of_peak(),
             "peak_memory_bytes": peak_memory(),
@@ -300,14 +306,17 @@ class _Training:
             return None
         return (self._clock.rate() or 0.0) * self._flops_per_token / self._peak
 
-    def _train_and_evaluate(self, state: TrainState, start: RunProgress) -> Evaluation:
-        """Train to the end. Returns the evaluation of the final state."""
-        settings = self._setup.train
+    def _train_and_evaluate(self, state: TrainState, start: RunProgress) -> tuple[Evaluation, int]:
+        """Train to the end. Returns the evaluation of the final state, and its step."""
+        settings, enough = self._setup.train, self._setup.train.stop_at
         step, evaluated = start.step, start.evaluated
         pending: collections.deque[tuple[int, Any]] = collections.deque()
         data = self._task.batches(step, settings.steps)
+        # A run that was interrupted behind its last evaluation ends there when it goes on.
+        best = self._checkpoints.best
+        reached = enough is not None and best is not None and best[0] == step and best[1] >= enough
         while True:
-            final = step == settings.steps
+            final = step == settings.steps or (reached and step == start.step)
             evaluation = score = None
             if final or step > 0 and step % settings.evaluate_every == 0 and not evaluated:
                 self._look_at(pending)
@@ -320,8 +329,8 @@ class _Training:
             elif step > start.step and step % settings.checkpoint_every == 0:
                 self._look_at(pending)
                 self._save(state, step, evaluated, score, background=self._in_background())
-            if final and evaluation is not None:
-                return evaluation
+            if evaluation is not None and (final or (enough is not None and evaluation.primary >= enough)):
+                return evaluation, step
             self._stop_if_asked(state, step, evaluated, pending)
 
             batch = self._put(next(data))

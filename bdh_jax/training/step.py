@@ -53,6 +53,8 @@ class ForwardPass:
     """"mean" to get what the batch's last episodes wrote, for hooks; "full" to go on from."""
     collect: tuple[str, ...] = ()
     """What the model is to collect, for hooks."""
+    answers: int | None = None
+    """Answer tokens that a row holds at most: with ``loss="answer"`` logits are formed of so many tokens a row. None: of all."""
 
     def __post_init__(self) -> None:
         require(
@@ -106,12 +108,18 @@ def loss_fn(
       that the model names itself are added as if every position had them.
     """
     rngs = None if key is None else {"dropout": key}
+    tokens, valid, reset, at = batch.tokens, batch.valid, batch.reset, None
+    if ask.answers is not None and ask.loss == "answer" and ask.answers < tokens.shape[1]:
+        # The tokens that count come first, in their order; if there are fewer, others follow, which count nothing.
+        at = jnp.argsort(batch.answer == 0, axis=1, stable=True)[:, : ask.answers]
+        batch, weights = jax.tree.map(lambda array: jnp.take_along_axis(array, at, axis=1), (batch, weights))
     output = model.apply(
         {"params": slow},
-        batch.tokens,
+        tokens,
         fast,
-        valid=batch.valid,
-        reset=batch.reset,
+        valid=valid,
+        reset=reset,
+        at=at,
         state=ask.state,
         collect=ask.collect,
         deterministic=key is None,
@@ -191,6 +199,7 @@ def make_train_step(
     *,
     hooks: Hooks = NO_HOOKS,
     losses: Losses = cross_entropy,
+    answers: int | None = None,
 ) -> jax.stages.Wrapped:
     """Build the jitted training step: (state, batch, key) → (state, metrics).
 
@@ -201,6 +210,7 @@ def make_train_step(
       mesh: device mesh of ``bdh_jax.parallel.axes.make_mesh``.
       hooks: what is added, as of ``make_hooks(setup.hooks, model)``.
       losses: of the task.
+      answers: of the task: answer tokens that a row holds at most (:class:`ForwardPass`).
 
     Returns:
       ``step(state, batch, key) -> (state, metrics)``. ``state`` is donated. ``batch`` comes from :func:`put_batch`, ``key``
@@ -231,6 +241,7 @@ def make_train_step(
         prepare=hooks.prepare,
         state="full" if carry else hooks.state,
         collect=hooks.collect,
+        answers=answers,
     )
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:

@@ -561,3 +561,39 @@ def test_a_mesh_that_does_not_divide_the_rows_is_named(tiny, successor, tmp_path
     with pytest.raises(ConfigError, match=rf"mesh.data={devices} does not divide the 9 sequences"):
         loop.train(setup_of(config), successor(config), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+class _Improving:
+    """A task whose every evaluation scores 0.25 more than the one before; it counts the batches that are asked for."""
+
+    def __init__(self, task, evaluations=0):
+        self._task, self.evaluations, self.batches_made = task, evaluations, 0
+
+    def __getattr__(self, name):
+        return getattr(self._task, name)
+
+    def batches(self, start, end):
+        for step in range(start, end):
+            self.batches_made += 1
+            yield self._task.batch(step)
+
+    def evaluate(self, predict):
+        self.evaluations += 1
+        return dataclasses.replace(self._task.evaluate(predict), primary=0.25 * self.evaluations)
+
+
+def test_training_ends_with_the_first_score_that_is_enough(tiny, successor, tmp_path):
+    config = tiny(steps=8, evaluate_every=2, checkpoint_every=8, stop_at=0.5)
+    task = _Improving(successor(config))
+    results = loop.train(setup_of(config), task, tmp_path)
+    assert (task.evaluations, task.batches_made) == (2, 4)
+    assert (results["steps"], results["primary"], results["best"]) == (4, 0.5, {"step": 4, "primary": 0.5})
+    assert Checkpoints(tmp_path, record_of(config)).last_step == 4
+    assert loop.train(setup_of(config), _Improving(successor(config)), tmp_path) == results
+    # As if it had been killed after the save and before its results were written.
+    (tmp_path / "results.json").unlink()
+    again = _Improving(successor(config), evaluations=1)
+    assert loop.train(setup_of(config), again, tmp_path)["steps"] == 4
+    assert again.batches_made == 0
+    with pytest.raises(ConfigError, match=r"train.stop_at=1.5 must lie in \(0, 1\]"):
+        tiny(stop_at=1.5)

@@ -80,6 +80,30 @@ def test_loss_is_the_weighted_mean_cross_entropy_however_the_batch_is_cut(tiny, 
         chex.assert_trees_all_close(whole, sliced, rtol=1e-9, atol=1e-14)
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_logits_of_the_answers_alone_are_the_same_step(tiny, ragged, accumulation):
+    """Rows have one answer or two, so that for some a token that does not count fills the place."""
+    with jax.enable_x64(True):
+        _, model, _, state = _setup(tiny(model={"dropout": 0.0, "dtype": "float64"}))
+        answer = ragged.answer.copy()
+        answer[::2, 0] = 1
+        batch = ragged._replace(reset=None, answer=answer)
+        seen = []
+
+        def losses(logits, batch):
+            seen.append(logits.shape)
+            return ForwardPass().losses(logits, batch)
+
+        def run(answers, loss="answer"):
+            ask = ForwardPass(loss, losses, accumulation, answers=answers)
+            return jax.jit(gradients, static_argnums=(0, 3))(model, state.slow, batch, ask)
+
+        chex.assert_trees_all_close(run(2), run(None), rtol=1e-12, atol=1e-15)
+        chex.assert_trees_all_equal(run(2, "all"), run(None, "all"))
+        assert {shape[1] for shape in seen[: len(seen) // 4]} == {2}
+        assert {shape[1] for shape in seen[len(seen) // 4 :]} == {6}
+
+
 def test_positions_without_weight_do_not_train(tiny, ragged):
     _, model, _, state = _setup(tiny(model={"dropout": 0.0}))
     other = ragged._replace(targets=np.where(ragged.answer > 0, ragged.targets, (ragged.targets + 3) % 12))

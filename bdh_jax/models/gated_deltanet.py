@@ -1,0 +1,143 @@
+"""Gated DeltaNet (arXiv 2412.06464): a matrix that forgets by a gate and writes what it does not predict yet.
+
+    q, k, v = silu(conv(W x))                         a short convolution over each channel; q and k of length 1, q ÷ √N
+    λ = exp(−exp(a) · softplus(W_λ x + dt)),  β = σ(W_β x)      one number for each head and token
+    S ← λ S + β k ⊗ (v − λ Sᵀ k)
+    y = W_out (RMSNorm(Sᵀ q) · silu(W_gate x))        the norm over each head's M numbers
+
+It is the layer of the flash-linear-attention library (``GatedDeltaNet``) in the frame of :mod:`bdh_jax.models.mixer`. What is written is the
+rule ``gated_delta`` of :mod:`bdh_jax.fast_weights.rules`, one memory a head.
+
+Axis letters: see :mod:`bdh_jax.types`; N is the width of a head's keys, M that of its values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bdh_jax.config import require_choice
+from bdh_jax.config.identity import HOW
+from bdh_jax.fast_weights.state import Sizes, State, declare
+from bdh_jax.models.base import Call, Setup
+from bdh_jax.models.mixer import (
+    Implementation,
+    MixerArchitecture,
+    MixerConfig,
+    Recurrent,
+    convolve,
+    join_heads,
+    linear,
+    log_uniform,
+    read_written,
+    rms_norm,
+    split_heads,
+    timescale,
+    with_axes,
+)
+from bdh_jax.types import Slow
+
+UNIT_EPSILON = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class GatedDeltaNetConfig(MixerConfig):
+    """Gated DeltaNet (``bdh_jax.models.gated_deltanet``)."""
+
+    architecture: str = "gated_deltanet"
+    n_head: int = 2
+    """H, memories."""
+    d_key: int = 24
+    """N, width of a head's keys: the published layer has 3/4 of ``d_model`` over all heads."""
+    d_value: int = 48
+    """M, width of a head's values: the published layer has 3/2 of ``d_model`` over all heads."""
+    conv_size: int = 4
+    """Tokens that the short convolution sees, its own among them."""
+    implementation: Implementation = dataclasses.field(default="auto", metadata=HOW)
+    """Form of the scan; never changes the function."""
+
+    sized: ClassVar[tuple[str, ...]] = ("n_head", "d_key", "d_value", "conv_size")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("implementation", self.implementation, Implementation)
+
+    def mixing(self, length: int) -> int:
+        """3·N·M a head: to read, to predict and to write."""
+        del length
+        return 3 * self.n_head * self.d_key * self.d_value
+
+    def make_architecture(self) -> GatedDeltaNetArchitecture:
+        """What it is made of."""
+        return GatedDeltaNetArchitecture(self)
+
+
+class GatedDeltaNetArchitecture(MixerArchitecture):
+    """What a gated DeltaNet is made of."""
+
+    config: GatedDeltaNetConfig
+
+    @property
+    def _widths(self) -> tuple[int, int]:
+        """Of the keys and values of all heads."""
+        return self.config.n_head * self.config.d_key, self.config.n_head * self.config.d_value
+
+    def mixer_weights(self) -> dict[str, Any]:
+        """The maps, the convolution, a and dt of each head, and the norm."""
+        config, width, (keys, values) = self.config, self.config.d_model, self._widths
+        return {
+            "in": self.dense(width, 2 * keys + values),
+            "conv": self.convolution(config.conv_size, 2 * keys + values),
+            "rates": self.dense(width, 2 * config.n_head),
+            "a": self.vector(config.n_head, log_uniform(0.01, 16)),
+            "dt": self.vector(config.n_head, timescale()),
+            "gate": self.dense(width, values),
+            "norm": self.vector(config.d_value, nn.initializers.ones),
+            "out": self.dense(values, width, last=True),
+        }
+
+    def mixer_state(self, sizes: Sizes) -> State:
+        """S and the last inputs of the convolution."""
+        config, (keys, values) = self.config, self._widths
+        lengths = {"head": config.n_head, "neuron": config.d_key, "wide": config.d_value}
+        return declare(Recurrent, with_axes(sizes, **lengths, slot=config.conv_size - 1, row=2 * keys + values))
+
+    def mix(
+        self, weights: Slow, x: jax.Array, state: Recurrent | None, call: Call, setup: Setup
+    ) -> tuple[jax.Array, Recurrent]:
+        """See :meth:`bdh_jax.models.mixer.MixerArchitecture.mix`."""
+        config, (keys, _) = self.config, self._widths
+        rows, past = convolve(weights["conv"], linear(weights["in"], x), None if state is None else state.past, call)
+        parts = jnp.split(jax.nn.silu(rows), (keys, 2 * keys), axis=-1)
+        query, key, value = (split_heads(part, config.n_head) for part in parts)
+        write, forget = jnp.split(linear(weights["rates"], x).astype(config.state_dtype).swapaxes(1, 2), 2, axis=1)
+        rate, step = (weights[name][None, :, None] for name in ("a", "dt"))
+        decay = jnp.exp(-jnp.exp(rate) * jax.nn.softplus(forget + step))
+        read, after = read_written(
+            _unit(query) / config.d_key**0.5,
+            _unit(key),
+            value,
+            decay[..., None],
+            None if state is None else state.S,
+            call,
+            gate=jax.nn.sigmoid(write),
+            implementation=config.implementation,
+            final=setup.final,
+        )
+        gate = split_heads(linear(weights["gate"], x), config.n_head)
+        y = rms_norm(read.astype(x.dtype), weights["norm"]) * jax.nn.silu(gate)
+        return linear(weights["out"], join_heads(y)), Recurrent(after, past)
+
+
+def _unit(rows: jax.Array) -> jax.Array:
+    """Rows of length 1."""
+    wide = rows.astype(jnp.promote_types(jnp.float32, rows.dtype))
+    return (wide * jax.lax.rsqrt(jnp.sum(jnp.square(wide), axis=-1, keepdims=True) + UNIT_EPSILON)).astype(rows.dtype)
+
+
+CONFIG = GatedDeltaNetConfig
+"""The entry of the table of models."""

@@ -1,0 +1,188 @@
+"""The baselines' mixers are those of the published implementations, values and gradients; the rest of their frame is what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bdh_jax.config import ConfigError
+from bdh_jax.fast_weights.masks import Masks
+from bdh_jax.models.attention import AttentionConfig
+from bdh_jax.models.base import Inputs, Setup, count_parameters
+from bdh_jax.models.gated_deltanet import GatedDeltaNetConfig
+from bdh_jax.models.gla import GLAConfig
+from bdh_jax.models.mamba2 import Mamba2Config
+from bdh_jax.models.mixer import MixerConfig
+from bdh_jax.models.registry import MODELS
+from tests.compiled import apply, init
+from tests.models.test_golden import TOLERANCE, error, load
+
+WIDTH = 16
+CONFIGS: dict[str, MixerConfig] = {
+    "attention": AttentionConfig(d_model=WIDTH, rope_theta=None, window=70),
+    "gated_convolution": AttentionConfig(d_model=WIDTH),
+    "gla": GLAConfig(d_model=WIDTH, d_key=6, d_value=8, gate_rank=5),
+    "gated_deltanet": GatedDeltaNetConfig(d_model=WIDTH, d_key=6, d_value=8),
+    "mamba2": Mamba2Config(d_model=WIDTH, d_state=6, d_head=8),
+}
+
+
+def bias(array):
+    return {"bias": array}
+
+
+def kernel(*matrices):
+    """Linear maps beside each other, of matrices that are [out, in]."""
+    return {"kernel": np.concatenate([matrix.T for matrix in matrices], axis=1)}
+
+
+def conv(*kernels):
+    return {"kernel": np.concatenate([kernel[:, 0].T for kernel in kernels], axis=1)}
+
+
+def attention(own):
+    return {
+        "in": kernel(own["Wqkv.weight"]) | bias(own["Wqkv.bias"]),
+        "out": kernel(own["out_proj.weight"]) | bias(own["out_proj.bias"]),
+    }
+
+
+def gated_convolution(own):
+    return {
+        "conv": conv(own["conv.conv.weight"]) | bias(own["conv.conv.bias"]),
+        "gate": kernel(own["projection.weight"]) | bias(own["projection.bias"]),
+    }
+
+
+def gla(own):
+    return {
+        "in": kernel(*(own[f"{name}_proj.weight"] for name in "qkv")),
+        "conv": conv(*(own[f"{name}_conv1d.weight"] for name in "qkv")),
+        "rates_in": kernel(own["gk_proj.0.weight"]),
+        "rates_out": kernel(own["gk_proj.1.weight"]) | bias(own["gk_proj.1.bias"]),
+        "gate": kernel(own["g_proj.weight"]),
+        "norm": own["g_norm_swish_gate.weight"],
+        "out": kernel(own["o_proj.weight"]),
+    }
+
+
+def gated_deltanet(own):
+    # Head by head there, part by part here.
+    by_head = own["in_proj_qkvz.weight"].reshape(2, -1, WIDTH)
+    query, key, value, gate = (part.reshape(-1, WIDTH) for part in np.split(by_head, (6, 12, 20), axis=1))
+    return {
+        "in": kernel(query, key, value),
+        "conv": conv(own["conv1d.weight"]),
+        "rates": kernel(*own["in_proj_ba.weight"].reshape(2, 2, WIDTH).swapaxes(0, 1)),
+        "a": own["A_log"],
+        "dt": own["dt_bias"],
+        "gate": kernel(gate),
+        "norm": own["norm.weight"],
+        "out": kernel(own["out_proj.weight"]),
+    }
+
+
+def mamba2(own):
+    return {
+        "in": kernel(own["in_proj.weight"]),
+        "conv": conv(own["conv1d.weight"]) | bias(own["conv1d.bias"]),
+        "a": own["A_log"],
+        "d": own["D"],
+        "dt": own["dt_bias"],
+        "norm": own["norm.weight"],
+        "out": kernel(own["out_proj.weight"]),
+    }
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_published_values_and_gradients(name):
+    golden, ours = load("mixers_published"), globals()[name]
+
+    def part(kind):
+        prefix = f"{name}.{kind}."
+        return {key.removeprefix(prefix): array for key, array in golden.items() if key.startswith(prefix)}
+
+    architecture, setup, weights = CONFIGS[name].make_architecture(), Setup("none"), ours(part("param"))
+    index = 0 if name == "gated_convolution" else 1
+    declared = architecture.weights()[f"layer{index}"]["convolution" if name == "gated_convolution" else "mixer"]
+    shapes = jax.tree.map(lambda weight: weight.shape, declared, is_leaf=lambda weight: hasattr(weight, "init"))
+    assert jax.tree.map(np.shape, weights) == shapes
+
+    @jax.jit
+    def run(weights, x):
+        def total(weights, x):
+            call = architecture.call({}, Inputs(x, None, Masks()), setup)
+            if name == "gated_convolution":
+                y, _ = architecture.convolve_gated(weights, x, None, call)
+            else:
+                y, _ = architecture.mix(weights, x, None, call, setup)
+            return jnp.sum(y * golden[f"{name}.cotangent"]), y
+
+        return jax.value_and_grad(total, (0, 1), has_aux=True)(weights, x)
+
+    (_, y), (gradient, of_x) = run(weights, golden[f"{name}.x"])
+    assert error(y, golden[f"{name}.y"]) < TOLERANCE
+    expected = part("grad")
+    assert error(of_x, expected.pop("x")) < TOLERANCE
+    if name == "attention":
+        # Softmax does not see what is added to all keys: the gradient of their bias is rounding alone.
+        for of in (gradient["in"]["bias"], expected["Wqkv.bias"]):
+            assert np.abs(of[WIDTH : 2 * WIDTH]).max() < 1e-4
+        gradient["in"]["bias"] = gradient["in"]["bias"].at[WIDTH : 2 * WIDTH].set(expected["Wqkv.bias"][WIDTH : 2 * WIDTH])
+    jax.tree.map_with_path(lambda path, a, b: check(a, b, path), gradient, ours(expected))
+
+
+def check(actual, expected, path):
+    assert error(actual, expected) < TOLERANCE, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("name", ["attention", "gla", "gated_deltanet", "mamba2"])
+def test_bytes_of_state_are_those_of_its_matrices(name):
+    """What is reported beside a score: keys and values of a window, or S, and the inputs of the convolutions."""
+    config = dataclasses.replace(MODELS.get(name, "model")(), n_layer=2)
+    inputs, numbers = {
+        "attention": (2 * 64, 2 * 256 * 64 + 256 / 4),
+        "gla": (3 * 2 * (16 + 16 + 32), 2 * 16 * 32),
+        "gated_deltanet": (3 * 2 * (24 + 24 + 48), 2 * 24 * 48),
+        "mamba2": (3 * (128 + 2 * 64), 128 * 64),
+    }[name]
+    position = 1
+    expected = inputs + numbers + position if name == "attention" else 2 * (inputs + numbers) + position
+    assert jax.eval_shape(lambda: config.build().init_fast(1)).nbytes == 4 * expected
+
+
+@pytest.mark.parametrize(("config", "times"), [(GatedDeltaNetConfig(), 6), (GLAConfig(), 4)])
+def test_the_default_widths_are_in_proportion_as_published(config, times):
+    """The maps to keys, values and gate and the one back have 6·D² numbers a layer in a gated DeltaNet, 4·D² in a GLA."""
+    declared = config.make_architecture().mixer_weights()
+    assert count_parameters({name: declared[name] for name in ("in", "gate", "out")}) == times * config.d_model**2
+
+
+def test_logits_are_read_with_the_embedding_where_it_is_tied():
+    tokens = np.arange(6, dtype=np.int32)[None]
+    config = Mamba2Config(vocab_size=9, n_layer=1, d_model=8, d_state=4, d_head=4)
+    slow = init(config.build(), 0)
+    assert "lm_head" not in slow
+    untied = dataclasses.replace(config, tied=False).build()
+    own = apply(untied, {**slow, "lm_head": slow["embed"].T}, tokens)
+    np.testing.assert_allclose(apply(config.build(), slow, tokens).logits, own.logits, rtol=1e-5, atol=1e-7)
+    assert count_parameters(untied.declared_slow()) == count_parameters(config.build().declared_slow()) + 8 * 9
+
+
+def test_what_cannot_be_is_said():
+    with pytest.raises(ConfigError, match="d_head=24 does not divide expand · d_model = 128"):
+        Mamba2Config(d_head=24)
+    with pytest.raises(ConfigError, match="d_model=10 is not divisible by 4"):
+        AttentionConfig(d_model=10)
+    with pytest.raises(ConfigError, match="gated_convolution=1 must be 0, for none, or at least 2"):
+        GLAConfig(gated_convolution=1)
+    with pytest.raises(ConfigError, match="n_layer=1 with gated_convolution=3 leaves no layer"):
+        AttentionConfig(n_layer=1)
+    with pytest.raises(ConfigError, match="conv_size=0 must be at least 1"):
+        GatedDeltaNetConfig(conv_size=0)
+    with pytest.raises(ConfigError, match="a 'mamba2' model has no dropout"):
+        Mamba2Config(dropout=0.1)
