@@ -393,7 +393,7 @@ def _repeated(subject: Subject, config: BDHConfig, untrained: Mapping[int, Slow]
             caption=(
                 f"The last {half} tokens of sequences in which the same {half} tokens came before, against the same tokens at the same positions "
                 f"after {half} others: relative change of the active share, by layer. Bars are 95 % intervals over {len(fresh)} pairs, in the mean "
-                "over seeds. Without training, and in the code of the first layer, which sees its token alone, there is nothing to change."
+                "over seeds; trained models, and the same models before training. The code of the first layer sees its token alone, so that nothing can change there."
             ),
             alternative=f"Relative change of the active share in repeated {what}, by layer. {says}",
             rows=rows,
