@@ -83,9 +83,13 @@ def render(page: Page, advance: Callable[[], None] = lambda: None) -> str:
 
     Returns:
       HTML, UTF-8.
+
+    Raises:
+      ValueError: if two findings of a section have one name, or a name cannot be that of a file.
     """
     import jinja2  # optional dependencies
 
+    _check_names(page)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"shown": shown, "as_json": as_json, "marked": marked, "number": number}
     stills: dict[tuple[str, str], str] = {}
@@ -117,6 +121,15 @@ def tables(page: Page) -> dict[str, str]:
         for finding in answer.findings
         if finding.rows
     }
+
+
+def _check_names(page: Page) -> None:
+    names = [(answer.name, finding.name) for answer in page.answers for finding in answer.findings]
+    for section, finding in names:
+        if names.count((section, finding)) > 1 or not re.fullmatch(r"[\w-]+", finding):
+            raise ValueError(
+                f"the section {section!r} has a finding {finding!r}: a name is unique there, of letters, digits, _ and -"
+            )
 
 
 def csv_name(section: str, finding: str) -> str:
