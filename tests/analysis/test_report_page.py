@@ -151,6 +151,15 @@ def test_numbers_are_said_beside_their_null(parsed):
     assert "p-value 0.01" in text
 
 
+def test_a_section_that_failed_says_so():
+    text = " ".join(
+        Parsed(page.render(Page("Inside", "", {}, [Answer("x", "X", "?", failure=f"ValueError: {EVIL}")], "Made."))).text
+    )
+    assert "(failed)" in text
+    assert f"ValueError: {EVIL}" in text
+    assert "Not asked" not in text
+
+
 def test_tables_hold_the_rows():
     files = page.tables(PAGE)
     assert list(files) == ["first.share.csv", "first.table.csv", "first.own.csv"]

@@ -42,6 +42,7 @@ class Answer:
       title, asks: as of :class:`bdh_jax.analysis.report.base.Section`.
       findings: what it found.
       refusal: why it was not asked; empty if it was.
+      failure: why it has no answer though it was asked: an error of the section itself; empty if there was none.
       command: that makes its numbers anew; empty where the run itself holds them.
     """
 
@@ -50,6 +51,7 @@ class Answer:
     asks: str
     findings: Sequence[Finding] = ()
     refusal: str = ""
+    failure: str = ""
     command: str = ""
 
 
