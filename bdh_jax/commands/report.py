@@ -101,11 +101,15 @@ def main(argv: Sequence[str]) -> None:
     out = Path(_OUT.value) if _OUT.value else workdir / "report.html"
     before = _check_out(out)
     own = _own(_SETS.value.split(",")) if _SETS.value else None
+    failures: list[Exception] = []
     with only_writer(tables_folder(out)):
-        report = _report(workdir, asked, own)
+        report = _report(workdir, asked, own, failures)
         with Progress("figures", sum(len(answer.findings) for answer in report.answers)) as progress:
             html = page.render(dataclasses.replace(report, tables=tables_folder(out).name), progress.advance)
         _write(out, html, page.tables(report), before)
+    if failures:
+        _LOGGER.warning("%s is whole but for what failed (%d of %d sections)", out, len(failures), len(asked))
+        raise failures[0]
     _LOGGER.info("open %s in a browser; it can be sent around as it is", out)
 
 
@@ -205,7 +209,9 @@ def _own(names: Sequence[str]) -> dict[str, list[str]]:
     return texts
 
 
-def _report(workdir: Path, asked: Mapping[str, Section], own: Mapping[str, Sequence[str]] | None) -> Page:
+def _report(
+    workdir: Path, asked: Mapping[str, Section], own: Mapping[str, Sequence[str]] | None, failures: list[Exception]
+) -> Page:
     folders = seed_folders(workdir) or [workdir]
     experiment = read_experiment(folders[0])
     if own is not None and not experiment.task.reads_text:
@@ -232,7 +238,7 @@ def _report(workdir: Path, asked: Mapping[str, Section], own: Mapping[str, Seque
     ]
     with Progress("sections", len(asked)) as progress:
         for name, section in asked.items():
-            answers.append(_answer(name, section, subject, workdir))
+            answers.append(_answer(name, section, subject, workdir, failures))
             progress.advance(1, status=section.title)
     now = describe_start(0, 0)
     return Page(
@@ -247,12 +253,16 @@ def _report(workdir: Path, asked: Mapping[str, Section], own: Mapping[str, Seque
     )
 
 
-def _answer(name: str, section: Section, subject: Subject, workdir: Path) -> Answer:
+def _answer(name: str, section: Section, subject: Subject, workdir: Path, failures: list[Exception]) -> Answer:
+    """What a section found. What it fails with is put off until the page with all the others is written."""
     plain = Answer(name, section.title, section.asks, command=_command(workdir, [name]))
     try:
         return dataclasses.replace(plain, findings=list(section.find(subject)))
     except NotApplicable as reason:
         return dataclasses.replace(plain, refusal=str(reason))
+    except Exception as error:
+        failures.append(error)
+        return dataclasses.replace(plain, failure=f"{type(error).__name__}: {error}")
 
 
 def _command(workdir: Path, only: Sequence[str] | None) -> str:

@@ -644,9 +644,62 @@ def neuron_graph() -> Any:
     return figure
 
 
+def activity() -> Any:
+    """Active shares by layer, before and after training; and their change in what was read before."""
+    shares = table("activity.md", "run", "layer", "model", "code", "gate", "both")
+    changes = table("activity.md", "run", "layer of", "code", "gate", "both")
+    kinds = ("code", "gate", "both")
+    places = {("text", "1"): 0.0, ("text", "2"): 1.0, ("text", "3"): 2.0, ("nback", "1"): 3.6, ("nback", "2"): 4.6}
+    figure, (by_layer, repeated) = figures.make(2, width=4.6, height=3.6)
+    for number_of, (kind, look) in enumerate(figures.lines(kinds).items()):
+        colour, marker, beside = look["color"], look["marker"], 0.22 * (number_of - 1)
+        for run, layer, model, *cells in shares:
+            filled = {} if model == "trained" else {"markerfacecolor": "none"}
+            label = kind if (run, layer, model) == ("text", "1", "trained") else None
+            value = number(cells[number_of]), spread(cells[number_of])
+            by_layer.errorbar(
+                places[run, layer] + beside,
+                value[0],
+                value[1],
+                color=colour,
+                marker=marker,
+                label=label,
+                linestyle="",
+                **filled,
+            )
+        for run, layer, *cells in changes:
+            of, model = layer.split()
+            ends = [float(end.replace("−", "-")) for end in re.findall(r"[-−+][\d.]+", cells[number_of])]
+            value, low, high = ends or (0.0, 0.0, 0.0)
+            filled = {} if model == "trained" else {"markerfacecolor": "none"}
+            place = places[run, of] + beside + (0.07 if model == "untrained" else 0)
+            repeated.errorbar(
+                place, value, [[value - low], [high - value]], color=colour, marker=marker, linestyle="", **filled
+            )
+    for axes in (by_layer, repeated):
+        axes.set_xticks(list(places.values()), [f"{run}\n{layer}" for run, layer in places])
+    by_layer.set_ylim(0, None)
+    figures.reference(repeated, 0, "no change")
+    figures.say(
+        by_layer,
+        title="Training leaves a twentieth to a fifth\nof the neurons active (hollow: untrained)",
+        x="run and layer",
+        y="active neurons, %",
+    )
+    figures.say(
+        repeated,
+        title="What was read before needs fewer neurons\nin n-back, and hardly in text",
+        x="run and layer",
+        y="change in repeats, %",
+    )
+    figures.legend(figure, by_layer)
+    return figure
+
+
 FIGURES: dict[str, Callable[[], Any]] = {
     made.__name__: made
     for made in (
+        activity,
         lifelong,
         lifelong_course,
         lifelong_facts,

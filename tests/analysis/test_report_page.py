@@ -7,12 +7,13 @@ import io
 import itertools
 import json
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bdh_jax.analysis.report import overview, page
-from bdh_jax.analysis.report.base import Finding
+from bdh_jax.analysis.report.base import Finding, sections
 from bdh_jax.analysis.report.page import Answer, Page
 
 EVIL = "<script>alert('&')</script>"
@@ -150,6 +151,15 @@ def test_numbers_are_said_beside_their_null(parsed):
     assert "p-value 0.01" in text
 
 
+def test_a_section_that_failed_says_so():
+    text = " ".join(
+        Parsed(page.render(Page("Inside", "", {}, [Answer("x", "X", "?", failure=f"ValueError: {EVIL}")], "Made."))).text
+    )
+    assert "(failed)" in text
+    assert f"ValueError: {EVIL}" in text
+    assert "Not asked" not in text
+
+
 def test_tables_hold_the_rows():
     files = page.tables(PAGE)
     assert list(files) == ["first.share.csv", "first.table.csv", "first.own.csv"]
@@ -219,3 +229,15 @@ def test_curves_have_a_line_for_each_seed():
     assert len(evaluations.rows) == 4
     assert "3.0000 ± 0.0000" in evaluations.says
     assert overview.curves({0: []}) == []
+
+
+@pytest.mark.parametrize("names", [("share", "share"), ("a/b",), ("",)])
+def test_a_finding_has_a_name_of_its_own_that_a_file_can_have(names):
+    answers = [Answer("first", "First", "Why?", [finding(name, chart=None) for name in names])]
+    with pytest.raises(ValueError, match="a name is unique there, of letters, digits"):
+        page.render(Page("Inside", "Lead", {}, answers, "Made."))
+
+
+def test_every_section_has_a_row_in_the_docs():
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "report.md").read_text(encoding="utf-8")
+    assert [name for name in sections() if f"| `{name}` |" not in text] == []

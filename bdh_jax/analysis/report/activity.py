@@ -13,6 +13,7 @@ from bdh_jax.analysis import activity
 from bdh_jax.analysis.activity import KINDS, Activity
 from bdh_jax.analysis.nulls import p_of_largest
 from bdh_jax.analysis.report.base import Finding, NotApplicable, Section, Subject
+from bdh_jax.console import Progress
 from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.types import Slow
 
@@ -68,15 +69,21 @@ def find(subject: Subject) -> list[Finding]:
     def measured(models: Mapping[int, Slow]) -> dict[int, Activity]:
         return {seed: activity.measure(config, slow, tokens, valid) for seed, slow in models.items()}
 
-    all_of_it = _Measured(tokens, valid, measured(subject.seeds), measured(untrained))
-    findings = [
-        _by_layer(all_of_it),
-        *_over_steps(subject, all_of_it),
-        *_by_position(subject, all_of_it),
-        *_repeated(subject, config, untrained),
-        _by_neuron(all_of_it),
-        _by_token(subject, all_of_it),
-    ]
+    with Progress("activity", 7) as progress:
+        all_of_it = _Measured(tokens, valid, measured(subject.seeds), measured(untrained))
+        progress.advance()
+        asked: tuple[Callable[[], Sequence[Finding]], ...] = (
+            lambda: [_by_layer(all_of_it)],
+            lambda: _over_steps(subject, all_of_it),
+            lambda: _by_position(subject, all_of_it),
+            lambda: _repeated(subject, config, untrained),
+            lambda: [_by_neuron(all_of_it)],
+            lambda: [_by_token(subject, all_of_it)],
+        )
+        findings: list[Finding] = []
+        for ask in asked:
+            findings += ask()
+            progress.advance()
     return findings
 
 
@@ -393,7 +400,7 @@ def _repeated(subject: Subject, config: BDHConfig, untrained: Mapping[int, Slow]
             caption=(
                 f"The last {half} tokens of sequences in which the same {half} tokens came before, against the same tokens at the same positions "
                 f"after {half} others: relative change of the active share, by layer. Bars are 95 % intervals over {len(fresh)} pairs, in the mean "
-                "over seeds. Without training, and in the code of the first layer, which sees its token alone, there is nothing to change."
+                "over seeds; trained models, and the same models before training. The code of the first layer sees its token alone, so that nothing can change there."
             ),
             alternative=f"Relative change of the active share in repeated {what}, by layer. {says}",
             rows=rows,

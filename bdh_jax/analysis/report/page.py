@@ -42,6 +42,7 @@ class Answer:
       title, asks: as of :class:`bdh_jax.analysis.report.base.Section`.
       findings: what it found.
       refusal: why it was not asked; empty if it was.
+      failure: why it has no answer though it was asked: an error of the section itself; empty if there was none.
       command: that makes its numbers anew; empty where the run itself holds them.
     """
 
@@ -50,6 +51,7 @@ class Answer:
     asks: str
     findings: Sequence[Finding] = ()
     refusal: str = ""
+    failure: str = ""
     command: str = ""
 
 
@@ -83,9 +85,13 @@ def render(page: Page, advance: Callable[[], None] = lambda: None) -> str:
 
     Returns:
       HTML, UTF-8.
+
+    Raises:
+      ValueError: if two findings of a section have one name, or a name cannot be that of a file.
     """
     import jinja2  # optional dependencies
 
+    _check_names(page)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"shown": shown, "as_json": as_json, "marked": marked, "number": number}
     stills: dict[tuple[str, str], str] = {}
@@ -117,6 +123,15 @@ def tables(page: Page) -> dict[str, str]:
         for finding in answer.findings
         if finding.rows
     }
+
+
+def _check_names(page: Page) -> None:
+    names = [(answer.name, finding.name) for answer in page.answers for finding in answer.findings]
+    for section, finding in names:
+        if names.count((section, finding)) > 1 or not re.fullmatch(r"[\w-]+", finding):
+            raise ValueError(
+                f"the section {section!r} has a finding {finding!r}: a name is unique there, of letters, digits, _ and -"
+            )
 
 
 def csv_name(section: str, finding: str) -> str:
