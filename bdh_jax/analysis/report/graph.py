@@ -155,11 +155,14 @@ def _modularity(asked: Mapping[tuple[int, str], Asked], rewirings: int, others: 
             f"the {model} model {excess[model]:+.3f} (z {_range([test.z for test in each])}, p {together:.2g} over seeds"
             f"{', not distinguishable' if alike else ''})"
         )
+    title = "Communities: not distinguishable from a graph with the same degrees"
+    if modular:
+        title = "The trained graph has communities that its degrees do not explain"
+        if excess["trained"] <= max(excess[model] for model in MODELS[1:]):
+            title += ", but no more than without training"
     return Finding(
         name="modularity",
-        title="The trained graph has communities that its degrees do not explain"
-        if modular
-        else "Communities: not distinguishable from a graph with the same degrees",
+        title=title,
         says=f"{says}; {'; '.join(controls)}.",
         null=(
             f"Graphs in which pairs of edges trade their targets until nothing but every neuron's degrees is left: {rewirings} of each "
