@@ -69,8 +69,10 @@ def ask(slow: Slow, rewirings: int, others: int, seed: int = 0) -> Asked:
         density: graph.modularity_test(each, rewirings if density == DENSITY else others, seed)
         for density, each in graphs.items()
     }
-    tails = {direction: graph.fit_tail(first.degrees(direction)) for direction in DIRECTIONS}
-    strengths = {direction: graph.fit_tail(first.strengths(direction)) for direction in DIRECTIONS}
+    tails: dict[Direction, Tail | None] = {direction: graph.fit_tail(first.degrees(direction)) for direction in DIRECTIONS}
+    strengths: dict[Direction, Tail | None] = {
+        direction: graph.fit_tail(first.strengths(direction)) for direction in DIRECTIONS
+    }
     return Asked(first, tails, strengths, tests)
 
 
@@ -149,7 +151,7 @@ def _modularity(asked: Mapping[tuple[int, str], Asked], rewirings: int, others: 
     for model in MODELS[1:]:
         each = tests[model]
         # Whether any of the seeds shows anything: Fisher's combination, which is quicker to say so than the largest p-value.
-        together = float(stats.combine_pvalues([test.p_value for test in each]).pvalue)
+        together = float(stats.combine_pvalues([test.p_value for test in each])[1])
         alike = together >= SIGNIFICANT
         controls.append(
             f"the {model} model {excess[model]:+.3f} (z {_range([test.z for test in each])}, p {together:.2g} over seeds"
