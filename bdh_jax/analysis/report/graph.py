@@ -151,7 +151,8 @@ def _modularity(asked: Mapping[tuple[int, str], Asked], rewirings: int, others: 
     for model in MODELS[1:]:
         each = tests[model]
         # Whether any of the seeds shows anything: Fisher's combination, which is quicker to say so than the largest p-value.
-        together = float(stats.combine_pvalues([test.p_value for test in each])[1])
+        combined: Any = stats.combine_pvalues([test.p_value for test in each])
+        together = float(combined.pvalue)
         alike = together >= SIGNIFICANT
         controls.append(
             f"the {model} model {excess[model]:+.3f} (z {_range([test.z for test in each])}, p {together:.2g} over seeds"
