@@ -2,10 +2,10 @@
 
     python benchmarks/graph_table.py --workdir=runs/graph --json benchmarks/results/graph_cpu.json
 
-Trains ``configs/text.py`` over the seeds, unless it is there (about ten minutes a seed on a core), then asks what the report's sections
+Trains ``configs/text.py`` over the seeds, unless it is there (four minutes a seed on a core), then asks what the report's sections
 "graph" and "synapses" ask: about the graph; about the sets of texts that the library ships, which are none of what the model was trained
-on; and about lines of the validation text that address somebody as thou, against lines that say you, which single letters tell apart as
-well. About five minutes on two CPU cores.
+on; and about lines of the validation text that address somebody as thou, against lines that say you, which such a model should know.
+About five minutes on two CPU cores.
 """
 
 from __future__ import annotations

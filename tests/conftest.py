@@ -42,6 +42,8 @@ _NOT_QUICK = ("kernels/test_linear_algebra.py", "kernels/test_pallas.py", "kerne
 # What `make test-slow` runs: whole commands, runs that are ended and gone on with, and the pages of docs/how-to.
 _SLOW = (
     "analysis/test_calibration.py",
+    "analysis/test_report_graph.py",
+    "analysis/test_report_synapses.py",
     "benchmarks/test_accelerator.py",
     "commands/test_capacity.py",
     "commands/test_lifelong.py",

@@ -261,7 +261,7 @@ def fit_tail(values: np.ndarray) -> Tail | None:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of fits whose tail is short, which the p-values say as well
         # The library's own limit, α ≤ 3, makes every power law lose that falls faster.
-        fit = powerlaw.Fit(positive, discrete=discrete, verbose=0, parameter_ranges={"alpha": [1, STEEPEST]})
+        fit: Any = powerlaw.Fit(positive, discrete=discrete, verbose=0, parameter_ranges={"alpha": [1, STEEPEST]})
         # Neither of two contains the other: Vuong's ratio is normal if there is nothing between them.
         compare = functools.partial(fit.distribution_compare, "power_law", nested=False)
         ratios = [Ratio(*(float(value) for value in compare(other))) for other in ("lognormal", "exponential")]

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,8 @@ def split(labels: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 # What a model holds of a text.
 
 
-class Entries(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Entries:
     """Numbers of every text.
 
     Attributes:
@@ -215,8 +216,9 @@ def _observe(kind: Kind, config: BDHConfig, slow: Slow, tokens: jax.Array, valid
     return state if _decays(kind, config) else state / count[:, None, None, None, None]
 
 
-def _state(kind: Kind, fast: FastState) -> jax.Array:
+def _state(kind: Kind, fast: object) -> jax.Array:
     """[L, B, H, N, D]."""
+    assert isinstance(fast, FastState)
     state = fast.attention if kind == "rho" else fast.effective_memory()
     assert state is not None
     return state
@@ -407,10 +409,10 @@ def _trace(
     model = BDH(config)
     layer, head, neuron, width = jnp.asarray(where).T
 
-    def at(fast: FastState) -> jax.Array:
+    def at(fast: object) -> jax.Array:
         return _state(kind, fast)[layer, :, head, neuron, width]  # [S, B]
 
-    def step(fast: FastState, token: tuple[jax.Array, jax.Array]) -> tuple[FastState, tuple[jax.Array, jax.Array]]:
+    def step(fast: Any, token: tuple[jax.Array, jax.Array]) -> tuple[Any, tuple[jax.Array, jax.Array]]:
         here, real = token
         out = model.apply({"params": slow}, here[:, None], fast, valid=real[:, None])
         return out.fast, (at(fast), at(out.fast))

@@ -69,8 +69,10 @@ def ask(slow: Slow, rewirings: int, others: int, seed: int = 0) -> Asked:
         density: graph.modularity_test(each, rewirings if density == DENSITY else others, seed)
         for density, each in graphs.items()
     }
-    tails = {direction: graph.fit_tail(first.degrees(direction)) for direction in DIRECTIONS}
-    strengths = {direction: graph.fit_tail(first.strengths(direction)) for direction in DIRECTIONS}
+    tails: dict[Direction, Tail | None] = {direction: graph.fit_tail(first.degrees(direction)) for direction in DIRECTIONS}
+    strengths: dict[Direction, Tail | None] = {
+        direction: graph.fit_tail(first.strengths(direction)) for direction in DIRECTIONS
+    }
     return Asked(first, tails, strengths, tests)
 
 
@@ -149,17 +151,21 @@ def _modularity(asked: Mapping[tuple[int, str], Asked], rewirings: int, others: 
     for model in MODELS[1:]:
         each = tests[model]
         # Whether any of the seeds shows anything: Fisher's combination, which is quicker to say so than the largest p-value.
-        together = float(stats.combine_pvalues([test.p_value for test in each]).pvalue)
+        combined: Any = stats.combine_pvalues([test.p_value for test in each])
+        together = float(combined.pvalue)
         alike = together >= SIGNIFICANT
         controls.append(
             f"the {model} model {excess[model]:+.3f} (z {_range([test.z for test in each])}, p {together:.2g} over seeds"
             f"{', not distinguishable' if alike else ''})"
         )
+    title = "Communities: not distinguishable from a graph with the same degrees"
+    if modular:
+        title = "The trained graph has communities that its degrees do not explain"
+        if excess["trained"] <= max(excess[model] for model in MODELS[1:]):
+            title += ", but no more than without training"
     return Finding(
         name="modularity",
-        title="The trained graph has communities that its degrees do not explain"
-        if modular
-        else "Communities: not distinguishable from a graph with the same degrees",
+        title=title,
         says=f"{says}; {'; '.join(controls)}.",
         null=(
             f"Graphs in which pairs of edges trade their targets until nothing but every neuron's degrees is left: {rewirings} of each "

@@ -154,9 +154,10 @@ def _separation(subject: Subject, texts: Texts, asked: Asked, kinds: Sequence[Ki
     parts += [_sentence(asked, "untrained", kind) for kind in kinds]
     parts.append(_sentence(asked, "no model", "token"))
     p_values = {kind: max(found.corrected for found in asked.of("trained", kind)) for kind in kinds}
-    best = min(p_values, key=lambda kind: p_values[kind])
+    best = min(kinds, key=lambda kind: p_values[kind])
     p_value = min(1.0, len(kinds) * p_values[best])
-    held = {key: _mean_held(asked, *key) for key in (("trained", best), ("untrained", best), ("no model", "token"))}
+    compared: tuple[tuple[str, Kind], ...] = (("trained", best), ("untrained", best), ("no model", "token"))
+    held = {(model, kind): _mean_held(asked, model, kind) for model, kind in compared}
     names = " and ".join(texts.names) if len(texts.names) == 2 else f"{len(texts.names)} sets"
     title = f"Single {'neurons' if best == 'neuron' else 'synapses'} tell {names} apart"
     if p_value >= SIGNIFICANT:
