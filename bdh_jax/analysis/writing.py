@@ -119,7 +119,7 @@ def _watch(config: BDHConfig, slow: Slow, tokens: jax.Array, keys: jax.Array) ->
         out = model.apply({"params": slow}, token[None, None], fast, collect=names)
         after = out.carried
         code = out.collected["code"][:, 0, :, 0]  # [L, H, N]
-        read = {"ρ": _pairs(code) if config.attention == "rope" else code != 0}
+        read = {"ρ": _turned(config, code, fast.position) != 0}
         written = {"ρ": read["ρ"]}
         if config.attention == "shift" and fast.previous_code is not None:
             written["ρ"] = fast.previous_code[:, 0] != 0
@@ -150,10 +150,18 @@ def _watch(config: BDHConfig, slow: Slow, tokens: jax.Array, keys: jax.Array) ->
     return jax.lax.scan(step, model.init_fast(1), tokens)[1]
 
 
-def _pairs(code: jax.Array) -> jax.Array:
-    """Which rows a code reaches once positions have turned its pairs: both of a pair of which either is active."""
-    active = (code != 0).reshape(*code.shape[:-1], -1, 2)
-    return jnp.broadcast_to(jnp.any(active, axis=-1, keepdims=True), active.shape).reshape(code.shape)
+def _turned(config: BDHConfig, code: jax.Array, position: jax.Array) -> jax.Array:
+    """What of a code [L, H, N] reaches ρ at a position [1]: both of a pair of which either is active, once they are turned."""
+    if config.attention != "rope":
+        return code
+    cos, sin = _angles(config, position[:, None])
+    return rope(code[:, :, None], cos, sin)[:, :, 0]
+
+
+def _angles(config: BDHConfig, position: jax.Array) -> tuple[jax.Array, jax.Array]:
+    neurons = jnp.arange(config.neurons_per_head)
+    turns = rope_frequencies(neurons, config.neurons_per_head, config.rope_theta, config.state_dtype)
+    return rope_angles(position, neurons, turns)
 
 
 def _flat(rows: jax.Array) -> jax.Array:
@@ -259,9 +267,7 @@ def _addresses(config: BDHConfig, which: Matrix, slow: Slow, tokens: jax.Array, 
     out = config.build().apply({"params": slow}, tokens, valid=valid, state="none", collect=(name,))
     found = out.collected[name].astype(jnp.float32)  # [L, B, H, T, N]
     if which == "ρ" and config.attention == "rope":
-        neurons = jnp.arange(config.neurons_per_head)
-        turns = rope_frequencies(neurons, config.neurons_per_head, config.rope_theta, jnp.float32)
-        cos, sin = rope_angles(jnp.cumsum(valid, axis=1) - 1, neurons, turns)
+        cos, sin = _angles(config, jnp.cumsum(valid, axis=1) - 1)
         found = jax.vmap(lambda code: rope(code, cos, sin))(found)
     rows = jnp.moveaxis(found, (1, 3), (0, 1)).reshape(*tokens.shape, config.n_layer, -1)
     length = jnp.linalg.norm(rows, axis=-1, keepdims=True)
