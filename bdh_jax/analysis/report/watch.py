@@ -240,7 +240,7 @@ def _frames(text: _Text, course: Course, which: Matrix) -> Finding:
     says = f"The last of {len(text.shown)} tokens leaves {rows[-1]['written']:,} rows written and {rows[-1]['read']:,} read, over all layers."
     shown = f"{len(kept):,} of its {course.rows.shape[2]:,} rows" if len(kept) < course.rows.shape[2] else "all its rows"
     caption = (
-        f"{_CALLED[which].capitalize()} after each token. Choose a token, or go from one to the next with the arrow keys. Every cell is a row, "
+        f"{_CALLED[which][:1].upper()}{_CALLED[which][1:]} after each token. Choose a token, or go from one to the next with the arrow keys. Every cell is a row, "
         f"{shown} for each layer from left to right: the brighter, the larger its norm (square root, one scale for all tokens); orange where this "
         "token has written."
     )
@@ -270,10 +270,11 @@ _SHADES = 24
 def _cells(level: np.ndarray, written: np.ndarray) -> np.ndarray:
     """Levels in [0, 1] and whether a row is written, [M, cells] each, as palette indices [height, width]: layers side by side."""
     index = np.round(level * (_SHADES - 1)).astype(np.uint8) + np.where(written, _SHADES, 0).astype(np.uint8)
-    side = int(np.ceil(np.sqrt(index.shape[1])))
+    side = 2 ** int(np.ceil(np.log2(index.shape[1]) / 2))
     height = -(-index.shape[1] // side)
-    grids = [np.pad(row, (0, side * height - len(row))).reshape(height, side) for row in index]
-    gap = np.full((height, 1), 2 * _SHADES, np.uint8)
+    nothing = 2 * _SHADES
+    grids = [np.pad(row, (0, side * height - len(row)), constant_values=nothing).reshape(height, side) for row in index]
+    gap = np.full((height, 1), nothing, np.uint8)
     parts = [part for grid in grids for part in (grid, gap)]
     return np.concatenate(parts[:-1], axis=1)
 
@@ -483,7 +484,9 @@ def _contribution(subject: Subject, config: BDHConfig, which: Matrix, text: _Tex
     return Finding(
         name=f"contribution_{_NAMES[which]}",
         title=(
-            f"Reading {which} is worth {effect:.1f} bits a token".replace("-", "−")
+            f"Reading {which} is worth {effect:.2g} bits {'a token' if text.spoken else 'of certainty at the end'}".replace(
+                "-", "−"
+            )
             if p < 0.05
             else f"What {which} holds in which row makes no difference"
         ),
