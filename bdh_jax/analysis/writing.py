@@ -128,15 +128,12 @@ def _watch(config: BDHConfig, slow: Slow, tokens: jax.Array, keys: jax.Array) ->
             read["S"] = address != 0
             key = fast.previous_address[:, 0] if fast.previous_address is not None else address
             written["S"] = key != 0
-        others = {
-            which: jnp.concatenate(
-                [
-                    logs(token, _without(fast, which))[None],
-                    jax.lax.map(lambda key, which=which: logs(token, _shuffled(fast, which, key)), keys),
-                ]
-            )
-            for which in matrices(config)
-        }
+
+        def other(which: Matrix) -> jax.Array:
+            shuffled = jax.lax.map(lambda key: logs(token, _shuffled(fast, which, key)), keys)
+            return jnp.concatenate([logs(token, _without(fast, which))[None], shuffled])
+
+        others = {which: other(which) for which in matrices(config)}
         held = {which: _matrix(after, which)[:, 0] for which in matrices(config)}  # [M, H, N, D]
         return after, {
             "normal": jax.nn.log_softmax(out.logits[0, 0]),

@@ -613,6 +613,9 @@ def local_pruning() -> Any:
     return figure
 
 
+REPEATS = ("layer 1", "layer 2", "layer 3", "layer 4")
+"""Findings of the page on repeats, a layer each."""
+
 LOCAL_TITLES = {
     "hebbian": "Instead of the gradient it learns nothing",
     "causes": "Most of the harm is one direction: without it,\nor with x centred, most of the loss is back",
