@@ -613,7 +613,12 @@ def local_pruning() -> Any:
     return figure
 
 
-REPEATS = ("layer 1", "layer 2", "layer 3", "layer 4")
+REPEATS = (
+    "Layer 1 is as active as ever",
+    "So is layer 2",
+    "Layer 3 gets more active,\nshuffled or not",
+    "And so does layer 4",
+)
 """Findings of the page on repeats, a layer each."""
 
 LOCAL_TITLES = {
