@@ -180,7 +180,7 @@ def repeats() -> Any:
         figures.say(
             axes, title=REPEATS[layer - 1], x="reading of the word", y="active gated code, %" if layer == layers[0] else ""
         )
-        axes.set_ylim(bottom=0)
+    panels[0].set_ylim(0, 108 * max(row["share"] for row in rows))
     figures.legend(figure, panels[0])
     return figure
 
