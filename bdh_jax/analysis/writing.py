@@ -276,45 +276,79 @@ class AskedAgain(NamedTuple):
 
     Attributes:
       same: [P, L], cosine of the address now and at the token's last occurrence before, for each of P occasions.
-      distance: [P] int, tokens between the two.
-      shuffled: [S, L], means over the occasions of the cosine with some *other* earlier token, drawn anew in each shuffle.
+      other: [P, L], the mean cosine with all earlier tokens of other kinds.
+      distance: [P] int, tokens between then and now.
+      excess: [L], ``same`` above the mean of all pairs at that distance, in the mean over occasions.
+      shuffled: [S, L], the same with the tokens in another order within their sequences.
     """
 
     same: np.ndarray
+    other: np.ndarray
     distance: np.ndarray
+    excess: np.ndarray
     shuffled: np.ndarray
 
 
 def asked_again(
-    address: np.ndarray, tokens: np.ndarray, valid: np.ndarray, *, draws: int = 199, seed: int = 0
+    address: np.ndarray, tokens: np.ndarray, valid: np.ndarray, *, shuffles: int = 199, seed: int = 0
 ) -> AskedAgain:
     """Does a token come back to its own address?
 
     Args:
       address: [B, T, L, K] of length 1, of :func:`addresses`.
       tokens: [B, T].
-      valid: [B, T].
-      draws: S.
-      seed: draws the other tokens.
+      valid: [B, T], of each sequence the first so many.
+      shuffles: S.
+      seed: draws them.
 
     Returns:
       The :class:`AskedAgain`. An occasion has an earlier token of the same kind and one of another kind; P may be 0.
     """
-    rng, layers = np.random.default_rng(seed), address.shape[2]
-    same: list[np.ndarray] = []
-    distance: list[int] = []
-    shuffled: list[np.ndarray] = []
-    for rows, line, there in zip(address, tokens, valid, strict=True):
-        by_layer = np.moveaxis(rows, 1, 0)
-        cosine = by_layer @ by_layer.swapaxes(1, 2)  # [L, T, T]
-        for now in np.flatnonzero(there):
-            earlier = np.flatnonzero(there[:now])
-            equal = line[earlier] == line[now]
-            if equal.any() and not equal.all():
-                then = earlier[equal][-1]
-                same.append(cosine[:, now, then])
-                distance.append(int(now - then))
-                shuffled.append(cosine[:, now, rng.choice(earlier[~equal], draws)])
-    if not same:
-        return AskedAgain(np.zeros((0, layers)), np.zeros(0, int), np.zeros((draws, layers)))
-    return AskedAgain(np.stack(same), np.array(distance), np.mean(shuffled, axis=0).T)
+    rows = np.moveaxis(address, 2, 0)
+    cosine = rows @ rows.swapaxes(-1, -2)  # [L, B, T, T]
+    layers = len(cosine)
+    above = cosine - _mean_at_distance(cosine, valid)
+    lines = [line[there] for line, there in zip(tokens, valid, strict=True)]
+    same, other, distance = [np.zeros((0, layers))], [np.zeros((0, layers))], [np.zeros(0, int)]
+    for number, line in enumerate(lines):
+        now, then = _occasions(line)
+        equal = line[:, None] == line[None, :]
+        earlier = np.tril(~equal, -1)
+        others = earlier.sum(axis=1)
+        now, then = now[others[now] > 0], then[others[now] > 0]
+        part = cosine[:, number, : len(line), : len(line)]
+        same.append(part[:, now, then].T)
+        other.append(((part * earlier).sum(axis=2)[:, now] / others[now]).T)
+        distance.append(now - then)
+
+    def excess(lines: Sequence[np.ndarray]) -> np.ndarray:
+        found = [above[:, number, now, then] for number, (now, then) in enumerate(map(_occasions, lines))]
+        together = np.concatenate(found, axis=1)
+        return together.mean(axis=1) if together.size else np.zeros(layers)
+
+    rng = np.random.default_rng(seed)
+    shuffled = np.array([excess([rng.permutation(line) for line in lines]) for _ in range(shuffles)])
+    return AskedAgain(
+        np.concatenate(same), np.concatenate(other), np.concatenate(distance), excess(lines), shuffled.reshape(-1, layers)
+    )
+
+
+def _occasions(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of tokens that were there before, and of their last occurrence then."""
+    order = np.argsort(line, kind="stable")
+    again = line[order[1:]] == line[order[:-1]]
+    return order[1:][again], order[:-1][again]
+
+
+def _mean_at_distance(cosine: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """[L, B, T, T] → the mean over all valid pairs that are as far apart, [L, 1, T, T]."""
+    length = cosine.shape[-1]
+    pair = (valid[:, :, None] & valid[:, None, :]).astype(np.float64)
+    mean = np.zeros((len(cosine), 1, length, length))
+    for far in range(1, length):
+        now = np.arange(far, length)
+        weights = pair[:, now, now - far]
+        if weights.any():
+            values = cosine[:, :, now, now - far]
+            mean[:, 0, now, now - far] = ((values * weights).sum(axis=(1, 2)) / weights.sum())[:, None]
+    return mean
