@@ -1,4 +1,6 @@
-"""A word that repeats: 13 random letters, then one random word of 8 letters again and again (arXiv 2509.26507, Fig. 14).
+"""A random word, again and again: do layers fall silent?
+
+13 random letters, then one random word of 8 letters to the end of 154 (arXiv 2509.26507, Fig. 14).
 
     python -m bdh_jax.main --config=configs/repeats.py --workdir=runs/repeats
 

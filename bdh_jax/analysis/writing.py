@@ -119,7 +119,7 @@ def _watch(config: BDHConfig, slow: Slow, tokens: jax.Array, keys: jax.Array) ->
         out = model.apply({"params": slow}, token[None, None], fast, collect=names)
         after = out.carried
         code = out.collected["code"][:, 0, :, 0]  # [L, H, N]
-        read = {"ρ": _pairs(code) if config.attention == "rope" else code != 0}
+        read = {"ρ": _turned(config, code, fast.position) != 0}
         written = {"ρ": read["ρ"]}
         if config.attention == "shift" and fast.previous_code is not None:
             written["ρ"] = fast.previous_code[:, 0] != 0
@@ -128,15 +128,12 @@ def _watch(config: BDHConfig, slow: Slow, tokens: jax.Array, keys: jax.Array) ->
             read["S"] = address != 0
             key = fast.previous_address[:, 0] if fast.previous_address is not None else address
             written["S"] = key != 0
-        others = {
-            which: jnp.concatenate(
-                [
-                    logs(token, _without(fast, which))[None],
-                    jax.lax.map(lambda key, which=which: logs(token, _shuffled(fast, which, key)), keys),
-                ]
-            )
-            for which in matrices(config)
-        }
+
+        def other(which: Matrix) -> jax.Array:
+            shuffled = jax.lax.map(lambda key: logs(token, _shuffled(fast, which, key)), keys)
+            return jnp.concatenate([logs(token, _without(fast, which))[None], shuffled])
+
+        others = {which: other(which) for which in matrices(config)}
         held = {which: _matrix(after, which)[:, 0] for which in matrices(config)}  # [M, H, N, D]
         return after, {
             "normal": jax.nn.log_softmax(out.logits[0, 0]),
@@ -150,10 +147,18 @@ def _watch(config: BDHConfig, slow: Slow, tokens: jax.Array, keys: jax.Array) ->
     return jax.lax.scan(step, model.init_fast(1), tokens)[1]
 
 
-def _pairs(code: jax.Array) -> jax.Array:
-    """Which rows a code reaches once positions have turned its pairs: both of a pair of which either is active."""
-    active = (code != 0).reshape(*code.shape[:-1], -1, 2)
-    return jnp.broadcast_to(jnp.any(active, axis=-1, keepdims=True), active.shape).reshape(code.shape)
+def _turned(config: BDHConfig, code: jax.Array, position: jax.Array) -> jax.Array:
+    """What of a code [L, H, N] reaches ρ at a position [1]: both of a pair of which either is active, once they are turned."""
+    if config.attention != "rope":
+        return code
+    cos, sin = _angles(config, position[:, None])
+    return rope(code[:, :, None], cos, sin)[:, :, 0]
+
+
+def _angles(config: BDHConfig, position: jax.Array) -> tuple[jax.Array, jax.Array]:
+    neurons = jnp.arange(config.neurons_per_head)
+    turns = rope_frequencies(neurons, config.neurons_per_head, config.rope_theta, config.state_dtype)
+    return rope_angles(position, neurons, turns)
 
 
 def _flat(rows: jax.Array) -> jax.Array:
@@ -259,9 +264,7 @@ def _addresses(config: BDHConfig, which: Matrix, slow: Slow, tokens: jax.Array, 
     out = config.build().apply({"params": slow}, tokens, valid=valid, state="none", collect=(name,))
     found = out.collected[name].astype(jnp.float32)  # [L, B, H, T, N]
     if which == "ρ" and config.attention == "rope":
-        neurons = jnp.arange(config.neurons_per_head)
-        turns = rope_frequencies(neurons, config.neurons_per_head, config.rope_theta, jnp.float32)
-        cos, sin = rope_angles(jnp.cumsum(valid, axis=1) - 1, neurons, turns)
+        cos, sin = _angles(config, jnp.cumsum(valid, axis=1) - 1)
         found = jax.vmap(lambda code: rope(code, cos, sin))(found)
     rows = jnp.moveaxis(found, (1, 3), (0, 1)).reshape(*tokens.shape, config.n_layer, -1)
     length = jnp.linalg.norm(rows, axis=-1, keepdims=True)
@@ -273,45 +276,79 @@ class AskedAgain(NamedTuple):
 
     Attributes:
       same: [P, L], cosine of the address now and at the token's last occurrence before, for each of P occasions.
-      distance: [P] int, tokens between the two.
-      shuffled: [S, L], means over the occasions of the cosine with some *other* earlier token, drawn anew in each shuffle.
+      other: [P, L], the mean cosine with all earlier tokens of other kinds.
+      distance: [P] int, tokens between then and now.
+      excess: [L], ``same`` above the mean of all pairs at that distance, in the mean over occasions.
+      shuffled: [S, L], the same with the tokens in another order within their sequences.
     """
 
     same: np.ndarray
+    other: np.ndarray
     distance: np.ndarray
+    excess: np.ndarray
     shuffled: np.ndarray
 
 
 def asked_again(
-    address: np.ndarray, tokens: np.ndarray, valid: np.ndarray, *, draws: int = 199, seed: int = 0
+    address: np.ndarray, tokens: np.ndarray, valid: np.ndarray, *, shuffles: int = 199, seed: int = 0
 ) -> AskedAgain:
     """Does a token come back to its own address?
 
     Args:
       address: [B, T, L, K] of length 1, of :func:`addresses`.
       tokens: [B, T].
-      valid: [B, T].
-      draws: S.
-      seed: draws the other tokens.
+      valid: [B, T], of each sequence the first so many.
+      shuffles: S.
+      seed: draws them.
 
     Returns:
       The :class:`AskedAgain`. An occasion has an earlier token of the same kind and one of another kind; P may be 0.
     """
-    rng, layers = np.random.default_rng(seed), address.shape[2]
-    same: list[np.ndarray] = []
-    distance: list[int] = []
-    shuffled: list[np.ndarray] = []
-    for rows, line, there in zip(address, tokens, valid, strict=True):
-        by_layer = np.moveaxis(rows, 1, 0)
-        cosine = by_layer @ by_layer.swapaxes(1, 2)  # [L, T, T]
-        for now in np.flatnonzero(there):
-            earlier = np.flatnonzero(there[:now])
-            equal = line[earlier] == line[now]
-            if equal.any() and not equal.all():
-                then = earlier[equal][-1]
-                same.append(cosine[:, now, then])
-                distance.append(int(now - then))
-                shuffled.append(cosine[:, now, rng.choice(earlier[~equal], draws)])
-    if not same:
-        return AskedAgain(np.zeros((0, layers)), np.zeros(0, int), np.zeros((draws, layers)))
-    return AskedAgain(np.stack(same), np.array(distance), np.mean(shuffled, axis=0).T)
+    rows = np.moveaxis(address, 2, 0)
+    cosine = rows @ rows.swapaxes(-1, -2)  # [L, B, T, T]
+    layers = len(cosine)
+    above = cosine - _mean_at_distance(cosine, valid)
+    lines = [line[there] for line, there in zip(tokens, valid, strict=True)]
+    same, other, distance = [np.zeros((0, layers))], [np.zeros((0, layers))], [np.zeros(0, int)]
+    for number, line in enumerate(lines):
+        now, then = _occasions(line)
+        equal = line[:, None] == line[None, :]
+        earlier = np.tril(~equal, -1)
+        others = earlier.sum(axis=1)
+        now, then = now[others[now] > 0], then[others[now] > 0]
+        part = cosine[:, number, : len(line), : len(line)]
+        same.append(part[:, now, then].T)
+        other.append(((part * earlier).sum(axis=2)[:, now] / others[now]).T)
+        distance.append(now - then)
+
+    def excess(lines: Sequence[np.ndarray]) -> np.ndarray:
+        found = [above[:, number, now, then] for number, (now, then) in enumerate(map(_occasions, lines))]
+        together = np.concatenate(found, axis=1)
+        return together.mean(axis=1) if together.size else np.zeros(layers)
+
+    rng = np.random.default_rng(seed)
+    shuffled = np.array([excess([rng.permutation(line) for line in lines]) for _ in range(shuffles)])
+    return AskedAgain(
+        np.concatenate(same), np.concatenate(other), np.concatenate(distance), excess(lines), shuffled.reshape(-1, layers)
+    )
+
+
+def _occasions(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of tokens that were there before, and of their last occurrence then."""
+    order = np.argsort(line, kind="stable")
+    again = line[order[1:]] == line[order[:-1]]
+    return order[1:][again], order[:-1][again]
+
+
+def _mean_at_distance(cosine: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """[L, B, T, T] → the mean over all valid pairs that are as far apart, [L, 1, T, T]."""
+    length = cosine.shape[-1]
+    pair = (valid[:, :, None] & valid[:, None, :]).astype(np.float64)
+    mean = np.zeros((len(cosine), 1, length, length))
+    for far in range(1, length):
+        now = np.arange(far, length)
+        weights = pair[:, now, now - far]
+        if weights.any():
+            values = cosine[:, :, now, now - far]
+            mean[:, 0, now, now - far] = ((values * weights).sum(axis=(1, 2)) / weights.sum())[:, None]
+    return mean

@@ -164,6 +164,27 @@ def lifelong_facts() -> Any:
     return figure
 
 
+def repeats() -> Any:
+    """Shares of active gated code over readings of a word, by layer."""
+    measured = json.loads((ROOT / "benchmarks" / "results" / "repeats_cpu.json").read_text(encoding="utf-8"))
+    rows = measured["by_reading"]
+    layers = sorted({row["layer"] for row in rows})
+    figure, panels = figures.make(len(layers), width=2.5, height=2.9, sharey=True)
+    looks = figures.lines(["repeated", "shuffled", "untrained"])
+    for axes, layer in zip(panels, layers, strict=True):
+        for text, look in looks.items():
+            for number, seed in enumerate(sorted({row["seed"] for row in rows})):
+                line = [row for row in rows if (row["layer"], row["text"], row["seed"]) == (layer, text, seed)]
+                label = {"label": text if not number else None}
+                axes.plot([row["reading"] for row in line], [100 * row["share"] for row in line], **{**look, **label})
+        figures.say(
+            axes, title=REPEATS[layer - 1], x="reading of the word", y="active gated code, %" if layer == layers[0] else ""
+        )
+    panels[0].set_ylim(0, 108 * max(row["share"] for row in rows))
+    figures.legend(figure, panels[0])
+    return figure
+
+
 def capacity() -> Any:
     """F95 against density and against rows, and facts per KiB."""
     entries = json.loads((ROOT / "benchmarks" / "results" / "capacity_cpu.json").read_text(encoding="utf-8"))["entries"]
@@ -592,6 +613,14 @@ def local_pruning() -> Any:
     return figure
 
 
+REPEATS = (
+    "Layer 1 is as active as ever",
+    "So is layer 2",
+    "Layer 3 gets more active,\nshuffled or not",
+    "And so does layer 4",
+)
+"""Findings of the page on repeats, a layer each."""
+
 LOCAL_TITLES = {
     "hebbian": "Instead of the gradient it learns nothing",
     "causes": "Most of the harm is one direction: without it,\nor with x centred, most of the loss is back",
@@ -703,6 +732,7 @@ FIGURES: dict[str, Callable[[], Any]] = {
         lifelong,
         lifelong_course,
         lifelong_facts,
+        repeats,
         capacity,
         language_context,
         language_scores,

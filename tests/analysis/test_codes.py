@@ -69,13 +69,14 @@ def test_pairs_are_counted_by_distance_and_padding_is_in_none():
 
 
 def test_what_is_near_is_not_taken_for_equal():
-    """Codes that change slowly with the position, whatever the token: near positions are alike, equal tokens are not."""
+    """Codes that change slowly with the position, and tokens that come in threes: equal tokens are near, and that alone makes them alike."""
     rng = np.random.default_rng(2)
+    tokens = np.repeat(rng.integers(0, 9, (6, 8)), 3, axis=1)
     drift = np.cumsum(rng.normal(size=(1, 6, 24, 12)), axis=2).astype(np.float32)
-    found = codes.equal_tokens(drift, TOKENS, VALID, shuffles=199)
+    found = codes.equal_tokens(drift, tokens, VALID, shuffles=199)
     assert p_of(found.excess, found.shuffled)[0] > 0.05
-    own = rng.normal(size=(9, 12))[TOKENS]
-    found = codes.equal_tokens((drift + 2 * own).astype(np.float32), TOKENS, VALID, shuffles=199)
+    own = rng.normal(size=(9, 12))[tokens]
+    found = codes.equal_tokens((drift + 2 * own).astype(np.float32), tokens, VALID, shuffles=199)
     assert p_of(found.excess, found.shuffled)[0] == 1 / 200
 
 

@@ -106,6 +106,19 @@ def test_the_section_says_when_there_is_nothing():
     assert len(by_layer.rows) == 4
 
 
+def test_a_share_that_rises_is_no_fall_however_clear_the_difference(monkeypatch):
+    parts = {name: np.full((2, 32, 4), 0.2) for name in ("trained", "shuffled", "untrained")}
+    parts["trained"][:, :, 2:] = 0.25
+    parts["shuffled"][:, :, 2:] = 0.3
+    made = iter(parts.values())
+    monkeypatch.setattr(section, "shares_by_reading", lambda *arguments: next(made))
+    by_reading, by_layer = section.find(subject(seeds={0: None}))
+    assert by_reading.p_value < 0.01
+    assert "rising shares" in by_reading.says
+    assert by_reading.title == "No layer falls silent for the word that repeats"
+    assert "not distinguishable from none" in by_layer.says
+
+
 def test_a_short_context_gets_a_short_word_and_a_very_short_one_none():
     tokens = np.full((2, 13), 97, np.int32)
     by_reading, _ = section.find(subject(tokens=tokens, valid=np.ones(tokens.shape, bool)))

@@ -14,6 +14,7 @@ import pytest
 from bdh_jax import BDH, BDHConfig, FastWeightConfig
 from bdh_jax.analysis import writing
 from bdh_jax.analysis.fast_states import empty_attention, empty_memory, shuffle_attention_by
+from bdh_jax.analysis.nulls import p_of
 from bdh_jax.analysis.report import watch as section
 from bdh_jax.analysis.report.base import NotApplicable, Subject
 from bdh_jax.config.seeds import key_of
@@ -133,18 +134,33 @@ def test_a_token_that_comes_back_is_told_from_others():
     own = rng.normal(size=(6, 64))
     address = np.stack([own[tokens], rng.normal(size=(4, 30, 64))], axis=2)
     address /= np.linalg.norm(address, axis=-1, keepdims=True)
-    found = writing.asked_again(address, tokens, valid, draws=99)
+    found = writing.asked_again(address, tokens, valid, shuffles=99)
     assert found.same.shape == (len(found.distance), 2)
     np.testing.assert_allclose(found.same[:, 0], 1)
-    # Noise is as like itself as others.
-    low, high = np.quantile(found.shuffled[:, 1], [0.005, 0.995])
-    assert low < found.same[:, 1].mean() < high
-    assert np.abs(found.shuffled[:, 0].mean()) < 0.2
-    for line, there in zip(tokens, valid, strict=True):
-        line = line[there]
-        assert len(line) - len(set(line.tolist())) > 0
+    assert np.abs(found.other.mean(axis=0)).max() < 0.1
+    planted, noise = p_of(found.excess, found.shuffled)
+    assert planted == 1 / 100
+    assert noise > 0.05
+    expected = sum(len(line) - len(set(line.tolist())) for line in (row[t] for row, t in zip(tokens, valid, strict=True)))
+    assert len(found.distance) == expected
+    first = np.flatnonzero(tokens[0] == tokens[0, 0])
+    assert first[1] - first[0] in found.distance
     empty = writing.asked_again(address[:1, :6], np.arange(6)[None], np.ones((1, 6), bool))
     assert empty.same.shape == (0, 2)
+
+
+def test_in_noise_no_token_comes_back_more_often_than_stated():
+    """Addresses that have nothing to do with tokens: p-values are uniform."""
+    rng = np.random.default_rng(5)
+    p = []
+    for number in range(200):
+        tokens = rng.integers(0, 6, (2, 14))
+        address = rng.normal(size=(2, 14, 1, 16))
+        address /= np.linalg.norm(address, axis=-1, keepdims=True)
+        found = writing.asked_again(address, tokens, np.ones(tokens.shape, bool), shuffles=39, seed=number)
+        p.append(float(p_of(found.excess, found.shuffled)[0]))
+    for level in (0.1, 0.5, 0.9):
+        assert np.mean(np.array(p) <= level) == pytest.approx(level, abs=3 * np.sqrt(level * (1 - level) / 200))
 
 
 def subject(config=CONFIG, spoken=False, **changes):

@@ -92,19 +92,26 @@ def _by_reading(
         f"{_mean(values[:, layer]):.2f} × {what}"
         for what, values in (("with shuffled repeats", falls.shuffled), ("before training", falls.untrained))
     )
-    found = p < 0.05
-    moved = f"falls from {before:.1%} at first reading to {after:.1%} in repeats, {times:.2f} ×{spread}; {controls}"
-    says = (
-        f"In layer {layer + 1} the active share of gated code {moved}: p = {p:.2g}."
-        if found
-        else f"No layer's share falls more in repeats than with shuffled repeats: not distinguishable (p = {p:.2g}; layer {layer + 1} {moved})."
-    )
+    found = p < 0.05 and times > 1
+    moved = f"{before:.1%} at first reading and {after:.1%} in repeats, a fall of {times:.2f} ×{spread}; {controls}"
+    if found:
+        says = f"In layer {layer + 1} the active share of gated code is {moved}: p = {p:.2g}."
+    elif p < 0.05:
+        says = (
+            f"No layer's share both falls and differs from that with shuffled repeats. The largest difference, in layer {layer + 1}, is one of rising "
+            f"shares: {moved} (p = {p:.2g})."
+        )
+    else:
+        says = (
+            "No layer's share falls more in repeats than with shuffled repeats: not distinguishable "
+            f"(p = {p:.2g}; layer {layer + 1}: {moved})."
+        )
     return Finding(
         name="share_by_reading",
         title=(
             f"A word that repeats needs {times:.1f} times fewer neurons of layer {layer + 1}"
             if found
-            else "A word that repeats needs as many neurons as letters in any order"
+            else "No layer falls silent for the word that repeats"
         ),
         says=says,
         null=(
@@ -161,12 +168,16 @@ def _by_layer(seeds: Sequence[int], falls: Fall, count: int, flips: int) -> Find
         for layer in range(falls.trained.shape[1])
         for number, seed in enumerate(seeds)
     ]
-    several = [layer + 1 for layer in range(falls.trained.shape[1]) if falls.p_value[layer] < 0.05]
+    several = [
+        layer + 1
+        for layer in range(falls.trained.shape[1])
+        if falls.p_value[layer] < 0.05 and _mean(falls.trained[:, layer]) > 1
+    ]
     halved = [layer + 1 for layer in range(falls.trained.shape[1]) if (falls.trained[:, layer] >= 2).all()]
     says = (
-        f"The share falls with p < 0.05 in {_layers(several)}, and to half or less in all of {len(seeds)} seeds in {_layers(halved)}."
+        f"The share falls with p < 0.05 in {_layers(several)}, and to half or less in every seed in {_layers(halved)}."
         if several
-        else "In no layer is the fall distinguishable from that with shuffled repeats."
+        else "In no layer does the share fall, and more than with shuffled repeats: a fall is not distinguishable from none."
     )
     return Finding(
         name="fall_by_layer",

@@ -240,7 +240,7 @@ def _frames(text: _Text, course: Course, which: Matrix) -> Finding:
     says = f"The last of {len(text.shown)} tokens leaves {rows[-1]['written']:,} rows written and {rows[-1]['read']:,} read, over all layers."
     shown = f"{len(kept):,} of its {course.rows.shape[2]:,} rows" if len(kept) < course.rows.shape[2] else "all its rows"
     caption = (
-        f"{_CALLED[which].capitalize()} after each token. Choose a token, or go from one to the next with the arrow keys. Every cell is a row, "
+        f"{_CALLED[which][:1].upper()}{_CALLED[which][1:]} after each token. Choose a token, or go from one to the next with the arrow keys. Every cell is a row, "
         f"{shown} for each layer from left to right: the brighter, the larger its norm (square root, one scale for all tokens); orange where this "
         "token has written."
     )
@@ -270,10 +270,11 @@ _SHADES = 24
 def _cells(level: np.ndarray, written: np.ndarray) -> np.ndarray:
     """Levels in [0, 1] and whether a row is written, [M, cells] each, as palette indices [height, width]: layers side by side."""
     index = np.round(level * (_SHADES - 1)).astype(np.uint8) + np.where(written, _SHADES, 0).astype(np.uint8)
-    side = int(np.ceil(np.sqrt(index.shape[1])))
+    side = 2 ** int(np.ceil(np.log2(index.shape[1]) / 2))
     height = -(-index.shape[1] // side)
-    grids = [np.pad(row, (0, side * height - len(row))).reshape(height, side) for row in index]
-    gap = np.full((height, 1), 2 * _SHADES, np.uint8)
+    nothing = 2 * _SHADES
+    grids = [np.pad(row, (0, side * height - len(row)), constant_values=nothing).reshape(height, side) for row in index]
+    gap = np.full((height, 1), nothing, np.uint8)
     parts = [part for grid in grids for part in (grid, gap)]
     return np.concatenate(parts[:-1], axis=1)
 
@@ -342,9 +343,9 @@ def _again(subject: Subject, config: BDHConfig, which: Matrix) -> Finding:
     held = config.n_layer * config.n_neurons * subject.tokens.shape[1]
     count = max(1, min(round(_SEQUENCES * subject.budget), len(subject.tokens), _NUMBERS // held))
     tokens, valid = subject.tokens[:count], subject.valid[:count]
-    draws = max(_DRAWS, round(_DRAWS * subject.budget))
+    shuffles = max(_DRAWS, round(_DRAWS * subject.budget))
     found = {
-        seed: asked_again(addresses(config, subject.seeds[seed], tokens, valid, which), tokens, valid, draws=draws)
+        seed: asked_again(addresses(config, subject.seeds[seed], tokens, valid, which), tokens, valid, shuffles=shuffles)
         for seed in sorted(subject.seeds)[:_SEEDS]
     }
     occasions = len(next(iter(found.values())).distance)
@@ -366,18 +367,19 @@ def _again(subject: Subject, config: BDHConfig, which: Matrix) -> Finding:
             "distance": int(distance),
             "then and now": float(one.same[chosen, layer].mean()),
             "occasions": int(chosen.sum()),
-            "another token": float(one.shuffled[:, layer].mean()),
+            "another token": float(one.other[chosen, layer].mean()),
         }
         for seed, one in found.items()
         for layer in range(config.n_layer)
         for distance, chosen in _by_distance(one.distance)
     ]
     same = np.mean([one.same.mean(axis=0) for one in found.values()], axis=0)
+    other = np.mean([one.other.mean(axis=0) for one in found.values()], axis=0)
+    excess = np.mean([one.excess for one in found.values()], axis=0)
     shuffled = np.mean([one.shuffled for one in found.values()], axis=0)
     spread = np.maximum(shuffled.std(axis=0), 1e-12)
-    p_values = p_of_largest((same - shuffled.mean(axis=0)) / spread, (shuffled - shuffled.mean(axis=0)) / spread)
-    p = float(p_values.max())
-    of = ", ".join(f"{a:.3f} (another token {b:.3f})" for a, b in zip(same, shuffled.mean(axis=0), strict=True))
+    p = float(p_of_largest(excess / spread, shuffled / spread).max())
+    of = ", ".join(f"{a:.3f} (another token {b:.3f})" for a, b in zip(same, other, strict=True))
     says = f"A token that comes again meets its own address of before with a cosine of {of}, layer by layer: " + (
         f"p = {p:.2g} in every layer."
         if p < 0.05
@@ -392,12 +394,12 @@ def _again(subject: Subject, config: BDHConfig, which: Matrix) -> Finding:
         ),
         says=says,
         null=(
-            "Which token it is does not matter: the same cosine with another token that was read before, drawn anew for each occasion, "
-            f"{draws} times; corrected for layers (Westfall and Young)."
+            "Which token it is does not matter: tokens in another order within their sequences, with the mean at each distance taken off first, "
+            f"{shuffles} times; corrected for layers (Westfall and Young)."
         ),
         caption=(
             f"Cosine between the address with which a token reads {_CALLED[which]} and that of the same token's last occurrence before, over the "
-            f"number of tokens between them; {occasions:,} occasions in {count} held-out sequences, a line a seed. Dashed: with another token."
+            f"number of tokens between them; {occasions:,} occasions in {count} held-out sequences, a line a seed. Dashed: with earlier tokens of other kinds."
             + (" Addresses of ρ turn with their position, so that what is far away is met less." if which == "ρ" else "")
         ),
         alternative=f"Cosine of addresses over distance, by layer. {says}",
@@ -436,7 +438,7 @@ def _again(subject: Subject, config: BDHConfig, which: Matrix) -> Finding:
                 },
             ],
         },
-        effect=float((same - shuffled.mean(axis=0)).min()),
+        effect=float(excess.min()),
         p_value=p,
     )
 
@@ -483,7 +485,9 @@ def _contribution(subject: Subject, config: BDHConfig, which: Matrix, text: _Tex
     return Finding(
         name=f"contribution_{_NAMES[which]}",
         title=(
-            f"Reading {which} is worth {effect:.1f} bits a token".replace("-", "−")
+            f"Reading {which} is worth {effect:.2g} bits {'a token' if text.spoken else 'of certainty at the end'}".replace(
+                "-", "−"
+            )
             if p < 0.05
             else f"What {which} holds in which row makes no difference"
         ),
