@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import gzip
 import hashlib
 import json
@@ -266,37 +267,51 @@ def of_seed(lab: Lab) -> dict[str, Any]:
 
 def of_sequence(lab: Lab, special: Sequence[str]) -> dict[str, Any]:
     """One text after another: the same model, one that grows a head before each, and specialists that are merged."""
-    rest, steps = lab.texts[1:], lab.sizes.special
-    courses: dict[str, list[str]] = {name: ["base"] for name in COURSES}
     exact: list[bool] = []
-    try:
-        # In this order, so that what is finished of one course is not the rest of another.
-        for number, text in enumerate(rest):
-            # The first of them is the specialist of that text.
-            start = courses["fixed"][-1]
-            run = special[0] if number == 0 else lab.trained(f"fixed_{text}", [text], steps, start)
-            courses["fixed"].append(run)
-            for name, short in (("grown", "grown"), ("grown, new alone", "new")):
-                before = courses[name][-1]
-                wider = lab.grown(f"{short}_before_{text}", before, 1)
-                exact.append(lab.exact(wider, before))
-                parts = {}
-                if short == "new":
-                    config = load(lab.folder / before, "last")[0]
-                    assert isinstance(config, BDHConfig)
-                    hooks = ("bdh_jax.training.growth_hooks:new_heads",)
-                    options = {"old_heads": config.n_head}
-                    train = lab.experiment([text], steps).train
-                    parts["train"] = dataclasses.replace(train, hooks=hooks, hook_options=options)  # pyright: ignore[reportArgumentType]
-                courses[name].append(lab.trained(f"{short}_{text}", [text], steps, wider, **parts))
-            together = special[: number + 1]
-            run = together[0] if number == 0 else lab.merged(f"merged_heads_{number + 1}", together, "heads")
-            courses["merged heads"].append(run)
-    except NotTrained:
-        pass
+    rest, steps = lab.texts[1:], lab.sizes.special
+
+    def merged(before: str, number: int) -> str:
+        del before
+        parts, every = special[: number + 1], number + 1 == len(rest)
+        if number == 0:
+            return special[0]
+        return lab.merged("merged_heads" if every else f"merged_heads_{number + 1}", parts, "heads")
+
+    def fixed(before: str, number: int) -> str:
+        # The first of them is the specialist of that text.
+        text = rest[number]
+        return special[0] if number == 0 else lab.trained(f"fixed_{text}", [text], steps, before)
+
+    def grown(before: str, number: int, short: str = "grown") -> str:
+        text = rest[number]
+        wider = lab.grown(f"{short}_before_{text}", before, 1)
+        exact.append(lab.exact(wider, before))
+        parts = {}
+        if short == "new":
+            config = load(lab.folder / before, "last")[0]
+            assert isinstance(config, BDHConfig)
+            hooks, options = ("bdh_jax.training.growth_hooks:new_heads",), {"old_heads": config.n_head}
+            train = lab.experiment([text], steps).train
+            parts["train"] = dataclasses.replace(train, hooks=hooks, hook_options=options)  # pyright: ignore[reportArgumentType]
+        return lab.trained(f"{short}_{text}", [text], steps, wider, **parts)
+
+    made = {
+        "merged heads": merged,
+        "fixed": fixed,
+        "grown": grown,
+        "grown, new alone": functools.partial(grown, short="new"),
+    }
+    courses: dict[str, list[str]] = {}
+    for name, stage in made.items():
+        courses[name] = ["base"]
+        try:
+            for number in range(len(rest)):
+                courses[name].append(stage(courses[name][-1], number))
+        except NotTrained:
+            continue
     return {
-        "courses": {name: [lab.scores(run) for run in runs] for name, runs in courses.items()},
-        "neurons": {name: [_neurons(lab, run) for run in runs] for name, runs in courses.items()},
+        "courses": {name: [lab.scores(run) for run in courses[name]] for name in COURSES},
+        "neurons": {name: [_neurons(lab, run) for run in courses[name]] for name in COURSES},
         "grown_exact": exact,
     }
 
