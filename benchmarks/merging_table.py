@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import gzip
 import hashlib
 import json
@@ -43,6 +44,7 @@ TRAIN_BYTES, HELD_OUT_BYTES = 1_500_000, 20_000
 """Of each text, at most."""
 HELD_OUT_SHARE = 0.1
 MODES: tuple[Mode, ...] = ("neurons", "heads", "average")
+MARKS = ("<!-- made by benchmarks/merging_table.py -->", "<!-- end -->")
 COURSES = ("fixed", "grown", "grown, new alone", "merged heads")
 Scores = dict[str, float]
 
@@ -160,6 +162,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds, in this order")
     parser.add_argument("--steps", type=int, nargs=3, default=list(Sizes()), help="of base, specialists and healing")
     parser.add_argument("--json", type=Path, help="write all numbers there, after each seed")
+    parser.add_argument("--write", type=Path, help="put the tables into this page, between its marks")
     parser.add_argument("--no_training", action="store_true", help="score what is finished, and train nothing")
     options = parser.parse_args()
     texts = options.texts.split(",")
@@ -173,7 +176,12 @@ def main() -> None:
         record["runs"][str(seed)] = of_seed(lab)
         if options.json:
             measure.write_json(options.json, record)
-    print("\n".join(tables(record)))
+    lines = "\n".join(tables(record))
+    print(lines)
+    if options.write:
+        before, _, rest = options.write.read_text(encoding="utf-8").partition(MARKS[0])
+        after = rest.partition(MARKS[1])[2]
+        options.write.write_text(f"{before}{MARKS[0]}\n\n{lines}\n\n{MARKS[1]}{after}", encoding="utf-8")
 
 
 def prepare(data: Path, texts: Sequence[str], out: Path) -> dict[str, dict[str, int]]:
@@ -259,37 +267,51 @@ def of_seed(lab: Lab) -> dict[str, Any]:
 
 def of_sequence(lab: Lab, special: Sequence[str]) -> dict[str, Any]:
     """One text after another: the same model, one that grows a head before each, and specialists that are merged."""
-    rest, steps = lab.texts[1:], lab.sizes.special
-    courses: dict[str, list[str]] = {name: ["base"] for name in COURSES}
     exact: list[bool] = []
-    try:
-        # In this order, so that what is finished of one course is not the rest of another.
-        for number, text in enumerate(rest):
-            # The first of them is the specialist of that text.
-            start = courses["fixed"][-1]
-            run = special[0] if number == 0 else lab.trained(f"fixed_{text}", [text], steps, start)
-            courses["fixed"].append(run)
-            for name, short in (("grown", "grown"), ("grown, new alone", "new")):
-                before = courses[name][-1]
-                wider = lab.grown(f"{short}_before_{text}", before, 1)
-                exact.append(lab.exact(wider, before))
-                parts = {}
-                if short == "new":
-                    config = load(lab.folder / before, "last")[0]
-                    assert isinstance(config, BDHConfig)
-                    hooks = ("bdh_jax.training.growth_hooks:new_heads",)
-                    options = {"old_heads": config.n_head}
-                    train = lab.experiment([text], steps).train
-                    parts["train"] = dataclasses.replace(train, hooks=hooks, hook_options=options)  # pyright: ignore[reportArgumentType]
-                courses[name].append(lab.trained(f"{short}_{text}", [text], steps, wider, **parts))
-            together = special[: number + 1]
-            run = together[0] if number == 0 else lab.merged(f"merged_heads_{number + 1}", together, "heads")
-            courses["merged heads"].append(run)
-    except NotTrained:
-        pass
+    rest, steps = lab.texts[1:], lab.sizes.special
+
+    def merged(before: str, number: int) -> str:
+        del before
+        parts, every = special[: number + 1], number + 1 == len(rest)
+        if number == 0:
+            return special[0]
+        return lab.merged("merged_heads" if every else f"merged_heads_{number + 1}", parts, "heads")
+
+    def fixed(before: str, number: int) -> str:
+        # The first of them is the specialist of that text.
+        text = rest[number]
+        return special[0] if number == 0 else lab.trained(f"fixed_{text}", [text], steps, before)
+
+    def grown(before: str, number: int, short: str = "grown") -> str:
+        text = rest[number]
+        wider = lab.grown(f"{short}_before_{text}", before, 1)
+        exact.append(lab.exact(wider, before))
+        parts = {}
+        if short == "new":
+            config = load(lab.folder / before, "last")[0]
+            assert isinstance(config, BDHConfig)
+            hooks, options = ("bdh_jax.training.growth_hooks:new_heads",), {"old_heads": config.n_head}
+            train = lab.experiment([text], steps).train
+            parts["train"] = dataclasses.replace(train, hooks=hooks, hook_options=options)  # pyright: ignore[reportArgumentType]
+        return lab.trained(f"{short}_{text}", [text], steps, wider, **parts)
+
+    made = {
+        "merged heads": merged,
+        "fixed": fixed,
+        "grown": grown,
+        "grown, new alone": functools.partial(grown, short="new"),
+    }
+    courses: dict[str, list[str]] = {}
+    for name, stage in made.items():
+        courses[name] = ["base"]
+        try:
+            for number in range(len(rest)):
+                courses[name].append(stage(courses[name][-1], number))
+        except NotTrained:
+            continue
     return {
-        "courses": {name: [lab.scores(run) for run in runs] for name, runs in courses.items()},
-        "neurons": {name: [_neurons(lab, run) for run in runs] for name, runs in courses.items()},
+        "courses": {name: [lab.scores(run) for run in courses[name]] for name in COURSES},
+        "neurons": {name: [_neurons(lab, run) for run in courses[name]] for name in COURSES},
         "grown_exact": exact,
     }
 
@@ -302,14 +324,21 @@ def tables(record: dict[str, Any]) -> list[str]:
     """The tables of the page, as Markdown: mean and standard deviation over the seeds that have a row."""
     texts, runs = record["texts"], list(record["runs"].values())
     heads = [text.removeprefix("man_") for text in texts]
-    lines = [f"| | {' | '.join(heads)} | seeds |", "|---" * (len(heads) + 2) + "|"]
-    for name in dict.fromkeys(name for run in runs for name in run["scores"]):
-        have = [run["scores"][name] for run in runs if name in run["scores"]]
-        cells = [_spread([one[text] for one in have]) for text in texts]
-        lines.append(" | ".join([f"| {name}", *cells, f"{len(have)} |"]))
-    chance = [f"{record['frequencies'][text]:.3f}" for text in texts]
-    lines += [" | ".join(["| frequencies of bytes", *chance, " |"]), ""]
-    lines += [f"| after | neurons | {' | '.join(heads)} | seeds |", "|---" * (len(heads) + 3) + "|"]
+    names = list(dict.fromkeys(name for run in runs for name in run["scores"]))
+    lines: list[str] = []
+    for title, kind in (("All three texts", "all"), ("Two texts, with and without a common base", "two")):
+        lines += [f"| {title} | {' | '.join(heads)} | seeds |", "|---" * (len(heads) + 2) + "|"]
+        for name in names:
+            if name.startswith(("alone", "pair")) == (kind == "two"):
+                have = [run["scores"][name] for run in runs if name in run["scores"]]
+                cells = [_spread([one[text] for one in have]) for text in texts]
+                lines.append(" | ".join([f"| {_label(name)}", *cells, f"{len(have)} |"]))
+        if kind == "all":
+            chance = [f"{record['frequencies'][text]:.3f}" for text in texts]
+            lines.append(" | ".join(["| frequencies of bytes", *chance, " |"]))
+        lines.append("")
+    lines += [f"| model, and the text it has met last | neurons | {' | '.join(heads)} | seeds |"]
+    lines += ["|---" * (len(heads) + 3) + "|"]
     for name in COURSES:
         for stage, text in enumerate(texts):
             have = [run for run in runs if len(run["courses"][name]) > stage]
@@ -318,7 +347,27 @@ def tables(record: dict[str, Any]) -> list[str]:
                 label = f"| {name}: {text.removeprefix('man_')}"
                 lines.append(" | ".join([label, str(have[0]["neurons"][name][stage]), *cells, f"{len(have)} |"]))
     exact = [one for run in runs for one in run["grown_exact"]]
-    return [*lines, "", f"grown models whose logits are those of the old one to the bit: {sum(exact)} of {len(exact)}"]
+    return [*lines, "", f"Grown models whose logits were those of the old one to the bit: {sum(exact)} of {len(exact)}."]
+
+
+def _label(name: str) -> str:
+    """A row's name in the page."""
+    healed = ", healed" if name.endswith(" healed") else ""
+    plain = name.removesuffix(" healed").replace("man_", "")
+    for short, long in (
+        ("alone merged", "no common base, merged along"),
+        ("pair average", "mean of the weights of two"),
+        ("pair", "two merged along"),
+        ("alone", "no common base,"),
+        ("merged average", "mean of weights"),
+        ("merged", "merged along"),
+        ("joint short", "trained on all, as long as one specialist"),
+        ("joint long", "trained on all, as long as all specialists"),
+    ):
+        if plain.startswith(short):
+            plain = long + plain.removeprefix(short)
+            break
+    return plain.replace("merged along average", "mean of weights") + healed
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -453,6 +453,38 @@ def mixture_routes() -> Any:
     return figure
 
 
+def merging_texts() -> Any:
+    """Bits per byte of each text, by the models of one base and what was made of them."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "merging_cpu.json").read_text(encoding="utf-8"))
+    runs, (_, *texts) = list(found["runs"].values()), found["texts"]
+    rows = {
+        "base": "base",
+        "specialist of that text": "",
+        "merged, neurons": "merged neurons",
+        "merged, heads": "merged heads",
+        "mean of weights": "merged average",
+        "trained on all three": "joint short",
+    }
+    figure, (axes,) = figures.make(1, width=6.0, height=3.4)
+    looks = figures.lines(list(rows))
+    for place, (label, row) in enumerate(rows.items()):
+        have = [run["scores"] for run in runs if (row or f"specialist {texts[0]}") in run["scores"]]
+        bits = np.array([[scores[row or f"specialist {text}"][text] for text in texts] for scores in have])
+        error = bits.std(axis=0, ddof=1) if len(bits) > 1 else None
+        x = np.arange(len(texts)) + (place - 2.5) * 0.11
+        look = {**looks[label], "linestyle": "none"}
+        axes.errorbar(x, bits.mean(axis=0), yerr=error, capsize=2, **look)
+    axes.set_xticks(range(len(texts)), [_LANGUAGES.get(text, text) for text in texts])
+    seeds = f"{len(runs)} seeds, ± std" if len(runs) > 1 else "one seed"
+    figures.say(axes, title=_MERGED, x="held-out manual pages", y=f"bits per byte ({seeds})")
+    figures.legend(figure, axes)
+    return figure
+
+
+_LANGUAGES = {"man_en": "English", "man_de": "German", "man_fr": "French", "man_es": "Spanish"}
+_MERGED = "Merged models read every text better than the base,\nand none as well as its specialist"
+
+
 def _local() -> Any:
     """What benchmarks/local_rules_table.py found."""
     return json.loads((ROOT / "benchmarks" / "results" / "local_rules_cpu.json").read_text(encoding="utf-8"))["parts"]
@@ -740,6 +772,7 @@ FIGURES: dict[str, Callable[[], Any]] = {
         tiny_bdh_sigma,
         tiny_bdh_consolidation,
         mixture_routes,
+        merging_texts,
         local_failure,
         local_explanation,
         local_causes,
