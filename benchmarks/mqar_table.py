@@ -7,8 +7,8 @@ recalls .99, with one seed. ``grid`` trains each model with states of several si
 1,024 token ids (``mqar:grid``): at every rate with a seed that is not reported, then at the best of them with the first of the seeds; the five rows
 that recall most also with the others. Finished runs are only read, so that the command can be interrupted and given again.
 
-Bytes are those of the state that one example carries from token to token, in float32, all layers and convolutions together. ``--smoke`` runs the
-same on tiny sizes in a few minutes.
+Bytes are those of the state that one example carries from token to token, in float32, all layers and convolutions together. ``--smoke`` trains
+tiny models for a few steps: does it run?
 """
 
 from __future__ import annotations
