@@ -7,8 +7,8 @@ recalls .99, with one seed. ``grid`` trains each model with states of several si
 1,024 token ids (``mqar:grid``): at every rate with a seed that is not reported, then at the best of them with the first of the seeds; the five rows
 that recall most also with the others. Finished runs are only read, so that the command can be interrupted and given again.
 
-Bytes are those of the state that one example carries from token to token, in float32, all layers and convolutions together. ``--smoke`` runs the
-same on tiny sizes in a few minutes.
+Bytes are those of the state that one example carries from token to token, in float32, all layers and convolutions together. ``--smoke`` trains
+tiny models for a few steps: does it run?
 """
 
 from __future__ import annotations
@@ -203,10 +203,10 @@ def state_bytes(model: ModelConfig) -> int:
 def results(runs: Sequence[Run], options: argparse.Namespace) -> dict[Run, dict[str, Any] | None]:
     """The results of these runs, trained if they are missing; None of one that diverged."""
     missing = [run for run in runs if not (diverged(run, options).exists() or of_run(run, options))]
-    with Progress(f"{runs[0].part}: runs" if runs else "runs", len(runs), done=len(runs) - len(missing)) as progress:
-        with ThreadPoolExecutor(max(1, options.jobs)) as pool:
-            for run, _ in zip(missing, pool.map(lambda run: apart(run, options), missing), strict=True):
-                progress.advance(1, run.row.label)
+    progress = Progress(f"{runs[0].part}: runs" if runs else "runs", len(runs), done=len(runs) - len(missing))
+    with progress, ThreadPoolExecutor(max(1, options.jobs)) as pool:
+        for run, _ in zip(missing, pool.map(lambda run: apart(run, options), missing), strict=True):
+            progress.advance(1, run.row.label)
     return {run: of_run(run, options) for run in runs}
 
 

@@ -654,7 +654,6 @@ class Model(nn.Module):
         state: StateKind = "full",
         collect: tuple[str, ...] = (),
         deterministic: bool = True,
-        at: jax.Array | None = None,
     ) -> ModelOutput:
         """Process T tokens, from T = 1 (generation) to a whole prompt.
 
@@ -671,10 +670,10 @@ class Model(nn.Module):
           collect: names of taps to return for every layer and token; BDH: "input" (x of the layer), "code", "gate", "gated" (their
             product), "address", "decoded" (what the decoder makes of it) and "read" (what fast weights and synapse add to that).
           deterministic: False applies dropout and other noise, and needs ``rngs={"dropout": key}``.
-          at: [B, A] integers in [0, T), the tokens whose logits are formed, [B, A, V]. None: of all.
 
         Returns:
-          :class:`ModelOutput`.
+          :class:`ModelOutput`. ``apply({"params": slow, "logits": {"at": at}}, …)`` with ``at`` [B, A], integers in [0, T), forms logits of
+          these tokens alone, [B, A, V].
 
         Raises:
           ValueError: for shapes, token ids, a state of another model, or names that do not fit; the message says which.
@@ -697,7 +696,7 @@ class Model(nn.Module):
         x = architecture.embed_draws(architecture.embed(slow, tokens), draws)
         inputs = Inputs(x, fast, masks, draws)
         x, fast, (taps, losses, metrics) = _run_layers(self, slow, inputs, final, collect)
-        if at is not None:
+        if (at := self.variables.get("logits", {}).get("at")) is not None:
             chex.assert_shape(at, (tokens.shape[0], None))
             x = jnp.take_along_axis(x, at[..., None], axis=1)
         logits = architecture.readout(slow, x)

@@ -29,6 +29,7 @@ from bdh_jax.models.mixer import (
     MixerArchitecture,
     MixerConfig,
     Recurrent,
+    Tokens,
     convolve,
     join_heads,
     linear,
@@ -117,14 +118,11 @@ class GatedDeltaNetArchitecture(MixerArchitecture):
         write, forget = jnp.split(linear(weights["rates"], x).astype(config.state_dtype).swapaxes(1, 2), 2, axis=1)
         rate, step = (weights[name][None, :, None] for name in ("a", "dt"))
         decay = jnp.exp(-jnp.exp(rate) * jax.nn.softplus(forget + step))
+        query, key = _unit(query) / config.d_key**0.5, _unit(key)
         read, after = read_written(
-            _unit(query) / config.d_key**0.5,
-            _unit(key),
-            value,
-            decay[..., None],
+            Tokens(query, key, value, decay[..., None], gate=jax.nn.sigmoid(write)),
             None if state is None else state.S,
             call,
-            gate=jax.nn.sigmoid(write),
             implementation=config.implementation,
             final=setup.final,
         )

@@ -27,6 +27,7 @@ from bdh_jax.models.mixer import (
     MixerArchitecture,
     MixerConfig,
     Recurrent,
+    Tokens,
     convolve,
     join_heads,
     linear,
@@ -116,9 +117,8 @@ class GLAArchitecture(MixerArchitecture):
         query, key, value = (split_heads(part, config.n_head) for part in jnp.split(rows, (keys, 2 * keys), axis=-1))
         rates = linear(weights["rates_out"], linear(weights["rates_in"], x)).astype(config.state_dtype)
         decay = jnp.exp(jax.nn.log_sigmoid(split_heads(rates, config.n_head)) / TEMPER)
-        read, after = read_written(
-            query / config.d_key**0.5, key, value, decay, None if state is None else state.S, call, final=setup.final
-        )
+        tokens = Tokens(query / config.d_key**0.5, key, value, decay)
+        read, after = read_written(tokens, None if state is None else state.S, call, final=setup.final)
         gate = split_heads(linear(weights["gate"], x), config.n_head)
         y = rms_norm(read.astype(x.dtype), weights["norm"]) * jax.nn.silu(gate)
         return linear(weights["out"], join_heads(y)), Recurrent(after, past)

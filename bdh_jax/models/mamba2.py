@@ -29,6 +29,7 @@ from bdh_jax.models.mixer import (
     MixerArchitecture,
     MixerConfig,
     Recurrent,
+    Tokens,
     convolve,
     join_heads,
     linear,
@@ -128,10 +129,7 @@ class Mamba2Architecture(MixerArchitecture):
         rate, skip, bias = (weights[name][None, :, None, None] for name in ("a", "d", "dt"))
         step = jax.nn.softplus(split_heads(step, config.n_head).astype(config.state_dtype) + bias)
         read, after = read_written(
-            query,
-            key,
-            (step * value).astype(x.dtype),
-            jnp.exp(-jnp.exp(rate) * step),
+            Tokens(query, key, (step * value).astype(x.dtype), decay=jnp.exp(-jnp.exp(rate) * step)),
             None if state is None else state.S,
             call,
             implementation=config.implementation,

@@ -19,7 +19,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -297,37 +297,43 @@ def join_heads(x: jax.Array) -> jax.Array:
     return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
-def read_written(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    decay: jax.Array,
-    state: jax.Array | None,
-    call: Call,
-    *,
-    gate: jax.Array | None = None,
-    implementation: Any = "auto",
-    final: Any = "full",
-) -> tuple[jax.Array, jax.Array | None]:
-    """S_t = λ_t S_{t−1} + k_t ⊗ u_t, and q_t @ S_t: the token reads what it wrote itself.
+class Tokens(NamedTuple):
+    """What a recurrent mixer makes of the tokens of a call.
 
-    Without ``gate`` u = v. With it this is the gated delta rule, u = β (v − kᵀ λ S), each head a memory of its own. Both are what
-    ``fast_weight_scan`` computes, which reads S_{t−1}: q @ S_t = q' @ S_{t−1} + (q·k) v, as S_t is linear in S_{t−1}.
-
-    Args:
+    Attributes:
       query: q [B, H, T, N].
       key: k, likewise; of length 1 with a ``gate``, or shorter.
       value: v [B, H, T, M].
-      decay: λ in (0, 1], [B, H, T, 1], or [B, H, T, N] without ``gate``: then token by token.
+      decay: λ in (0, 1], [B, H, T, 1]; or [B, H, T, N], which goes token by token, without ``gate``.
+      gate: β [B, H, T], or None.
+    """
+
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+    decay: jax.Array
+    gate: jax.Array | None = None
+
+
+def read_written(
+    tokens: Tokens, state: jax.Array | None, call: Call, *, implementation: Any = "auto", final: Any = "full"
+) -> tuple[jax.Array, jax.Array | None]:
+    """S_t = λ_t S_{t−1} + k_t ⊗ u_t, and q_t @ S_t: the token reads what it wrote itself.
+
+    Without a gate u = v. With it this is the gated delta rule, u = β (v − kᵀ λ S), each head a memory of its own. Both are what
+    ``fast_weight_scan`` computes, which reads S_{t−1}: q @ S_t = q' @ S_{t−1} + (q·k) v, as S_t is linear in S_{t−1}.
+
+    Args:
+      tokens: of the call.
       state: S before the first token [B, H, N, M], float32 or wider; None for zeros.
       call: its masks. A token that does not write reads as if it wrote, and leaves S as it is.
-      gate: β [B, H, T], or None.
       implementation: form of the scan.
       final: "none" returns no S.
 
     Returns:
       what was read [B, H, T, M], float32 or wider, and S after the last token.
     """
+    query, key, value, decay, gate = tokens
     batch, heads = query.shape[:2]
     wide = jnp.promote_types(jnp.float32, query.dtype)
     own = jnp.sum(query.astype(wide) * key.astype(wide), axis=-1, keepdims=True)
@@ -350,7 +356,7 @@ def read_written(
         apart(key),
         apart(value),
         None if state is None else apart(state),
-        decay=decay.reshape(batch * heads, 1, -1, 1),
+        decay=apart(decay),
         rule=scan_rule("gated_delta"),
         write_gate=gate.reshape(batch * heads, -1),
         valid=of_all(call.masks.writes),

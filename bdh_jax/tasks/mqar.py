@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -111,9 +111,10 @@ class MQARConfig(TaskConfig):
     def shapes(self, rows: int) -> Batch:
         """Those of the longest batch, without drawing any sequences."""
         shape = (rows, max(length for length, _, _ in self.train))
-        whole, real = jax.ShapeDtypeStruct(shape, np.int32), jax.ShapeDtypeStruct(shape, np.float32)
-        # Masks that mask nothing are None.
-        return Batch(whole, whole, real, real, valid=None, reset=None)  # pyright: ignore[reportArgumentType]
+        whole: Any = jax.ShapeDtypeStruct(shape, np.int32)
+        real: Any = jax.ShapeDtypeStruct(shape, np.float32)
+        nowhere: Any = None  # as of masks that mask nothing
+        return Batch(whole, whole, real, real, valid=nowhere, reset=nowhere)
 
 
 def sequences(

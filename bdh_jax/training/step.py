@@ -108,18 +108,18 @@ def loss_fn(
       that the model names itself are added as if every position had them.
     """
     rngs = None if key is None else {"dropout": key}
-    tokens, valid, reset, at = batch.tokens, batch.valid, batch.reset, None
+    tokens, valid, reset, variables = batch.tokens, batch.valid, batch.reset, {"params": slow}
     if ask.answers is not None and ask.loss == "answer" and ask.answers < tokens.shape[1]:
         # The tokens that count come first, in their order; if there are fewer, others follow, which count nothing.
         at = jnp.argsort(batch.answer == 0, axis=1, stable=True)[:, : ask.answers]
         batch, weights = jax.tree.map(lambda array: jnp.take_along_axis(array, at, axis=1), (batch, weights))
+        variables = {**variables, "logits": {"at": at}}
     output = model.apply(
-        {"params": slow},
+        variables,
         tokens,
         fast,
         valid=valid,
         reset=reset,
-        at=at,
         state=ask.state,
         collect=ask.collect,
         deterministic=key is None,

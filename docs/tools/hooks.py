@@ -33,6 +33,10 @@ EXPERIMENTS = (
     "tiny_bdh:brackets",
     "tiny_bdh:new_rule",
     "tiny_bdh:brackets,gru",
+    "mqar",
+    "mqar:gla",
+    "mqar:gated_deltanet",
+    "mqar:mamba2",
 )
 """Whose parts together have every key of the library's own classes."""
 

@@ -11,7 +11,7 @@ from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import rebuild, to_dict
 from bdh_jax.tasks import mqar
 from bdh_jax.tasks.mqar import IGNORED, MQARConfig, Segment, sequences, set_seeds
-from configs.mqar import get_config
+from configs.mqar import VARIANTS, get_config
 from tests.models.test_golden import load
 
 CONFIG = MQARConfig(vocab_size=20, train=((12, 2, 10), (16, 3, 9)), test=((12, 2, 11), (16, 4, 5)))
@@ -148,3 +148,13 @@ def test_what_cannot_be_is_said(changes, message):
 def test_a_set_holds_a_batch_at_least():
     with pytest.raises(ConfigError, match="train.batch_size=12 is more than the 10 sequences of T12P2"):
         CONFIG.make(seed=0, batch_size=12)
+
+
+@pytest.mark.parametrize("name", ["", *VARIANTS])
+def test_every_variant_is_an_experiment_whose_model_knows_the_tokens(name):
+    config = get_config(name)
+    config.model.build().declared_slow()
+    assert config.model.vocab_size == config.task.vocab_size
+    for longest in (config.task.train, config.task.test):
+        window = getattr(config.model, "window", 10**9)
+        assert max(length for length, _, _ in longest) <= window
