@@ -247,7 +247,7 @@ def fit_tail(values: np.ndarray) -> Tail | None:
     """Fit the tail of degrees (integers) or strengths; values of zero are left out.
 
     Returns:
-      None if fewer than ``LEAST_TAIL`` values are positive, or all are equal.
+      None if fewer than ``LEAST_TAIL`` values are positive, all are equal, or none is left beyond where the library lets a tail begin.
 
     Raises:
       ImportError: without the library powerlaw (the extra ``report``).
@@ -264,7 +264,10 @@ def fit_tail(values: np.ndarray) -> Tail | None:
         fit: Any = powerlaw.Fit(positive, discrete=discrete, verbose=0, parameter_ranges={"alpha": [1, STEEPEST]})
         # Neither of two contains the other: Vuong's ratio is normal if there is nothing between them.
         compare = functools.partial(fit.distribution_compare, "power_law", nested=False)
-        ratios = [Ratio(*(float(value) for value in compare(other))) for other in ("lognormal", "exponential")]
+        try:
+            ratios = [Ratio(*(float(value) for value in compare(other))) for other in ("lognormal", "exponential")]
+        except ValueError:  # "No data points in defined range of the distribution"
+            return None
         return Tail(float(fit.power_law.alpha), float(fit.xmin), int(np.sum(positive >= fit.xmin)), *ratios)
 
 
