@@ -164,7 +164,7 @@ def test_the_text_experiments():
     with pytest.raises(ConfigError, match="'gpt' and 'fast' do not go together"):
         module.get_config("gpt,fast")
     with pytest.raises(
-        ConfigError, match=r"config\.model\.architecture='bert' is not a model\. Valid names: bdh, gpt.*; or module:name"
+        ConfigError, match=r"config\.model\.architecture='bert' is not a model\. Valid names: .*bdh.*gpt.*; or module:name"
     ):
         experiment_from({**to_dict(ExperimentConfig(task=NBackConfig())), "model": {"architecture": "bert"}})
 
