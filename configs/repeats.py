@@ -1,4 +1,4 @@
-"""A random word, again and again: do layers fall silent?
+"""A random word, again and again, and whether layers fall silent.
 
 13 random letters, then one random word of 8 letters to the end of 154 (arXiv 2509.26507, Fig. 14).
 
