@@ -310,10 +310,10 @@ def _slider(shown: Sequence[str], pictures: Sequence[bytes], rows: Sequence[Mapp
     numbers = range(len(shown))
     style = [
         f".{name} input{{position:absolute;opacity:0;width:1px;height:1px}}",
-        f".{name} figure{{display:none;margin:.6rem 0 0}}",
+        f".{name} .frame{{display:none;margin:.6rem 0 0}}",
         f".{name} img{{width:100%;max-width:46rem;image-rendering:pixelated;display:block}}",
         f".{name} label{{cursor:pointer;padding:.1rem .2rem;border-radius:.2rem;font-family:ui-monospace,Menlo,Consolas,monospace}}",
-        *(f"#{name}-{n}:checked~figure:nth-of-type({n + 1}){{display:block}}" for n in numbers),
+        *(f"#{name}-{n}:checked~.frame:nth-of-type({n + 1}){{display:block}}" for n in numbers),
         ",".join(f"#{name}-{n}:checked~p label:nth-of-type({n + 1})" for n in numbers) + "{background:#0072b2;color:#fff}",
         ",".join(f"#{name}-{n}:focus-visible~p label:nth-of-type({n + 1})" for n in numbers) + "{outline:3px solid #e69f00}",
     ]
@@ -324,10 +324,10 @@ def _slider(shown: Sequence[str], pictures: Sequence[bytes], rows: Sequence[Mapp
     ]
     labels = [f'<label for="{name}-{n}">{html.escape(shown[n])}</label>' for n in numbers]
     frames = [
-        f'<figure><img alt="State after token {n + 1}: {rows[n]["written"]} rows written, norm {rows[n]["norm"]:.3g}" '
+        f'<div class="frame"><img alt="State after token {n + 1}: {rows[n]["written"]} rows written, norm {rows[n]["norm"]:.3g}" '
         f'src="data:image/png;base64,{base64.b64encode(pictures[n]).decode()}">'
         f"<span>token {n + 1} of {len(shown)}: {rows[n]['written']:,} rows written, {rows[n]['read']:,} read, norm {rows[n]['norm']:.3g}</span>"
-        "</figure>"
+        "</div>"
         for n in numbers
     ]
     return (
