@@ -40,7 +40,9 @@ def test_a_table_without_a_place_is_an_error():
 def test_committed_plans_keep_their_claims():
     found = json.loads((scaling.RESULTS / "plans.json").read_text(encoding="utf-8"))
     assert {(row["experiment"], row["mesh"]) for row in found["checked"]} >= {
-        (name, mesh) for name in ("text:official", "scale:100m", "scale:1b") for mesh in ("data:4", "data:2,heads:2,fsdp", "heads:4")
+        (name, mesh)
+        for name in ("text:official", "scale:100m", "scale:1b")
+        for mesh in ("data:4", "data:2,heads:2,fsdp", "heads:4")
     }
     assert len(found["refused"]) == 2
     assert benchmark("plans").report(found) == 0
