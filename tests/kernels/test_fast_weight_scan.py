@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from bdh_jax.config import ConfigError
+from bdh_jax.fast_weights.rules import scan_rule
 from bdh_jax.kernels import fast_weight_scan
 from bdh_jax.kernels.fast_weight_scan.dispatch import choose_form
 
@@ -351,6 +352,21 @@ def test_rates_of_tokens_and_rows(shape, forms, masked):
             want = expected[0].sum(axis=1) if sum_heads else expected[0]
             np.testing.assert_allclose(read, want, rtol=0, atol=TOLERANCE * np.abs(want).max())
             np.testing.assert_allclose(state, expected[1], rtol=0, atol=TOLERANCE * np.abs(expected[1]).max())
+
+
+@pytest.mark.parametrize("heads", [1, H])
+@pytest.mark.parametrize("form", ["chunked", "parallel"])
+def test_rates_of_tokens_with_a_rule_that_predicts(form, heads):
+    """Chunks of three, and a rest of one token: each has rates of its own."""
+    rng = np.random.default_rng(1)
+    arrays, _, masks = inputs({"learning_rate": 1.0, "decay": 1.0, "state": True, "valid": True, "reset": True})
+    arrays["key"] /= np.linalg.norm(arrays["key"], axis=-1, keepdims=True)
+    shape = (B, heads, T, 1)
+    rates = {"learning_rate": rng.uniform(0.2, 1.0, shape), "decay": rng.uniform(0.5, 1, shape)}
+    run = functools.partial(fast_weight_scan, rule=scan_rule("delta"), chunk_size=3)
+    expected = run(*arrays.values(), **rates, **masks, implementation="recurrent")
+    for actual, want in zip(run(*arrays.values(), **rates, **masks, implementation=form), expected, strict=True):
+        np.testing.assert_allclose(actual, want, rtol=0, atol=TOLERANCE * np.abs(want).max())
 
 
 @pytest.mark.parametrize("form", ["recurrent", "chunked", "parallel"])
