@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -77,9 +77,14 @@ class MQARConfig(TaskConfig):
     fillers: bool = False
     """Whether random tokens stand where nothing is asked."""
 
+    least_vocabulary: ClassVar[int] = 4
+
     def __post_init__(self) -> None:
         check_types(self)
-        require(self.vocab_size >= 4, f"task.vocab_size={self.vocab_size} must be at least 4: a key and a value besides 0")
+        require(
+            self.vocab_size >= self.least_vocabulary,
+            f"task.vocab_size={self.vocab_size} must be at least {self.least_vocabulary}: a key and a value besides 0",
+        )
         require(self.power > 0, f"task.power={self.power} must be positive")
         for field in ("train", "test"):
             sets = getattr(self, field)
@@ -89,15 +94,45 @@ class MQARConfig(TaskConfig):
                     len(numbers) == 3 and min(numbers) >= 1,
                     f"task.{field} has {numbers}, which must be three numbers ≥ 1: T, pairs and sequences",
                 )
-                length, pairs, _ = numbers
-                require(length % 2 == 0, f"task.{field} has {numbers}: T={length} must be even")
-                require(
-                    4 * pairs <= length, f"task.{field} has {numbers}: {pairs} pairs and their queries need T ≥ {4 * pairs}"
-                )
-                require(
-                    pairs < self.vocab_size // 2,
-                    f"task.{field} has {numbers}: task.vocab_size={self.vocab_size} has {self.vocab_size // 2 - 1} keys for {pairs} pairs",
-                )
+                require(numbers[0] % 2 == 0, f"task.{field} has {numbers}: T={numbers[0]} must be even")
+                self.check_set(f"task.{field} has {numbers}", Segment(*numbers))
+
+    def check_set(self, what: str, segment: Segment) -> None:
+        """Refuse a set that cannot be drawn.
+
+        Args:
+          what: the beginning of the message.
+          segment: its numbers, T even.
+
+        Raises:
+          ConfigError: says what is missing.
+        """
+        self.check_room(what, segment, 4 * segment.pairs)
+        self.check_keys(what, segment.pairs, self.vocab_size // 2)
+
+    def check_room(self, what: str, segment: Segment, least: int) -> None:
+        """Refuse a T below ``least``."""
+        require(least <= segment.length, f"{what}: {segment.pairs} pairs and their queries need T ≥ {least}")
+
+    def check_keys(self, what: str, pairs: int, ids: int) -> None:
+        """Refuse more keys than the ids 1 … ``ids`` − 1."""
+        require(pairs < ids, f"{what}: task.vocab_size={self.vocab_size} has {ids - 1} keys for {pairs} pairs")
+
+    def draw(self, segment: Segment, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and labels of a set, as :func:`sequences`."""
+        return sequences(self.vocab_size, segment, seed, power=self.power, fillers=self.fillers)
+
+    def references(self, segment: Segment, inputs: np.ndarray, asked: np.ndarray, right: np.ndarray) -> dict[str, float]:
+        """What stands beside a set's accuracy.
+
+        Args:
+          segment: the set's numbers.
+          inputs: its sequences [E, T].
+          asked: places [E, P] at which it is asked.
+          right: [E, P] bool, whether the answer was right.
+        """
+        del inputs, asked, right
+        return {"chance": 1 / segment.pairs}
 
     def make(self, *, seed: int, batch_size: int, data: DataConfig | None = None) -> MQAR:
         """See :meth:`bdh_jax.tasks.base.TaskConfig.make`.
@@ -136,25 +171,55 @@ def sequences(
     draw = np.random.RandomState(seed)
     half, start = vocab_size // 2, 2 * pairs
     places = (length - start) // 2
-    law = np.arange(1, places + 1) ** (power - 1.0)
-    options = (
-        (np.arange(1, half), None),
-        (np.arange(half, vocab_size), None),
-        (np.arange(places), power * law / (power * law).sum()),
-    )
-    drawn = np.empty((3, count, pairs), np.int64)
+    choices = (np.arange(1, half), np.arange(half, vocab_size), np.arange(places))
     with Progress(f"drawing {segment.name}", 3 * count, shown=count >= SHOWN) as progress:
         # All keys, then all values, then all places: the order of the published draws.
-        for which, (choices, law) in enumerate(options):
-            for example in range(count):
-                drawn[which, example] = draw.choice(choices, replace=False, p=law, size=pairs)
-                if example % 1000 == 999:
-                    progress.advance(1000)
-    keys, values, gaps = drawn
-    inputs, labels = np.zeros((count, length + 1), np.int32), np.full((count, length + 1), IGNORED, np.int32)
+        keys, values = (distinct(draw, options, count, pairs, progress) for options in choices[:2])
+        gaps = distinct(draw, choices[2], count, pairs, progress, law=power_law(places, power))
+    inputs, labels = empty(segment)
     inputs[:, 0:start:2], inputs[:, 1:start:2] = keys, values
     np.put_along_axis(inputs, start + 2 * gaps, keys, axis=1)
     np.put_along_axis(labels, start + 2 * gaps + 1, values, axis=1)
+    return finish(inputs, labels, vocab_size, seed, fillers=fillers)
+
+
+def distinct(
+    draw: np.random.RandomState, choices: np.ndarray, count: int, size: int, progress: Progress, *, law: Any = None
+) -> np.ndarray:
+    """So many of the choices for each of ``count`` sequences, none twice in one: [count, size], drawn sequence by sequence as published.
+
+    Args:
+      draw: advances.
+      choices: to choose from.
+      count: E.
+      size: of each sequence.
+      progress: goes on by a thousand sequences at a time.
+      law: probabilities of the choices; None for equal ones.
+    """
+    drawn = np.empty((count, size), np.int64)
+    for example in range(count):
+        drawn[example] = draw.choice(choices, replace=False, p=law, size=size)
+        if example % 1000 == 999:
+            progress.advance(1000)
+    return drawn
+
+
+def power_law(places: int, power: float) -> np.ndarray:
+    """Probabilities of so many places: the n-th's goes as n^(power − 1)."""
+    law = power * np.arange(1, places + 1) ** (power - 1.0)
+    return law / law.sum()
+
+
+def empty(segment: Segment) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs of 0 and labels that are ignored, with one place more than T for a label behind the last token: [E, T + 1]."""
+    shape = (segment.examples, segment.length + 1)
+    return np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32)
+
+
+def finish(
+    inputs: np.ndarray, labels: np.ndarray, vocab_size: int, seed: int, *, fillers: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs [E, T] and labels [E, T], each that of the token before it; with random tokens where nothing stands if ``fillers``."""
     inputs, labels = inputs[:, :-1], labels[:, 1:]
     if fillers:
         random = np.random.default_rng([seed, 1]).integers(0, vocab_size, inputs.shape, dtype=np.int32)
@@ -226,15 +291,11 @@ class MQAR(TaskBase):
             said.append(teacher_forced(predict, inputs[part], valid, asked[part]))
         right = np.concatenate(said)[: len(inputs)] == np.take_along_axis(labels, asked, axis=1)
         accuracy = float(right.mean())
-        extra = {"whole": float(right.all(axis=1).mean()), "chance": 1 / segment.pairs}
+        extra = {"whole": float(right.all(axis=1).mean()), **self.config.references(segment, inputs, asked, right)}
         return Score(segment.name, count=len(inputs), accuracy=accuracy, credit=accuracy, ceiling=1.0, extra=extra)
 
     def _draw(self, segments: list[Segment], seeds: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-        config = self.config
-        return [
-            sequences(config.vocab_size, segment, seed, power=config.power, fillers=config.fillers)
-            for segment, seed in zip(segments, seeds, strict=True)
-        ]
+        return [self.config.draw(segment, seed) for segment, seed in zip(segments, seeds, strict=True)]
 
     @functools.cached_property
     def training_sets(self) -> list[tuple[np.ndarray, np.ndarray]]:
