@@ -2,44 +2,58 @@
 
     python benchmarks/mqar_table.py --workdir=runs/mqar --jobs=2 --json benchmarks/results/mqar_cpu.json --figure build/mqar.png
 
-Two parts. ``smallest`` trains every model in the smallest published setting (``configs/mqar.py``: 64 tokens, 4 pairs, 8,192 token ids) until it
-recalls .99, with one seed. ``grid`` trains each model with states of several sizes on sequences of 64, 128 and 256 tokens with 4 to 32 pairs over
-1,024 token ids (``mqar:grid``): at every rate with a seed that is not reported, then at the best of them with the first of the seeds; the five rows
-that recall most also with the others. Finished runs are only read, so that the command can be interrupted and given again.
+Parts:
 
-Bytes are those of the state that one example carries from token to token, in float32, all layers and convolutions together. ``--smoke`` trains
-tiny models for a few steps: does it run?
+    smallest       every model in the smallest published setting (``configs/mqar.py``: 64 tokens, 4 pairs, 8,192 token ids) until it recalls
+                   .99, one seed
+    grid           each model with states of three sizes on 64, 128 and 256 tokens with 4 to 32 pairs over 1,024 token ids (``mqar:grid``): the
+                   rate is the best of three with the middle size and a seed that is not reported; then the first of the seeds, and the others
+                   too for the five rows that recall most
+    forgetting     keys that get a second value, at the grid's rates (``mqar:forgetting``)
+    compositional  keys of two tokens, at the grid's rates (``mqar:compositional``)
+    long           the largest rows of the grid on sequences of up to 16,384 tokens, whose places are drawn evenly; no training
+
+Finished runs are only read, so that the command can be interrupted and given again. Bytes are those of the state that one example carries from token
+to token, in float32, all layers and convolutions together. ``--smoke`` trains tiny models for a few steps: does it run?
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import measure
+import numpy as np
 
 from bdh_jax.analysis import figures
 from bdh_jax.config.convert import change
 from bdh_jax.console import Progress
-from bdh_jax.experiment import ExperimentConfig, record_of, train
+from bdh_jax.experiment import ExperimentConfig, load, record_of, train
+from bdh_jax.models.attention import AttentionConfig
 from bdh_jax.models.base import ModelConfig, count_parameters
 from bdh_jax.runs.folder import finished
+from bdh_jax.tasks.mqar import MQARConfig
 from bdh_jax.training.loop import NonFiniteError
 
 ROOT = Path(__file__).parents[1]
 VALIDATION_SEED = 100
 """Of the runs by which a rate is chosen."""
 MOST_SEEDS = 5
-"""Rows that are trained with all seeds: those that recall most."""
+"""Rows of the grid that are trained with all seeds: those that recall most."""
+LONG = (256, 1024, 4096, 16384)
+"""Tokens of the sequences of part "long"."""
+CALL = 1024
+"""Tokens of a call there, each of which goes on from the state of the one before."""
 
 
 class Row(NamedTuple):
@@ -49,8 +63,8 @@ class Row(NamedTuple):
     """What its line in the figure is called."""
     variant: str
     """Of ``configs/mqar.py``; empty for the default."""
-    changes: tuple[tuple[str, int], ...] = ()
-    """Of the model's configuration, by key."""
+    changes: tuple[tuple[str, Any], ...] = ()
+    """Of the model's configuration, by key, such as "fast.decay"."""
 
     @property
     def label(self) -> str:
@@ -69,21 +83,41 @@ MODELS = {
     "gated DeltaNet": "gated_deltanet",
     "Mamba-2": "mamba2",
     "BDH": "bdh",
+    "BDH, shifted": "shift",
     "BDH, write-back": "write_back",
 }
 """Name → variant."""
-SIZES: dict[str, tuple[tuple[tuple[str, int], ...], ...]] = {
-    "attention": tuple((("window", size),) for size in (16, 64, 256)),
-    "GLA": tuple((("d_key", size),) for size in (8, 32, 64)),
-    "gated DeltaNet": tuple((("d_key", size),) for size in (8, 24, 64)),
-    "Mamba-2": tuple((("d_state", size),) for size in (8, 32, 128)),
-    "BDH": tuple((("n_neurons", size),) for size in (32, 128, 512)),
-    "BDH, write-back": tuple((("n_neurons", size),) for size in (32, 128, 512)),
+SIZES: dict[str, tuple[str, tuple[int, int, int]]] = {
+    "attention": ("window", (16, 64, 256)),
+    "GLA": ("d_key", (4, 16, 64)),
+    "gated DeltaNet": ("d_key", (8, 24, 64)),
+    "Mamba-2": ("d_state", (8, 32, 128)),
+    "BDH": ("n_neurons", (32, 128, 512)),
+    "BDH, shifted": ("n_neurons", (32, 128, 512)),
+    "BDH, write-back": ("n_neurons", (32, 128, 512)),
 }
-"""What makes a state larger."""
+"""What makes a state larger. Rates are chosen with the middle one."""
+FORGETFUL = (
+    Row("BDH, shifted", "shift", (("attention_decay", (0.95,)),)),
+    Row("BDH, write-back", "write_back", (("fast.rule", "hebbian"),)),
+    Row("BDH, write-back", "write_back", (("fast.rule", "hebbian"), ("fast.decay", 0.95))),
+)
+"""Besides one row of each model, in the parts whose memory has to give something up, or to tell keys apart."""
+
+
+def of_size(family: str, number: int) -> Row:
+    """The row of a model with the smallest (0), middle (1) or largest (2) state."""
+    key, sizes = SIZES[family]
+    return Row(family, MODELS[family], ((key, sizes[number]),))
+
+
+_ONE_EACH = tuple(Row(family, variant) for family, variant in MODELS.items())
 PARTS = {
-    "smallest": tuple(Row(family, variant) for family, variant in MODELS.items()),
-    "grid": tuple(Row(family, MODELS[family], changes) for family, sizes in SIZES.items() for changes in sizes),
+    "smallest": _ONE_EACH,
+    "grid": tuple(of_size(family, number) for family in SIZES for number in range(3)),
+    "forgetting": (*_ONE_EACH, *FORGETFUL),
+    "compositional": _ONE_EACH,
+    "long": tuple(of_size(family, 2) for family in SIZES),
 }
 
 
@@ -103,9 +137,11 @@ class Run(NamedTuple):
 
     def config(self, options: argparse.Namespace) -> ExperimentConfig:
         """What is trained."""
-        variants = [self.row.variant, "grid" if self.part == "grid" else "", "smoke" if options.smoke else ""]
+        variants = [self.row.variant, "" if self.part == "smallest" else self.part, "smoke" if options.smoke else ""]
         config = importlib.import_module("configs.mqar").get_config(",".join(filter(None, variants)))
-        config = change(config, "model", **dict(self.row.changes))
+        for key, value in self.row.changes:
+            path, _, field = f"model.{key}".rpartition(".")
+            config = change(config, path, **{field: value})
         if self.rate is not None:
             config = change(config, "optimizer", learning_rate=self.rate)
         return change(config, seed=self.seed)
@@ -117,7 +153,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=tuple(PARTS), help="what is trained")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=tuple(MODELS), help="models")
-    parser.add_argument("--rates", default="1e-3,3e-3,1e-2", help="learning rates of the grid")
+    parser.add_argument("--rates", default="3e-3,1e-2,3e-2", help="learning rates that the grid chooses from")
     parser.add_argument("--seeds", default="0,1,2", help="seeds of what is reported")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process and on a core of its own")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes and a few steps: does it run?")
@@ -135,7 +171,7 @@ def main() -> None:
     )
     found = {part: measured(part, seeds, rates, options) for part in options.parts}
     for part, rows in found.items():
-        report(part, rows)
+        report_long(rows) if part == "long" else report(part, rows)
     if options.json:
         command = " ".join(["python", "benchmarks/mqar_table.py", *sys.argv[1:]])
         measure.write_json(options.json, {"command": command, "seeds": seeds, "rates": rates, "parts": found})
@@ -143,16 +179,28 @@ def main() -> None:
         draw(found["grid"]).savefig(options.figure, dpi=150)
 
 
+def chosen_rates(rates: Sequence[float], options: argparse.Namespace) -> dict[str, float]:
+    """Model → the rate at which its middle size recalls most, with a seed that is not reported."""
+    tries = {family: [Run("grid", of_size(family, 1), VALIDATION_SEED, rate) for rate in rates] for family in options.models}
+    tried = results([run for of_model in tries.values() for run in of_model], options)
+    # Of rates that diverged there is nothing to choose; of equal ones the first.
+    return {
+        family: max(of_model, key=lambda run: (primary(tried[run]), -rates.index(run.rate))).rate
+        for family, of_model in tries.items()
+    }
+
+
 def measured(part: str, seeds: Sequence[int], rates: Sequence[float], options: argparse.Namespace) -> dict[str, Any]:
     """Label → what is known of each row of a part, trained if it is missing."""
     rows = [row for row in PARTS[part] if row.family in options.models]
     chosen: dict[Row, float | None] = dict.fromkeys(rows)
-    if part == "grid":
-        tried = results([Run(part, row, VALIDATION_SEED, rate) for row in rows for rate in rates], options)
-        for row in rows:
-            # Of rates that diverged there is nothing to choose.
-            scores = {rate: result["primary"] for rate in rates if (result := tried[Run(part, row, VALIDATION_SEED, rate)])}
-            chosen[row] = max(scores, key=scores.__getitem__, default=rates[0])
+    if part != "smallest":
+        of_model = chosen_rates(rates, options)
+        chosen = {row: of_model[row.family] for row in rows}
+    if part == "long":
+        runs = {row: Run("grid", row, seeds[0], chosen[row]) for row in rows}
+        results(list(runs.values()), options)
+        return {row.label: beyond(run, options) for row, run in runs.items()}
     runs = results([Run(part, row, seeds[0], chosen[row]) for row in rows], options)
     if part == "grid":
         order = sorted(rows, key=lambda row: -primary(runs[Run(part, row, seeds[0], chosen[row])]))
@@ -188,7 +236,10 @@ def described(
                 "steps": result["steps"],
                 "seconds": result["seconds"],
                 "accuracy": {name: score["accuracy"] for name, score in result["evaluation"].items()},
-                "chance": {name: score["extra"]["chance"] for name, score in result["evaluation"].items()},
+                "references": {
+                    name: {key: value for key, value in score["extra"].items() if key != "whole"}
+                    for name, score in result["evaluation"].items()
+                },
             }
             for seed, result in runs.items()
         },
@@ -241,9 +292,60 @@ def train_one(run: Run, options: argparse.Namespace) -> None:
         diverged(run, options).write_text(str(error), encoding="utf-8")
 
 
+def beyond(run: Run, options: argparse.Namespace) -> dict[str, Any] | None:
+    """What a run of the grid recalls from longer sequences than it was trained on; None of one that diverged."""
+    if of_run(run, options) is None:
+        return None
+    file = run.folder(options) / "long.json"
+    config = run.config(options)
+    lengths, pairs, count = ((32, 64), 4, 8) if options.smoke else (LONG, 32, 64)
+    task = MQARConfig(
+        vocab_size=config.task.vocab_size,
+        train=config.task.train,
+        test=tuple((length, pairs, count) for length in lengths),
+        power=1.0,
+    )
+    if not file.exists():
+        model, slow = load(run.folder(options), "last")
+        if isinstance(model, AttentionConfig):
+            # Its weights fit any window. What it keeps then grows with the sequence.
+            model = change(model, window=max(lengths))
+        evaluation = task.make(seed=0, batch_size=config.train.batch_size).evaluate(in_calls(model, slow))
+        file.write_text(json.dumps({row.name: row.accuracy for row in evaluation.rows}), encoding="utf-8")
+    return {"accuracy": json.loads(file.read_text(encoding="utf-8")), "chance": 1 / pairs, "seed": run.seed}
+
+
+def in_calls(config: ModelConfig, slow: Any) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """A predictor that reads a long sequence in calls of ``CALL`` tokens, and carries the state."""
+    model = config.build()
+    call = jax.jit(lambda fast, tokens: model.apply({"params": slow}, tokens, fast))
+
+    def predict(tokens: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        del valid  # all are
+        fast, logits = model.init_fast(len(tokens)), []
+        for first in range(0, tokens.shape[1], CALL):
+            output = call(fast, tokens[:, first : first + CALL])
+            fast = output.fast
+            logits.append(jax.device_get(output.logits))
+        return np.concatenate(logits, axis=1)
+
+    return predict
+
+
+def report_long(rows: dict[str, Any]) -> None:
+    """Print part "long" as a table in Markdown."""
+    there = {label: row for label, row in rows.items() if row}
+    sets = list(next(iter(there.values()))["accuracy"])
+    print("\nlong: share of asked values that are right (ceiling 1; chance 1 ÷ pairs)\n")
+    print(f"| {' | '.join(['model', *sets])} |\n|{'---|' * (1 + len(sets))}")
+    for label, row in there.items():
+        print(f"| {' | '.join([label, *(format(row['accuracy'][name], '.3f') for name in sets)])} |")
+
+
 def report(part: str, rows: dict[str, Any]) -> None:
     """Print a part as a table in Markdown: the mean over the seeds, ± their standard deviation."""
-    sets = list(next(iter(next(iter(rows.values()))["runs"].values()))["accuracy"])
+    known = [run for row in rows.values() for run in row["runs"].values() if run]
+    sets = list(known[0]["accuracy"]) if known else []
     print(f"\n{part}: share of asked values that are right (ceiling 1; chance 1 ÷ pairs)\n")
     head = ["model", "state", "weights", "rate", "steps", *sets, "seeds"]
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
@@ -281,7 +383,7 @@ def draw(rows: dict[str, Any]) -> Any:
             runs = [run for run in row["runs"].values() if run]
             if runs:
                 name = list(runs[0]["accuracy"])[-1]
-                chance = runs[0]["chance"][name]
+                chance = runs[0]["references"][name]["chance"]
                 points.append((row["state_bytes"], statistics.fmean(run["accuracy"][name] for run in runs)))
         axes.plot(*zip(*sorted(points), strict=True), **look) if points else None
     figures.reference(axes, chance, "chance")

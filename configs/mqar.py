@@ -10,9 +10,12 @@ positions only; training ends at an accuracy of .99. Variants follow a colon, se
     gated_deltanet  gated DeltaNet
     mamba2          Mamba-2
     bdh             BDH without write-back
+    shift           the same, whose attention keeps what it reads under the code of the token before
     write_back      BDH that writes its activity back by the delta rule
     grid            64 to 256 tokens, 4 to 32 pairs, 1,024 token ids: what the table of recall by size of state is trained on
-    small           1,024 token ids: minutes of a CPU core, where the default takes an hour
+    forgetting      8 of 8 or 16 keys get a second value, which is what is asked for
+    compositional   keys of two tokens, neither of which says the value
+    small           1,024 token ids: minutes of a CPU core, where the default takes longer
     published       the published mixture of up to 256 tokens and 64 pairs, tested to 1,024 tokens: for a GPU
     smoke           a tiny model for a few steps: does it run?
 
@@ -33,6 +36,8 @@ from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.models.gated_deltanet import GatedDeltaNetConfig
 from bdh_jax.models.gla import GLAConfig
 from bdh_jax.models.mamba2 import Mamba2Config
+from bdh_jax.tasks.compositional_mqar import CompositionalMQARConfig
+from bdh_jax.tasks.forgetting_mqar import ForgettingMQARConfig
 from bdh_jax.tasks.mqar import MQARConfig
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 
@@ -80,14 +85,28 @@ def _small(config: ExperimentConfig) -> ExperimentConfig:
     return change(config, "model", vocab_size=1024)
 
 
-def _grid(config: ExperimentConfig) -> ExperimentConfig:
-    sets = ((64, 4), (64, 8), (128, 16), (256, 32))
-    train, test = (tuple((*numbers, count) for numbers in sets) for count in (20_000, 512))
-    config = change(config, "task", vocab_size=1024, train=train, test=test)
+def _on_cpu(
+    config: ExperimentConfig, task: MQARConfig, sets: tuple[tuple[int, int], ...], **of_task: int
+) -> ExperimentConfig:
+    """Sets of 20,000 sequences over 1,024 token ids, and a training of some minutes of a core."""
+    train, test = (tuple((*numbers, count) for numbers in sets) for count in (20_000, 256))
+    config = change(config, task=dataclasses.replace(task, vocab_size=1024, train=train, test=test, **of_task))
     config = change(config, "model", vocab_size=1024)
     if isinstance(config.model, AttentionConfig):
-        config = change(config, "model", window=256)
-    return change(config, "train", steps=2500, evaluate_every=500)
+        config = change(config, "model", window=max(length for length, _ in sets))
+    return change(config, "train", steps=1500, batch_size=32, evaluate_every=250)
+
+
+def _grid(config: ExperimentConfig) -> ExperimentConfig:
+    return _on_cpu(config, MQARConfig(), ((64, 4), (64, 8), (128, 16), (256, 32)))
+
+
+def _forgetting(config: ExperimentConfig) -> ExperimentConfig:
+    return _on_cpu(config, ForgettingMQARConfig(), ((64, 8), (128, 16)), updates=8)
+
+
+def _compositional(config: ExperimentConfig) -> ExperimentConfig:
+    return _on_cpu(config, CompositionalMQARConfig(), ((64, 4), (128, 16)))
 
 
 def _published(config: ExperimentConfig) -> ExperimentConfig:
@@ -103,7 +122,10 @@ def _published(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def _smoke(config: ExperimentConfig) -> ExperimentConfig:
-    config = change(config, "task", vocab_size=32, train=((16, 2, 64),), test=((16, 2, 16), (24, 4, 8)))
+    # A square number of pairs, and room for new values: what the tasks of all variants can be drawn with.
+    sets = {"train": ((24, 4, 64),), "test": ((24, 4, 16), (32, 4, 8))}
+    own = {"updates": 2} if isinstance(config.task, ForgettingMQARConfig) else {}
+    config = change(config, "task", vocab_size=32, **sets, **own)
     config = change(config, "model", vocab_size=32, d_model=16)
     if isinstance(config.model, BDHConfig):
         config = change(config, "model", n_neurons=32)
@@ -116,8 +138,11 @@ VARIANTS: dict[str, Callable[[ExperimentConfig], ExperimentConfig]] = {
     "gated_deltanet": _model(GatedDeltaNetConfig(d_model=WIDTH)),
     "mamba2": _model(Mamba2Config(d_model=WIDTH)),
     "bdh": _model(_BDH),
+    "shift": _model(dataclasses.replace(_BDH, attention="shift")),
     "write_back": _model(dataclasses.replace(_BDH, fast=_WRITE_BACK)),
     "grid": _grid,
+    "forgetting": _forgetting,
+    "compositional": _compositional,
     "small": _small,
     "published": _published,
     "smoke": _smoke,

@@ -18,7 +18,9 @@ FORGETTING = ForgettingMQARConfig(vocab_size=40, updates=2, train=((24, 4, 10),)
 COMPOSITIONAL = CompositionalMQARConfig(vocab_size=60, train=((24, 4, 10),), test=((24, 4, 40), (64, 9, 40)))
 
 
-@pytest.mark.parametrize(("length", "pairs", "updates", "vocabulary"), [(64, 4, 4, 8192), (64, 8, 4, 256), (128, 16, 8, 8192)])
+@pytest.mark.parametrize(
+    ("length", "pairs", "updates", "vocabulary"), [(64, 4, 4, 8192), (64, 8, 4, 256), (128, 16, 8, 8192)]
+)
 def test_forgetting_sequences_are_the_published_ones(length, pairs, updates, vocabulary):
     golden, name = load("mqar_variants_published"), f"forgetting.T{length}_P{pairs}_U{updates}_V{vocabulary}"
     inputs, labels = forgetting_mqar.sequences(vocabulary, Segment(length, pairs, 6), updates, length + pairs)
@@ -37,7 +39,9 @@ def test_compositional_sequences_are_the_published_ones(length, pairs, vocabular
 def test_what_was_shown_last_is_right():
     inputs, labels = FORGETTING.make(seed=3, batch_size=4).test_sets[0]
     for tokens, wanted in zip(inputs, labels, strict=True):
-        shown = dict(zip(tokens[:12:2].tolist(), tokens[1:12:2].tolist(), strict=True))  # a later one replaces an earlier one
+        shown = dict(
+            zip(tokens[:12:2].tolist(), tokens[1:12:2].tolist(), strict=True)
+        )  # a later one replaces an earlier one
         asked = np.flatnonzero(wanted != IGNORED)
         assert {int(tokens[place]): int(wanted[place]) for place in asked} == shown
         assert len(shown) == 4
