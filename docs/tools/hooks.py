@@ -37,6 +37,8 @@ EXPERIMENTS = (
     "mqar:gla",
     "mqar:gated_deltanet",
     "mqar:mamba2",
+    "mqar:forgetting",
+    "mqar:compositional",
 )
 """Whose parts together have every key of the library's own classes."""
 
