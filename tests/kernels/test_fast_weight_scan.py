@@ -354,19 +354,19 @@ def test_rates_of_tokens_and_rows(shape, forms, masked):
             np.testing.assert_allclose(state, expected[1], rtol=0, atol=TOLERANCE * np.abs(expected[1]).max())
 
 
-@pytest.mark.parametrize("heads", [1, H])
-@pytest.mark.parametrize("form", ["chunked", "parallel"])
-def test_rates_of_tokens_with_a_rule_that_predicts(form, heads):
-    """Chunks of three, and a rest of one token: each has rates of its own."""
+@pytest.mark.parametrize("shape", [(B, H, T, 1), (B, 1, T, 1)])
+def test_rates_of_tokens_of_a_rule_that_predicts_what_it_writes(shape):
     rng = np.random.default_rng(1)
     arrays, _, masks = inputs({"learning_rate": 1.0, "decay": 1.0, "state": True, "valid": True, "reset": True})
-    arrays["key"] /= np.linalg.norm(arrays["key"], axis=-1, keepdims=True)
-    shape = (B, heads, T, 1)
-    rates = {"learning_rate": rng.uniform(0.2, 1.0, shape), "decay": rng.uniform(0.5, 1, shape)}
-    run = functools.partial(fast_weight_scan, rule=scan_rule("delta"), chunk_size=3)
-    expected = run(*arrays.values(), **rates, **masks, implementation="recurrent")
-    for actual, want in zip(run(*arrays.values(), **rates, **masks, implementation=form), expected, strict=True):
-        np.testing.assert_allclose(actual, want, rtol=0, atol=TOLERANCE * np.abs(want).max())
+    arrays["key"] = arrays["key"] / np.linalg.norm(arrays["key"], axis=(1, 3), keepdims=True)
+    rates = {"learning_rate": rng.uniform(0.2, 1, shape), "decay": rng.uniform(0.5, 1, shape)}
+    found = {}
+    for form in ("recurrent", "chunked", "parallel"):
+        run = functools.partial(fast_weight_scan, implementation=form, chunk_size=3, rule=scan_rule("delta"))
+        found[form] = jax.jit(run)(*arrays.values(), **rates, **masks)
+    for form in ("chunked", "parallel"):
+        for one, expected in zip(found[form], found["recurrent"], strict=True):
+            np.testing.assert_allclose(one, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("form", ["recurrent", "chunked", "parallel"])

@@ -68,6 +68,7 @@ def chunked(
     stretch, state, log_decay = _enter(stretch, state, dynamics, squeeze=correct is None)
     count = length // chunk_size
     end = count * chunk_size
+    own_rates = {name: rate for name, rate in dynamics._asdict().items() if jnp.ndim(rate) == 4 and rate.shape[2] > 1}
     reads = []
     if count:
         # Every whole chunk is in the scan, also a first one without a state to read and a last one whose writes nobody needs:
@@ -77,17 +78,17 @@ def chunked(
         state = vary_like(state, query)
         inner = Wanted("full", wanted.sum_heads)
 
-        def step(state: Any, chunk: tuple[Stretch, jax.Array | None, dict[str, Any]]) -> tuple[Any, jax.Array]:
+        def step(state: Any, chunk: tuple[Stretch, jax.Array | None, dict[str, jax.Array]]) -> tuple[Any, jax.Array]:
             stretch, of_tokens, rates = chunk
-            decay = log_decay if of_tokens is None else of_tokens
-            read, state = _one(stretch, state, decay, dynamics._replace(**rates), inner, correct)
+            here = dynamics._replace(**rates)
+            read, state = _one(stretch, state, log_decay if of_tokens is None else of_tokens, here, inner, correct)
             return state, read
 
         chunks = _by_token(lambda array, axis: _split(array, count, chunk_size, axis), stretch)
         of_tokens = None
         if log_decay is not None and log_decay.ndim == 3:
             of_tokens = _split(log_decay, count, chunk_size, -1)
-        rates = {name: _split(rate, count, chunk_size, -2) for name, rate in _by_tokens(dynamics).items()}
+        rates = {name: _split(rate, count, chunk_size, -2) for name, rate in own_rates.items()}
         state, read = jax.lax.scan(step, state, (chunks, of_tokens, rates))
         read = jnp.moveaxis(read, 0, -3)
         reads.append(read.reshape(*read.shape[:-3], end, read.shape[-1]))
@@ -95,18 +96,13 @@ def chunked(
         rest = _by_token(lambda array, axis: jax.lax.slice_in_dim(array, end, length, axis=array.ndim + axis), stretch)
         if log_decay is not None and log_decay.ndim == 3:
             log_decay = log_decay[..., end:]
-        rates = {name: rate[..., end:, :] for name, rate in _by_tokens(dynamics).items()}
-        read, state = _one(rest, state, log_decay, dynamics._replace(**rates), wanted, correct)
+        dynamics = dynamics._replace(**{name: rate[:, :, end:] for name, rate in own_rates.items()})
+        read, state = _one(rest, state, log_decay, dynamics, wanted, correct)
         reads.append(read)
     elif wanted.final == "mean" and state is not None and state.ndim == 4:
         state = jnp.mean(state, axis=0, keepdims=True)
     read = jnp.concatenate(reads, axis=-2) if len(reads) > 1 else reads[0]
     return _leave(read, batch), None if wanted.final == "none" or state is None else _leave_state(state, heads)
-
-
-def _by_tokens(dynamics: Dynamics) -> dict[str, jax.Array]:
-    """Those of η and λ that have a number for each token, [B or 1, H or 1, T, 1]."""
-    return {name: rate for name, rate in dynamics._asdict().items() if getattr(rate, "ndim", 0) == 4}
 
 
 def mean_state(stretch: Stretch, state: jax.Array | None, dynamics: Dynamics) -> jax.Array:
