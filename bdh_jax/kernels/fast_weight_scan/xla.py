@@ -68,6 +68,7 @@ def chunked(
     stretch, state, log_decay = _enter(stretch, state, dynamics, squeeze=correct is None)
     count = length // chunk_size
     end = count * chunk_size
+    own_rates = {name: rate for name, rate in dynamics._asdict().items() if jnp.ndim(rate) == 4 and rate.shape[2] > 1}
     reads = []
     if count:
         # Every whole chunk is in the scan, also a first one without a state to read and a last one whose writes nobody needs:
@@ -77,22 +78,25 @@ def chunked(
         state = vary_like(state, query)
         inner = Wanted("full", wanted.sum_heads)
 
-        def step(state: Any, chunk: tuple[Stretch, jax.Array | None]) -> tuple[Any, jax.Array]:
-            stretch, of_tokens = chunk
-            read, state = _one(stretch, state, log_decay if of_tokens is None else of_tokens, dynamics, inner, correct)
+        def step(state: Any, chunk: tuple[Stretch, jax.Array | None, dict[str, jax.Array]]) -> tuple[Any, jax.Array]:
+            stretch, of_tokens, rates = chunk
+            here = dynamics._replace(**rates)
+            read, state = _one(stretch, state, log_decay if of_tokens is None else of_tokens, here, inner, correct)
             return state, read
 
         chunks = _by_token(lambda array, axis: _split(array, count, chunk_size, axis), stretch)
         of_tokens = None
         if log_decay is not None and log_decay.ndim == 3:
             of_tokens = _split(log_decay, count, chunk_size, -1)
-        state, read = jax.lax.scan(step, state, (chunks, of_tokens))
+        rates = {name: _split(rate, count, chunk_size, -2) for name, rate in own_rates.items()}
+        state, read = jax.lax.scan(step, state, (chunks, of_tokens, rates))
         read = jnp.moveaxis(read, 0, -3)
         reads.append(read.reshape(*read.shape[:-3], end, read.shape[-1]))
     if end < length:
         rest = _by_token(lambda array, axis: jax.lax.slice_in_dim(array, end, length, axis=array.ndim + axis), stretch)
         if log_decay is not None and log_decay.ndim == 3:
             log_decay = log_decay[..., end:]
+        dynamics = dynamics._replace(**{name: rate[:, :, end:] for name, rate in own_rates.items()})
         read, state = _one(rest, state, log_decay, dynamics, wanted, correct)
         reads.append(read)
     elif wanted.final == "mean" and state is not None and state.ndim == 4:
