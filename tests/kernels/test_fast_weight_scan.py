@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from bdh_jax.config import ConfigError
+from bdh_jax.fast_weights.rules import scan_rule
 from bdh_jax.kernels import fast_weight_scan
 from bdh_jax.kernels.fast_weight_scan.dispatch import choose_form
 
@@ -351,6 +352,21 @@ def test_rates_of_tokens_and_rows(shape, forms, masked):
             want = expected[0].sum(axis=1) if sum_heads else expected[0]
             np.testing.assert_allclose(read, want, rtol=0, atol=TOLERANCE * np.abs(want).max())
             np.testing.assert_allclose(state, expected[1], rtol=0, atol=TOLERANCE * np.abs(expected[1]).max())
+
+
+@pytest.mark.parametrize("shape", [(B, H, T, 1), (B, 1, T, 1)])
+def test_rates_of_tokens_of_a_rule_that_predicts_what_it_writes(shape):
+    rng = np.random.default_rng(1)
+    arrays, _, masks = inputs({"learning_rate": 1.0, "decay": 1.0, "state": True, "valid": True, "reset": True})
+    arrays["key"] = arrays["key"] / np.linalg.norm(arrays["key"], axis=(1, 3), keepdims=True)
+    rates = {"learning_rate": rng.uniform(0.2, 1, shape), "decay": rng.uniform(0.5, 1, shape)}
+    found = {}
+    for form in ("recurrent", "chunked", "parallel"):
+        run = functools.partial(fast_weight_scan, implementation=form, chunk_size=3, rule=scan_rule("delta"))
+        found[form] = jax.jit(run)(*arrays.values(), **rates, **masks)
+    for form in ("chunked", "parallel"):
+        for one, expected in zip(found[form], found["recurrent"], strict=True):
+            np.testing.assert_allclose(one, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("form", ["recurrent", "chunked", "parallel"])
