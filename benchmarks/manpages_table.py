@@ -5,7 +5,7 @@
 FILES are documents, one a row in the column ``text`` (any files, folders or globs that ``data.path`` takes); docs/how-to/text.md says how to get
 manual pages. Pages of which more than half stood in others are left out first; a tenth of the others, chosen by their content, is held out.
 
-Four parts, in this order. ``rates`` tries two learning rates for each model, and ``sweep`` what write-back can be, both with a seed that is not
+Four parts, in this order. ``rates`` looks for the learning rate of each model, and ``sweep`` what write-back can be, both with a seed that is not
 reported, at fewer steps. ``models`` trains each model with the best of them, with all seeds; those of one seed read the same windows in the same
 order. ``carried`` trains the best two again with states that are carried from window to window. Finished runs are only read, so that the
 command can be interrupted and given again.
@@ -61,6 +61,7 @@ WINDOWS = 400
 CARRIED_BYTES = 2**16
 """Held-out bytes that are read with carried states."""
 RATES = (4e-3, 8e-3)
+"""Learning rates to begin with."""
 MODELS = {
     "BDH": "",
     "BDH with μ": "decay",
@@ -171,17 +172,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     """Part → what is known of each row of it, trained if it is missing."""
     seeds = [int(seed) for seed in options.seeds.split(",")]
     found: dict[str, Any] = {"seeds": seeds}
-    # Every BDH has the rate that is best with μ: what is asked is what a part adds.
-    tried = ("BDH with μ", "gated DeltaNet", "GPT")
-    runs = {
-        (name, rate): Run("rates", f"{MODELS[name]}_{rate:g}", MODELS[name], VALIDATION_SEED, SHORT_STEPS, rate)
-        for name in tried
-        for rate in RATES
-    }
-    bits = scored(runs, options)
-    found["rates"] = [{"model": name, "rate": rate, "bits": bits[name, rate]} for name, rate in runs]
-    rates = {name: min(RATES, key=lambda rate, name=name: bits[name, rate]) for name in tried}
-    rates |= dict.fromkeys(("BDH", "write-back"), rates["BDH with μ"])
+    rates = best_rates(found, options)
     if "sweep" not in options.parts:
         return found
     best = sweep(rates["write-back"], found, options)
@@ -207,6 +198,29 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     scored(rows, options)
     found["carried"] = described(rows, options)
     return found
+
+
+def best_rates(found: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:
+    """The learning rate of each model. Where the best of those tried is the largest or the smallest, the next one is tried as well.
+
+    Every BDH has the rate that is best with μ: what is asked is what a part adds.
+    """
+    tried = {name: set(RATES) for name in ("BDH with μ", "gated DeltaNet", "GPT")}
+    while True:
+        runs = {
+            (name, rate): Run("rates", f"{MODELS[name]}_{rate:g}", MODELS[name], VALIDATION_SEED, SHORT_STEPS, rate)
+            for name, rates in tried.items()
+            for rate in sorted(rates)
+        }
+        bits = scored(runs, options)
+        best = {name: min(sorted(rates), key=lambda rate, name=name: bits[name, rate]) for name, rates in tried.items()}
+        before = sum(map(len, tried.values()))
+        for name, rate in best.items():
+            tried[name] |= {rate / 2} if rate == min(tried[name]) else {rate * 2} if rate == max(tried[name]) else set()
+        if sum(map(len, tried.values())) == before:
+            break
+    found["rates"] = [{"model": name, "rate": rate, "bits": bits[name, rate]} for name, rate in runs]
+    return best | dict.fromkeys(("BDH", "write-back"), best["BDH with μ"])
 
 
 def sweep(rate: float, found: dict[str, Any], options: argparse.Namespace) -> tuple[tuple[str, Any], ...]:
