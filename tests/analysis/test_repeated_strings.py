@@ -43,7 +43,8 @@ def test_a_string_that_comes_again():
     assert (found[first], found[second], found[third]) == ("new", "once", "more")
     assert not goes_on[second]
     # " getopt_" was there: its last byte but one is foretold.
-    assert found[second - 1] == "once" and goes_on[second - 1]
+    assert found[second - 1] == "once"
+    assert goes_on[second - 1]
     assert found[: CONTEXT - 1] == ["short"] * (CONTEXT - 1)
 
 
@@ -104,7 +105,8 @@ def test_costs_are_summed_by_place_and_context(monkeypatch):
     early = costs.place < 4
     share = by_place(costs, (0, 4, 16))[0, 3]
     np.testing.assert_allclose(share.bits_per_byte, (expected * weight * early).sum() / (weight * early).sum(), rtol=1e-6)
-    assert costs.place[1, 4] == 4 and costs.place[1, 5] == 0  # token 21 begins a document
+    assert costs.place[1, 4] == 4
+    assert costs.place[1, 5] == 0
 
 
 def test_windows_lie_evenly_and_do_not_hang_on_rows():
