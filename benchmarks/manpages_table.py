@@ -1,6 +1,7 @@
 """Language in windows of 512 bytes: what forgetting and write-back are worth in text, beside a gated DeltaNet and a GPT of equal size.
 
-    python benchmarks/manpages_table.py --workdir=runs/manpages --data=FILES --json benchmarks/results/manpages_cpu.json --figure build/manpages.png
+    python benchmarks/manpages_table.py --workdir=runs/manpages --data=FILES \\
+      --json benchmarks/results/manpages_cpu.json --write docs/results/language.md
 
 FILES are documents, one a row in the column ``text`` (any files, folders or globs that ``data.path`` takes); docs/how-to/text.md says how to get
 manual pages. Pages of which more than half stood in others are left out first; a tenth of the others, chosen by their content, is held out.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -51,6 +53,7 @@ ROOT = Path(__file__).parents[1]
 VALIDATION_SEED = 100
 """Of the runs by which something is chosen."""
 PARTS = ("rates", "sweep", "models", "carried")
+MARKS = ("<!-- made by benchmarks/manpages_table.py -->", "<!-- end -->")
 PAGES = "pages.jsonl"
 STRINGS = "strings.json"
 DIVERGED = "diverged.txt"
@@ -134,17 +137,22 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process of its own")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes and a few steps: does it run?")
     parser.add_argument("--json", type=Path, help="write all numbers there")
-    parser.add_argument("--figure", type=Path, help="draw bits per byte by place in the window there")
+    parser.add_argument("--write", type=Path, help="put the tables into this page, between its marks")
+    parser.add_argument("--no_training", action="store_true", help="print what is finished, and train nothing")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         train_one(Run.of_json(options.one), options)
         return
     found = {"pages": prepare(options.data, options.workdir / PAGES), **measured(options)}
-    print("\n".join(tables(found)))
+    lines = "\n".join(tables(found))
+    print(lines)
     if options.json:
-        command = " ".join(["python", "benchmarks/manpages_table.py", *sys.argv[1:]])
-        measure.write_json(options.json, {"command": command, **found})
+        measure.write_json(options.json, found)
+    if options.write:
+        before, _, rest = options.write.read_text(encoding="utf-8").partition(MARKS[0])
+        after = rest.partition(MARKS[1])[2]
+        options.write.write_text(f"{before}{MARKS[0]}\n\n{lines}\n\n{MARKS[1]}{after}", encoding="utf-8")
 
 
 def prepare(data: str, out: Path) -> dict[str, int]:
@@ -219,7 +227,7 @@ def best_rates(found: dict[str, Any], options: argparse.Namespace) -> dict[str, 
             tried[name] |= {rate / 2} if rate == min(tried[name]) else {rate * 2} if rate == max(tried[name]) else set()
         if sum(map(len, tried.values())) == before:
             break
-    found["rates"] = [{"model": name, "rate": rate, "bits": bits[name, rate]} for name, rate in runs]
+    found["rates"] = [{"model": name, "rate": rate, "bits": finite(bits[name, rate])} for name, rate in runs]
     return best | dict.fromkeys(("BDH", "write-back"), best["BDH with μ"])
 
 
@@ -240,13 +248,21 @@ def sweep(rate: float, found: dict[str, Any], options: argparse.Namespace) -> tu
             runs[label] = run(label, fast)
     bits = scored(runs, options)
     best = min(runs, key=bits.__getitem__)
-    found["sweep"] = {"best": best, "rows": {name: {"fast": dict(runs[name].fast), "bits": bits[name]} for name in runs}}
+    found["sweep"] = {
+        "best": best,
+        "rows": {name: {"fast": dict(runs[name].fast), "bits": finite(bits[name])} for name in runs},
+    }
     return runs[best].fast
+
+
+def finite(bits: float) -> float | None:
+    """None for a run that diverged, or is not there."""
+    return bits if math.isfinite(bits) else None
 
 
 def scored(runs: dict[Any, Run], options: argparse.Namespace) -> dict[Any, float]:
     """Bits per byte of the held-out text, by the evaluation at the end of training; infinite if it diverged. What is missing is trained."""
-    missing = [run for run in runs.values() if not is_done(run, options)]
+    missing = [] if options.no_training else [run for run in runs.values() if not is_done(run, options)]
     progress = Progress("runs", len(runs), done=len(runs) - len(missing))
     with progress, ThreadPoolExecutor(max(1, options.jobs)) as pool:
         for run, _ in zip(missing, pool.map(lambda run: apart(run, options), missing), strict=True):
@@ -357,44 +373,86 @@ def state_bytes(model: ModelConfig, length: int) -> int:
 
 def tables(found: dict[str, Any]) -> list[str]:
     """The tables in Markdown."""
-    lines = [f"{name}: {count:,}" for name, count in found["pages"].items()]
-    lines += ["", "| model | rate | bits per byte |", "|---|---|---|"]
-    lines += [f"| {row['model']} | {row['rate']:g} | {row['bits']:.4f} |" for row in found["rates"]]
+    pages = found["pages"]
+    lines = [
+        f"{pages['documents']:,} documents, of which {pages['kept']:,} are kept: {pages['train_bytes']:,} bytes in "
+        f"{pages['train_documents']:,} documents to train on,",
+        f"{pages['held_out_bytes']:,} bytes in {pages['held_out_documents']:,} held out.",
+    ]
+    if "models" in found:
+        lines += of_models(found["models"])
+    if "carried" in found:
+        lines += of_carried(found["models"], found["carried"])
+    lines += ["", f"How the rates were chosen (seed {VALIDATION_SEED}, {SHORT_STEPS} steps):", ""]
+    lines += ["| model | rate | bits per byte |", "|---|---|---|"]
+    lines += [f"| {row['model']} | {row['rate']:g} | {shown(row['bits'])} |" for row in found["rates"]]
     if "sweep" in found:
-        lines += ["", "| write-back | bits per byte |", "|---|---|"]
-        lines += [f"| {name} | {row['bits']:.4f} |" for name, row in found["sweep"]["rows"].items()]
-    for part in ("models", "carried"):
-        lines += of_models(found[part]) if part in found else []
+        rows = found["sweep"]["rows"]
+        lines += ["", f"How write-back was chosen (seed {VALIDATION_SEED}, {SHORT_STEPS} steps):", ""]
+        lines += ["| write-back | bits per byte |", "|---|---|"]
+        lines += [
+            f"| {name}{', chosen' if name == found['sweep']['best'] else ''} | {shown(row['bits'])} |"
+            for name, row in rows.items()
+        ]
     return lines
 
 
 def of_models(rows: dict[str, Any]) -> list[str]:
-    """Three tables: what the models are and score, by place, and by context."""
-    lines = ["", "| model | weights | state, bytes | multiply-adds | rate | seeds |", "|---|---|---|---|---|---|"]
+    """What the models are and score, by place and by context, and what write-back adds."""
+    lines = ["", "| model | weights | state, bytes | multiply-adds a byte | rate |", "|---|---|---|---|---|"]
     for name, row in rows.items():
-        have = sum(run is not None for run in row["runs"].values())
         numbers = (f"{row[key]:,}" for key in ("parameters", "state_bytes", "multiply_adds_per_token"))
-        lines.append(f"| {name} | {' | '.join(numbers)} | {row['rate']:g} | {have} |")
+        lines.append(f"| {name} | {' | '.join(numbers)} | {row['rate']:g} |")
     bits = {name: of(row, "whole") for name, row in rows.items()}
-    lines += ["", "| model | bits per byte | to BDH with μ | carried |", "|---|---|---|---|"]
+    seeds, base = list(next(iter(rows.values()))["runs"]), bits.get("BDH with μ", {})
+    head = ["model", *(f"seed {seed}" for seed in seeds), "mean ± sd", "− BDH with μ"]
+    lines += ["", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for name, row in rows.items():
-        carried = [run["normal"].get("carried") for run in row["runs"].values() if run]
-        cells = [spread(list(bits[name].values())), difference(bits[name], bits.get("BDH with μ", {}))]
-        lines.append(f"| {name} | {' | '.join(cells)} | {spread([c for c in carried if c is not None])} |")
-        for other in ("fast_off", "fast_write_off"):
-            values = of(row, "whole", other)
+        for ablation, label in {"normal": "", "fast_off": ", S not read afterwards"}.items():
+            values = of(row, "whole", ablation)
             if values:
-                lines.append(f"| {name}, {other} after training | {spread(list(values.values()))} | | |")
-    for kind in ("place", "context"):
-        first = next(run for row in rows.values() for run in row["runs"].values() if run)["normal"][kind]
-        lines += ["", f"| {kind} | bytes | {' | '.join(rows)} |", f"|---|---|{'---|' * len(rows)}"]
+                cells = [f"{values[seed]:.3f}" if seed in values else "" for seed in seeds]
+                cells += [
+                    spread(list(values.values())),
+                    difference(values, {} if (name, ablation) == ("BDH with μ", "normal") else base),
+                ]
+                lines.append(f"| {name}{label} | {' | '.join(cells)} |")
+    for kind, title in (("place", "bytes read before"), ("context", "context")):
+        have = {name: row for name, row in rows.items() if bits[name]}
+        first = next(run for row in have.values() for run in row["runs"].values() if run)["normal"][kind]
+        lines += ["", f"| {title} | bytes | {' | '.join(have)} |", f"|---|---|{'---|' * len(have)}"]
         for label, share in first.items():
-            cells = (spread(list(of(row, kind, label=label).values())) for row in rows.values())
+            cells = (f"{statistics.fmean(of(row, kind, label=label).values()):.3f}" for row in have.values())
             lines.append(f"| {label} | {share['count']:,} | {' | '.join(cells)} |")
-        if "write-back" in rows and "BDH with μ" in rows:
-            lines += ["", "write-back − BDH with μ:"]
-            pairs = {label: [of(rows[name], kind, label=label) for name in ("write-back", "BDH with μ")] for label in first}
-            lines += [f"{label}: {difference(*pair)}" for label, pair in pairs.items()]
+    if bits.get("write-back") and bits.get("BDH with μ"):
+        lines += ["", "| | write-back − BDH with μ | S not read afterwards − read |", "|---|---|---|"]
+        pair, every = [rows["write-back"], rows["BDH with μ"]], list(bits["write-back"].values())
+        lines.append(f"| all bytes | {difference(bits['write-back'], bits['BDH with μ'])} | {off(pair[0], 'whole')} |")
+        run = next(run for run in pair[0]["runs"].values() if run and every)
+        for kind, title in (("place", "bytes read before:"), ("context", "context:")):
+            for label in run["normal"][kind]:
+                both = [of(row, kind, label=label) for row in pair]
+                lines.append(f"| {title} {label} | {difference(*both)} | {off(pair[0], kind, label)} |")
+    return lines
+
+
+def off(row: dict[str, Any], kind: str, label: str | None = None) -> str:
+    """What a model of write-back loses if S is neither read nor written after training."""
+    return difference(of(row, kind, "fast_off", label), of(row, kind, label=label))
+
+
+def of_carried(rows: dict[str, Any], carried: dict[str, Any]) -> list[str]:
+    """Training with states that are emptied, and that are carried, by windows from empty states and by reading on."""
+    head = ["model", "states in training", "windows", "carried", "carried − emptied"]
+    lines = ["", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for name, row in carried.items():
+        reads = {}
+        for label, one in (("emptied", rows[name]), ("carried", row)):
+            reads[label] = {seed: run["normal"]["carried"] for seed, run in one["runs"].items() if run}
+            cells = [spread(list(of(one, "whole").values())), spread(list(reads[label].values()))]
+            lines.append(
+                f"| {name} | {label} | {' | '.join(cells)} | {difference(reads[label], reads['emptied']) * (label == 'carried')} |"
+            )
     return lines
 
 
@@ -407,17 +465,22 @@ def of(row: dict[str, Any], kind: str, ablation: str = "normal", label: str | No
 def difference(bits: dict[str, float], others: dict[str, float]) -> str:
     """Mean difference, paired by seed, with its 95 % interval (Student's t)."""
     pairs = [bits[seed] - others[seed] for seed in bits if seed in others]
-    if bits == others or len(pairs) < 2:
+    if len(pairs) < 2:
         return ""
     half = scipy.stats.t.ppf(0.975, len(pairs) - 1) * statistics.stdev(pairs) / len(pairs) ** 0.5
-    return f"{statistics.fmean(pairs):+.4f} ± {half:.4f}"
+    return f"{statistics.fmean(pairs):+.3f} ± {half:.3f}"
+
+
+def shown(bits: float | None) -> str:
+    """For a cell."""
+    return "diverged" if bits is None else f"{bits:.3f}"
 
 
 def spread(values: Sequence[float]) -> str:
     """Mean ± standard deviation."""
     if not values:
         return ""
-    return f"{statistics.fmean(values):.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
+    return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":
