@@ -408,7 +408,7 @@ def of_models(rows: dict[str, Any]) -> list[str]:
     head = ["model", *(f"seed {seed}" for seed in seeds), "mean ± sd", "− BDH with μ"]
     lines += ["", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for name, row in rows.items():
-        for ablation, label in {"normal": "", "fast_off": ", S not read afterwards"}.items():
+        for ablation, label in {"normal": "", "fast_off": ", S unread"}.items():
             values = of(row, "whole", ablation)
             if values:
                 cells = [f"{values[seed]:.3f}" if seed in values else "" for seed in seeds]
@@ -425,7 +425,7 @@ def of_models(rows: dict[str, Any]) -> list[str]:
             cells = (f"{statistics.fmean(of(row, kind, label=label).values()):.3f}" for row in have.values())
             lines.append(f"| {label} | {share['count']:,} | {' | '.join(cells)} |")
     if bits.get("write-back") and bits.get("BDH with μ"):
-        lines += ["", "| | write-back − BDH with μ | S not read afterwards − read |", "|---|---|---|"]
+        lines += ["", "| | write-back − BDH with μ | S unread − read |", "|---|---|---|"]
         pair, every = [rows["write-back"], rows["BDH with μ"]], list(bits["write-back"].values())
         lines.append(f"| all bytes | {difference(bits['write-back'], bits['BDH with μ'])} | {off(pair[0], 'whole')} |")
         run = next(run for run in pair[0]["runs"].values() if run and every)
