@@ -408,7 +408,7 @@ def of_models(rows: dict[str, Any]) -> list[str]:
     head = ["model", *(f"seed {seed}" for seed in seeds), "mean ± sd", "− BDH with μ"]
     lines += ["", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for name, row in rows.items():
-        for ablation, label in {"normal": "", "fast_off": ", S unread"}.items():
+        for ablation, label in {"normal": "", "fast_off": ", unread"}.items():
             values = of(row, "whole", ablation)
             if values:
                 cells = [f"{values[seed]:.3f}" if seed in values else "" for seed in seeds]
