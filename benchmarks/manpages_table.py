@@ -408,7 +408,7 @@ def of_models(rows: dict[str, Any]) -> list[str]:
     head = ["model", *(f"seed {seed}" for seed in seeds), "mean ± sd", "− BDH with μ"]
     lines += ["", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for name, row in rows.items():
-        for ablation, label in {"normal": "", "fast_off": ", unread"}.items():
+        for ablation, label in {"normal": "", "fast_off": ", S unread"}.items():
             values = of(row, "whole", ablation)
             if values:
                 cells = [f"{values[seed]:.3f}" if seed in values else "" for seed in seeds]
@@ -417,7 +417,7 @@ def of_models(rows: dict[str, Any]) -> list[str]:
                     difference(values, {} if (name, ablation) == ("BDH with μ", "normal") else base),
                 ]
                 lines.append(f"| {name}{label} | {' | '.join(cells)} |")
-    for kind, title in (("place", "bytes read before"), ("context", "context")):
+    for kind, title in (("place", "read before"), ("context", "context")):
         have = {name: row for name, row in rows.items() if bits[name]}
         first = next(run for row in have.values() for run in row["runs"].values() if run)["normal"][kind]
         lines += ["", f"| {title} | bytes | {' | '.join(have)} |", f"|---|---|{'---|' * len(have)}"]
@@ -429,7 +429,7 @@ def of_models(rows: dict[str, Any]) -> list[str]:
         pair, every = [rows["write-back"], rows["BDH with μ"]], list(bits["write-back"].values())
         lines.append(f"| all bytes | {difference(bits['write-back'], bits['BDH with μ'])} | {off(pair[0], 'whole')} |")
         run = next(run for run in pair[0]["runs"].values() if run and every)
-        for kind, title in (("place", "bytes read before:"), ("context", "context:")):
+        for kind, title in (("place", "read before:"), ("context", "context:")):
             for label in run["normal"][kind]:
                 both = [of(row, kind, label=label) for row in pair]
                 lines.append(f"| {title} {label} | {difference(*both)} | {off(pair[0], kind, label)} |")
