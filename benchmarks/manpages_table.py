@@ -408,7 +408,7 @@ def of_models(rows: dict[str, Any]) -> list[str]:
     head = ["model", *(f"seed {seed}" for seed in seeds), "mean ± sd", "− BDH with μ"]
     lines += ["", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for name, row in rows.items():
-        for ablation, label in {"normal": "", "fast_off": ", S unread"}.items():
+        for ablation, label in {"normal": name, "fast_off": "S unread"}.items():
             values = of(row, "whole", ablation)
             if values:
                 cells = [f"{values[seed]:.3f}" if seed in values else "" for seed in seeds]
@@ -416,7 +416,7 @@ def of_models(rows: dict[str, Any]) -> list[str]:
                     spread(list(values.values())),
                     difference(values, {} if (name, ablation) == ("BDH with μ", "normal") else base),
                 ]
-                lines.append(f"| {name}{label} | {' | '.join(cells)} |")
+                lines.append(f"| {label} | {' | '.join(cells)} |")
     for kind, title in (("place", "read before"), ("context", "context")):
         have = {name: row for name, row in rows.items() if bits[name]}
         first = next(run for row in have.values() for run in row["runs"].values() if run)["normal"][kind]
