@@ -3,7 +3,7 @@
     python benchmarks/manpages_table.py --workdir=runs/manpages --data=FILES \\
       --json benchmarks/results/manpages_cpu.json --write docs/results/language.md
 
-FILES are documents, one a row in the column ``text`` (any files, folders or globs that ``data.path`` takes); docs/how-to/text.md says how to get
+FILES are documents, one a row in the column ``text`` (any files, folders or globs that ``data.path`` takes); docs/how-to/merge.md says how to get
 manual pages. Pages of which more than half stood in others are left out first; a tenth of the others, chosen by their content, is held out.
 
 Four parts, in this order. ``rates`` looks for the learning rate of each model, and ``sweep`` what write-back can be, both with a seed that is not
@@ -326,10 +326,14 @@ def strings(model: ModelConfig, slow: Slow, corpus: Corpus, length: int) -> dict
     """Bits per byte by context and by place."""
     predict = make_predict(model.build(), make_mesh(MeshConfig(data=1)))(slow)
     costs = repeated_strings.cost_windows(predict, corpus, length, WINDOWS)
+    passages = repeated_strings.twice(corpus, length // 2, WINDOWS // 2)
+    again = repeated_strings.cost_windows(predict, passages, length, WINDOWS // 2)
+    halves = repeated_strings.by_place(again, (0, length // 2 - 1, length))
     return {
         "whole": repeated_strings.whole(costs)._asdict(),
         "context": {name: share._asdict() for name, share in repeated_strings.by_context(costs).items()},
         "place": {f"{low}–{high}": share._asdict() for (low, high), share in repeated_strings.by_place(costs).items()},
+        "twice": {name: share._asdict() for name, share in zip(("first", "again"), halves.values(), strict=True)},
     }
 
 
@@ -417,7 +421,7 @@ def of_models(rows: dict[str, Any]) -> list[str]:
                     difference(values, {} if (name, ablation) == ("BDH with μ", "normal") else base),
                 ]
                 lines.append(f"| {label} | {' | '.join(cells)} |")
-    for kind, title in (("place", "read before"), ("context", "context")):
+    for kind, title in (("place", "read before"), ("context", "context"), ("twice", "twice")):
         have = {name: row for name, row in rows.items() if bits[name]}
         first = next(run for row in have.values() for run in row["runs"].values() if run)["normal"][kind]
         lines += ["", f"| {title} | bytes | {' | '.join(have)} |", f"|---|---|{'---|' * len(have)}"]
@@ -429,7 +433,7 @@ def of_models(rows: dict[str, Any]) -> list[str]:
         pair, every = [rows["write-back"], rows["BDH with μ"]], list(bits["write-back"].values())
         lines.append(f"| all bytes | {difference(bits['write-back'], bits['BDH with μ'])} | {off(pair[0], 'whole')} |")
         run = next(run for run in pair[0]["runs"].values() if run and every)
-        for kind, title in (("place", "read before:"), ("context", "context:")):
+        for kind, title in (("place", "read before:"), ("context", "context:"), ("twice", "twice:")):
             for label in run["normal"][kind]:
                 both = [of(row, kind, label=label) for row in pair]
                 lines.append(f"| {title} {label} | {difference(*both)} | {off(pair[0], kind, label)} |")

@@ -2,7 +2,7 @@
 
     python -m bdh_jax.main --config=configs/manpages.py --workdir=runs/manpages --config.data.path=FOLDER
 
-FOLDER has the pages (docs/how-to/text.md says how to get some); any other text of documents will do. All models have 131,072 weights, within
+FOLDER has the pages (docs/how-to/merge.md says how to get some); any other text of documents will do. All models have 131,072 weights, within
 2 %. ``benchmarks/manpages_table.py`` trains and compares them.
 
 Variants follow a colon, several are joined by commas: ``--config=configs/manpages.py:decay,tbptt``.

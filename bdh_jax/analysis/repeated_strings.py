@@ -115,6 +115,25 @@ def cost_windows(predict: Predict, corpus: Corpus, length: int, windows: int, *,
     return WindowCosts(*(np.stack(arrays) for arrays in zip(*found, strict=True)))
 
 
+def twice(corpus: Corpus, length: int, windows: int) -> Corpus:
+    """Passages that lie evenly in a text, each twice in a row as one document: what a model can find again is all that it needs.
+
+    Args:
+      corpus: the text.
+      length: of a passage; a document has twice as many tokens.
+      windows: passages, at most.
+
+    Raises:
+      ConfigError: if the corpus is shorter than a passage.
+    """
+    total = len(corpus.tokens) // length
+    require(total >= 1, f"{len(corpus.tokens)} tokens are fewer than a passage of {length} needs; give more text")
+    count = min(windows, total)
+    starts = np.arange(count) * total // count * length
+    passages = [np.tile(np.asarray(corpus.tokens[start : start + length]), 2) for start in starts]
+    return Corpus(np.concatenate(passages), np.arange(count) * 2 * length)
+
+
 def by_context(costs: WindowCosts) -> dict[str, Share]:
     """Bits per byte of each class of contexts that has a byte."""
     classes = {name: costs.contexts == number for number, name in enumerate(CLASSES)}

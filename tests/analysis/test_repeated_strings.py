@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from bdh_jax.analysis import repeated_strings
-from bdh_jax.analysis.repeated_strings import CLASSES, CONTEXT, DISTINCT, by_context, by_place, contexts, cost_windows, whole
+from bdh_jax.analysis.repeated_strings import (
+    CLASSES,
+    CONTEXT,
+    DISTINCT,
+    by_context,
+    by_place,
+    contexts,
+    cost_windows,
+    twice,
+    whole,
+)
 from bdh_jax.config import ConfigError
 from bdh_jax.data.corpus import Corpus, build_corpus
 
@@ -114,6 +124,22 @@ def test_windows_lie_evenly_and_do_not_hang_on_rows():
     every, few = (cost_windows(oracle, corpus, 10, count, rows=3) for count in (20, 5))
     np.testing.assert_array_equal(few.nats, every.nats[::4])
     np.testing.assert_array_equal(cost_windows(oracle, corpus, 10, 5, rows=8).nats, few.nats)
+
+
+def test_passages_stand_twice():
+    corpus = build_corpus([np.arange(20, dtype=np.uint8)], lambda document: document)
+    doubled = twice(corpus, 4, 2)
+    assert doubled.tokens.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 8, 9, 10, 11, 8, 9, 10, 11]
+    assert doubled.starts.tolist() == [0, 8]
+    assert doubled.document(1).tolist() == [8, 9, 10, 11] * 2
+    assert twice(corpus, 8, 100).documents == 2
+    costs = cost_windows(oracle, doubled, 8, 5)
+    assert [share.count for share in by_place(costs, (0, 3, 8)).values()] == [
+        3,
+        4,
+    ]  # one window is whole; what begins a document is not predicted
+    with pytest.raises(ConfigError, match="20 tokens are fewer than a passage of 21 needs"):
+        twice(corpus, 21, 1)
 
 
 def test_too_short_a_text_is_refused():

@@ -92,7 +92,12 @@ def test_where_nothing_helps_it_stays_as_it_is(monkeypatch, table):
 
 def scores(bits: float, *ablations: str) -> dict[str, Any]:
     share = {"count": 200_000, "bits_per_byte": bits, "goes_on": 0.5}
-    parts = {"whole": share, "context": {"new": share, "once": share}, "place": {"0–15": share, "256–511": share}}
+    parts = {
+        "whole": share,
+        "context": {"new": share, "once": share},
+        "place": {"0–15": share, "256–511": share},
+        "twice": {"again": share},
+    }
     return {"normal": {**parts, "carried": bits}, **dict.fromkeys(ablations, parts)}
 
 
