@@ -186,11 +186,13 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     best = sweep(rates["write-back"], found, options)
     if "models" not in options.parts:
         return found
-    # Seed by seed, so that an interrupted table is one of fewer seeds.
+    # What is asked first comes first, and then seed by seed, so that an interrupted table has something to say.
+    asked = ("BDH with μ", "write-back")
     rows = {
-        (name, seed): Run("models", name, variant, seed, None, rates[name], best if name == "write-back" else ())
+        (name, seed): Run("models", name, MODELS[name], seed, None, rates[name], best if name == "write-back" else ())
+        for names in (asked, [name for name in MODELS if name not in asked])
         for seed in seeds
-        for name, variant in MODELS.items()
+        for name in names
     }
     bits = scored(rows, options)
     found["models"] = described(rows, options)
@@ -350,7 +352,7 @@ def learned(model: BDHConfig, slow: Slow) -> dict[str, list[float]]:
 def described(rows: dict[tuple[str, int], Run], options: argparse.Namespace) -> dict[str, Any]:
     """What the tables say of each model."""
     found: dict[str, Any] = {}
-    for (name, seed), run in rows.items():
+    for (name, seed), run in sorted(rows.items(), key=lambda row: list(MODELS).index(row[0][0])):
         config = run.config(options.workdir, smoke=options.smoke)
         length = config.task.length  # pyright: ignore[reportAttributeAccessIssue]
         entry = found.setdefault(
