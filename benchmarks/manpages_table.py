@@ -63,8 +63,8 @@ WINDOWS = 400
 """Held-out windows by which each trained model is scored."""
 CARRIED_BYTES = 2**16
 """Held-out bytes that are read with carried states."""
-RATES = (4e-3, 8e-3)
-"""Learning rates to begin with."""
+RATES, LARGEST_RATE = (4e-3, 8e-3), 1.6e-2
+"""Learning rates to begin with, and the largest that is tried."""
 MODELS = {
     "BDH": "",
     "BDH with μ": "decay",
@@ -78,7 +78,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "η .001": {"learning_rate": 0.001},
     "λ .999": {"decay": 0.999},
     "gated Hebbian": {"rule": "gated_hebbian"},
-    "delta, η .3": {"rule": "delta", "learning_rate": 0.3},
     "gated delta, η .3": {"rule": "gated_delta", "learning_rate": 0.3},
     "addresses centred": {"address_norm": "centred"},
     "address of gated code": {"address_source": "gated"},
@@ -226,7 +225,13 @@ def best_rates(found: dict[str, Any], options: argparse.Namespace) -> dict[str, 
         best = {name: min(sorted(rates), key=lambda rate, name=name: bits[name, rate]) for name, rates in tried.items()}
         before = sum(map(len, tried.values()))
         for name, rate in best.items():
-            tried[name] |= {rate / 2} if rate == min(tried[name]) else {rate * 2} if rate == max(tried[name]) else set()
+            tried[name] |= (
+                {rate / 2}
+                if rate == min(tried[name])
+                else {min(rate * 2, LARGEST_RATE)}
+                if rate == max(tried[name])
+                else set()
+            )
         if sum(map(len, tried.values())) == before:
             break
     found["rates"] = [{"model": name, "rate": rate, "bits": finite(bits[name, rate])} for name, rate in runs]
