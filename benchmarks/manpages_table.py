@@ -6,9 +6,9 @@
 FILES are documents, one a row in the column ``text`` (any files, folders or globs that ``data.path`` takes); docs/how-to/merge.md says how to get
 manual pages. Pages of which more than half stood in others are left out first; a tenth of the others, chosen by their content, is held out.
 
-Four parts, in this order. ``rates`` looks for the learning rate of each model, and ``sweep`` what write-back can be, both with a seed that is not
+Five parts, in this order. ``rates`` looks for the learning rate of each model, and ``sweep`` what write-back can be, both with a seed that is not
 reported, at fewer steps. ``models`` trains each model with the best of them, with all seeds; those of one seed read the same windows in the same
-order. ``carried`` trains the best two again with states that are carried from window to window. Finished runs are only read, so that the
+order. ``without`` trains write-back without one of its parts. ``carried`` trains the best two again with states that are carried from window to window. Finished runs are only read, so that the
 command can be interrupted and given again.
 """
 
@@ -52,7 +52,7 @@ from bdh_jax.types import Slow
 ROOT = Path(__file__).parents[1]
 VALIDATION_SEED = 100
 """Of the runs by which something is chosen."""
-PARTS = ("rates", "sweep", "models", "carried")
+PARTS = ("rates", "sweep", "models", "without", "carried")
 MARKS = ("<!-- made by benchmarks/manpages_table.py -->", "<!-- end -->")
 PAGES = "pages.jsonl"
 STRINGS = "strings.json"
@@ -83,6 +83,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "address of gated code": {"address_source": "gated"},
 }
 """What write-back can be: changes of ``model.fast`` of the variant ``write_back``."""
+
+
+WITHOUT: dict[str, dict[str, Any]] = {
+    "no gradient through writes": {"write_gradient": "stop"},
+    "η and λ not learned": {"learn_learning_rate": False, "learn_decay": False},
+}
+"""Parts of write-back that are left out in training, likewise."""
 
 
 class Run(NamedTuple):
@@ -195,6 +202,15 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     }
     bits = scored(rows, options)
     found["models"] = described(rows, options)
+    if "without" in options.parts:
+        whole = [rows["write-back", seed] for seed in seeds]
+        less = {
+            (name, run.seed): run._replace(part="without", name=name, fast=(*run.fast, *fast.items()))
+            for run in whole
+            for name, fast in WITHOUT.items()
+        }
+        scored(less, options)
+        found["without"] = described(less, options)
     if "carried" not in options.parts:
         return found
     stateful = [name for name in MODELS if name not in ("BDH", "GPT")]
@@ -357,7 +373,7 @@ def learned(model: BDHConfig, slow: Slow) -> dict[str, list[float]]:
 def described(rows: dict[tuple[str, int], Run], options: argparse.Namespace) -> dict[str, Any]:
     """What the tables say of each model."""
     found: dict[str, Any] = {}
-    for (name, seed), run in sorted(rows.items(), key=lambda row: list(MODELS).index(row[0][0])):
+    for (name, seed), run in sorted(rows.items(), key=lambda row: [*MODELS, *WITHOUT].index(row[0][0])):
         config = run.config(options.workdir, smoke=options.smoke)
         length = config.task.length  # pyright: ignore[reportAttributeAccessIssue]
         entry = found.setdefault(
@@ -392,6 +408,12 @@ def tables(found: dict[str, Any]) -> list[str]:
     ]
     if "models" in found:
         lines += of_models(found["models"])
+    if "without" in found:
+        base = of(found["models"]["write-back"], "whole")
+        lines += ["", "| write-back, trained with | mean ± sd | − write-back |", "|---|---|---|"]
+        for name, row in found["without"].items():
+            bits = of(row, "whole")
+            lines.append(f"| {name} | {spread(list(bits.values()))} | {difference(bits, base)} |")
     if "carried" in found:
         lines += of_carried(found["models"], found["carried"])
     lines += ["", f"How the rates were chosen (seed {VALIDATION_SEED}, {SHORT_STEPS} steps):", ""]

@@ -114,9 +114,13 @@ def test_tables_pair_seeds_and_fit_80_columns(table):
     rates = [{"model": "GPT", "rate": 4e-3, "bits": None}]
     best = {"best": "as it is", "rows": {"as it is": {"fast": {}, "bits": 2.5}}}
     carried = {name: models[name] for name in ("write-back", "gated DeltaNet")}
-    lines = table.tables({"pages": pages, "models": models, "carried": carried, "rates": rates, "sweep": best})
+    without = {name: row(2.6, 2.7, 2.8) for name in table.WITHOUT}
+    lines = table.tables(
+        {"pages": pages, "models": models, "without": without, "carried": carried, "rates": rates, "sweep": best}
+    )
     # .11, .10 and .09: mean .1, standard deviation .01, and 4.303 ÷ √3 of it.
     assert "| all bytes | +0.100 ± 0.025 | +0.000 ± 0.000 |" in lines
     assert "| GPT | 0.004 | diverged |" in lines
+    assert "| η and λ not learned | 2.700 ± 0.100 | +0.000 ± 0.025 |" in lines
     assert any(line.startswith("| GPT | 2.500 | 2.600 |  | 2.550 ± 0.071 |") for line in lines)
     assert not [line for line in lines if line.startswith("|") and len(line) > 80]
