@@ -6,15 +6,16 @@
 FILES are documents, one a row in the column ``text`` (any files, folders or globs that ``data.path`` takes); docs/how-to/merge.md says how to get
 manual pages. Pages of which more than half stood in others are left out first; a tenth of the others, chosen by their content, is held out.
 
-Five parts, in this order. ``rates`` looks for the learning rate of each model, and ``sweep`` what write-back can be, both with a seed that is not
+Six parts, in this order. ``rates`` looks for the learning rate of each model, and ``sweep`` what write-back can be, both with a seed that is not
 reported, at fewer steps. ``models`` trains each model with the best of them, with all seeds; those of one seed read the same windows in the same
-order. ``without`` trains write-back without one of its parts. ``carried`` trains the best two again with states that are carried from window to window. Finished runs are only read, so that the
+order. ``twice`` trains on passages that stand twice in a row. ``without`` trains write-back without one of its parts. ``carried`` trains the best two again with states that are carried from window to window. Finished runs are only read, so that the
 command can be interrupted and given again.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import math
@@ -52,9 +53,12 @@ from bdh_jax.types import Slow
 ROOT = Path(__file__).parents[1]
 VALIDATION_SEED = 100
 """Of the runs by which something is chosen."""
-PARTS = ("rates", "sweep", "models", "without", "carried")
+PARTS = ("rates", "sweep", "models", "twice", "without", "carried")
 MARKS = ("<!-- made by benchmarks/manpages_table.py -->", "<!-- end -->")
 PAGES = "pages.jsonl"
+TWICE = ("twice.train.jsonl", "twice.held_out.jsonl")
+PASSAGES = 8000
+"""That stand twice, at most."""
 STRINGS = "strings.json"
 DIVERGED = "diverged.txt"
 RATE_STEPS, SWEEP_STEPS = 200, 100
@@ -91,6 +95,11 @@ WITHOUT: dict[str, dict[str, Any]] = {
 """Parts of write-back that are left out in training, likewise."""
 
 
+def get_config(arg: str = "") -> ExperimentConfig:
+    """Of ``configs/manpages.py``, which is imported when the path to it is set."""
+    return importlib.import_module("configs.manpages").get_config(arg)
+
+
 class Run(NamedTuple):
     """One training."""
 
@@ -102,6 +111,8 @@ class Run(NamedTuple):
     """None: those of the experiment."""
     rate: float | None = None
     fast: tuple[tuple[str, Any], ...] = ()
+    twice: bool = False
+    """Whether it reads passages that stand twice."""
 
     def folder(self, workdir: Path) -> Path:
         """Where it is."""
@@ -110,16 +121,17 @@ class Run(NamedTuple):
 
     def config(self, workdir: Path, *, smoke: bool = False) -> ExperimentConfig:
         """What is trained."""
-        config = importlib.import_module("configs.manpages").get_config(
-            ",".join(filter(None, [self.variant, "smoke" * smoke]))
-        )
+        config = get_config(",".join(filter(None, [self.variant, "smoke" * smoke])))
         if self.fast:
             config = change(config, "model.fast", **dict(self.fast))
         if self.rate is not None:
             config = change(config, "optimizer", learning_rate=self.rate)
         if self.steps is not None and not smoke:
             config = change(config, "train", steps=self.steps, evaluate_every=self.steps, checkpoint_every=self.steps)
-        return change(config, data=DataConfig(path=str(workdir / PAGES)), seed=self.seed)
+        data = DataConfig(path=str(workdir / PAGES))
+        if self.twice:
+            data = DataConfig(path=str(workdir / TWICE[0]), validation_path=str(workdir / TWICE[1]))
+        return change(config, data=data, seed=self.seed)
 
     def as_json(self) -> str:
         """For the process that trains it."""
@@ -168,9 +180,10 @@ def prepare(data: str, out: Path) -> dict[str, int]:
     kept = list(distinct(documents))
     rows = [json.dumps({"text": document.decode("utf-8", "replace")}, ensure_ascii=False) for document in kept]
     content = "\n".join(rows) + "\n"
-    if not out.exists() or out.read_text(encoding="utf-8") != content:
-        out.write_text(content, encoding="utf-8")
+    write(out, content)
     text = load_text(DataConfig(path=str(out)))
+    for name, corpus in zip(TWICE, (text.train, text.validation), strict=True):
+        write(out.parent / name, doubled(corpus))
     return {
         "documents": len(documents),
         "kept": len(kept),
@@ -179,6 +192,24 @@ def prepare(data: str, out: Path) -> dict[str, int]:
         "held_out_documents": text.validation.documents,
         "held_out_bytes": len(text.validation.tokens),
     }
+
+
+def write(path: Path, content: str) -> None:
+    """Write a file, unless it says that already: runs keep a fingerprint of their text."""
+    if not path.exists() or path.read_text(encoding="utf-8") != content:
+        path.write_text(content, encoding="utf-8")
+
+
+def doubled(corpus: Corpus) -> str:
+    """Rows of passages that stand twice, half a window each. With one more byte behind them all, windows begin where passages do."""
+    pages = repeated_strings.twice(corpus, get_config().task.length // 2, PASSAGES)  # pyright: ignore[reportAttributeAccessIssue]
+    rows = []
+    for number in range(pages.documents):
+        document = pages.document(number).tobytes()
+        # A passage that begins or ends within a letter is left out.
+        with contextlib.suppress(UnicodeDecodeError):
+            rows.append(json.dumps({"text": document.decode("utf-8")}, ensure_ascii=False))
+    return "\n".join([*rows, json.dumps({"text": "."})]) + "\n"
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
@@ -201,6 +232,10 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     }
     bits = scored(rows, options)
     found["models"] = described(rows, options)
+    if "twice" in options.parts:
+        again = {row: run._replace(part="twice", twice=True) for row, run in rows.items() if row[0] in asked}
+        scored(again, options)
+        found["twice"] = described(again, options)
     if "without" in options.parts:
         whole = [rows["write-back", seed] for seed in seeds]
         less = {
@@ -405,6 +440,19 @@ def tables(found: dict[str, Any]) -> list[str]:
     ]
     if "models" in found:
         lines += of_models(found["models"])
+    if "twice" in found:
+        lines += [
+            "",
+            "Trained on passages that stand twice:",
+            "",
+            "| model | first | again | again − BDH with μ |",
+            "|---|---|---|---|",
+        ]
+        base = of(found["twice"]["BDH with μ"], "twice", label="again")
+        for name, row in found["twice"].items():
+            first, again = (of(row, "twice", label=label) for label in ("first", "again"))
+            cells = [spread(list(first.values())), spread(list(again.values()))]
+            lines.append(f"| {name} | {' | '.join(cells)} | {difference(again, base) * (name != 'BDH with μ')} |")
     if "without" in found:
         base = of(found["models"]["write-back"], "whole")
         lines += ["", "| write-back, trained with | mean ± sd | − write-back |", "|---|---|---|"]

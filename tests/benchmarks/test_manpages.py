@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bdh_jax.config import ConfigError
+from bdh_jax.data.corpus import Corpus, build_corpus, training_windows
+from bdh_jax.data.documents import read_documents
 from bdh_jax.models.base import count_parameters
 from configs.manpages import get_config
 
@@ -89,13 +92,29 @@ def test_where_nothing_helps_it_stays_as_it_is(monkeypatch, table):
     assert table.sweep(1e-3, {}, argparse.Namespace()) == ()
 
 
+def test_windows_begin_where_passages_that_stand_twice_do(table, tmp_path):
+    rng = np.random.default_rng(0)
+    text = rng.integers(97, 123, 256 * 6).astype(np.uint8)
+    text[300:302] = np.frombuffer("é".encode(), np.uint8)
+    text[511:513] = np.frombuffer("é".encode(), np.uint8)  # the second passage ends within it, and the third begins there
+    file = tmp_path / "twice.jsonl"
+    table.write(file, table.doubled(Corpus(text, np.array([0, 700]))))
+    corpus = build_corpus(read_documents(file), lambda document: np.frombuffer(document, np.uint8))
+    assert corpus.documents == 4 + 1
+    windows = training_windows(corpus, 512, seed=3)
+    first = {windows[number].tokens[:256].tobytes() for number in range(4)}
+    assert first == {text[start : start + 256].astype(np.int32).tobytes() for start in (0, 768, 1024, 1280)}
+    for number in range(8):
+        np.testing.assert_array_equal(windows[number].tokens[:256], windows[number].tokens[256:])
+
+
 def scores(bits: float, *ablations: str) -> dict[str, Any]:
     share = {"count": 200_000, "bits_per_byte": bits, "goes_on": 0.5}
     parts = {
         "whole": share,
         "context": {"new": share, "once": share},
         "place": {"0–15": share, "256–511": share},
-        "twice": {"again": share},
+        "twice": {"first": share, "again": share},
     }
     return {"normal": {**parts, "carried": bits}, **dict.fromkeys(ablations, parts)}
 
@@ -113,13 +132,15 @@ def test_tables_pair_seeds_and_fit_80_columns(table):
     rates = [{"model": "GPT", "rate": 4e-3, "bits": None}]
     best = {"best": "as it is", "rows": {"as it is": {"fast": {}, "bits": 2.5}}}
     carried = {name: models[name] for name in ("write-back", "gated DeltaNet")}
+    twice = {name: row(2.5, 2.6, 2.7) for name in ("BDH with μ", "write-back")}
+    twice["write-back"] = row(2.4, 2.5, 2.6)
     without = {name: row(2.6, 2.7, 2.8) for name in table.WITHOUT}
-    lines = table.tables(
-        {"pages": pages, "models": models, "without": without, "carried": carried, "rates": rates, "sweep": best}
-    )
+    tried = {"rates": rates, "sweep": best}
+    lines = table.tables({"pages": pages, "models": models, "twice": twice, "without": without, "carried": carried, **tried})
     # .11, .10 and .09: mean .1, standard deviation .01, and 4.303 ÷ √3 of it.
     assert "| all bytes | +0.100 ± 0.025 | +0.000 ± 0.000 |" in lines
     assert "| GPT | 0.004 | diverged |" in lines
+    assert "| write-back | 2.500 ± 0.100 | 2.500 ± 0.100 | -0.100 ± 0.000 |" in lines
     assert "| η and λ not learned | 2.700 ± 0.100 | +0.000 ± 0.025 |" in lines
     assert any(line.startswith("| GPT | 2.500 | 2.600 |  | 2.550 ± 0.071 |") for line in lines)
     assert not [line for line in lines if line.startswith("|") and len(line) > 80]
