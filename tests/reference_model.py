@@ -118,6 +118,9 @@ def _token(
         rate = np.exp(slow["fast_log_learning_rate"])
     if "fast_logit_decay" in slow:
         decay = 1 / (1 + np.exp(-slow["fast_logit_decay"]))
+    kept = np.asarray(config.attention_decay)
+    if "attention_logit_decay" in slow:
+        kept = 1 / (1 + np.exp(-slow["attention_logit_decay"]))
     attention, memory, gram = state.attention.copy(), list(state.memory), state.gram.copy()
     addresses, codes = state.previous_address.copy(), state.previous_code.copy()
     strength, energy = state.strength.copy(), state.energy.copy()
@@ -135,7 +138,7 @@ def _token(
         gate = np.maximum(np.einsum("hd,hdn->hn", attended, slow["encoder_v"]), 0)
         gated = code * gate * (1 if scale is None else scale[layer])
         y = np.einsum("hn,hnd->d", gated, slow["decoder"])
-        damping = np.broadcast_to(config.attention_decay, heads)[:, None, None]
+        damping = np.broadcast_to(kept, heads)[:, None, None]
         attention[layer] = damping * attention[layer] + key[:, :, None] * x
         codes[layer] = code
 

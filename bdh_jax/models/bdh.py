@@ -128,6 +128,8 @@ class BDHConfig(ModelConfig):
     """In (0, 1], what a valid token leaves of the attention's state, for all heads or one for each. 1 is the published code; the
     paper's matrix U may damp as well as rotate. Below 1 a head sees about the last 1 / (1 − decay) tokens, and so do addresses
     made of its gated codes."""
+    learn_attention_decay: bool = False
+    """Learn μ per head, in logit space, from ``attention_decay``."""
     implementation: Implementation = dataclasses.field(default="auto", metadata=HOW)
     """Form of the computation: token by token, in chunks, or all at once. It changes speed, never the function; "auto" chooses."""
     kernel: Kernel = dataclasses.field(default="auto", metadata=HOW)
@@ -179,6 +181,11 @@ class BDHConfig(ModelConfig):
             len(self.attention_decay) in (1, self.n_head) and all(0 < decay <= 1 for decay in self.attention_decay),
             f"attention_decay={self.attention_decay} must be numbers in (0, 1]: one for all heads, or one for each of "
             f"n_head={self.n_head}",
+        )
+        require(
+            not self.learn_attention_decay or max(self.attention_decay) < 1,
+            f"learn_attention_decay needs attention_decay={self.attention_decay} below 1: it is learned in logit space, where 1 is infinitely "
+            "far",
         )
         require_choice("implementation", self.implementation, Implementation)
         require_choice("kernel", self.kernel, Kernel)
@@ -423,6 +430,7 @@ class LayerWeights(NamedTuple):
       decoder: [H, N, D].
       memory: those that its fast weights use; None without fast weights.
       encoder_v_rows: [H, N, D], ``encoder_v`` by rows, where a call of one token has it.
+      attention_decay: [H], μ in (0, 1), where it is learned.
     """
 
     encoder: jax.Array
@@ -430,6 +438,7 @@ class LayerWeights(NamedTuple):
     decoder: jax.Array
     memory: MemoryWeights | None
     encoder_v_rows: jax.Array | None = None
+    attention_decay: jax.Array | None = None
 
 
 class BDHArchitecture(Architecture):
@@ -473,6 +482,8 @@ class BDHArchitecture(Architecture):
             "decoder": weight("head", "neuron", "model"),
             "lm_head": weight("model", "vocab"),
         }
+        if config.learn_attention_decay:
+            declared["attention_logit_decay"] = weight("head", init=_logits_of(config.attention_decay))
         if not fast.enabled:
             return declared
         if fast.synapse:
@@ -612,7 +623,15 @@ class BDHArchitecture(Architecture):
                 decay=None if decay is None else jax.nn.sigmoid(decay),
                 rule={name: slow[f"fast_{name}"] for name in fast.rule_entry.weights},
             )
-        return LayerWeights(slow["encoder"], slow["encoder_v"], slow["decoder"], memory, slow.get("encoder_v_rows"))
+        kept = slow.get("attention_logit_decay")
+        return LayerWeights(
+            slow["encoder"],
+            slow["encoder_v"],
+            slow["decoder"],
+            memory,
+            slow.get("encoder_v_rows"),
+            None if kept is None else jax.nn.sigmoid(kept),
+        )
 
     def draws(self, key: jax.Array, batch: int, length: int) -> jax.Array:
         """Dropout masks [L, B, H, T, N]."""
@@ -762,7 +781,7 @@ def layer(
     code = jax.nn.relu(encode(local, encoder))
     if config.code_top_k is not None:
         code = above_the_rest(code, config.code_top_k, axes.sum_over_rows)
-    attended, next_state, over_budget = _attend(code, local, state, call, setup)
+    attended, next_state, over_budget = _attend(code, local, state, call, weights.attention_decay, setup)
     attended = layer_norm(axes.sum_within_head(attended)).astype(dtype)
     gate, over = _gate(attended, code, weights, setup)
     over_budget |= over
@@ -799,7 +818,7 @@ def layer(
 
 
 def _attend(
-    code: jax.Array, x: jax.Array, state: LayerState, call: Call, setup: LayerSetup
+    code: jax.Array, x: jax.Array, state: LayerState, call: Call, learned: jax.Array | None, setup: LayerSetup
 ) -> tuple[jax.Array, LayerState, jax.Array | bool]:
     """Linear attention of each head to the past: the read [B, H, T, D], what is carried on, and where a budget was exceeded.
 
@@ -814,7 +833,7 @@ def _attend(
     else:
         query = key = rope(code, *call.extra)
         previous_code = None
-    decay = _attention_decay(setup, code.shape[1])
+    decay = _attention_decay(setup, code.shape[1]) if learned is None else learned
     if setup.token_step is not None:
         if state.attention is None or state.recent is None:
             raise ValueError("a token step reads the attention's state and the slots beside it, and this layer has none")
@@ -866,6 +885,18 @@ def _decode(gated: jax.Array, weights: LayerWeights, setup: LayerSetup) -> tuple
         return decode(gated, weights.decoder.astype(config.compute_dtype), config.state_dtype), False
     y, over = token_step.read(gated[:, :, 0], weights.decoder, steps.decoder, sum_heads=True)
     return y[:, None].astype(config.state_dtype), over
+
+
+def _logits_of(decays: tuple[float, ...]) -> Any:
+    """An initialiser of logits [H] from decays in (0, 1), one for all heads or one for each."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        del key
+        logits = jnp.asarray([math.log(decay / (1 - decay)) for decay in decays], dtype)
+        # New heads of a model that has grown begin with what all of its heads began with.
+        return jnp.broadcast_to(logits, shape)
+
+    return init
 
 
 def _attention_decay(setup: LayerSetup, heads: int) -> jax.Array | float:

@@ -481,6 +481,29 @@ def merging_texts() -> Any:
     return figure
 
 
+def manual_pages() -> Any:
+    """Bits per byte of manual pages, by what of the window was read before and by whether the context stood in it."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "manpages_cpu.json").read_text(encoding="utf-8"))["models"]
+    figure, panels = figures.make(2, width=3.6, height=3.2, sharey=True)
+    for name, look in figures.lines(list(found)).items():
+        runs = [run["normal"] for run in found[name]["runs"].values() if run]
+        for axes, kind in zip(panels, ("place", "context"), strict=True):
+            labels = [label for label in runs[0][kind] if label not in ("short", "plain")]
+            bits = np.array([[run[kind][label]["bits_per_byte"] for label in labels] for run in runs])
+            error = bits.std(axis=0, ddof=1) if len(bits) > 1 else None
+            axes.errorbar(range(len(labels)), bits.mean(axis=0), yerr=error, capsize=2, **look)
+            axes.set_xticks(range(len(labels)), labels)
+    for axes, title, x in zip(
+        panels, _PAGES, ("bytes of the window read before", "the last 8 bytes stood in it"), strict=True
+    ):
+        seeds = max(len([run for run in row["runs"].values() if run]) for row in found.values())
+        figures.say(axes, title=title, x=x, y=f"bits per byte ({seeds} seeds, ± std)" if axes is panels[0] else "")
+    panels[1].set_xticks(range(3), ["never", "once", "more often"])
+    figures.legend(figure, panels[0])
+    return figure
+
+
+_PAGES = ("PLACE", "CONTEXT")
 _LANGUAGES = {"man_en": "English", "man_de": "German", "man_fr": "French", "man_es": "Spanish"}
 _MERGED = "Merged models read every text better than the base,\nand none as well as its specialist"
 
@@ -773,6 +796,7 @@ FIGURES: dict[str, Callable[[], Any]] = {
         tiny_bdh_consolidation,
         mixture_routes,
         merging_texts,
+        manual_pages,
         local_failure,
         local_explanation,
         local_causes,

@@ -23,7 +23,7 @@ SETTINGS = {
     "plain": {},
     "sparse": {"code_top_k": 5},
     "shift": {"attention": "shift"},
-    "damped": {"attention_decay": (0.9, 0.99)},
+    "damped": {"attention_decay": (0.9, 0.99), "learn_attention_decay": True},
     "write-back": {"fast": FastWeightConfig(synapse=True)},
     "delta": {"fast": FastWeightConfig(synapse=True, rule="delta", address="current", address_source="gate")},
     "winners": {"fast": FastWeightConfig(address_norm="kwta", address_active=4, learn_decay=True, scope="shared")},

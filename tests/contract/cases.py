@@ -351,6 +351,7 @@ def config_of(row: Row) -> BDHConfig:
         dtype=row["dtype"],
         attention="shift" if row["attention"] == "shift" else "rope",
         attention_decay=(0.6, 0.9)[: row["heads"]] if row["attention"] == "damped" else (1.0,),
+        learn_attention_decay=row["attention"] == "damped" and learned,
         implementation="chunked" if pallas else "recurrent" if by_token(row) else row["implementation"],
         kernel=row["implementation"] if pallas else "xla",
         chunk_size=CHUNK,
@@ -411,6 +412,7 @@ def random_weights(row: Row, model: BDH, rng: np.random.Generator) -> dict[str, 
     rates = {
         "fast_log_learning_rate": lambda: np.log(rng.uniform(0.4, 1.2, heads)),
         "fast_logit_decay": lambda: rng.uniform(0.5, 2.0, heads),
+        "attention_logit_decay": lambda: rng.uniform(0.0, 2.0, heads),
     }
     shapes = jax.eval_shape(model.init_slow, jax.random.key(0))
     slow = {name: scales[name] * rng.normal(size=leaf.shape) for name, leaf in shapes.items() if name not in rates}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from bdh_jax import BDH, BDHConfig, ConfigError, FastWeightConfig
+from bdh_jax.models.token_step import TokenStepConfig
 from tests import processes, reference_model
 from tests.contract.cases import assert_close, from_reference, random_state, to_reference
 
@@ -173,6 +174,61 @@ def test_every_form_has_the_same_gradients(_float64):
         gradients[implementation] = run(weights(config), fast.memory, fast.attention)
     for implementation in IMPLEMENTATIONS[1:]:
         assert_close(gradients[implementation], gradients["recurrent"], EXACT, implementation)
+
+
+LEARNED = {"learn_attention_decay": True, "attention_decay": (0.5, 0.9), "n_layer": 1, "dtype": "float64"}
+"""Of the next three tests."""
+
+
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "token_step"])
+@pytest.mark.parametrize("attention", ["rope", "shift"])
+def test_a_learned_decay_of_the_attention_is_that_of_the_equations(implementation, attention, _float64):
+    form = "recurrent" if implementation == "token_step" else implementation
+    config = make(form, attention=attention, **LEARNED, fast={"enabled": False})
+    slow = weights(config) | {"attention_logit_decay": np.array([-0.5, 2.0])}
+    expected, states, _ = reference_model.run(config, slow, TOKENS)
+    if implementation == "token_step":
+        step = compiled(dataclasses.replace(config, implementation="auto", token_step=TokenStepConfig(slots=3)))
+        fast, logits = None, []
+        for t in range(LENGTH):
+            out = step(slow, TOKENS[:, t : t + 1], fast)
+            fast = out.fast
+            logits.append(out.logits)
+        assert_close(np.concatenate(logits, axis=1), expected, EXACT)
+        return
+    out = compiled(config)(slow, TOKENS, None)
+    assert_close(out.logits, expected, EXACT)
+    assert_close(out.fast, from_reference(states, out.fast), EXACT)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_the_gradient_of_a_learned_decay_is_that_of_finite_differences(implementation, _float64):
+    config = make(implementation, **LEARNED, fast={"enabled": False})
+    mix = np.random.default_rng(3).normal(size=(*TOKENS.shape, VOCAB))
+
+    def number(logits_of_decay):
+        slow = weights(config) | {"attention_logit_decay": logits_of_decay}
+        return jnp.sum(BDH(config).apply({"params": slow}, TOKENS).logits * mix)
+
+    at = jnp.array([-0.5, 2.0])
+    value, gradient = jax.jit(number), jax.jit(jax.grad(number))(at)
+    for head in range(2):
+        # The error of central differences is of order h², beside rounding of 1e-16 ÷ h.
+        step = 1e-5 * jnp.eye(2)[head]
+        slope = (value(at + step) - value(at - step)) / 2e-5
+        assert abs(slope) > 1e-3
+        np.testing.assert_allclose(gradient[head], slope, rtol=1e-6)
+
+
+def test_a_learned_decay_begins_where_it_is_told_to():
+    config = make(**LEARNED | {"attention_decay": (0.9, 0.999), "dtype": "float32"}, fast={"enabled": False})
+    slow = jax.jit(BDH(config).init_slow)(jax.random.key(0))
+    np.testing.assert_allclose(jax.nn.sigmoid(slow["attention_logit_decay"]), (0.9, 0.999), rtol=1e-6)
+    fixed = dataclasses.replace(config, learn_attention_decay=False)
+    rest = {name: array for name, array in slow.items() if name != "attention_logit_decay"}
+    assert_close(compiled(config)(slow, TOKENS, None).logits, compiled(fixed)(rest, TOKENS, None).logits, 1e-5)
+    with pytest.raises(ConfigError, match=r"learn_attention_decay needs attention_decay=\(0.5, 1.0\) below 1"):
+        make(learn_attention_decay=True, attention_decay=(0.5, 1.0))
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -92,7 +92,7 @@ def assert_same(got, expected, valid=None):
 
 
 FORMS = {
-    "parallel": {"implementation": "parallel"},
+    "parallel": {"implementation": "parallel", "attention_decay": (0.8, 0.95), "learn_attention_decay": True},
     "chunked": {"implementation": "chunked", "learn_decay": False, "decay": 1.0, "learn_learning_rate": False},
     "shift": {"attention": "shift", "address_norm": "sum", "attention_decay": (0.8, 0.95), "activity_penalty": 0.1},
     "gated": {"rule": "gated_hebbian", "address": "current", "write_gradient": "stop", "n_layer": 1},

@@ -1,0 +1,565 @@
+"""Language in windows of 512 bytes: what forgetting and write-back are worth in text, beside a gated DeltaNet and a GPT of equal size.
+
+    python benchmarks/manpages_table.py --workdir=runs/manpages --data=FILES \\
+      --json benchmarks/results/manpages_cpu.json --write docs/results/language.md
+
+FILES are documents, one a row in the column ``text`` (any files, folders or globs that ``data.path`` takes); docs/how-to/merge.md says how to get
+manual pages. Pages of which more than half stood in others are left out first; a tenth of the others, chosen by their content, is held out.
+
+Six parts, in this order. ``rates`` looks for the learning rate of each model, and ``sweep`` what write-back can be, both with a seed that is not
+reported, at fewer steps. ``models`` trains each model with the best of them, with all seeds; those of one seed read the same windows in the same
+order. ``twice`` trains on passages that stand twice in a row. ``without`` trains write-back without one of its parts. ``carried`` trains the best two again with states that are carried from window to window. Finished runs are only read, so that the
+command can be interrupted and given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import measure
+import numpy as np
+import scipy.stats
+
+from bdh_jax.analysis import language, repeated_strings
+from bdh_jax.config.convert import change
+from bdh_jax.console import Progress
+from bdh_jax.data.config import DataConfig
+from bdh_jax.data.corpus import Corpus, draw
+from bdh_jax.data.documents import find_files, read_documents
+from bdh_jax.data.duplicates import distinct
+from bdh_jax.data.load import load_text
+from bdh_jax.experiment import ExperimentConfig, load, record_of, train
+from bdh_jax.models.base import ModelConfig, count_parameters
+from bdh_jax.models.bdh import BDHConfig
+from bdh_jax.parallel.mesh import MeshConfig, make_mesh
+from bdh_jax.runs.folder import finished
+from bdh_jax.training.loop import NonFiniteError
+from bdh_jax.training.step import make_predict
+from bdh_jax.types import Slow
+
+ROOT = Path(__file__).parents[1]
+VALIDATION_SEED = 100
+"""Of the runs by which something is chosen."""
+PARTS = ("rates", "sweep", "models", "twice", "without", "carried")
+MARKS = ("<!-- made by benchmarks/manpages_table.py -->", "<!-- end -->")
+PAGES = "pages.jsonl"
+TWICE = ("twice.train.jsonl", "twice.held_out.jsonl")
+PASSAGES = 8000
+"""That stand twice, at most."""
+STRINGS = "strings.json"
+DIVERGED = "diverged.txt"
+RATE_STEPS, SWEEP_STEPS = 200, 100
+"""Of ``rates`` and of ``sweep``."""
+WINDOWS = 240
+"""Held-out windows by which each trained model is scored."""
+CARRIED_BYTES = 2**15
+"""Held-out bytes that are read with carried states."""
+RATES, LARGEST_RATE = (4e-3, 8e-3), 1.6e-2
+"""Learning rates to begin with, and the largest that is tried."""
+MODELS = {
+    "BDH": "",
+    "BDH with μ": "decay",
+    "write-back": "write_back",
+    "gated DeltaNet": "gated_deltanet",
+    "GPT": "gpt",
+}
+"""Name → variant of ``configs/manpages.py``."""
+CHANGES: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "η .001": {"learning_rate": 0.001},
+    "λ .999": {"decay": 0.999},
+    "gated delta, η .3": {"rule": "gated_delta", "learning_rate": 0.3},
+    "addresses centred": {"address_norm": "centred"},
+    "address of gated code": {"address_source": "gated"},
+}
+"""What write-back can be: changes of ``model.fast`` of the variant ``write_back``."""
+
+
+WITHOUT: dict[str, dict[str, Any]] = {
+    "no gradient through writes": {"write_gradient": "stop"},
+    "η and λ not learned": {"learn_learning_rate": False, "learn_decay": False},
+}
+"""Parts of write-back that are left out in training, likewise."""
+
+
+def get_config(arg: str = "") -> ExperimentConfig:
+    """Of ``configs/manpages.py``, which is imported when the path to it is set."""
+    return importlib.import_module("configs.manpages").get_config(arg)
+
+
+class Run(NamedTuple):
+    """One training."""
+
+    part: str
+    name: str
+    variant: str
+    seed: int
+    steps: int | None = None
+    """None: those of the experiment."""
+    rate: float | None = None
+    fast: tuple[tuple[str, Any], ...] = ()
+    twice: bool = False
+    """Whether it reads passages that stand twice."""
+
+    def folder(self, workdir: Path) -> Path:
+        """Where it is."""
+        name = "".join(c if c.isalnum() or c in ".=" else "_" for c in self.name)
+        return workdir / self.part / name / f"seed{self.seed}"
+
+    def config(self, workdir: Path, *, smoke: bool = False) -> ExperimentConfig:
+        """What is trained."""
+        config = get_config(",".join(filter(None, [self.variant, "smoke" * smoke])))
+        if self.fast:
+            config = change(config, "model.fast", **dict(self.fast))
+        if self.rate is not None:
+            config = change(config, "optimizer", learning_rate=self.rate)
+        if self.steps is not None and not smoke:
+            config = change(config, "train", steps=self.steps, evaluate_every=self.steps, checkpoint_every=self.steps)
+        data = DataConfig(path=str(workdir / PAGES))
+        if self.twice:
+            data = DataConfig(path=str(workdir / TWICE[0]), validation_path=str(workdir / TWICE[1]))
+        return change(config, data=data, seed=self.seed)
+
+    def as_json(self) -> str:
+        """For the process that trains it."""
+        return json.dumps(self._asdict())
+
+    @staticmethod
+    def of_json(text: str) -> Run:
+        """What :meth:`as_json` gave."""
+        values = json.loads(text)
+        return Run(**values | {"fast": tuple((name, value) for name, value in values["fast"])})
+
+
+def main() -> None:
+    """Train what is missing, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of all runs")
+    parser.add_argument("--data", required=True, help="files of documents, with commas between")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is trained")
+    parser.add_argument("--seeds", default="0,1,2", help="seeds of what is reported")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process of its own")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes and a few steps: does it run?")
+    parser.add_argument("--json", type=Path, help="write all numbers there")
+    parser.add_argument("--write", type=Path, help="put the tables into this page, between its marks")
+    parser.add_argument("--no_training", action="store_true", help="print what is finished, and train nothing")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        train_one(Run.of_json(options.one), options)
+        return
+    found = {"pages": prepare(options.data, options.workdir / PAGES), **measured(options)}
+    lines = "\n".join(tables(found))
+    print(lines)
+    if options.json:
+        measure.write_json(options.json, found)
+    if options.write:
+        before, _, rest = options.write.read_text(encoding="utf-8").partition(MARKS[0])
+        after = rest.partition(MARKS[1])[2]
+        options.write.write_text(f"{before}{MARKS[0]}\n\n{lines}\n\n{MARKS[1]}{after}", encoding="utf-8")
+
+
+def prepare(data: str, out: Path) -> dict[str, int]:
+    """The documents that are kept, into a file, in an order that their content decides. Returns counts."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    documents = [document for path in find_files(data) for document in read_documents(path)]
+    documents.sort(key=lambda document: (draw(np.frombuffer(document, np.uint8)), document))
+    kept = list(distinct(documents))
+    rows = [json.dumps({"text": document.decode("utf-8", "replace")}, ensure_ascii=False) for document in kept]
+    content = "\n".join(rows) + "\n"
+    write(out, content)
+    text = load_text(DataConfig(path=str(out)))
+    for name, corpus in zip(TWICE, (text.train, text.validation), strict=True):
+        write(out.parent / name, doubled(corpus))
+    return {
+        "documents": len(documents),
+        "kept": len(kept),
+        "train_documents": text.train.documents,
+        "train_bytes": len(text.train.tokens),
+        "held_out_documents": text.validation.documents,
+        "held_out_bytes": len(text.validation.tokens),
+    }
+
+
+def write(path: Path, content: str) -> None:
+    """Write a file, unless it says that already: runs keep a fingerprint of their text."""
+    if not path.exists() or path.read_text(encoding="utf-8") != content:
+        path.write_text(content, encoding="utf-8")
+
+
+def doubled(corpus: Corpus) -> str:
+    """Rows of passages that stand twice, half a window each. With one more byte behind them all, windows begin where passages do."""
+    pages = repeated_strings.twice(corpus, get_config().task.length // 2, PASSAGES)  # pyright: ignore[reportAttributeAccessIssue]
+    rows = []
+    for number in range(pages.documents):
+        document = pages.document(number).tobytes()
+        # A passage that begins or ends within a letter is left out.
+        with contextlib.suppress(UnicodeDecodeError):
+            rows.append(json.dumps({"text": document.decode("utf-8")}, ensure_ascii=False))
+    return "\n".join([*rows, json.dumps({"text": "."})]) + "\n"
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """Part → what is known of each row of it, trained if it is missing."""
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    found: dict[str, Any] = {"seeds": seeds}
+    rates = best_rates(found, options)
+    if "sweep" not in options.parts:
+        return found
+    best = sweep(rates["write-back"], found, options)
+    if "models" not in options.parts:
+        return found
+    # What is asked first comes first, and then seed by seed, so that an interrupted table has something to say.
+    asked = ("BDH with μ", "write-back")
+    rows = {
+        (name, seed): Run("models", name, MODELS[name], seed, None, rates[name], best if name == "write-back" else ())
+        for names in (asked, [name for name in MODELS if name not in asked])
+        for seed in seeds
+        for name in names
+    }
+    bits = scored(rows, options)
+    found["models"] = described(rows, options)
+    if "twice" in options.parts:
+        again = {row: run._replace(part="twice", twice=True) for row, run in rows.items() if row[0] in asked}
+        scored(again, options)
+        found["twice"] = described(again, options)
+    if "without" in options.parts:
+        whole = [rows["write-back", seed] for seed in seeds]
+        less = {
+            (name, run.seed): run._replace(part="without", name=name, fast=(*run.fast, *fast.items()))
+            for run in whole
+            for name, fast in WITHOUT.items()
+        }
+        scored(less, options)
+        found["without"] = described(less, options)
+    if "carried" not in options.parts:
+        return found
+    stateful = [name for name in MODELS if name not in ("BDH", "GPT")]
+    two = sorted(stateful, key=lambda name: statistics.fmean(bits[name, seed] for seed in seeds))[:2]
+    rows = {
+        (name, seed): rows[name, seed]._replace(part="carried", variant=f"{MODELS[name]},tbptt")
+        for seed in seeds
+        for name in two
+    }
+    scored(rows, options)
+    found["carried"] = described(rows, options)
+    return found
+
+
+def best_rates(found: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:
+    """The learning rate of each model. Where the best of those tried is the largest or the smallest, the next one is tried as well.
+
+    Every BDH has the rate that is best with μ: what is asked is what a part adds.
+    """
+    tried = {name: set(RATES) for name in ("BDH with μ", "gated DeltaNet", "GPT")}
+    while True:
+        runs = {
+            (name, rate): Run("rates", f"{MODELS[name]}_{rate:g}", MODELS[name], VALIDATION_SEED, RATE_STEPS, rate)
+            for name, rates in tried.items()
+            for rate in sorted(rates)
+        }
+        bits = scored(runs, options)
+        best = {name: min(sorted(rates), key=lambda rate, name=name: bits[name, rate]) for name, rates in tried.items()}
+        before = sum(map(len, tried.values()))
+        for name, rate in best.items():
+            tried[name] |= (
+                {rate / 2}
+                if rate == min(tried[name])
+                else {min(rate * 2, LARGEST_RATE)}
+                if rate == max(tried[name])
+                else set()
+            )
+        if sum(map(len, tried.values())) == before:
+            break
+    found["rates"] = [{"model": name, "rate": rate, "bits": finite(bits[name, rate])} for name, rate in runs]
+    return best | dict.fromkeys(("BDH", "write-back"), best["BDH with μ"])
+
+
+def sweep(rate: float, found: dict[str, Any], options: argparse.Namespace) -> tuple[tuple[str, Any], ...]:
+    """What write-back has to be, by its bits per byte with a seed that is not reported: changes of ``model.fast``."""
+
+    def run(name: str, fast: dict[str, Any]) -> Run:
+        return Run("sweep", name, "write_back", VALIDATION_SEED, SWEEP_STEPS, rate, tuple(fast.items()))
+
+    runs = {name: run(name, fast) for name, fast in CHANGES.items()}
+    bits = scored(runs, options)
+    helped = sorted((name for name in CHANGES if bits[name] < bits["as it is"]), key=bits.__getitem__)
+    # Of two that change the same the better one counts.
+    together = {key: value for name in reversed(helped) for key, value in CHANGES[name].items()}
+    if len(helped) > 1 and together not in [dict(run.fast) for run in runs.values()]:
+        runs["all that helped"] = run("all that helped", together)
+    bits = scored(runs, options)
+    best = min(runs, key=bits.__getitem__)
+    found["sweep"] = {
+        "best": best,
+        "rows": {name: {"fast": dict(runs[name].fast), "bits": finite(bits[name])} for name in runs},
+    }
+    return runs[best].fast
+
+
+def finite(bits: float) -> float | None:
+    """None for a run that diverged, or is not there."""
+    return bits if math.isfinite(bits) else None
+
+
+def scored(runs: dict[Any, Run], options: argparse.Namespace) -> dict[Any, float]:
+    """Bits per byte of the held-out text, by the evaluation at the end of training; infinite if it diverged. What is missing is trained."""
+    missing = [] if options.no_training else [run for run in runs.values() if not is_done(run, options)]
+    progress = Progress("runs", len(runs), done=len(runs) - len(missing))
+    with progress, ThreadPoolExecutor(max(1, options.jobs)) as pool:
+        for run, _ in zip(missing, pool.map(lambda run: apart(run, options), missing), strict=True):
+            progress.advance(1, f"{run.part}: {run.name}")
+    results = {name: of_run(run, options) for name, run in runs.items()}
+    return {
+        name: float("inf") if result is None else result["evaluation"]["validation"]["bits_per_byte"]
+        for name, result in results.items()
+    }
+
+
+def is_done(run: Run, options: argparse.Namespace) -> bool:
+    """Whether there is nothing left to do for a run."""
+    folder = run.folder(options.workdir)
+    if (folder / DIVERGED).exists():
+        return True
+    return of_run(run, options) is not None and (run.steps is not None or (folder / STRINGS).exists())
+
+
+def of_run(run: Run, options: argparse.Namespace) -> dict[str, Any] | None:
+    """The results of a run that came to its end."""
+    folder = run.folder(options.workdir)
+    return finished(folder, record_of(run.config(options.workdir, smoke=options.smoke))) if folder.is_dir() else None
+
+
+def apart(run: Run, options: argparse.Namespace) -> None:
+    """Train in a process of its own, whose messages go to a file beside the run."""
+    folder = run.folder(options.workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = ["--workdir", str(options.workdir), "--data", options.data, *(["--smoke"] if options.smoke else [])]
+    command = [sys.executable, __file__, *arguments, "--one", run.as_json()]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    with (folder.parent / f"{folder.name}.log").open("w", encoding="utf-8") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": path})
+
+
+def train_one(run: Run, options: argparse.Namespace) -> None:
+    """Train here, and score what is reported."""
+    folder, config = run.folder(options.workdir), run.config(options.workdir, smoke=options.smoke)
+    try:
+        train(config, folder)
+    except NonFiniteError as error:
+        (folder / DIVERGED).write_text(str(error), encoding="utf-8")
+        return
+    if run.steps is None:
+        model, slow = load(folder, "last")
+        text = load_text(config.data)
+        length = config.task.length  # pyright: ignore[reportAttributeAccessIssue]
+        scores = {name: strings(*part, text.validation, length) for name, part in language.ablations(model, slow).items()}
+        if model.has_state:
+            beginning = text.validation._replace(tokens=text.validation.tokens[:CARRIED_BYTES])
+            beginning = beginning._replace(starts=beginning.starts[beginning.starts < CARRIED_BYTES])
+            read = language.carried(model, slow, beginning, text.tokenizer.token_bytes)
+            scores["normal"]["carried"] = read.bits_per_byte
+        if isinstance(model, BDHConfig):
+            scores["normal"]["learned"] = learned(model, slow)
+        (folder / STRINGS).write_text(json.dumps(scores) + "\n", encoding="utf-8")
+
+
+def strings(model: ModelConfig, slow: Slow, corpus: Corpus, length: int) -> dict[str, Any]:
+    """Bits per byte by context and by place."""
+    predict = make_predict(model.build(), make_mesh(MeshConfig(data=1)))(slow)
+    costs = repeated_strings.cost_windows(predict, corpus, length, WINDOWS)
+    passages = repeated_strings.twice(corpus, length // 2, WINDOWS // 2)
+    again = repeated_strings.cost_windows(predict, passages, length, WINDOWS // 2)
+    halves = repeated_strings.by_place(again, (0, length // 2 - 1, length))
+    return {
+        "whole": repeated_strings.whole(costs)._asdict(),
+        "context": {name: share._asdict() for name, share in repeated_strings.by_context(costs).items()},
+        "place": {f"{low}–{high}": share._asdict() for (low, high), share in repeated_strings.by_place(costs).items()},
+        "twice": {name: share._asdict() for name, share in zip(("first", "again"), halves.values(), strict=True)},
+    }
+
+
+def learned(model: BDHConfig, slow: Slow) -> dict[str, list[float]]:
+    """μ, η and λ of each head, those that are learned."""
+    found = {
+        "μ": ("attention_logit_decay", jax.nn.sigmoid),
+        "η": ("fast_log_learning_rate", jax.numpy.exp),
+        "λ": ("fast_logit_decay", jax.nn.sigmoid),
+    }
+    return {name: np.asarray(to(slow[key])).tolist() for name, (key, to) in found.items() if key in slow}
+
+
+def described(rows: dict[tuple[str, int], Run], options: argparse.Namespace) -> dict[str, Any]:
+    """What the tables say of each model."""
+    found: dict[str, Any] = {}
+    for (name, seed), run in sorted(rows.items(), key=lambda row: [*MODELS, *WITHOUT].index(row[0][0])):
+        config = run.config(options.workdir, smoke=options.smoke)
+        length = config.task.length  # pyright: ignore[reportAttributeAccessIssue]
+        entry = found.setdefault(
+            name,
+            {
+                "rate": config.optimizer.learning_rate,
+                "steps": config.train.steps,
+                "tokens": config.train.steps * config.train.batch_size * length,
+                "parameters": count_parameters(config.model.build().declared_slow()),
+                "multiply_adds_per_token": config.model.multiply_adds_per_token(length),
+                "state_bytes": state_bytes(config.model, length),
+                "runs": {},
+            },
+        )
+        file = run.folder(options.workdir) / STRINGS
+        entry["runs"][str(seed)] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    return found
+
+
+def state_bytes(model: ModelConfig, length: int) -> int:
+    """Of the state that a text carries; of a model without one, of keys and values of a whole window."""
+    return language.state_bytes(model) if model.has_state else language.cache_bytes(model, length)
+
+
+def tables(found: dict[str, Any]) -> list[str]:
+    """The tables in Markdown."""
+    pages = found["pages"]
+    lines = [
+        f"{pages['documents']:,} documents, of which {pages['kept']:,} are kept: {pages['train_bytes']:,} bytes in "
+        f"{pages['train_documents']:,} documents to train on,",
+        f"{pages['held_out_bytes']:,} bytes in {pages['held_out_documents']:,} held out.",
+    ]
+    if "models" in found:
+        lines += of_models(found["models"])
+    if "twice" in found:
+        lines += [
+            "",
+            "Trained on passages that stand twice:",
+            "",
+            "| model | first | again | again − BDH with μ |",
+            "|---|---|---|---|",
+        ]
+        base = of(found["twice"]["BDH with μ"], "twice", label="again")
+        for name, row in found["twice"].items():
+            first, again = (of(row, "twice", label=label) for label in ("first", "again"))
+            cells = [spread(list(first.values())), spread(list(again.values()))]
+            lines.append(f"| {name} | {' | '.join(cells)} | {difference(again, base) * (name != 'BDH with μ')} |")
+    if "without" in found:
+        base = of(found["models"]["write-back"], "whole")
+        lines += ["", "| write-back, trained with | mean ± sd | − write-back |", "|---|---|---|"]
+        for name, row in found["without"].items():
+            bits = of(row, "whole")
+            lines.append(f"| {name} | {spread(list(bits.values()))} | {difference(bits, base)} |")
+    if "carried" in found:
+        lines += of_carried(found["models"], found["carried"])
+    lines += ["", f"How the rates were chosen (seed {VALIDATION_SEED}, {RATE_STEPS} steps):", ""]
+    lines += ["| model | rate | bits per byte |", "|---|---|---|"]
+    lines += [f"| {row['model']} | {row['rate']:g} | {shown(row['bits'])} |" for row in found["rates"]]
+    if "sweep" in found:
+        rows = found["sweep"]["rows"]
+        lines += ["", f"How write-back was chosen (seed {VALIDATION_SEED}, {SWEEP_STEPS} steps):", ""]
+        lines += ["| write-back | bits per byte |", "|---|---|"]
+        lines += [
+            f"| {name}{', chosen' if name == found['sweep']['best'] else ''} | {shown(row['bits'])} |"
+            for name, row in rows.items()
+        ]
+    return lines
+
+
+def of_models(rows: dict[str, Any]) -> list[str]:
+    """What the models are and score, by place and by context, and what write-back adds."""
+    lines = ["", "| model | weights | state, bytes | multiply-adds a byte | rate |", "|---|---|---|---|---|"]
+    for name, row in rows.items():
+        numbers = (f"{row[key]:,}" for key in ("parameters", "state_bytes", "multiply_adds_per_token"))
+        lines.append(f"| {name} | {' | '.join(numbers)} | {row['rate']:g} |")
+    bits = {name: of(row, "whole") for name, row in rows.items()}
+    seeds, base = list(next(iter(rows.values()))["runs"]), bits.get("BDH with μ", {})
+    head = ["model", *(f"seed {seed}" for seed in seeds), "mean ± sd", "− BDH with μ"]
+    lines += ["", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for name, row in rows.items():
+        for ablation, label in {"normal": name, "fast_off": "S unread"}.items():
+            values = of(row, "whole", ablation)
+            if values:
+                cells = [f"{values[seed]:.3f}" if seed in values else "" for seed in seeds]
+                cells += [
+                    spread(list(values.values())),
+                    difference(values, {} if (name, ablation) == ("BDH with μ", "normal") else base),
+                ]
+                lines.append(f"| {label} | {' | '.join(cells)} |")
+    for kind, title in (("place", "read before"), ("context", "context"), ("twice", "twice")):
+        have = {name: row for name, row in rows.items() if bits[name]}
+        first = next(run for row in have.values() for run in row["runs"].values() if run)["normal"][kind]
+        lines += ["", f"| {title} | bytes | {' | '.join(have)} |", f"|---|---|{'---|' * len(have)}"]
+        for label, share in first.items():
+            cells = (f"{statistics.fmean(of(row, kind, label=label).values()):.3f}" for row in have.values())
+            lines.append(f"| {label} | {share['count']:,} | {' | '.join(cells)} |")
+    if bits.get("write-back") and bits.get("BDH with μ"):
+        lines += ["", "| | write-back − BDH with μ | S unread − read |", "|---|---|---|"]
+        pair, every = [rows["write-back"], rows["BDH with μ"]], list(bits["write-back"].values())
+        lines.append(f"| all bytes | {difference(bits['write-back'], bits['BDH with μ'])} | {off(pair[0], 'whole')} |")
+        run = next(run for run in pair[0]["runs"].values() if run and every)
+        for kind, title in (("place", "read before:"), ("context", "context:"), ("twice", "twice:")):
+            for label in run["normal"][kind]:
+                both = [of(row, kind, label=label) for row in pair]
+                lines.append(f"| {title} {label} | {difference(*both)} | {off(pair[0], kind, label)} |")
+    return lines
+
+
+def off(row: dict[str, Any], kind: str, label: str | None = None) -> str:
+    """What a model of write-back loses if S is neither read nor written after training."""
+    return difference(of(row, kind, "fast_off", label), of(row, kind, label=label))
+
+
+def of_carried(rows: dict[str, Any], carried: dict[str, Any]) -> list[str]:
+    """Training with states that are emptied, and that are carried, by windows from empty states and by reading on."""
+    head = ["model", "states in training", "windows", "carried", "carried − emptied"]
+    lines = ["", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for name, row in carried.items():
+        reads = {}
+        for label, one in (("emptied", rows[name]), ("carried", row)):
+            reads[label] = {seed: run["normal"]["carried"] for seed, run in one["runs"].items() if run}
+            cells = [spread(list(of(one, "whole").values())), spread(list(reads[label].values()))]
+            lines.append(
+                f"| {name} | {label} | {' | '.join(cells)} | {difference(reads[label], reads['emptied']) * (label == 'carried')} |"
+            )
+    return lines
+
+
+def of(row: dict[str, Any], kind: str, ablation: str = "normal", label: str | None = None) -> dict[str, float]:
+    """Seed → bits per byte."""
+    runs = {seed: run[ablation][kind] for seed, run in row["runs"].items() if run and ablation in run}
+    return {seed: (run if label is None else run[label])["bits_per_byte"] for seed, run in runs.items()}
+
+
+def difference(bits: dict[str, float], others: dict[str, float]) -> str:
+    """Mean difference, paired by seed, with its 95 % interval (Student's t)."""
+    pairs = [bits[seed] - others[seed] for seed in bits if seed in others]
+    if len(pairs) < 2:
+        return ""
+    half = scipy.stats.t.ppf(0.975, len(pairs) - 1) * statistics.stdev(pairs) / len(pairs) ** 0.5
+    return f"{statistics.fmean(pairs):+.3f} ± {half:.3f}"
+
+
+def shown(bits: float | None) -> str:
+    """For a cell."""
+    return "diverged" if bits is None else f"{bits:.3f}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation."""
+    if not values:
+        return ""
+    return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()
