@@ -15,7 +15,12 @@ from bdh_jax.models.token_step import TokenStepConfig
 from bdh_jax.training.planning import lower_step
 from benchmarks.compilers.cases import Case, lowering
 
-CONFIGS = ("configs/text.py:official", "configs/text.py:official,fast", "configs/nback.py:seed25m")
+CONFIGS = (
+    "configs/text.py:official",
+    "configs/text.py:official,fast",
+    "configs/nback.py:seed25m",
+    *(f"configs/mqar.py:{model}published" for model in ("", "gla,", "gated_deltanet,", "mamba2,", "shift,", "write_back,")),
+)
 
 
 TOKEN = BDHConfig(
@@ -57,5 +62,6 @@ def _case(named: str) -> Case:
         return lower_step(setup_of(config), batch, list(mesh.devices.flat))[0]
 
     model, (rows, length) = config.model, batch.tokens.shape
-    size = f"B {rows}, T {length}, L {model.n_layer}, D {model.d_model}, K {model.n_neurons}, {model.dtype}"
+    neurons = f", K {model.n_neurons}" if isinstance(model, BDHConfig) else ""
+    size = f"B {rows}, T {length}, L {model.n_layer}, D {model.d_model}{neurons}, {model.dtype}"
     return Case(f"training step of {named}", size, lower)
