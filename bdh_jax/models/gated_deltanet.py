@@ -16,29 +16,22 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from bdh_jax.config import require_choice
 from bdh_jax.config.identity import HOW
-from bdh_jax.fast_weights.state import Sizes, State, declare
 from bdh_jax.models.base import Call, Setup
 from bdh_jax.models.mixer import (
+    HeadsArchitecture,
+    HeadsConfig,
     Implementation,
-    MixerArchitecture,
-    MixerConfig,
     Recurrent,
     Tokens,
-    convolve,
-    join_heads,
     linear,
     log_uniform,
     read_written,
-    rms_norm,
-    split_heads,
     timescale,
-    with_axes,
 )
 from bdh_jax.types import Slow
 
@@ -46,22 +39,19 @@ UNIT_EPSILON = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
-class GatedDeltaNetConfig(MixerConfig):
-    """Gated DeltaNet (``bdh_jax.models.gated_deltanet``)."""
+class GatedDeltaNetConfig(HeadsConfig):
+    """Gated DeltaNet (``bdh_jax.models.gated_deltanet``). The published layer has 3/4 of ``d_model`` for the keys of all heads, and 3/2 of it
+    for their values."""
 
     architecture: str = "gated_deltanet"
-    n_head: int = 2
-    """H, memories."""
     d_key: int = 24
-    """N, width of a head's keys: the published layer has 3/4 of ``d_model`` over all heads."""
+    """N, width of a head's keys."""
     d_value: int = 48
-    """M, width of a head's values: the published layer has 3/2 of ``d_model`` over all heads."""
-    conv_size: int = 4
-    """Tokens that the short convolution sees, its own among them."""
+    """M, width of a head's values."""
     implementation: Implementation = dataclasses.field(default="auto", metadata=HOW)
     """Form of the scan; never changes the function."""
 
-    sized: ClassVar[tuple[str, ...]] = ("n_head", "d_key", "d_value", "conv_size")
+    sized: ClassVar[tuple[str, ...]] = (*HeadsConfig.sized, "conv_size")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,44 +67,26 @@ class GatedDeltaNetConfig(MixerConfig):
         return GatedDeltaNetArchitecture(self)
 
 
-class GatedDeltaNetArchitecture(MixerArchitecture):
+class GatedDeltaNetArchitecture(HeadsArchitecture):
     """What a gated DeltaNet is made of."""
 
     config: GatedDeltaNetConfig
 
-    @property
-    def _widths(self) -> tuple[int, int]:
-        """Of the keys and values of all heads."""
-        return self.config.n_head * self.config.d_key, self.config.n_head * self.config.d_value
-
     def mixer_weights(self) -> dict[str, Any]:
-        """The maps, the convolution, a and dt of each head, and the norm."""
-        config, width, (keys, values) = self.config, self.config.d_model, self._widths
-        return {
-            "in": self.dense(width, 2 * keys + values),
-            "conv": self.convolution(config.conv_size, 2 * keys + values),
-            "rates": self.dense(width, 2 * config.n_head),
-            "a": self.vector(config.n_head, log_uniform(0.01, 16)),
-            "dt": self.vector(config.n_head, timescale()),
-            "gate": self.dense(width, values),
-            "norm": self.vector(config.d_value, nn.initializers.ones),
-            "out": self.dense(values, width, last=True),
-        }
-
-    def mixer_state(self, sizes: Sizes) -> State:
-        """S and the last inputs of the convolution."""
-        config, (keys, values) = self.config, self._widths
-        lengths = {"head": config.n_head, "neuron": config.d_key, "wide": config.d_value}
-        return declare(Recurrent, with_axes(sizes, **lengths, slot=config.conv_size - 1, row=2 * keys + values))
+        """Those of the heads, the map to λ and β, and a and dt of each head."""
+        config = self.config
+        return self.heads_weights(
+            rates=self.dense(config.d_model, 2 * config.n_head),
+            a=self.vector(config.n_head, log_uniform(0.01, 16)),
+            dt=self.vector(config.n_head, timescale()),
+        )
 
     def mix(
         self, weights: Slow, x: jax.Array, state: Recurrent | None, call: Call, setup: Setup
     ) -> tuple[jax.Array, Recurrent]:
         """See :meth:`bdh_jax.models.mixer.MixerArchitecture.mix`."""
-        config, (keys, _) = self.config, self._widths
-        rows, past = convolve(weights["conv"], linear(weights["in"], x), None if state is None else state.past, call)
-        parts = jnp.split(jax.nn.silu(rows), (keys, 2 * keys), axis=-1)
-        query, key, value = (split_heads(part, config.n_head) for part in parts)
+        config = self.config
+        (query, key, value), past = self.heads_in(weights, x, state, call)
         write, forget = jnp.split(linear(weights["rates"], x).astype(config.state_dtype).swapaxes(1, 2), 2, axis=1)
         rate, step = (weights[name][None, :, None] for name in ("a", "dt"))
         decay = jnp.exp(-jnp.exp(rate) * jax.nn.softplus(forget + step))
@@ -126,9 +98,7 @@ class GatedDeltaNetArchitecture(MixerArchitecture):
             implementation=config.implementation,
             final=setup.final,
         )
-        gate = split_heads(linear(weights["gate"], x), config.n_head)
-        y = rms_norm(read.astype(x.dtype), weights["norm"]) * jax.nn.silu(gate)
-        return linear(weights["out"], join_heads(y)), Recurrent(after, past)
+        return self.heads_out(weights, x, read), Recurrent(after, past)
 
 
 def _unit(rows: jax.Array) -> jax.Array:

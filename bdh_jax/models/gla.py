@@ -16,26 +16,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from bdh_jax.config import require
-from bdh_jax.fast_weights.state import Sizes, State, declare
 from bdh_jax.models.base import Call, Setup
-from bdh_jax.models.mixer import (
-    MixerArchitecture,
-    MixerConfig,
-    Recurrent,
-    Tokens,
-    convolve,
-    join_heads,
-    linear,
-    read_written,
-    rms_norm,
-    split_heads,
-    with_axes,
-)
+from bdh_jax.models.mixer import HeadsArchitecture, HeadsConfig, Recurrent, Tokens, linear, read_written, split_heads
 from bdh_jax.types import Slow
 
 TEMPER = 16
@@ -43,22 +29,15 @@ TEMPER = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class GLAConfig(MixerConfig):
-    """Gated linear attention (``bdh_jax.models.gla``)."""
+class GLAConfig(HeadsConfig):
+    """Gated linear attention (``bdh_jax.models.gla``). The published layer has 1/2 of ``d_model`` for the keys of all heads, and ``d_model``
+    for their values. Without a convolution ``conv_size`` is 0."""
 
     architecture: str = "gla"
-    n_head: int = 2
-    """H, matrices."""
-    d_key: int = 16
-    """N, width of a head's keys: the published layer has 1/2 of ``d_model`` over all heads."""
-    d_value: int = 32
-    """M, width of a head's values: the published layer has ``d_model`` over all heads."""
     gate_rank: int = 16
     """Rank of the map from x to the rates."""
-    conv_size: int = 4
-    """Tokens that the short convolution sees, its own among them; 0: there is none."""
 
-    sized: ClassVar[tuple[str, ...]] = ("n_head", "d_key", "d_value", "gate_rank")
+    sized: ClassVar[tuple[str, ...]] = (*HeadsConfig.sized, "gate_rank")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,54 +53,30 @@ class GLAConfig(MixerConfig):
         return GLAArchitecture(self)
 
 
-class GLAArchitecture(MixerArchitecture):
+class GLAArchitecture(HeadsArchitecture):
     """What gated linear attention is made of."""
 
     config: GLAConfig
 
-    @property
-    def _widths(self) -> tuple[int, int]:
-        """Of the keys and values of all heads."""
-        return self.config.n_head * self.config.d_key, self.config.n_head * self.config.d_value
-
     def mixer_weights(self) -> dict[str, Any]:
-        """The maps, the convolution if there is one, the two of the rates, and the norm."""
-        config, width, (keys, values) = self.config, self.config.d_model, self._widths
-        conv = {"conv": self.convolution(config.conv_size, 2 * keys + values)} if config.conv_size else {}
-        return {
-            "in": self.dense(width, 2 * keys + values),
-            **conv,
-            "rates_in": self.dense(width, config.gate_rank),
-            "rates_out": self.dense(config.gate_rank, keys, bias=True),
-            "gate": self.dense(width, values),
-            "norm": self.vector(config.d_value, nn.initializers.ones),
-            "out": self.dense(values, width, last=True),
-        }
-
-    def mixer_state(self, sizes: Sizes) -> State:
-        """S, and the last inputs of the convolution."""
-        config, (keys, values) = self.config, self._widths
-        lengths = {"head": config.n_head, "neuron": config.d_key, "wide": config.d_value}
-        present = {"S", "past"} if config.conv_size else {"S"}
-        return declare(Recurrent, with_axes(sizes, **lengths, slot=config.conv_size - 1, row=2 * keys + values), present)
+        """Those of the heads, and the two maps of the rates."""
+        config = self.config
+        return self.heads_weights(
+            rates_in=self.dense(config.d_model, config.gate_rank),
+            rates_out=self.dense(config.gate_rank, config.widths[0], bias=True),
+        )
 
     def mix(
         self, weights: Slow, x: jax.Array, state: Recurrent | None, call: Call, setup: Setup
     ) -> tuple[jax.Array, Recurrent]:
         """See :meth:`bdh_jax.models.mixer.MixerArchitecture.mix`."""
-        config, (keys, _) = self.config, self._widths
-        rows, past = linear(weights["in"], x), None
-        if config.conv_size:
-            rows, past = convolve(weights["conv"], rows, None if state is None else state.past, call)
-            rows = jax.nn.silu(rows)
-        query, key, value = (split_heads(part, config.n_head) for part in jnp.split(rows, (keys, 2 * keys), axis=-1))
+        config = self.config
+        (query, key, value), past = self.heads_in(weights, x, state, call)
         rates = linear(weights["rates_out"], linear(weights["rates_in"], x)).astype(config.state_dtype)
         decay = jnp.exp(jax.nn.log_sigmoid(split_heads(rates, config.n_head)) / TEMPER)
         tokens = Tokens(query / config.d_key**0.5, key, value, decay)
         read, after = read_written(tokens, None if state is None else state.S, call, final=setup.final)
-        gate = split_heads(linear(weights["gate"], x), config.n_head)
-        y = rms_norm(read.astype(x.dtype), weights["norm"]) * jax.nn.silu(gate)
-        return linear(weights["out"], join_heads(y)), Recurrent(after, past)
+        return self.heads_out(weights, x, read), Recurrent(after, past)
 
 
 CONFIG = GLAConfig

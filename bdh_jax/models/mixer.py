@@ -115,6 +115,27 @@ class MixerConfig(ModelConfig):
         return matrices + mixers * self.mixing(length) + self.vocab_size * self.d_model
 
 
+@dataclasses.dataclass(frozen=True)
+class HeadsConfig(MixerConfig):
+    """What models have in common whose heads each have a matrix, behind one short convolution."""
+
+    n_head: int = 2
+    """H, matrices."""
+    d_key: int = 16
+    """N, width of a head's keys."""
+    d_value: int = 32
+    """M, width of a head's values."""
+    conv_size: int = 4
+    """Tokens that the short convolution sees, its own among them."""
+
+    sized: ClassVar[tuple[str, ...]] = ("n_head", "d_key", "d_value")
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Of the keys and of the values of all heads."""
+        return self.n_head * self.d_key, self.n_head * self.d_value
+
+
 @flax.struct.dataclass
 class Convolved(State):
     """What a gated convolution carries.
@@ -261,6 +282,50 @@ class MixerArchitecture(Architecture):
         past = None if state is None else state.past
         convolved, past = convolve(weights["conv"], u, past, call)
         return u + convolved * linear(weights["gate"], u), Convolved(past)
+
+
+class HeadsArchitecture(MixerArchitecture):
+    """What a model of :class:`HeadsConfig` is made of."""
+
+    config: Any
+
+    def heads_weights(self, **own: Any) -> dict[str, Any]:
+        """The map to queries, keys and values, their convolution if there is one, the map to the output's gate, the norm of each head and the
+        map back; ``own`` are a model's other weights."""
+        config, width, (keys, values) = self.config, self.config.d_model, self.config.widths
+        conv = {"conv": self.convolution(config.conv_size, 2 * keys + values)} if config.conv_size else {}
+        return {
+            "in": self.dense(width, 2 * keys + values),
+            **conv,
+            **own,
+            "gate": self.dense(width, values),
+            "norm": self.vector(config.d_value, nn.initializers.ones),
+            "out": self.dense(values, width, last=True),
+        }
+
+    def mixer_state(self, sizes: Sizes) -> State:
+        """S, and the last inputs of the convolution."""
+        config, (keys, values) = self.config, self.config.widths
+        lengths = {"head": config.n_head, "neuron": config.d_key, "wide": config.d_value}
+        present = {"S", "past"} if config.conv_size else {"S"}
+        return declare(Recurrent, with_axes(sizes, **lengths, slot=config.conv_size - 1, row=2 * keys + values), present)
+
+    def heads_in(
+        self, weights: Slow, x: jax.Array, state: Recurrent | None, call: Call
+    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array | None]:
+        """Query, key [B, H, T, N] and value [B, H, T, M] of the normed stream x [B, T, D], and what the convolution carries on."""
+        config, (keys, _) = self.config, self.config.widths
+        rows, past = linear(weights["in"], x), None
+        if config.conv_size:
+            rows, past = convolve(weights["conv"], rows, None if state is None else state.past, call)
+            rows = jax.nn.silu(rows)
+        query, key, value = (split_heads(part, config.n_head) for part in jnp.split(rows, (keys, 2 * keys), axis=-1))
+        return (query, key, value), past
+
+    def heads_out(self, weights: Slow, x: jax.Array, read: jax.Array) -> jax.Array:
+        """What is read [B, H, T, M], normed by head and gated by the stream x [B, T, D] that went in: [B, T, D]."""
+        gate = split_heads(linear(weights["gate"], x), self.config.n_head)
+        return linear(weights["out"], join_heads(rms_norm(read.astype(x.dtype), weights["norm"]) * jax.nn.silu(gate)))
 
 
 def with_axes(sizes: Sizes, **lengths: int) -> Sizes:
