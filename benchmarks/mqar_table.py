@@ -83,7 +83,8 @@ class Row(NamedTuple):
     @property
     def label(self) -> str:
         """In the table."""
-        return ", ".join([self.family, *(f"{SHORT.get(key, key)} {value}" for key, value in self.changes)])
+        changes = ((SHORT.get(key, key), value[0] if isinstance(value, tuple) else value) for key, value in self.changes)
+        return ", ".join([self.family, *(f"{key} {value}" for key, value in changes)])
 
     @property
     def name(self) -> str:

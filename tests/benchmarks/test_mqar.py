@@ -1,0 +1,84 @@
+"""The tables of MQAR: how they are asked, and what is said of the addresses."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.mqar import get_config
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import mqar_reasons
+import mqar_table
+
+
+@pytest.mark.parametrize("part", mqar_table.PARTS)
+def test_every_row_is_an_experiment_with_a_folder_of_its_own(part, tmp_path):
+    class Options:
+        workdir, smoke = tmp_path, False
+
+    rows = mqar_table.PARTS[part]
+    runs = [mqar_table.Run("grid" if part == "long" else part, row, 0, 0.01) for row in rows]
+    assert len({run.folder(Options) for run in runs}) == len({row.label for row in rows}) == len(rows)
+    for run in runs:
+        config = run.config(Options)
+        for key, value in run.row.changes:
+            part_of = config.model
+            for name in key.split("."):
+                part_of = getattr(part_of, name)
+            assert part_of == value
+
+
+def test_the_state_grows_with_the_size(tmp_path):
+    for family in mqar_table.SIZES:
+        runs = [mqar_table.Run("grid", mqar_table.of_size(family, number), 0, 0.01) for number in range(3)]
+
+        class Options:
+            workdir, smoke = tmp_path, False
+
+        sizes = [mqar_table.state_bytes(run.config(Options).model) for run in runs]
+        assert sizes == sorted(set(sizes))
+
+
+def test_a_long_sequence_read_in_calls_is_the_same(monkeypatch):
+    monkeypatch.setattr(mqar_table, "CALL", 10)
+    config = get_config("shift,smoke").model
+    slow = config.build().init_slow(jax.random.key(0))
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, 24)).astype(np.int32)
+    whole = config.build().apply({"params": slow}, tokens).logits
+    parts = mqar_table.in_calls(config, slow)(tokens, np.ones(tokens.shape, bool))
+    # Sums of 24 terms of float32, in another order.
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-5 * np.abs(whole).max())
+
+
+def test_overlap_and_directions_of_known_addresses():
+    apart = np.eye(4)[None]
+    assert mqar_reasons.geometry(apart) == pytest.approx((0, 4))
+    assert mqar_reasons.geometry(np.ones((1, 4, 8))) == pytest.approx((1, 1))
+    two = np.eye(4)[None, [0, 0, 1, 1]]
+    assert mqar_reasons.geometry(two) == pytest.approx((1 / 3, 2))
+
+
+@pytest.mark.parametrize("rule", ["hebbian", "delta", "least squares"])
+def test_each_rule_recalls_under_addresses_that_do_not_overlap(rule):
+    tokens = jnp.array([[1, 5, 2, 6, 0, 2, 0, 1, 0]])
+    read = mqar_reasons.recalled(jnp.eye(8)[tokens], jnp.eye(8)[tokens], 2, rule)
+    assert read[0, 5, 4:].argmax() + 4 == 6
+    assert read[0, 7, 4:].argmax() + 4 == 5
+
+
+def test_only_the_sum_is_confused_by_addresses_that_overlap():
+    """Keys 1 and 2 have a cosine of .8; key 1 is shown twice as large."""
+    address = jnp.zeros((8, 8)).at[1].set(jnp.eye(8)[1] * 2).at[2].set(0.8 * jnp.eye(8)[1] + 0.6 * jnp.eye(8)[2])
+    tokens = jnp.array([[1, 5, 2, 6, 0, 2, 0, 0]])
+    said = {
+        rule: int(mqar_reasons.recalled(address[tokens], jnp.eye(8)[tokens], 2, rule)[0, 5, 4:].argmax()) + 4
+        for rule in ("hebbian", "delta", "least squares")
+    }
+    assert said == {"hebbian": 5, "delta": 6, "least squares": 6}
