@@ -13,7 +13,18 @@ import numpy as np
 
 from bdh_jax.analysis.nulls import p_of, p_of_largest
 from bdh_jax.analysis.report.base import Finding, NotApplicable, Section, Subject
-from bdh_jax.analysis.writing import Course, Matrix, Watched, addresses, asked_again, certainty, last_reads, matrices, watch
+from bdh_jax.analysis.writing import (
+    Course,
+    Matrix,
+    Watched,
+    addresses,
+    asked_again,
+    certainty,
+    last_reads,
+    matrices,
+    watch,
+    worth,
+)
 from bdh_jax.models.bdh import BDHConfig
 
 _TOKENS = 72
@@ -536,12 +547,7 @@ def _last(
 ) -> tuple[float, np.ndarray]:
     """Bits that the last read adds, in the mean over sequences, and the same of rows in each other order, [S]."""
     read = last_reads(config, slow, [line[:-1] for line in lines] if spoken else lines, which, shuffles=shuffles)
-    if spoken:
-        came, place = np.array([line[-1] for line in lines]), np.arange(len(lines))
-        normal, without, shuffled = (part[..., place, came] / np.log(2) for part in read)
-    else:
-        normal, without, shuffled = (certainty(part) for part in read)
-    return float((normal - without).mean()), (shuffled - without).mean(axis=-1)
+    return worth(read, np.array([line[-1] for line in lines]) if spoken else None)
 
 
 def _coloured(rows: Sequence[Mapping[str, Any]]) -> str:
