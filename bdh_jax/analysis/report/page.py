@@ -66,6 +66,7 @@ class Page:
       answers: the sections, in their order.
       made: how the report itself was made, in one sentence.
       tables: folder of the CSV files as seen from the page; empty if there are none.
+      notice: what has to be known before anything is read, under the lead; empty if nothing has.
     """
 
     title: str
@@ -74,6 +75,7 @@ class Page:
     answers: Sequence[Answer]
     made: str
     tables: str = ""
+    notice: str = ""
 
 
 def render(page: Page, advance: Callable[[], None] = lambda: None) -> str:
