@@ -1,7 +1,7 @@
 """Draw the figures of the results, from the tables of the pages and the files of ``benchmarks/results``: ``python -m docs.tools.figures``.
 
-What a page says in a table is read from there, so that figure and table cannot differ. Each figure is written as SVG, which the pages
-show, and as PNG.
+What a page says in a table is read from there, so that figure and table cannot differ. What a report shows of a run is the report's own chart
+(``docs/tools/report_figures.py``). Each figure is written as SVG, which the pages show, and as PNG.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 
 from bdh_jax.analysis import figures
 from bdh_jax.tasks.facts import VALUES
+from docs.tools import report_figures
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -814,6 +815,10 @@ def main(folder: Path = FOLDER) -> None:
         figure = draw()
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
         figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
+    for name, chart in report_figures.kept().items():
+        svg, png = report_figures.draw(chart)
+        (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+        (folder / f"{name}.png").write_bytes(png)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ SHOWN_ROWS = 100
 """Rows of a table that the page shows; its CSV has all."""
 _LARGEST_SVG = 300_000
 """Bytes of a still picture of lines, beyond which it is one of dots."""
-_STILL_WIDTH = 640
+STILL_WIDTH = 640
+"""Pixels of a chart that does not move."""
 _INK, _SOFT, _GRID = "#1c2430", "#5b6675", "#e1e5ea"
 _LIGHT = ("#0072b2", "#d55e00", "#009e73", "#a8578a", "#997700", "#4a90c2", "#6b6b6b", "#000000")
 _DARK = ("#58b4f0", "#ff9f5a", "#3ccfa4", "#e59ac6", "#e3c24a", "#9ecbf0", "#b0b0b0", "#ffffff")
@@ -196,7 +197,7 @@ def still(finding: Finding) -> str:
     """A still picture of a finding's chart for print, as a ``data:`` address: lines, or dots where lines would be too many."""
     import vl_convert  # an optional dependency
 
-    spec = _with_width(specification(finding), _STILL_WIDTH)
+    spec = sized(specification(finding), STILL_WIDTH)
     config = theme(dark=False)
     svg = vl_convert.vegalite_to_svg(spec, config=config)
     if len(svg) <= _LARGEST_SVG:
@@ -301,15 +302,15 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _with_width(spec: dict[str, Any], width: int) -> dict[str, Any]:
-    """The specification for a page of so many pixels, as page.js makes one for the page that there is."""
+def sized(spec: dict[str, Any], width: int) -> dict[str, Any]:
+    """A Vega-Lite specification for a page of so many pixels, as page.js makes one for the page that there is."""
     spec = dict(spec)
     for name in ("hconcat", "vconcat", "concat"):
         if name in spec:
-            parts = [_with_width(dict(part), width - 80) for part in spec.pop(name)]
+            parts = [sized(dict(part), width - 80) for part in spec.pop(name)]
             return {**spec, "vconcat": parts}
     if "spec" in spec:
-        return {**spec, "spec": _with_width(dict(spec["spec"]), width // max(1, int(spec.get("columns", 1))) - 80)}
+        return {**spec, "spec": sized(dict(spec["spec"]), width // max(1, int(spec.get("columns", 1))) - 80)}
     encoding = spec.get("encoding", {})
     if "row" in encoding or "column" in encoding or "facet" in encoding:
         across = _panels(spec, encoding.get("column")) if "column" in encoding else _across(encoding.get("facet"))
