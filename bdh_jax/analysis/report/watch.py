@@ -263,7 +263,7 @@ def _frames(text: _Text, course: Course, which: Matrix) -> Finding:
         caption=caption,
         alternative=f"A picture of the rows' norms after each token. {says}",
         rows=rows,
-        html=_slider(text.shown, pictures, rows, which),
+        html=slider(text.shown, pictures, rows, which),
     )
 
 
@@ -315,8 +315,18 @@ def png(index: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + data + chunk(b"IEND", b"")
 
 
-def _slider(shown: Sequence[str], pictures: Sequence[bytes], rows: Sequence[Mapping[str, Any]], which: Matrix) -> str:
-    """Frames without a script: a token is the label of a radio button, which shows its picture."""
+def slider(shown: Sequence[str], pictures: Sequence[bytes], rows: Sequence[Mapping[str, Any]], which: Matrix) -> str:
+    """Frames without a script: a token is the label of a radio button, which shows its picture. Arrow keys go from one to the next.
+
+    Args:
+      shown: what stands for each token.
+      pictures: a PNG each.
+      rows: "written", "read" and "norm" of each, which a screen reader says.
+      which: the matrix; one group of a page each.
+
+    Returns:
+      HTML, escaped.
+    """
     name = f"frames-{_NAMES[which]}"
     numbers = range(len(shown))
     style = [
@@ -328,8 +338,13 @@ def _slider(shown: Sequence[str], pictures: Sequence[bytes], rows: Sequence[Mapp
         ",".join(f"#{name}-{n}:checked~p label:nth-of-type({n + 1})" for n in numbers) + "{background:#0072b2;color:#fff}",
         ",".join(f"#{name}-{n}:focus-visible~p label:nth-of-type({n + 1})" for n in numbers) + "{outline:3px solid #e69f00}",
     ]
+    # What a screen reader says of the token that the arrow keys come to.
+    said = [
+        f"after token {n + 1}, {token}: {rows[n]['written']:,} rows written, {rows[n]['read']:,} read, norm {rows[n]['norm']:.3g}"
+        for n, token in enumerate(shown)
+    ]
     inputs = [
-        f'<input type="radio" name="{name}" id="{name}-{n}" aria-label="after token {n + 1}, {html.escape(shown[n], quote=True)}"'
+        f'<input type="radio" name="{name}" id="{name}-{n}" aria-label="{html.escape(said[n], quote=True)}"'
         f"{' checked' if n == len(shown) - 1 else ''}>"
         for n in numbers
     ]
@@ -342,7 +357,7 @@ def _slider(shown: Sequence[str], pictures: Sequence[bytes], rows: Sequence[Mapp
         for n in numbers
     ]
     return (
-        f'<div class="{name}" role="group" aria-label="frames"><style>{"".join(style)}</style>{"".join(inputs)}'
+        f'<div class="{name}" role="radiogroup" aria-label="the state after each token"><style>{"".join(style)}</style>{"".join(inputs)}'
         f'<p style="line-height:1.9;overflow-wrap:anywhere">{"".join(labels)}</p>{"".join(frames)}</div>'
     )
 
