@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bdh_jax.analysis.repeats import TAP, Fall, Reading, compare, letters_of, shares_by_reading
-from bdh_jax.analysis.report.base import Finding, NotApplicable, Section, Subject
+from bdh_jax.analysis.report.base import SIGNIFICANT, Finding, NotApplicable, Section, Subject
 from bdh_jax.models.base import ModelConfig
 from bdh_jax.tasks.repeats import RepeatsConfig
 
@@ -92,11 +92,11 @@ def _by_reading(
         f"{_mean(values[:, layer]):.2f} × {what}"
         for what, values in (("with shuffled repeats", falls.shuffled), ("before training", falls.untrained))
     )
-    found = p < 0.05 and times > 1
+    found = p < SIGNIFICANT and times > 1
     moved = f"{before:.1%} at first reading and {after:.1%} in repeats, a fall of {times:.2f} ×{spread}; {controls}"
     if found:
         says = f"In layer {layer + 1} the active share of gated code is {moved}: p = {p:.2g}."
-    elif p < 0.05:
+    elif p < SIGNIFICANT:
         says = (
             f"No layer's share both falls and differs from that with shuffled repeats. The largest difference, in layer {layer + 1}, is one of rising "
             f"shares: {moved} (p = {p:.2g})."
@@ -171,7 +171,7 @@ def _by_layer(seeds: Sequence[int], falls: Fall, count: int, flips: int) -> Find
     several = [
         layer + 1
         for layer in range(falls.trained.shape[1])
-        if falls.p_value[layer] < 0.05 and _mean(falls.trained[:, layer]) > 1
+        if falls.p_value[layer] < SIGNIFICANT and _mean(falls.trained[:, layer]) > 1
     ]
     halved = [layer + 1 for layer in range(falls.trained.shape[1]) if (falls.trained[:, layer] >= 2).all()]
     says = (

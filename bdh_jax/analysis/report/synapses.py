@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bdh_jax.analysis import synapses
-from bdh_jax.analysis.report.base import Finding, NotApplicable, Section, Subject
+from bdh_jax.analysis.report.base import SIGNIFICANT, Finding, NotApplicable, Section, Subject
 from bdh_jax.analysis.sample_texts import SAMPLE_TEXTS
 from bdh_jax.analysis.synapses import FALSE_DISCOVERIES, MOST_ENTRIES, Entries, HeldOut, Kind, Search, Texts
 from bdh_jax.console import Progress
@@ -18,7 +18,6 @@ from bdh_jax.types import Slow
 PERMUTATIONS = 499
 SHOWN = 3
 """Synapses, and neurons, of a seed that are put in words."""
-SIGNIFICANT = 0.05
 _MODEL = {"field": "model", "type": "nominal", "scale": {"domain": ["trained", "untrained", "no model"]}, "title": None}
 CALLED: Mapping[Kind, str] = {
     "rho": "entries of ρ",

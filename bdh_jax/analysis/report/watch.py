@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bdh_jax.analysis.nulls import p_of, p_of_largest
-from bdh_jax.analysis.report.base import Finding, NotApplicable, Section, Subject
+from bdh_jax.analysis.report.base import SIGNIFICANT, Finding, NotApplicable, Section, Subject, verdict
 from bdh_jax.analysis.writing import (
     Course,
     Matrix,
@@ -406,16 +406,13 @@ def _again(subject: Subject, config: BDHConfig, which: Matrix) -> Finding:
     spread = np.maximum(shuffled.std(axis=0), 1e-12)
     p = float(p_of_largest(excess / spread, shuffled / spread).max())
     of = ", ".join(f"{a:.3f} (another token {b:.3f})" for a, b in zip(same, other, strict=True))
-    says = f"A token that comes again meets its own address of before with a cosine of {of}, layer by layer: " + (
-        f"p = {p:.2g} in every layer."
-        if p < 0.05
-        else f"not distinguishable from another token's in some layer (p = {p:.2g})."
-    )
+    says = f"A token that comes again meets its own address of before with a cosine of {of}, layer by layer: "
+    says += verdict(p, found=" in every layer", other=" from another token's in some layer") + "."
     return Finding(
         name=name,
         title=(
             f"What is asked again finds its own rows of {which}"
-            if p < 0.05
+            if p < SIGNIFICANT
             else f"Not every layer finds its own rows of {which} again"
         ),
         says=says,
@@ -500,9 +497,7 @@ def _contribution(subject: Subject, config: BDHConfig, which: Matrix, text: _Tex
             "-", "−"
         )
     )
-    says = f"What the last token reads from {_CALLED[which]} adds {beside}: " + (
-        f"p = {p:.2g}." if p < 0.05 else f"not distinguishable from rows in any order (p = {p:.2g})."
-    )
+    says = f"What the last token reads from {_CALLED[which]} adds {beside}: {verdict(p, other=' from rows in any order')}."
     what = (
         "the log-probability of the token that stands there"
         if text.spoken
@@ -514,8 +509,8 @@ def _contribution(subject: Subject, config: BDHConfig, which: Matrix, text: _Tex
             f"Reading {which} is worth {effect:.2g} bits {'a token' if text.spoken else 'of certainty at the end'}".replace(
                 "-", "−"
             )
-            if p < 0.05
-            else f"What {which} holds in which row makes no difference"
+            if p < SIGNIFICANT
+            else f"What {which} holds in which row: no difference that could be told from none"
         ),
         says=says,
         null=(
