@@ -93,12 +93,16 @@ def by_position() -> dict[str, Any]:
 
 
 def repeated(what: str) -> dict[str, Any]:
-    """Changes with their intervals, by layer and kind."""
+    """Changes with their intervals, by layer and kind; what is trained stands beside what is not."""
     return {
         "height": 220,
+        "transform": [{"calculate": "datum.kind + ', ' + datum.model", "as": "beside"}],
         "encoding": {
             "x": {**LAYER, "axis": {"labelAngle": 0}},
-            "xOffset": {"field": "kind", "sort": list(KINDS)},
+            "xOffset": {
+                "field": "beside",
+                "sort": [f"{kind}, {model}" for kind in KINDS for model in MODEL["scale"]["domain"]],
+            },
             "color": KIND,
             "tooltip": tooltip(
                 "model", "layer", "kind", fresh=".2%", repeated=".2%", change="+.1%", low="+.1%", high="+.1%"

@@ -277,15 +277,22 @@ def number(value: float) -> str:
 
 
 def marked(text: str) -> Any:
-    """Text as HTML, escaped; what stands between backticks is code, and a number is not parted from its sign."""
+    """Text as HTML, escaped; what stands between backticks is code. Numbers have a minus sign, and are not parted from their unit."""
     import markupsafe  # comes with jinja2
 
-    whole = re.sub(r"\bp = (?=\d)", "p\u00a0=\u00a0", re.sub(r"(?<=\d) %", "\u00a0%", text))
-    parts = [markupsafe.escape(part) for part in whole.split("`")]
+    parts = [markupsafe.escape(part if place % 2 else _set(part)) for place, part in enumerate(text.split("`"))]
     if len(parts) % 2 == 0:  # the last one opens what nothing closes
         parts[-2:] = [parts[-2] + "`" + parts[-1]]
     code = markupsafe.Markup("<code>{}</code>")
     return markupsafe.Markup("").join(code.format(part) if place % 2 else part for place, part in enumerate(parts))
+
+
+def _set(text: str) -> str:
+    """Words with numbers as they are printed."""
+    text = re.sub(r"(?<![\w.,\u2212-])-(?=\d)", "\u2212", text)
+    text = re.sub(r"(?<=\d) ?%", "\u00a0%", text)
+    text = re.sub(r"(?<=\d) ± (?=\d)", "\u00a0±\u00a0", text)
+    return re.sub(r"\bp ([=<≤]) (?=\d)", "p\u00a0\\1\u00a0", re.sub(r"\bp (?=\d)", "p\u00a0", text))
 
 
 def as_json(value: Any) -> Any:

@@ -116,7 +116,7 @@ def _filling(text: _Text, watched: Watched) -> Finding:
                 for layer in range(course.norm.shape[1])
             ]
     ends = "; ".join(
-        f"{_CALLED[which]} {_each(course.nonzero[-1], '.0%')} of their entries and a norm of {_each(course.norm[-1], '.3g')}"
+        f"{_CALLED[which]} {_each(course.nonzero[-1], '.0%')} of their entries and a norm of {', '.join(map(_size, course.norm[-1]))}"
         for which, course in watched.course.items()
     )
     says = f"After {len(text.tokens)} tokens have, layer by layer: {ends}."
@@ -157,6 +157,10 @@ def _own(course: Course, layer: int) -> Any:
 
 def _each(values: np.ndarray, form: str) -> str:
     return ", ".join(format(float(value), form) for value in values)
+
+
+def _size(norm: float) -> str:
+    return f"{norm:,.0f}" if norm >= 1000 else f"{norm:.3g}"
 
 
 # Which rows.
@@ -340,7 +344,7 @@ def slider(shown: Sequence[str], pictures: Sequence[bytes], rows: Sequence[Mappi
     ]
     # What a screen reader says of the token that the arrow keys come to.
     said = [
-        f"after token {n + 1}, {token}: {rows[n]['written']:,} rows written, {rows[n]['read']:,} read, norm {rows[n]['norm']:.3g}"
+        f"after token {n + 1}, {token}: {rows[n]['written']:,} rows written, {rows[n]['read']:,} read, norm {_size(rows[n]['norm'])}"
         for n, token in enumerate(shown)
     ]
     inputs = [
@@ -350,9 +354,9 @@ def slider(shown: Sequence[str], pictures: Sequence[bytes], rows: Sequence[Mappi
     ]
     labels = [f'<label for="{name}-{n}">{html.escape(shown[n])}</label>' for n in numbers]
     frames = [
-        f'<div class="frame"><img alt="State after token {n + 1}: {rows[n]["written"]} rows written, norm {rows[n]["norm"]:.3g}" '
+        f'<div class="frame"><img alt="State after token {n + 1}: {rows[n]["written"]} rows written, norm {_size(rows[n]["norm"])}" '
         f'src="data:image/png;base64,{base64.b64encode(pictures[n]).decode()}">'
-        f"<span>token {n + 1} of {len(shown)}: {rows[n]['written']:,} rows written, {rows[n]['read']:,} read, norm {rows[n]['norm']:.3g}</span>"
+        f"<span>token {n + 1} of {len(shown)}: {rows[n]['written']:,} rows written, {rows[n]['read']:,} read, norm {_size(rows[n]['norm'])}</span>"
         "</div>"
         for n in numbers
     ]
@@ -572,7 +576,7 @@ def _coloured(rows: Sequence[Mapping[str, Any]]) -> str:
             f'<span style="display:inline-flex;flex-direction:column;align-items:center;min-width:1.9rem;margin:0 .1rem .4rem 0">'
             f'<span style="background:rgba({red},{green},{blue},{strength:.2f});border-radius:.2rem;padding:.05rem .25rem;'
             f'font-family:ui-monospace,Menlo,Consolas,monospace">{html.escape(row["token"])}</span>'
-            f'<span style="font-size:.7rem">{number}</span><span style="font-size:.6rem;opacity:.65">{other}</span></span>'
+            f'<span style="font-size:.7rem">{number}</span><span style="font-size:.65rem;opacity:.8">{other}</span></span>'
         )
     return f'<div style="display:flex;flex-wrap:wrap">{"".join(cells)}</div>'
 
