@@ -71,7 +71,7 @@ def main(report: str, finding: str, name: str) -> None:
     chart = take(Path(report).read_text(encoding="utf-8"), finding)
     CHARTS.mkdir(parents=True, exist_ok=True)
     path = CHARTS / f"{name}.json"
-    path.write_text(json.dumps(chart, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(chart, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{path.relative_to(ROOT)}: {chart['title']}")
 
 
