@@ -444,6 +444,7 @@ def merging_texts() -> Any:
         "merged, heads": "merged heads",
         "mean of weights": "merged average",
         "trained on all three": "joint short",
+        "merged size, all from the start": "large joint",
     }
     figure, (axes,) = figures.make(1, width=6.0, height=3.4)
     looks = figures.lines(list(rows))
@@ -451,7 +452,7 @@ def merging_texts() -> Any:
         have = [run["scores"] for run in runs if (row or f"specialist {texts[0]}") in run["scores"]]
         bits = np.array([[scores[row or f"specialist {text}"][text] for text in texts] for scores in have])
         error = bits.std(axis=0, ddof=1) if len(bits) > 1 else None
-        x = np.arange(len(texts)) + (place - 2.5) * 0.11
+        x = np.arange(len(texts)) + (place - (len(rows) - 1) / 2) * 0.1
         look = {**looks[label], "linestyle": "none"}
         axes.errorbar(x, bits.mean(axis=0), yerr=error, capsize=2, **look)
     axes.set_xticks(range(len(texts)), [_LANGUAGES.get(text, text) for text in texts])
