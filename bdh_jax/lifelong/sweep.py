@@ -109,7 +109,7 @@ class LifelongSweep:
           ValueError: for a record of something else.
         """
         if "results" not in record or "neurons" not in record:
-            raise ValueError(f"a record with {', '.join(record) or 'nothing'} in it is of no several numbers of facts")
+            raise ValueError(f"a record with {', '.join(record) or 'nothing'} in it holds no several numbers of facts")
         return cls(tuple(LifelongResult.from_dict(result) for result in record["results"]), record["neurons"])
 
 
