@@ -5,7 +5,7 @@
 FOLDER holds a file NAME.jsonl.gz for each of ``--texts``, with a page a row: its name in ``page``, its text in ``text``. The first text makes the
 base; docs/how-to/merge.md says how to get such texts. Pages are held out by name, the same ones in all texts, for many are translations of
 each other. Trains what is missing, scores every model on the held-out pages of every text, prints the tables, and writes all numbers.
-Finished runs are only read, so that the command can be interrupted and given again; about 15 minutes on one quiet CPU core.
+Finished runs are only read, so that the command can be interrupted and given again; about 20 minutes on one quiet CPU core.
 """
 
 from __future__ import annotations

@@ -444,9 +444,9 @@ def merging_texts() -> Any:
         "merged, heads": "merged heads",
         "mean of weights": "merged average",
         "trained on all three": "joint short",
-        "merged size, all from the start": "large joint",
+        "merged size, all texts": "large joint",
     }
-    figure, (axes,) = figures.make(1, width=6.0, height=3.4)
+    figure, (axes,) = figures.make(1, width=7.2, height=3.4)
     looks = figures.lines(list(rows))
     for place, (label, row) in enumerate(rows.items()):
         have = [run["scores"] for run in runs if (row or f"specialist {texts[0]}") in run["scores"]]
