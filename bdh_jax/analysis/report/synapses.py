@@ -182,7 +182,13 @@ def _separation(subject: Subject, texts: Texts, asked: Asked, kinds: Sequence[Ki
         rows=rows,
         chart={
             "encoding": {
-                "x": {"field": "what", "type": "nominal", "title": None, "axis": {"labelAngle": 0}},
+                # A word a line: names of kinds are long, and pages of telephones narrow.
+                "x": {
+                    "field": "what",
+                    "type": "nominal",
+                    "title": None,
+                    "axis": {"labelAngle": 0, "labelOverlap": False, "labelExpr": "split(datum.value, ' ')"},
+                },
                 "xOffset": {"field": "model", "scale": _MODEL["scale"]},
                 "color": _MODEL,
                 "tooltip": [
