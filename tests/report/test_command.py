@@ -128,6 +128,15 @@ def test_a_run_from_other_weights_is_compared_with_those_and_says_so(runs, tmp_p
     assert shares(tmp_path / "on", "untrained") != shares(runs / "text", "untrained")
 
 
+def test_an_exported_run_has_a_report_of_its_weights(runs, tmp_path):
+    status, errors = bdh("export", f"--workdir={runs / 'facts'}", f"--out={tmp_path / 'sent'}")
+    assert status == 0, errors
+    report(f"--workdir={tmp_path / 'sent'}", "--only=activity", "--budget=0.05")
+    assert (tmp_path / "sent" / "report_csv" / "activity.share_by_layer.csv").read_bytes() == (
+        runs / "facts" / "report_csv" / "activity.share_by_layer.csv"
+    ).read_bytes()
+
+
 def test_a_report_is_replaced_only_if_asked_and_by_one_of_its_own(runs, tmp_path):
     workdir, out = f"--workdir={runs / 'facts'}", tmp_path / "page.html"
     small = (workdir, f"--out={out}", "--budget=0.05", "--only=activity")
