@@ -222,7 +222,7 @@ def retention(rows: Sequence[Mapping[str, Any]], chance: float) -> list[Finding]
             ),
             alternative=f"Recall by row of the benchmark's table{' and number of facts' if several else ''}. {says}.",
             rows=_by_facts(rows) if several else _by_score(rows),
-            chart=_facts_chart(chance) if several else _retention_chart(chance),
+            chart=_facts_chart(chance, names, numbers) if several else _retention_chart(chance),
             effect=effect,
             interval=bounds,
         )
@@ -264,16 +264,18 @@ def _by_facts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
-def _facts_chart(chance: float) -> dict[str, Any]:
+def _facts_chart(chance: float, names: Sequence[str], numbers: Sequence[int]) -> dict[str, Any]:
     recall = {"type": "quantitative", "title": "recall after the last reset"}
-    function = {"field": "function", "type": "nominal", "sort": None, "title": None}
+    # With one scale for both, colours and shapes share a legend.
+    function = {"field": "function", "type": "nominal", "scale": {"domain": list(names)}, "title": None}
     return {
         "height": 280,
         "encoding": {
             "x": {
                 "field": "facts",
                 "type": "quantitative",
-                "scale": {"type": "log", "base": 2},
+                "scale": {"type": "log", "base": 2, "nice": False, "padding": 14},
+                "axis": {"values": list(numbers), "format": ",d"},
                 "title": "facts of a stream",
             },
             "color": function,
