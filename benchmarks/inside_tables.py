@@ -23,16 +23,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from bdh_jax.analysis.codes import ASKED, TAPS, taps
+from bdh_jax.analysis.codes import ASKED, taps
 from bdh_jax.analysis.report import codes, repeats
 from bdh_jax.analysis.report.base import Subject
 from bdh_jax.experiment import load, read_experiment
 from bdh_jax.models.base import count_parameters
+from bdh_jax.parallel.mesh import MeshConfig, make_mesh
 from bdh_jax.runs.folder import seed_folders
 from bdh_jax.tasks.text import Text
 from bdh_jax.training.init_from import trained_tokenizer
+from bdh_jax.training.step import make_keys
 
 _WINDOWS = 64
+_NAMES = {"code": "code", "gated": "gated code", "mlp_out.x": "hidden"}
+"""A tap in the tables, which are narrow."""
+_MEASURED = ("active, %", "effective, %", "equal", "different")
 
 
 def subject_of(workdir: Path) -> Subject:
@@ -47,13 +52,13 @@ def subject_of(workdir: Path) -> Subject:
         tokens = np.stack([whole[start : start + length] for start in starts]).astype(np.int32)
     else:
         tokens = task.batch(2**31).tokens  # a step that no run comes to
-    model = experiment.model.build()
+    initialise, mesh = jax.jit(experiment.model.build().init_slow), make_mesh(MeshConfig())
     tokenizer = trained_tokenizer(folders[0])
     return Subject(
         name=workdir.name,
         config=experiment.model,
         seeds={read_experiment(folder).seed: load(folder, "last")[1] for folder in folders},
-        untrained=lambda seed: jax.jit(model.init_slow)(jax.random.key(seed)),
+        untrained=lambda seed: initialise(make_keys(seed, mesh)[0]),
         tokens=tokens,
         valid=np.ones(tokens.shape, bool),
         encode=lambda text: np.asarray(tokenizer.encode(text.encode()), np.int32),
@@ -108,46 +113,45 @@ def _is(row: Any, layer: int, seed: int) -> bool:
 
 
 def codes_tables(workdirs: Sequence[Path]) -> tuple[list[str], dict[str, Any]]:
-    """Markdown, and numbers."""
-    head = ["model, activations", "layer", "active, %", "effective, %", "equal", "different", *ASKED]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    """Markdown, and numbers: two tables with a row for each kind of activations, trained or not, and layer."""
+    heads = (["activations", "layer", *_MEASURED], ["activations", "layer", *ASKED])
+    tables = [["| " + " | ".join(head) + " |", "|---" * len(head) + "|"] for head in heads]
     numbers: dict[str, Any] = {"rows": [], "says": []}
     frequent: np.ndarray | None = None
     for workdir in workdirs:
         subject = subject_of(workdir)
         kind = type(subject.config).__name__.removesuffix("Config")
-        parameters = count_parameters(subject.config.build().declared_slow())
-        for model, trained in (("", True), (", untrained", False)):
-            seeds = sorted(subject.seeds) if trained else sorted(subject.seeds)[:1]
-            for tap in taps(subject.config):
+        parameters, seeds = count_parameters(subject.config.build().declared_slow()), sorted(subject.seeds)
+        for tap in taps(subject.config):
+            for trained in (True, False):
                 asked = [codes.ask(subject, tap, seed, trained=trained) for seed in seeds]
                 frequent = asked[0].probed.frequent
+                name = _NAMES[tap] + ("" if trained else ", untrained")
                 for layer in range(subject.config.n_layer):
-                    weights = asked[0].equal.pairs
-                    cosines = [
-                        [float(np.average(one.equal.cosine[which, layer], weights=weights)) for one in asked]
-                        for which in range(2)
-                    ]
-                    values = [
-                        [100 * float(one.density.active[layer]) for one in asked],
-                        [100 * float(one.density.effective[layer]) for one in asked],
-                        *cosines,
-                        *([float(one.probed.accuracy[layer, column]) for one in asked] for column in range(len(ASKED))),
-                    ]
-                    cells = [_spread(value, 1 if number < 2 else 2) for number, value in enumerate(values)]
-                    name = f"{kind}{model}, {TAPS[tap]}"
-                    lines.append(f"| {name} | {layer + 1} | {' | '.join(cells)} |")
+                    values = _values(asked, layer)
+                    cells = [_spread(value, 1 if number < 2 else 2) for number, value in enumerate(values.values())]
+                    for table, part in zip(tables, (cells[: len(_MEASURED)], cells[len(_MEASURED) :]), strict=True):
+                        table.append(f"| {name} | {layer + 1} | {' | '.join(part)} |")
                     numbers["rows"].append(
-                        {"model": name, "layer": layer + 1, "seeds": seeds, "parameters": parameters}
-                        | dict(zip(head[2:], values, strict=True))
+                        {"model": kind, "activations": name, "layer": layer + 1, "seeds": seeds, "parameters": parameters}
+                        | values
                         | {"largest difference of equal tokens": [float(one.equal.difference[layer]) for one in asked]}
                     )
         numbers["says"] += [finding.says for finding in codes.find(subject)]
         numbers[f"steps {kind}"] = steps_of(workdir)
         numbers[f"scores {kind}"] = _scores(workdir)
     if frequent is not None:
-        lines.append("| most frequent token | | | | | | " + " | ".join(f"{share:.2f}" for share in frequent) + " |")
-    return [*lines, "", *numbers["says"]], numbers
+        tables[1].append("| most frequent token | | " + " | ".join(f"{share:.2f}" for share in frequent) + " |")
+    return [*tables[0], "", *tables[1], "", *numbers["says"]], numbers
+
+
+def _values(asked: Sequence[codes.Asked], layer: int) -> dict[str, list[float]]:
+    """What is asked of a layer → its value in each seed; cosines weighted so that both kinds of pairs have the same distances."""
+    weights = asked[0].equal.pairs
+    shares = [[100 * float(getattr(one.density, name)[layer]) for one in asked] for name in ("active", "effective")]
+    cosines = [[float(np.average(one.equal.cosine[which, layer], weights=weights)) for one in asked] for which in range(2)]
+    read = [[float(one.probed.accuracy[layer, column]) for one in asked] for column in range(len(ASKED))]
+    return dict(zip((*_MEASURED, *ASKED), (*shares, *cosines, *read), strict=True))
 
 
 def _scores(workdir: Path) -> dict[str, float]:

@@ -5,7 +5,7 @@
 FOLDER holds a file NAME.jsonl.gz for each of ``--texts``, with a page a row: its name in ``page``, its text in ``text``. The first text makes the
 base; docs/how-to/merge.md says how to get such texts. Pages are held out by name, the same ones in all texts, for many are translations of
 each other. Trains what is missing, scores every model on the held-out pages of every text, prints the tables, and writes all numbers.
-Finished runs are only read, so that the command can be interrupted and given again; about 15 minutes on one quiet CPU core.
+Finished runs are only read, so that the command can be interrupted and given again; about 20 minutes on one quiet CPU core.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ TRAIN_BYTES, HELD_OUT_BYTES = 1_500_000, 20_000
 HELD_OUT_SHARE = 0.1
 MODES: tuple[Mode, ...] = ("neurons", "heads", "average")
 MARKS = ("<!-- made by benchmarks/merging_table.py -->", "<!-- end -->")
-COURSES = ("fixed", "grown", "grown, new alone", "merged heads")
+COURSES = ("fixed", "large, fixed", "grown", "grown, new alone", "merged heads")
+HEADS, HEAD_NEURONS = 4, 64
+"""Of the base."""
 Scores = dict[str, float]
 
 
@@ -55,6 +57,18 @@ class Sizes(NamedTuple):
     base: int = 400
     special: int = 150
     healing: int = 40
+
+
+def sized(heads: int) -> BDHConfig:
+    """The model of the table with so many heads of 64 neurons each."""
+    return BDHConfig(
+        n_layer=2,
+        d_model=64,
+        n_head=heads,
+        n_neurons=heads * HEAD_NEURONS,
+        dropout=0.0,
+        fast=FastWeightConfig(enabled=False),
+    )
 
 
 class Lab:
@@ -72,9 +86,7 @@ class Lab:
         config = ExperimentConfig(
             task=TextConfig(length=128, evaluation_windows=8),
             data=DataConfig(path=paths, validation_path=held_out),
-            model=BDHConfig(
-                n_layer=2, d_model=64, n_head=4, n_neurons=256, dropout=0.0, fast=FastWeightConfig(enabled=False)
-            ),
+            model=sized(HEADS),
             optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=max(1, steps // 10)),
             train=TrainConfig(
                 steps=steps, batch_size=8, loss="weights", evaluate_every=steps, checkpoint_every=steps, log_every=50
@@ -244,6 +256,9 @@ def of_seed(lab: Lab) -> dict[str, Any]:
         merged[f"pair {mode}"] = row(f"pair {mode}", lambda mode=mode: lab.merged(f"pair_{mode}", special[:2], mode))
     row("joint short", lambda: lab.trained("joint_short", rest, sizes.special, "base"))
     row("joint long", lambda: lab.trained("joint_long", rest, sizes.special * len(rest), "base"))
+    # As large as what is merged along neurons or heads, and as many steps as base and specialists have together.
+    large, all_steps = sized(HEADS * len(rest)), sizes.base + sizes.special * len(rest)
+    row("large joint", lambda: lab.trained("large_joint", lab.texts, all_steps, model=large))
     for name in ("base", *(f"merged {mode}" for mode in MODES)):
         run = merged[name]
         row(f"{name} healed", lambda run=run: lab.trained(f"healed_{run}", rest, sizes.healing, run))
@@ -266,7 +281,8 @@ def of_seed(lab: Lab) -> dict[str, Any]:
 
 
 def of_sequence(lab: Lab, special: Sequence[str]) -> dict[str, Any]:
-    """One text after another: the same model, one that grows a head before each, and specialists that are merged."""
+    """One text after another: the same model, one as large from the start as the grown one at its end, one that grows a head before each,
+    and specialists that are merged."""
     exact: list[bool] = []
     rest, steps = lab.texts[1:], lab.sizes.special
 
@@ -281,6 +297,12 @@ def of_sequence(lab: Lab, special: Sequence[str]) -> dict[str, Any]:
         # The first of them is the specialist of that text.
         text = rest[number]
         return special[0] if number == 0 else lab.trained(f"fixed_{text}", [text], steps, before)
+
+    def large(before: str, number: int) -> str:
+        return lab.trained(f"large_{rest[number]}", [rest[number]], steps, before)
+
+    def large_base() -> str:
+        return lab.trained("large_base", lab.texts[:1], lab.sizes.base, model=sized(HEADS + len(rest)))
 
     def grown(before: str, number: int, short: str = "grown") -> str:
         text = rest[number]
@@ -298,13 +320,15 @@ def of_sequence(lab: Lab, special: Sequence[str]) -> dict[str, Any]:
     made = {
         "merged heads": merged,
         "fixed": fixed,
+        "large, fixed": large,
         "grown": grown,
         "grown, new alone": functools.partial(grown, short="new"),
     }
     courses: dict[str, list[str]] = {}
     for name, stage in made.items():
-        courses[name] = ["base"]
+        courses[name] = []
         try:
+            courses[name].append(large_base() if name == "large, fixed" else "base")
             for number in range(len(rest)):
                 courses[name].append(stage(courses[name][-1], number))
         except NotTrained:
@@ -361,6 +385,7 @@ def _label(name: str) -> str:
         ("alone", "no common base,"),
         ("merged average", "mean of weights"),
         ("merged", "merged along"),
+        ("large joint", "of the merged size, all four texts from the start"),
         ("joint short", "trained on all, as long as one specialist"),
         ("joint long", "trained on all, as long as all specialists"),
     ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import html
 import json
 import os
 import re
@@ -11,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from docs.tools import check, hooks, plain
+from bdh_jax.analysis.report.base import Finding
+from bdh_jax.analysis.report.page import Answer, Page, render
+from docs.tools import check, hooks, plain, report_figures
 from docs.tools import figures as drawn
 from tests.pages import write_files
 
@@ -247,8 +251,34 @@ def test_docstrings_are_made_plain():
 def test_every_figure_is_drawn_and_shown():
     shown = {name for document in DOCUMENTS for name in re.findall(r"figures/(\w+)\.svg", text(document))}
     stored = {path.name for path in (ROOT / "docs" / "results" / "figures").iterdir()}
-    assert shown == set(drawn.FIGURES)
-    assert stored == {f"{name}.{kind}" for name in drawn.FIGURES for kind in ("svg", "png")}
+    names = {*drawn.FIGURES, *report_figures.kept()}
+    assert len(names) == len(drawn.FIGURES) + len(report_figures.kept())
+    assert shown == names
+    assert stored == {f"{name}.{kind}" for name in names for kind in ("svg", "png")}
+
+
+@pytest.mark.parametrize("name", report_figures.kept())
+def test_a_figure_of_a_report_is_its_chart_with_its_title_and_caption(name):
+    chart = report_figures.kept()[name]
+    svg, png = report_figures.draw(chart)
+    said = " ".join(re.sub(r"<[^>]+>", " ", svg).split())
+    assert html.escape(chart["title"], quote=False) in said
+    assert chart["caption"]
+    assert chart["spec"]["data"]["values"]
+    assert png.startswith(b"\x89PNG")
+
+
+def test_a_chart_is_taken_out_of_a_report_with_what_stands_around_it():
+    spec = {"mark": "point", "encoding": {"x": {"field": "x", "type": "quantitative"}}}
+    said = ("A < b", "It is <5 %.", "", "The `x` & more.", "Words.")
+    finding = Finding("one", *said, [{"x": 1.5}], spec)
+    answer = Answer("first", "First", "Why?", [finding, dataclasses.replace(finding, name="two", title="Other")])
+    report = render(Page("Inside", "Lead", {}, [answer], "Made."))
+    taken = report_figures.take(report, "first-one")
+    assert (taken["title"], taken["says"], taken["caption"]) == ("A < b", "It is <5 %.", "The x & more.")
+    assert taken["spec"]["data"] == {"values": [{"x": 1.5}]}
+    with pytest.raises(ValueError, match="no chart of 'first-three'"):
+        report_figures.take(report, "first-three")
 
 
 @pytest.mark.parametrize("name", drawn.FIGURES)

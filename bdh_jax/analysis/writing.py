@@ -215,23 +215,61 @@ def last_reads(
     before = np.stack([np.pad(text[:-1], (0, longest + 1 - len(text))) for text in texts]).astype(np.int32)
     valid = np.arange(longest)[None] < np.array([len(text) - 1 for text in texts])[:, None]
     last = np.array([text[-1] for text in texts], np.int32)[:, None]
+    fast = _state_after(config.without_slots(), slow, before, valid)
+    return reads(config, slow, fast, last, which, shuffles=shuffles, seed=seed)
+
+
+def reads(
+    config: BDHConfig, slow: Slow, fast: FastState, last: np.ndarray, which: Matrix, *, shuffles: int = 99, seed: int = 1
+) -> LastRead:
+    """As :func:`last_reads`, of a state that is given.
+
+    Args:
+      config: of the model.
+      slow: its weights.
+      fast: of B texts.
+      last: [B, 1], the token that reads.
+      which: the matrix.
+      shuffles: S.
+      seed: draws the orders.
+    """
     keys = jax.random.split(key_of(seed), shuffles)
-    found = jax.device_get(_last(config.without_slots(), which, slow, before, valid, last, keys))
-    return LastRead(*found)
+    return LastRead(*jax.device_get(_reads(config.without_slots(), which, slow, fast, last, keys)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _state_after(config: BDHConfig, slow: Slow, tokens: jax.Array, valid: jax.Array) -> FastState:
+    return config.build().apply({"params": slow}, tokens, valid=valid).carried
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _last(
-    config: BDHConfig, which: Matrix, slow: Slow, before: jax.Array, valid: jax.Array, last: jax.Array, keys: jax.Array
+def _reads(
+    config: BDHConfig, which: Matrix, slow: Slow, fast: FastState, last: jax.Array, keys: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     model = config.build()
-    fast = model.apply({"params": slow}, before, valid=valid).carried
 
     def logs(fast: FastState) -> jax.Array:
         return jax.nn.log_softmax(model.apply({"params": slow}, last, fast, state="none").logits[:, 0])
 
     shuffled = jax.lax.map(lambda key: logs(_shuffled(fast, which, key)), keys)
     return logs(fast), logs(_without(fast, which)), shuffled
+
+
+def worth(read: LastRead, came: np.ndarray | None) -> tuple[float, np.ndarray]:
+    """Bits that the last read adds, in the mean over texts.
+
+    Args:
+      read: of B texts.
+      came: [B], the token that stands after each, whose log-probability counts; None: the certainty of what is predicted counts.
+
+    Returns:
+      As it is, and [S], of rows in each other order.
+    """
+    if came is None:
+        normal, without, shuffled = (certainty(part) for part in read)
+    else:
+        normal, without, shuffled = (part[..., np.arange(len(came)), came] / np.log(2) for part in read)
+    return float((normal - without).mean()), (shuffled - without).mean(axis=-1)
 
 
 def certainty(log_probabilities: np.ndarray) -> np.ndarray:

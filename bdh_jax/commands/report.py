@@ -28,12 +28,14 @@ from bdh_jax.analysis.report.page import Answer, Page
 from bdh_jax.commands._flags import define_path
 from bdh_jax.commands._output import write_output
 from bdh_jax.config import ConfigError
+from bdh_jax.config.base import one_line
 from bdh_jax.config.paths import check_writable
 from bdh_jax.console import Progress
 from bdh_jax.data.documents import expanded
 from bdh_jax.data.tokenizer import Tokenizer
 from bdh_jax.experiment import ExperimentConfig, load, read_experiment
 from bdh_jax.lifelong.result import LifelongResult
+from bdh_jax.lifelong.sweep import LifelongSweep
 from bdh_jax.models.base import count_parameters
 from bdh_jax.parallel.mesh import MeshConfig, make_mesh
 from bdh_jax.runs.checkpoint import read_slow
@@ -55,7 +57,7 @@ from bdh_jax.tasks.base import Task
 from bdh_jax.tasks.facts import VALUES
 from bdh_jax.tasks.mixed import unigram_bits
 from bdh_jax.tasks.text import Text, TextConfig
-from bdh_jax.training.init_from import trained_tokenizer
+from bdh_jax.training.init_from import started_with, trained_tokenizer
 from bdh_jax.training.step import make_keys
 from bdh_jax.types import Slow
 
@@ -244,6 +246,7 @@ def _report(
     return Page(
         title=f"Inside {subject.name}",
         lead=_lead(experiment, subject),
+        notice=_beginning(folders),
         facts=_facts(experiment, folders, subject),
         answers=answers,
         made=(
@@ -296,14 +299,14 @@ def _subject(workdir: Path, folders: Sequence[Path], task: Task, rows: int) -> S
     for folder in folders:
         seed = read_experiment(folder).seed
         config, seeds[seed] = load(folder, "last")
-        steps = sorted(int(path.name) for path in (folder / CHECKPOINTS).iterdir() if path.name.isdecimal())
-        checkpoints[seed] = {step: functools.partial(_slow_at, folder, step) for step in steps}
+        checkpoints[seed] = {step: functools.partial(_slow_at, folder, step) for step in _steps(folder)}
     if config is None:
         raise ConfigError(f"--workdir={workdir} holds no run; name the folder of a training run")
     initialise, mesh = jax.jit(config.build().init_slow), make_mesh(MeshConfig())
+    began = _began(folders)
 
     def untrained(seed: int) -> Slow:
-        return initialise(make_keys(seed, mesh)[0])
+        return began[seed] if began else initialise(make_keys(seed, mesh)[0])
 
     tokens, valid = held_out(task, rows)
     encode, decode = _reading(trained_tokenizer(folders[0])) if task.config.reads_text else (None, None)
@@ -317,6 +320,46 @@ def _subject(workdir: Path, folders: Sequence[Path], task: Task, rows: int) -> S
         encode=encode,
         decode=decode,
         checkpoints=checkpoints,
+    )
+
+
+def _began(folders: Sequence[Path]) -> dict[int, Slow]:
+    """Seed → the weights that it began with, where those were another run's; empty if any seed's are not there or untrained."""
+    if any(_last_step(folder) == 0 for folder in folders):
+        return {}
+    found = {read_experiment(folder).seed: started_with(folder) for folder in folders}
+    there = {seed: slow for seed, slow in found.items() if slow is not None}
+    return there if len(there) == len(found) else {}
+
+
+def _last_step(folder: Path) -> int:
+    return max(_steps(folder), default=-1)
+
+
+def _steps(folder: Path) -> list[int]:
+    """Of its checkpoints, ascending; none of a run that was exported, which has its last weights alone."""
+    kept = folder / CHECKPOINTS
+    return sorted(int(path.name) for path in kept.iterdir() if path.name.isdecimal()) if kept.is_dir() else []
+
+
+def _beginning(folders: Sequence[Path]) -> str:
+    """What a page has to say of a run whose weights did not begin at random; empty of others."""
+    origin = read_run(folders[0]).init_from
+    if origin is None:
+        return ""
+    named = (
+        f"those of `{origin['folder']}` at step {origin['step']:,}"
+        if "folder" in origin
+        else "made of other models' weights"
+    )
+    if _began(folders):
+        return (
+            f'Its first weights were {named}. Wherever this page says "untrained" or "before its first step" it means those weights: what is '
+            "found beside them is what this run has changed."
+        )
+    return (
+        f"Its first weights were {named}, and this run has not trained them, or they are not there any more. Wherever this page says "
+        '"untrained" or "before its first step" it means random weights: what is found beside them is owed to all training before, too.'
     )
 
 
@@ -372,18 +415,21 @@ def _retention(workdir: Path) -> list[Finding]:
     path = workdir / "lifelong" / RESULTS
     if not path.exists():
         return []
+    record = read_json(path)
     try:
-        result = LifelongResult.from_dict(read_json(path))
-    except (ValueError, KeyError, TypeError):
-        _LOGGER.warning("%s is not shown: it holds several numbers of facts, or is of another version", path)
+        results = LifelongSweep.from_dict(record).results if "results" in record else (LifelongResult.from_dict(record),)
+    except (ValueError, KeyError, TypeError) as error:
+        _LOGGER.warning("%s is not shown: it is of another version (%s)", path, one_line(str(error), 200))
         return []
     rows = [
         {
             "function": row.name,
+            "facts": result.config.stream.facts,
             "model": model,
             "stream": stream,
             **{name: float(row.scores[name][model, stream]) for name in ("recall", "harm")},
         }
+        for result in results
         for row in result.rows
         for model, stream in np.ndindex(row.scores["recall"].shape)
     ]

@@ -101,6 +101,17 @@ class LifelongSweep:
         """Plain dict for JSON: every result, as it would be alone."""
         return {"neurons": self.neurons, "results": [result.to_dict() for result in self.results]}
 
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> LifelongSweep:
+        """The sweep that ``to_dict`` gave.
+
+        Raises:
+          ValueError: for a record of something else.
+        """
+        if "results" not in record or "neurons" not in record:
+            raise ValueError(f"a record with {', '.join(record) or 'nothing'} in it holds no several numbers of facts")
+        return cls(tuple(LifelongResult.from_dict(result) for result in record["results"]), record["neurons"])
+
 
 def run(
     model: BDH,

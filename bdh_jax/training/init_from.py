@@ -145,6 +145,34 @@ def check_same_start(origin: dict[str, Any], folders: Iterable[Path]) -> None:
             )
 
 
+def started_with(folder: Path) -> Slow | None:
+    """The slow weights that a run began with, if they were not its own random ones and are there still.
+
+    Args:
+      folder: of one seed.
+
+    Returns:
+      Of the run that ``train.init_from`` named, or of the checkpoint at step 0, whichever are known by their hash; None without either.
+
+    Raises:
+      CheckpointError: if the record of the run cannot be read.
+    """
+    origin = read_run(folder).init_from
+    if origin is None:
+        return None
+    places = [(folder, 0)]
+    if "folder" in origin and "step" in origin:
+        places.insert(0, (Path(origin["folder"]), origin["step"]))
+    for place, step in places:
+        try:
+            slow = read_slow(place, step, on_host=True).slow
+        except (CheckpointError, ConfigError):
+            continue
+        if slow_hash(slow) == origin.get("slow"):
+            return slow
+    return None
+
+
 def trained_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer that a run on text keeps in its folder; bytes if it kept none.
 

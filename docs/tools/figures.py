@@ -1,7 +1,7 @@
 """Draw the figures of the results, from the tables of the pages and the files of ``benchmarks/results``: ``python -m docs.tools.figures``.
 
-What a page says in a table is read from there, so that figure and table cannot differ. Each figure is written as SVG, which the pages
-show, and as PNG.
+What a page says in a table is read from there, so that figure and table cannot differ. What a report shows of a run is the report's own chart
+(``docs/tools/report_figures.py``). Each figure is written as SVG, which the pages show, and as PNG.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 
 from bdh_jax.analysis import figures
 from bdh_jax.tasks.facts import VALUES
+from docs.tools import report_figures
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -161,27 +162,6 @@ def lifelong_facts() -> Any:
         y="bits recalled above chance, per byte",
     )
     figures.legend(figure, left)
-    return figure
-
-
-def repeats() -> Any:
-    """Shares of active gated code over readings of a word, by layer."""
-    measured = json.loads((ROOT / "benchmarks" / "results" / "repeats_cpu.json").read_text(encoding="utf-8"))
-    rows = measured["by_reading"]
-    layers = sorted({row["layer"] for row in rows})
-    figure, panels = figures.make(len(layers), width=2.5, height=2.9, sharey=True)
-    looks = figures.lines(["repeated", "shuffled", "untrained"])
-    for axes, layer in zip(panels, layers, strict=True):
-        for text, look in looks.items():
-            for number, seed in enumerate(sorted({row["seed"] for row in rows})):
-                line = [row for row in rows if (row["layer"], row["text"], row["seed"]) == (layer, text, seed)]
-                label = {"label": text if not number else None}
-                axes.plot([row["reading"] for row in line], [100 * row["share"] for row in line], **{**look, **label})
-        figures.say(
-            axes, title=REPEATS[layer - 1], x="reading of the word", y="active gated code, %" if layer == layers[0] else ""
-        )
-    panels[0].set_ylim(0, 108 * max(row["share"] for row in rows))
-    figures.legend(figure, panels[0])
     return figure
 
 
@@ -464,14 +444,15 @@ def merging_texts() -> Any:
         "merged, heads": "merged heads",
         "mean of weights": "merged average",
         "trained on all three": "joint short",
+        "merged size, all texts": "large joint",
     }
-    figure, (axes,) = figures.make(1, width=6.0, height=3.4)
+    figure, (axes,) = figures.make(1, width=7.2, height=3.4)
     looks = figures.lines(list(rows))
     for place, (label, row) in enumerate(rows.items()):
         have = [run["scores"] for run in runs if (row or f"specialist {texts[0]}") in run["scores"]]
         bits = np.array([[scores[row or f"specialist {text}"][text] for text in texts] for scores in have])
         error = bits.std(axis=0, ddof=1) if len(bits) > 1 else None
-        x = np.arange(len(texts)) + (place - 2.5) * 0.11
+        x = np.arange(len(texts)) + (place - (len(rows) - 1) / 2) * 0.1
         look = {**looks[label], "linestyle": "none"}
         axes.errorbar(x, bits.mean(axis=0), yerr=error, capsize=2, **look)
     axes.set_xticks(range(len(texts)), [_LANGUAGES.get(text, text) for text in texts])
@@ -668,14 +649,6 @@ def local_pruning() -> Any:
     return figure
 
 
-REPEATS = (
-    "Layer 1 is as active as ever",
-    "So is layer 2",
-    "Layer 3 gets more active,\nshuffled or not",
-    "And so does layer 4",
-)
-"""Findings of the page on repeats, a layer each."""
-
 LOCAL_TITLES = {
     "hebbian": "Instead of the gradient it learns nothing",
     "causes": "Most of the harm is one direction: without it,\nor with x centred, most of the loss is back",
@@ -689,105 +662,12 @@ LOCAL_TITLES = {
 """Findings of the page on local learning."""
 
 
-def neuron_graph() -> Any:
-    """Degrees, and modularity beside graphs of the same degrees, of trained, untrained and shuffled models."""
-    path = ROOT / "benchmarks" / "results" / "graph_cpu.json"
-    found = json.loads(path.read_text(encoding="utf-8"))["findings"]["graph"]
-    models = ("trained", "untrained", "shuffled")
-    looks = figures.lines(models)
-    figure, panels = figures.make(3, width=3.9, height=3.5)
-    rows = found["degrees"]["rows"]
-    for axes, direction in zip(panels, ("in", "out"), strict=False):
-        for (model, look), dashes in zip(looks.items(), ("-", "--", ":"), strict=True):
-            for seed in sorted({row["seed"] for row in rows}):
-                line = [r for r in rows if (r["model"], r["direction"], r["seed"]) == (model, direction, seed)]
-                style = {
-                    **look,
-                    "linestyle": dashes,
-                    "marker": None,
-                    "label": look["label"] if seed == rows[0]["seed"] else None,
-                }
-                axes.step([r["degree"] for r in line], [r["share"] for r in line], where="pre", **style)
-        axes.set(xscale="log", yscale="log", xlim=(1, None), ylim=(5e-4, 1.2))
-    titles = ("Training makes hubs at which edges end …", "… and, fewer, at which edges begin")
-    for axes, title, verb in zip(panels, titles, ("end at", "begin at"), strict=False):
-        figures.say(axes, title=title, x=f"edges that {verb} a neuron, at least", y="share of neurons")
-    axes, rows = panels[2], found["modularity"]["rows"]
-    densities = sorted({row["density"] for row in rows})
-    for number, (model, look) in enumerate(looks.items()):
-        for row in (row for row in rows if row["model"] == model):
-            x = densities.index(row["density"]) + 0.2 * (number - 1)
-            axes.plot([x, x], [row["rewired_mean"], row["modularity"]], color=look["color"], linewidth=1.5)
-            axes.plot(x, row["modularity"], **{**look, "label": None})
-            axes.plot(x, row["rewired_mean"], marker="_", color=look["color"], markersize=9)
-    axes.set_xticks(range(len(densities)), [f"{100 * density:g} %" for density in densities])
-    axes.set_ylim(0, None)
-    title = "Its communities are beyond its degrees (–)"
-    figures.say(axes, title=title, x="density: share of pairs with an edge", y="modularity")
-    figures.legend(figure, panels[0])
-    return figure
-
-
-def activity() -> Any:
-    """Active shares by layer, before and after training; and their change in what was read before."""
-    shares = table("activity.md", "run", "layer", "model", "code", "gate", "both")
-    changes = table("activity.md", "run", "layer of", "code", "gate", "both")
-    kinds = ("code", "gate", "both")
-    places = {("text", "1"): 0.0, ("text", "2"): 1.0, ("text", "3"): 2.0, ("nback", "1"): 3.6, ("nback", "2"): 4.6}
-    figure, (by_layer, repeated) = figures.make(2, width=4.6, height=3.6)
-    for number_of, (kind, look) in enumerate(figures.lines(kinds).items()):
-        colour, marker, beside = look["color"], look["marker"], 0.22 * (number_of - 1)
-        for run, layer, model, *cells in shares:
-            filled = {} if model == "trained" else {"markerfacecolor": "none"}
-            label = kind if (run, layer, model) == ("text", "1", "trained") else None
-            value = number(cells[number_of]), spread(cells[number_of])
-            by_layer.errorbar(
-                places[run, layer] + beside,
-                value[0],
-                value[1],
-                color=colour,
-                marker=marker,
-                label=label,
-                linestyle="",
-                **filled,
-            )
-        for run, layer, *cells in changes:
-            of, model = layer.split()
-            ends = [float(end.replace("−", "-")) for end in re.findall(r"[-−+][\d.]+", cells[number_of])]
-            value, low, high = ends or (0.0, 0.0, 0.0)
-            filled = {} if model == "trained" else {"markerfacecolor": "none"}
-            place = places[run, of] + beside + (0.07 if model == "untrained" else 0)
-            repeated.errorbar(
-                place, value, [[value - low], [high - value]], color=colour, marker=marker, linestyle="", **filled
-            )
-    for axes in (by_layer, repeated):
-        axes.set_xticks(list(places.values()), [f"{run}\n{layer}" for run, layer in places])
-    by_layer.set_ylim(0, None)
-    figures.reference(repeated, 0, "no change")
-    figures.say(
-        by_layer,
-        title="Training leaves a twentieth to a fifth\nof the neurons active (hollow: untrained)",
-        x="run and layer",
-        y="active neurons, %",
-    )
-    figures.say(
-        repeated,
-        title="What was read before needs fewer neurons\nin n-back, and hardly in text",
-        x="run and layer",
-        y="change in repeats, %",
-    )
-    figures.legend(figure, by_layer)
-    return figure
-
-
 FIGURES: dict[str, Callable[[], Any]] = {
     made.__name__: made
     for made in (
-        activity,
         lifelong,
         lifelong_course,
         lifelong_facts,
-        repeats,
         capacity,
         language_context,
         language_scores,
@@ -803,7 +683,6 @@ FIGURES: dict[str, Callable[[], Any]] = {
         local_frontier,
         local_changes,
         local_pruning,
-        neuron_graph,
     )
 }
 
@@ -838,6 +717,10 @@ def main(folder: Path = FOLDER) -> None:
         figure = draw()
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
         figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
+    for name, chart in report_figures.kept().items():
+        svg, png = report_figures.draw(chart)
+        (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+        (folder / f"{name}.png").write_bytes(png)
 
 
 if __name__ == "__main__":

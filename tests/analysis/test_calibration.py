@@ -1,15 +1,22 @@
-"""Where there is nothing, p-values are uniform: every null of the sections on the graph and on synapses, over 200 shuffles each.
+"""Where there is nothing, p-values are uniform: the nulls of the graph, of synapses and of what a read is worth, over 200 shuffles each.
 
 A p-value of S permutations lies on the grid 1/(S + 1), …, 1, so that the distance of its distribution to the uniform one (Kolmogorov and
 Smirnov) is at most that of 200 uniform numbers and one step of the grid. 200 uniform numbers stay below ``BOUND`` in all but one of
 1,000 cases.
 """
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
 
-from bdh_jax.analysis import graph, synapses
+from bdh_jax.analysis import graph, synapses, writing
+from bdh_jax.analysis.fast_states import shuffle_attention_by, shuffle_rows_by
+from bdh_jax.analysis.nulls import p_of
+from bdh_jax.config.seeds import key_of
+from bdh_jax.fast_weights.config import FastWeightConfig
+from bdh_jax.models.bdh import BDHConfig
+from tests.compiled import init
 
 SHUFFLES = 200
 BOUND = stats.kstwo.isf(1e-3, SHUFFLES)
@@ -128,3 +135,38 @@ def test_a_planted_synapse_is_found_nearly_always_and_holds():
         held += synapses.hold_out(values[test], labels[test], found, contrast[:1], entry[:1]).p_values[0] < 0.05
     assert right >= 0.9 * SHUFFLES
     assert held >= 0.9 * SHUFFLES
+
+
+WRITING = BDHConfig(
+    vocab_size=12,
+    n_layer=2,
+    d_model=8,
+    n_head=2,
+    n_neurons=32,
+    dropout=0.0,
+    init_std=0.3,
+    fast=FastWeightConfig(learning_rate=2.0),
+)
+
+
+@pytest.mark.parametrize(("which", "shuffle", "spoken"), [("S", shuffle_rows_by, True), ("ρ", shuffle_attention_by, False)])
+def test_what_a_read_of_shuffled_rows_is_worth(which, shuffle, spoken):
+    """States of the null itself: rows already in another order. As it was written, a state is told from them where those tokens come that
+    gain most by the order of its rows."""
+    rng = np.random.default_rng(6)
+    slow = init(WRITING.build(), 0)
+    tokens = rng.integers(0, 12, (6, 12)).astype(np.int32)
+    last = rng.integers(0, 12, (6, 1)).astype(np.int32)
+    fast = jax.jit(lambda: WRITING.build().apply({"params": slow}, tokens).carried)()
+    shuffled = jax.jit(lambda key: shuffle(fast, key))
+    came = rng.integers(0, 12, 6) if spoken else None
+
+    def p_value(state, seed, came):
+        read = writing.reads(WRITING, slow, state, last, which, shuffles=39, seed=seed)
+        return float(p_of(*writing.worth(read, came)))
+
+    p_values = [p_value(shuffled(key_of(10_000 + seed)), seed, came) for seed in range(SHUFFLES)]
+    assert_uniform(p_values, 39)
+    chosen = writing.reads(WRITING, slow, fast, last, which, shuffles=39, seed=1000)
+    gains = (chosen.normal - chosen.shuffled.mean(axis=0)).argmax(axis=1)
+    assert p_value(fast, 0, gains) == 1 / 40

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from bdh_jax.analysis.report import overview, page
 from bdh_jax.analysis.report.base import Finding, sections
@@ -199,6 +200,67 @@ def test_scores_stand_beside_ceilings_and_baselines():
     assert "none 8.0000" in of_text.says
     assert {row["what"] for row in of_text.rows} == {"validation", "none"}
     assert overview.scores({}, {"none": 8.0}) == []
+
+
+def kept(recalls, streams=4, facts=64, **harm):
+    """Rows of the lifelong benchmark: function → mean recall; streams differ by the same for all functions."""
+    return [
+        {
+            "function": name,
+            "facts": facts,
+            "model": 0,
+            "stream": stream,
+            "recall": recall + 0.01 * noise,
+            "harm": harm.get(name, 0.1),
+        }
+        for name, recall in recalls.items()
+        for stream, noise in enumerate(np.random.default_rng(len(name)).normal(size=streams))
+    ]
+
+
+def test_what_is_kept_of_facts_is_held_against_nothing_consolidated():
+    (found,) = overview.retention(kept({"none": 0.1, "dense": 0.5, "delta": 0.9}, delta=float("nan")), 0.02)
+    assert found.title.endswith("are kept by delta")
+    assert found.interval is not None
+    assert found.interval[0] < found.effect < found.interval[1]
+    assert found.interval[0] > 0.7
+    assert "not distinguishable" not in found.says
+    assert "harm" not in found.says
+    assert {row["function"] for row in found.rows if row["score"] == "harm"} == {"none", "dense"}
+    assert "best of 2 rows" in found.null
+    (nothing,) = overview.retention(kept({"none": 0.1, "dense": 0.11}), 0.02)
+    assert "`dense` recalls" in nothing.says
+    assert "not distinguishable" in nothing.says
+    (alone,) = overview.retention(kept({"dense": 0.5}, streams=1), 0.02)
+    assert (alone.null, alone.interval, alone.effect) == ("", None, None)
+    assert overview.retention([], 0.02) == []
+
+
+def test_what_is_kept_of_several_numbers_of_facts_is_told_of_the_largest():
+    rows = kept({"none": 0.1, "dense": 0.9, "delta": 0.8}) + kept({"none": 0.1, "dense": 0.2, "delta": 0.7}, facts=512)
+    (found,) = overview.retention(rows, 0.02)
+    assert found.title.startswith("Of 512 facts of a stream")
+    assert found.title.endswith("kept by delta")
+    assert [(row["function"], row["facts"]) for row in found.rows][:2] == [("none", 64), ("dense", 64)]
+    dense = {row["facts"]: row["recall"] for row in found.rows if row["function"] == "dense"}
+    assert dense[64] == pytest.approx(0.9, abs=0.02)
+    assert dense[512] == pytest.approx(0.2, abs=0.02)
+    assert all(row["low"] < row["recall"] < row["high"] and row["streams"] == 4 for row in found.rows)
+    assert page.still(found).startswith("data:image/svg+xml")
+
+
+def test_in_noise_the_best_of_many_rows_is_not_called_better_more_often_than_stated():
+    """The interval is widened for the choice: rows that keep nothing, 20 of them, of which the best is looked at."""
+    rng, wrong = np.random.default_rng(0), 0
+    for _ in range(200):
+        rows = [
+            {"function": name, "facts": 64, "model": 0, "stream": stream, "recall": recall, "harm": 0.0}
+            for name in ("none", *(f"row {number}" for number in range(20)))
+            for stream, recall in enumerate(rng.normal(size=8))
+        ]
+        (found,) = overview.retention(rows, 0.0)
+        wrong += found.interval is not None and found.interval[0] > 0
+    assert wrong <= stats.binom.isf(1e-3, 200, 0.05)
 
 
 def test_curves_have_a_line_for_each_seed():

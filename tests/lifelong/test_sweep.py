@@ -77,6 +77,11 @@ def test_the_figure_has_a_line_for_each_function_and_marks_the_neurons(sweep):
 
 def test_its_record_holds_every_result(sweep):
     record = json.loads(json.dumps(sweep.to_dict()))
+    read = lifelong_sweep.LifelongSweep.from_dict(record)
+    assert read.facts == sweep.facts
+    assert json.dumps(read.to_dict()) == json.dumps(sweep.to_dict())
+    with pytest.raises(ValueError, match="holds no several numbers of facts"):
+        lifelong_sweep.LifelongSweep.from_dict(record["results"][0])
     assert record["neurons"] == 64
     assert [result["config"]["stream"]["facts"] for result in record["results"]] == [32, 64]
     assert record["results"][1]["rows"][1]["rate"] == 0.1

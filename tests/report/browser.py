@@ -75,7 +75,13 @@ CUT = """() => {
   for (const chart of document.querySelectorAll(".chart")) {
     const picture = chart.querySelector("svg.marks, canvas.marks");
     if (!picture) wide.push(`no picture in ${chart.querySelector(".live").dataset.spec}`);
-    else if (chart.scrollWidth > chart.clientWidth + 1) wide.push(`chart ${chart.querySelector(".live").dataset.spec} scrolls`);
+    const frame = picture && picture.getBoundingClientRect();
+    for (const text of chart.querySelectorAll("svg.marks text")) {
+      const box = text.getBoundingClientRect();
+      if (frame && box.width && getComputedStyle(text).opacity !== "0" && (box.right > frame.right + 2 || box.left < frame.left - 2))
+        wide.push(`"${text.textContent}" is cut in ${chart.querySelector(".live").dataset.spec}`);
+    }
+    if (picture && chart.scrollWidth > chart.clientWidth + 1) wide.push(`chart ${chart.querySelector(".live").dataset.spec} scrolls`);
   }
   return wide;
 }"""

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bdh_jax.analysis.report import page
+from bdh_jax.analysis.report import page, watch
 from bdh_jax.analysis.report.base import Finding
 from bdh_jax.analysis.report.page import Answer, Page
 from tests.report.browser import CUT, SCHEMES, UNNAMED, WIDTHS, browser, opened
 
+TOKENS = ["a", "<b>", "␣", '"']
 X, Y = {"field": "x", "type": "quantitative"}, {"field": "y", "type": "quantitative"}
 LAYER = {"field": "layer", "type": "nominal"}
 LONG = "a very long name of something that was measured and has to stand somewhere"
@@ -65,6 +66,10 @@ def report(tmp_path_factory) -> Path:
     findings.append(
         Finding("text", "A text", "It is coloured.", "", "A caption.", "Words.", wide, html=f"<p>{coloured}</p>")
     )
+    frames = [{"written": number, "read": 9, "norm": 0.5} for number in range(len(TOKENS))]
+    pictures = [watch.png(np.full((8, 8), number, np.uint8)) for number in range(len(TOKENS))]
+    slider = watch.slider(TOKENS, pictures, frames, "S")
+    findings.append(Finding("frames", "Frames", "They move.", "", "A caption.", "Words.", frames, html=slider))
     answers = [
         Answer("one", "One", "Why?", findings, command="bdh report " + "--very_long=" * 20),
         Answer("two", "Two", "What?", refusal="None."),
@@ -144,6 +149,39 @@ def test_the_keyboard_reaches_the_report_and_its_numbers(report, chromium):
         numbers.focus()
         shown.keyboard.press("Enter")
         assert shown.locator("details.numbers table").first.is_visible()
+
+
+def test_arrow_keys_go_from_frame_to_frame_and_each_says_what_it_shows(report, chromium):
+    """The slider of the section "watch", in the page: seen, and as a screen reader is told."""
+    with opened(chromium, report, 1400) as (shown, wrong):
+        group = shown.get_by_role("radiogroup", name="the state after each token")
+        frames = group.locator(".frame")
+        assert group.get_by_role("radio").count() == frames.count() == len(TOKENS)
+
+        def seen():
+            return [number for number in range(len(TOKENS)) if frames.nth(number).is_visible()]
+
+        group.get_by_role("radio", checked=True).focus()
+        assert seen() == [len(TOKENS) - 1]
+        for key, number in (("ArrowLeft", 2), ("ArrowUp", 1), ("ArrowRight", 2), ("ArrowDown", 3), ("ArrowRight", 0)):
+            shown.keyboard.press(key)
+            assert seen() == [number]
+            at = group.get_by_role(
+                "radio", name=f"after token {number + 1}, {TOKENS[number]}: {number} rows written, 9 read, norm 0.5"
+            )
+            assert at.is_checked()
+            assert at.evaluate("one => one === document.activeElement")
+            assert frames.nth(number).get_by_role("img").get_attribute("alt").startswith(f"State after token {number + 1}")
+            label = group.locator("label").nth(number)
+            assert label.evaluate("one => getComputedStyle(one).outlineStyle") == "solid", (
+                "the place of the keyboard is seen"
+            )
+        group.locator("label").nth(1).click()
+        assert seen() == [1]
+        # One stop for the Tab key, not one for each token.
+        shown.keyboard.press("Tab")
+        assert not shown.evaluate("document.activeElement.matches('input[type=radio]')")
+        assert wrong == []
 
 
 def test_a_pointer_is_told_the_numbers(report, chromium):

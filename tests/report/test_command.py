@@ -106,6 +106,37 @@ def test_what_a_model_cannot_be_asked_says_why(runs):
     assert not list((runs / "gpt" / "report_csv").glob("activity.*"))
 
 
+def test_a_run_from_other_weights_is_compared_with_those_and_says_so(runs, tmp_path):
+    """What is untrained there is what the other run had learned, seed by seed."""
+    text = (f"--config.data.path={runs / 'text.txt'}", f"--config.train.init_from={runs / 'text'}", "--config.seeds=0,1")
+    status, errors = bdh("train", "text:smoke", f"--workdir={tmp_path / 'on'}", *text, *SMALL)
+    assert status == 0, errors
+    report(f"--workdir={tmp_path / 'on'}", "--only=activity", "--budget=0.05")
+    html = (tmp_path / "on" / "report.html").read_text(encoding="utf-8")
+    assert "means those weights: what is found beside them is what this run has changed" in html
+    assert "Its first weights were" not in (runs / "text" / "report.html").read_text(encoding="utf-8")
+
+    def shares(folder, model):
+        with (folder / "report_csv" / "activity.share_by_layer.csv").open(newline="") as file:
+            return {
+                (row["seed"], row["layer"], row["kind"]): row["share"]
+                for row in csv.DictReader(file)
+                if row["model"] == model
+            }
+
+    assert shares(tmp_path / "on", "untrained") == shares(runs / "text", "trained")
+    assert shares(tmp_path / "on", "untrained") != shares(runs / "text", "untrained")
+
+
+def test_an_exported_run_has_a_report_of_its_weights(runs, tmp_path):
+    status, errors = bdh("export", f"--workdir={runs / 'facts'}", f"--out={tmp_path / 'sent'}")
+    assert status == 0, errors
+    report(f"--workdir={tmp_path / 'sent'}", "--only=activity", "--budget=0.05")
+    assert (tmp_path / "sent" / "report_csv" / "activity.share_by_layer.csv").read_bytes() == (
+        runs / "facts" / "report_csv" / "activity.share_by_layer.csv"
+    ).read_bytes()
+
+
 def test_a_report_is_replaced_only_if_asked_and_by_one_of_its_own(runs, tmp_path):
     workdir, out = f"--workdir={runs / 'facts'}", tmp_path / "page.html"
     small = (workdir, f"--out={out}", "--budget=0.05", "--only=activity")

@@ -27,7 +27,7 @@ from bdh_jax.runs.reporter import read_rows
 from bdh_jax.tasks import TextConfig
 from bdh_jax.training import loop
 from bdh_jax.training.hooks import Hooks, Update
-from bdh_jax.training.init_from import find_source
+from bdh_jax.training.init_from import find_source, started_with
 from bdh_jax.training.optimizer import make_optimizer
 from bdh_jax.training.state import state_from
 
@@ -89,6 +89,21 @@ def test_the_newest_weights_are_what_is_trained(tiny, successor, source, tmp_pat
     assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [1, 2, 3, 4, 5, 6]
     assert origin(tmp_path) == {"folder": str(source), "step": 6, "slow": slow_hash(load(source, "last")[1])}
     assert files(source) == before
+
+
+def test_what_a_run_started_with_is_found_as_long_as_it_is_there(tiny, successor, source, tmp_path):
+    assert started_with(source) is None, "its own random weights"
+    there = tmp_path / "there"
+    shutil.copytree(source, there)
+    config = from_run(tiny(seed=1), f"{there}@4")
+    loop.train(setup_of(config), successor(config), tmp_path / "run")
+    same(started_with(tmp_path / "run"), read_slow(source, 4).slow)
+    # Other weights at its place are not those.
+    shutil.rmtree(there / "checkpoints" / "4")
+    shutil.copytree(there / "checkpoints" / "6", there / "checkpoints" / "4")
+    assert started_with(tmp_path / "run") is None
+    shutil.rmtree(there)
+    assert started_with(tmp_path / "run") is None
 
 
 def test_a_step_can_be_named(tiny, successor, source, tmp_path):

@@ -12,7 +12,8 @@ import numpy as np
 from bdh_jax.analysis import activity
 from bdh_jax.analysis.activity import KINDS, Activity
 from bdh_jax.analysis.nulls import p_of_largest
-from bdh_jax.analysis.report.base import Finding, NotApplicable, Section, Subject
+from bdh_jax.analysis.report import activity_charts as charts
+from bdh_jax.analysis.report.base import SIGNIFICANT, Finding, NotApplicable, Section, Subject, verdict
 from bdh_jax.console import Progress
 from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.types import Slow
@@ -31,16 +32,6 @@ _RATES = (
     ("more than 99 %", 1.0),
 )
 """Name → the largest share of tokens at which a neuron of it is active."""
-_SHARE = {"type": "quantitative", "axis": {"format": ".0%"}}
-_MODEL = {
-    "field": "model",
-    "type": "nominal",
-    "title": None,
-    "scale": {"domain": ["trained", "untrained"]},
-}
-_BARS = {**_MODEL, "scale": {"domain": ["trained", "untrained"], "range": ["#2b8cc4", "#9aa3ad"]}}
-_KIND = {"field": "kind", "type": "nominal", "title": None, "sort": list(KINDS)}
-_LAYER = {"field": "layer", "type": "ordinal", "title": "layer"}
 
 
 class _Measured(NamedTuple):
@@ -123,18 +114,7 @@ def _by_layer(measured: _Measured) -> Finding:
         ),
         alternative=f"Active shares by layer. {says}",
         rows=rows,
-        chart={
-            "mark": {"type": "point", "filled": True, "size": 60, "opacity": 0.8},
-            "height": 220,
-            "encoding": {
-                "x": {**_LAYER, "axis": {"labelAngle": 0}},
-                "xOffset": {"field": "kind", "sort": list(KINDS)},
-                "y": {"field": "share", "title": "active neurons", **_SHARE},
-                "color": _KIND,
-                "shape": _MODEL,
-                "tooltip": _tooltip("model", "seed", "layer", "kind", share=".2%"),
-            },
-        },
+        chart=charts.by_layer(),
         effect=effect,
         interval=interval,
     )
@@ -184,23 +164,7 @@ def _over_steps(subject: Subject, measured: _Measured) -> list[Finding]:
             ),
             alternative=f"Active shares over training steps, by layer. {says}",
             rows=rows,
-            chart={
-                "height": 110,
-                "mark": {"type": "line", "point": True, "opacity": 0.8},
-                "encoding": {
-                    "row": {**_LAYER, "header": {"labelExpr": "'layer ' + datum.value", "title": None}},
-                    "x": {
-                        "field": "step",
-                        "type": "quantitative",
-                        "title": "training step",
-                        "axis": {"format": ",d", "tickMinStep": 1},
-                    },
-                    "y": {"field": "share", "title": "active", **_SHARE},
-                    "color": _KIND,
-                    "detail": {"field": "seed"},
-                    "tooltip": _tooltip("seed", "step", "layer", "kind", share=".2%"),
-                },
-            },
+            chart=charts.over_steps(),
             effect=effect,
             interval=interval,
         )
@@ -235,22 +199,7 @@ def _logged(subject: Subject) -> Finding:
         caption=f"What the run wrote into its metrics: {names}. One line a seed.",
         alternative=f"{names} over training steps.",
         rows=rows,
-        chart={
-            "mark": {"type": "line"},
-            "height": 200,
-            "encoding": {
-                "x": {
-                    "field": "step",
-                    "type": "quantitative",
-                    "title": "training step",
-                    "axis": {"format": ",d", "tickMinStep": 1},
-                },
-                "y": {"field": "value", "type": "quantitative", "title": None},
-                "color": {"field": "metric", "type": "nominal", "title": None},
-                "detail": {"field": "seed"},
-                "tooltip": _tooltip("seed", "step", "metric", value=".4"),
-            },
-        },
+        chart=charts.logged(),
     )
 
 
@@ -276,15 +225,15 @@ def _by_position(subject: Subject, measured: _Measured) -> list[Finding]:
     says = (
         f"From the first to the last position the active share of {what} changes by {_points(change)}, the most of all "
         f"{len(things)} that were looked at: "
-        + (f"p = {p:.3g}." if p < 0.05 else f"not distinguishable from sequences that begin anywhere (p = {p:.2g}).")
+        f"{verdict(p, other=' from sequences that begin anywhere')}."
     )
     return [
         Finding(
             name="share_by_position",
             title=(
                 f"The {_word(kind)} of layer {layer + 1} {'gets sparser' if change < 0 else 'gets denser'} with position"
-                if p < 0.05
-                else "Position does not change how much is active"
+                if p < SIGNIFICANT
+                else "No change of activity with position that could be told from none"
             ),
             says=says,
             null=(
@@ -297,18 +246,7 @@ def _by_position(subject: Subject, measured: _Measured) -> list[Finding]:
             ),
             alternative=f"Active share over position, by layer. {says}",
             rows=_position_rows(measured),
-            chart={
-                "height": 110,
-                "mark": {"type": "line", "opacity": 0.85, "interpolate": "monotone"},
-                "encoding": {
-                    "row": {**_LAYER, "header": {"labelExpr": "'layer ' + datum.value", "title": None}},
-                    "x": {"field": "position", "type": "quantitative", "title": "position in the sequence"},
-                    "y": {"field": "share", "title": "active", **_SHARE},
-                    "color": _KIND,
-                    "detail": {"field": "seed"},
-                    "tooltip": _tooltip("seed", "position", "layer", "kind", share=".2%"),
-                },
-            },
+            chart=charts.by_position(),
             effect=change,
             p_value=p,
         )
@@ -342,32 +280,11 @@ def _repeated(subject: Subject, config: BDHConfig, untrained: Mapping[int, Slow]
         return []
     half = repeated.shape[1] // 2
     things = [(kind, layer) for kind in KINDS for layer in range(config.n_layer)]
-    rows, differences, levels = [], {}, {}
+    rows, differences = [], {}
     for model, weights in (("trained", subject.seeds), ("untrained", untrained)):
-        both = [
-            [activity.measure(config, slow, sequences).by_token for sequences in (repeated, fresh)]
-            for slow in weights.values()
-        ]
-        found = np.array(
-            [[[one[kind][layer][:, half:].mean(axis=1) for kind, layer in things] for one in pair] for pair in both]
-        )  # [seeds, 2, M, P]
-        second, first = found.mean(axis=0).astype(float)
-        differences[model], levels[model] = second - first, first.mean(axis=1)
-        for number, (kind, layer) in enumerate(things):
-            base = float(levels[model][number])
-            low, high = activity.interval_of_mean(differences[model][number])
-            rows.append(
-                {
-                    "model": model,
-                    "kind": kind,
-                    "layer": layer + 1,
-                    "fresh": base,
-                    "repeated": float(second[number].mean()),
-                    "change": float(np.mean(differences[model][number])) / base if base else 0.0,
-                    "low": low / base if base else 0.0,
-                    "high": high / base if base else 0.0,
-                }
-            )
+        second, first = (_second_half(config, weights, sequences, things) for sequences in (repeated, fresh))
+        differences[model] = second - first
+        rows += [_change(model, *of) for of in zip(things, first, second, strict=True)]
     draws = round(_DRAWS * subject.budget) or 1
     observed, flipped = activity.sign_flips(differences["trained"], draws, generator)
     p_values = p_of_largest(observed, flipped)
@@ -379,14 +296,13 @@ def _repeated(subject: Subject, config: BDHConfig, untrained: Mapping[int, Slow]
         f"Read for the second time, the same tokens change the active share of the {_word(kind)} of layer {layer + 1} by "
         f"{_signed(mine['change'])} of itself ({_percent(mine['fresh'], 4)} to {_percent(mine['repeated'], 4)}), the clearest change of all "
         f"{len(things)} that were looked at: "
-        + (f"p = {p:.3g}" if p < 0.05 else f"not distinguishable from none (p = {p:.2g})")
-        + f"; untrained {_signed(control['change'])}{', not distinguishable from none' if without else ''}."
+        f"{verdict(p, other=' from none')}; untrained {_signed(control['change'])}{', not distinguishable from none' if without else ''}."
     )
     what = "text" if subject.decode else "input"
     title = (
         f"In repeated {what} the {_word(kind)} of layer {layer + 1} is {_percent(abs(mine['change']), 2)} {'less' if mine['change'] < 0 else 'more'} active"
-        if p < 0.05
-        else f"Repeated {what} activates as much as fresh {what}"
+        if p < SIGNIFICANT
+        else f"No change of activity in repeated {what} that could be told from none"
     )
     return [
         Finding(
@@ -404,39 +320,37 @@ def _repeated(subject: Subject, config: BDHConfig, untrained: Mapping[int, Slow]
             ),
             alternative=f"Relative change of the active share in repeated {what}, by layer. {says}",
             rows=rows,
-            chart={
-                "height": 220,
-                "encoding": {
-                    "x": {**_LAYER, "axis": {"labelAngle": 0}},
-                    "xOffset": {"field": "kind", "sort": list(KINDS)},
-                    "color": _KIND,
-                    "tooltip": _tooltip(
-                        "model", "layer", "kind", fresh=".2%", repeated=".2%", change="+.1%", low="+.1%", high="+.1%"
-                    ),
-                },
-                "layer": [
-                    {
-                        "mark": {"type": "rule", "strokeWidth": 2},
-                        "encoding": {
-                            "y": {
-                                "field": "low",
-                                "title": f"change in repeated {what}",
-                                "type": "quantitative",
-                                "axis": {"format": "+.1%"},
-                            },
-                            "y2": {"field": "high"},
-                        },
-                    },
-                    {
-                        "mark": {"type": "point", "filled": True, "size": 60},
-                        "encoding": {"y": {"field": "change", "type": "quantitative"}, "shape": _MODEL},
-                    },
-                ],
-            },
+            chart=charts.repeated(what),
             effect=mine["change"],
             p_value=p,
         )
     ]
+
+
+def _second_half(
+    config: BDHConfig, weights: Mapping[int, Slow], sequences: np.ndarray, things: Sequence[tuple[str, int]]
+) -> np.ndarray:
+    """The active share of each kind and layer in the second half of each sequence, in the mean over seeds: [M, P]."""
+    half = sequences.shape[1] // 2
+    measured = [activity.measure(config, slow, sequences).by_token for slow in weights.values()]
+    of_seed = [[one[kind][layer][:, half:].mean(axis=1) for kind, layer in things] for one in measured]
+    return np.mean(of_seed, axis=0).astype(float)
+
+
+def _change(model: str, thing: tuple[str, int], first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+    """A row of the finding on repeats: the change, in the mean over pairs, as a share of what it was."""
+    base, (low, high) = float(first.mean()), activity.interval_of_mean(second - first)
+    change, low, high = (part / base if base else 0.0 for part in (float(np.mean(second - first)), low, high))
+    return {
+        "model": model,
+        "kind": thing[0],
+        "layer": thing[1] + 1,
+        "fresh": base,
+        "repeated": float(second.mean()),
+        "change": change,
+        "low": low,
+        "high": high,
+    }
 
 
 def _by_neuron(measured: _Measured) -> Finding:
@@ -474,24 +388,7 @@ def _by_neuron(measured: _Measured) -> Finding:
         ),
         alternative=f"Histogram of how often neurons are active, by layer. {says}",
         rows=rows,
-        chart={
-            "height": 110,
-            "mark": {"type": "bar"},
-            "encoding": {
-                "row": {**_LAYER, "header": {"labelExpr": "'layer ' + datum.value", "title": None}},
-                "x": {
-                    "field": "active at",
-                    "type": "nominal",
-                    "sort": [name for name, _ in _RATES],
-                    "title": "active at … of tokens",
-                    "axis": {"labelAngle": -30},
-                },
-                "xOffset": {"field": "model"},
-                "y": {"field": "neurons", "title": "neurons", **_SHARE},
-                "color": _BARS,
-                "tooltip": _tooltip("model", "layer", "active at", neurons=".1%"),
-            },
-        },
+        chart=charts.by_neuron([name for name, _ in _RATES]),
         effect=effect,
         interval=interval,
     )
@@ -531,7 +428,7 @@ def _by_token(subject: Subject, measured: _Measured) -> Finding:
     says = (
         f"Which token it is explains {_percent(observed[last])} of the variance of the active share of the gated code in layer {layers}, and "
         f"{_layers(observed[:layers])} of that of the code, layer by layer; shuffled tokens {_percent(expected, 2)}: "
-        + (f"p = {p:.3g}." if p < 0.05 else f"not distinguishable (p = {p:.2g}).")
+        f"{verdict(p)}."
     )
     return Finding(
         name="tokens",
@@ -547,17 +444,7 @@ def _by_token(subject: Subject, measured: _Measured) -> Finding:
         ),
         alternative=f"Active share by token, for the most frequent tokens. {says}",
         rows=rows,
-        chart={
-            "height": {"step": 15},
-            "mark": {"type": "point", "filled": True, "size": 50},
-            "encoding": {
-                "y": {"field": "token", "type": "nominal", "sort": None, "title": None},
-                "x": {"field": "share", "title": "active neurons", **_SHARE},
-                "color": _LAYER,
-                "shape": {"field": "kind", "type": "nominal", "title": None},
-                "tooltip": _tooltip("token", "count", "kind", "layer", share=".2%", deviation=".2%"),
-            },
-        },
+        chart=charts.by_token(),
         effect=float(observed[last]),
         p_value=p,
     )
@@ -636,11 +523,6 @@ def _percent(share: float | np.floating, digits: int = 3) -> str:
 
 def _signed(share: float) -> str:
     return f"{'+' if share > 0 else '−' if share < 0 else ''}{_percent(abs(share), 2)}"
-
-
-def _tooltip(*fields: str, **formatted: str) -> list[dict[str, str]]:
-    plain = [{"field": field, "type": "nominal"} for field in fields]
-    return plain + [{"field": field, "type": "quantitative", "format": form} for field, form in formatted.items()]
 
 
 SECTION = Section(

@@ -17,6 +17,8 @@ import numpy as np
 from bdh_jax.models.base import ModelConfig
 from bdh_jax.types import Slow
 
+SIGNIFICANT = 0.05
+"""A p-value below it is called a finding."""
 Rows = Sequence[Mapping[str, Any]]
 """A tidy table: one mapping a row, all with the same keys; text, numbers or truth values."""
 
@@ -106,6 +108,20 @@ class Section(NamedTuple):
     asks: str
     find: Callable[[Subject], Sequence[Finding]]
     place: int
+
+
+def verdict(p: float, *, found: str = "", other: str = "") -> str:
+    """How a sentence about a null ends, for all sections alike.
+
+    Args:
+      p: the p-value, corrected for what was searched.
+      found: what follows it where the null is rejected, such as " in every layer".
+      other: from what the effect is not distinguishable otherwise, such as " from none".
+
+    Returns:
+      "p = 0.01…", or "not distinguishable… (p = 0.2)".
+    """
+    return f"p = {p:.2g}{found}" if p < SIGNIFICANT else f"not distinguishable{other} (p = {p:.2g})"
 
 
 def sections() -> dict[str, Section]:

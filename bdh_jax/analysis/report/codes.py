@@ -8,7 +8,7 @@ import numpy as np
 
 from bdh_jax.analysis.codes import ASKED, TAPS, Density, EqualTokens, Probed, activations, density, equal_tokens, probe, taps
 from bdh_jax.analysis.nulls import p_of_largest
-from bdh_jax.analysis.report.base import Finding, NotApplicable, Section, Subject
+from bdh_jax.analysis.report.base import SIGNIFICANT, Finding, NotApplicable, Section, Subject, verdict
 
 _SEQUENCES, _SHUFFLES, _PROBES = 16, 199, 39
 _SEEDS = 3
@@ -101,9 +101,8 @@ def _equal(tap: str, found: dict[int, Asked]) -> Finding:
         if first < 1e-5
         else f"In the first layer equal tokens differ by up to {first:.0%} of the largest activation"
     )
-    says = f"{exact}; their cosine is {_list(same)}, layer by layer, and that of different tokens {_list(other)}: " + (
-        f"p = {p:.2g} in every layer." if p < 0.05 else f"not distinguishable in some layer (p = {p:.2g})."
-    )
+    says = f"{exact}; their cosine is {_list(same)}, layer by layer, and that of different tokens {_list(other)}: "
+    says += f"{verdict(p, found=' in every layer', other=' in some layer')}."
     return Finding(
         name=f"equal_tokens_{_slug(name)}",
         title=(
@@ -192,7 +191,9 @@ def _read(tap: str, found: dict[int, Asked], before: Asked) -> Finding:
         f"{what} {', '.join(f'{share:.0%}' for share in accuracy[:, column])} (most frequent token: {frequent[column]:.0%})"
         for column, what in enumerate(ASKED)
     ]
-    unread = [f"{what} in layer {layer + 1}" for layer, column in np.argwhere(p_values >= 0.05) for what in (ASKED[column],)]
+    unread = [
+        f"{what} in layer {layer + 1}" for layer, column in np.argwhere(p_values >= SIGNIFICANT) for what in (ASKED[column],)
+    ]
     verdict = (
         f"p = {p:.2g} or less in all of {accuracy.size}."
         if not unread

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from bdh_jax.analysis.report.base import Finding
 from bdh_jax.tasks.scores import AnyScore, TextScore, read_score
@@ -174,61 +175,152 @@ def retention(rows: Sequence[Mapping[str, Any]], chance: float) -> list[Finding]
     """What is left of facts after consolidation, as the lifelong benchmark measured it; nothing of no rows.
 
     Args:
-      rows: a mapping each for a row of its table, a model and a stream: "function", "model", "stream", "recall", "harm".
+      rows: a mapping each for a row of its table, a number of facts, a model and a stream: "function", "facts", "model", "stream", "recall",
+        "harm", which is NaN where it is not defined.
       chance: recall of a guess.
     """
     if not rows:
         return []
+    numbers = sorted({row["facts"] for row in rows})
     names = list(dict.fromkeys(row["function"] for row in rows))
-
-    def mean(name: str, key: str) -> float:
-        return statistics.fmean(row[key] for row in rows if row["function"] == name)
-
-    best = max(names, key=lambda name: mean(name, "recall"))
-    nothing = f", nothing consolidated {mean('none', 'recall'):.3f}" if "none" in names else ""
-    says = (
-        f"After the last reset {best} recalls {mean(best, 'recall'):.3f} of the facts with a harm of {mean(best, 'harm'):+.3f}; a guess "
-        f"recalls {chance:.3f}{nothing}."
-    )
-    long = [
-        {name: row[name] for name in ("function", "model", "stream")} | {"score": score, "value": row[score]}
-        for row in rows
-        for score in ("recall", "harm")
-    ]
+    last = {
+        name: {
+            score: [row[score] for row in rows if (row["function"], row["facts"]) == (name, numbers[-1])] for score in _KEPT
+        }
+        for name in names
+    }
+    best = max(names, key=lambda name: statistics.fmean(last[name]["recall"]))
+    recall, harm = (statistics.fmean(last[best][score]) for score in _KEPT)
+    harmed = "" if np.isnan(harm) else f" with a harm of {harm:+.3f}"
+    says = f"Of {numbers[-1]:,} facts `{best}` recalls {recall:.3f} after the last reset{harmed}, the most of {len(names)} rows; a guess {chance:.3f}"
+    null, effect, bounds = "", None, None
+    if "none" in names and best != "none":
+        differences = np.subtract(last[best]["recall"], last["none"]["recall"])
+        effect, bounds = float(differences.mean()), _widened(differences, len(names) - 1)
+        says += f", nothing consolidated {statistics.fmean(last['none']['recall']):.3f}"
+        null = (
+            "Consolidation keeps nothing: the same streams with the row `none`. The interval is Student's t of the difference over "
+            f"{len(differences)} pairs of model and stream, widened for the choice of the best of {len(names) - 1} rows (Bonferroni)."
+        )
+        if bounds is not None and bounds[0] <= 0:
+            says += ": not distinguishable"
+    several = len(numbers) > 1
     return [
         Finding(
             name="retention",
-            title=f"Consolidated by {best}, {100 * mean(best, 'recall'):.1f} % of the facts of a stream are kept",
-            says=says,
-            null="",
+            title=f"Of {numbers[-1]:,} facts of a stream {100 * recall:.1f} % are kept by {best}",
+            says=f"{says}.",
+            null=null,
             caption=(
-                "The lifelong benchmark: recall of all facts of a stream after the last reset, and harm, the recall lost in later episodes, by "
-                "consolidation function; a mark for each model and stream. The line is chance."
+                "The lifelong benchmark: recall of all facts of a stream after the last reset"
+                + (
+                    " over the number of facts, by row of its table, in the mean over models and streams; bars are their standard deviation. "
+                    if several
+                    else ", and harm, the recall lost in later episodes, by row of its table; a mark for each model and stream. "
+                )
+                + "The dashed line is chance."
             ),
-            alternative=f"Recall and harm by consolidation function. {says}",
-            rows=long,
-            chart={
-                "height": {"step": 22},
-                "encoding": {
-                    "y": {"field": "function", "type": "nominal", "sort": None, "title": None},
-                    "x": {"field": "value", "type": "quantitative", "title": "share of facts"},
-                },
-                "layer": [
-                    {"mark": {"type": "rule", "strokeDash": [2, 3]}, "encoding": {"x": {"datum": chance}, "y": None}},
-                    {
-                        "mark": {"type": "point", "filled": True, "size": 45, "opacity": 0.7},
-                        "encoding": {
-                            "color": {"field": "score", "type": "nominal", "title": None, "sort": ["recall", "harm"]},
-                            "tooltip": [
-                                *({"field": name, "type": "nominal"} for name in ("function", "model", "stream", "score")),
-                                {"field": "value", "type": "quantitative", "format": "+.3f"},
-                            ],
-                        },
-                    },
-                ],
-            },
+            alternative=f"Recall by row of the benchmark's table{' and number of facts' if several else ''}. {says}.",
+            rows=_by_facts(rows) if several else _by_score(rows),
+            chart=_facts_chart(chance, names, numbers) if several else _retention_chart(chance),
+            effect=effect,
+            interval=bounds,
         )
     ]
+
+
+_KEPT = ("recall", "harm")
+
+
+def _widened(differences: np.ndarray, choices: int) -> tuple[float, float] | None:
+    """The interval of a mean, 95 % after a choice among so many; None of one number, which says nothing of others."""
+    if len(differences) < 2:
+        return None
+    mean, half = differences.mean(), stats.sem(differences) * stats.t.isf(0.025 / choices, len(differences) - 1)
+    return float(mean - half), float(mean + half)
+
+
+def _by_score(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {name: row[name] for name in ("function", "model", "stream")} | {"score": score, "value": row[score]}
+        for row in rows
+        for score in _KEPT
+        if not np.isnan(row[score])
+    ]
+
+
+def _by_facts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    found: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row["function"], row["facts"]), []).append(row)
+    table = []
+    for (function, facts), same in found.items():
+        recall, harm = (np.array([row[score] for row in same]) for score in _KEPT)
+        spread = float(recall.std(ddof=1)) if len(recall) > 1 else 0.0
+        table.append(
+            {"function": function, "facts": facts, "recall": float(recall.mean()), "harm": float(harm.mean())}
+            | {"low": float(recall.mean()) - spread, "high": float(recall.mean()) + spread, "streams": len(recall)}
+        )
+    return table
+
+
+def _facts_chart(chance: float, names: Sequence[str], numbers: Sequence[int]) -> dict[str, Any]:
+    recall = {"type": "quantitative", "title": "recall after the last reset"}
+    # With one scale for both, colours and shapes share a legend.
+    function = {"field": "function", "type": "nominal", "scale": {"domain": list(names)}, "title": None}
+    return {
+        "height": 280,
+        "encoding": {
+            "x": {
+                "field": "facts",
+                "type": "quantitative",
+                "scale": {"type": "log", "base": 2, "nice": False, "padding": 14},
+                "axis": {"values": list(numbers), "format": ",d"},
+                "title": "facts of a stream",
+            },
+            "color": function,
+        },
+        "layer": [
+            {"mark": {"type": "rule", "strokeDash": [2, 3]}, "encoding": {"y": {"datum": chance}, "x": None, "color": None}},
+            {"mark": "rule", "encoding": {"y": {"field": "low", **recall}, "y2": {"field": "high"}}},
+            {"mark": "line", "encoding": {"y": {"field": "recall", **recall}}},
+            {
+                "mark": {"type": "point", "filled": True, "size": 60},
+                "encoding": {
+                    "y": {"field": "recall", **recall},
+                    "shape": function,
+                    "tooltip": [
+                        *({"field": name} for name in ("function", "facts", "streams")),
+                        {"field": "recall", "format": ".3f"},
+                        {"field": "harm", "format": "+.3f"},
+                    ],
+                },
+            },
+        ],
+    }
+
+
+def _retention_chart(chance: float) -> dict[str, Any]:
+    return {
+        "height": {"step": 22},
+        "encoding": {
+            "y": {"field": "function", "type": "nominal", "sort": None, "title": None},
+            "x": {"field": "value", "type": "quantitative", "title": "share of facts"},
+        },
+        "layer": [
+            {"mark": {"type": "rule", "strokeDash": [2, 3]}, "encoding": {"x": {"datum": chance}, "y": None}},
+            {
+                "mark": {"type": "point", "filled": True, "size": 45, "opacity": 0.7},
+                "encoding": {
+                    "color": {"field": "score", "type": "nominal", "title": None, "sort": list(_KEPT)},
+                    "tooltip": [
+                        *({"field": name, "type": "nominal"} for name in ("function", "model", "stream", "score")),
+                        {"field": "value", "type": "quantitative", "format": "+.3f"},
+                    ],
+                },
+            },
+        ],
+    }
 
 
 def _rows(found: Mapping[int, Sequence[AnyScore]]) -> list[dict[str, Any]]:

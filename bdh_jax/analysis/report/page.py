@@ -27,7 +27,8 @@ SHOWN_ROWS = 100
 """Rows of a table that the page shows; its CSV has all."""
 _LARGEST_SVG = 300_000
 """Bytes of a still picture of lines, beyond which it is one of dots."""
-_STILL_WIDTH = 640
+STILL_WIDTH = 640
+"""Pixels of a chart that does not move."""
 _INK, _SOFT, _GRID = "#1c2430", "#5b6675", "#e1e5ea"
 _LIGHT = ("#0072b2", "#d55e00", "#009e73", "#a8578a", "#997700", "#4a90c2", "#6b6b6b", "#000000")
 _DARK = ("#58b4f0", "#ff9f5a", "#3ccfa4", "#e59ac6", "#e3c24a", "#9ecbf0", "#b0b0b0", "#ffffff")
@@ -66,6 +67,7 @@ class Page:
       answers: the sections, in their order.
       made: how the report itself was made, in one sentence.
       tables: folder of the CSV files as seen from the page; empty if there are none.
+      notice: what has to be known before anything is read, under the lead; empty if nothing has.
     """
 
     title: str
@@ -74,6 +76,7 @@ class Page:
     answers: Sequence[Answer]
     made: str
     tables: str = ""
+    notice: str = ""
 
 
 def render(page: Page, advance: Callable[[], None] = lambda: None) -> str:
@@ -194,7 +197,7 @@ def still(finding: Finding) -> str:
     """A still picture of a finding's chart for print, as a ``data:`` address: lines, or dots where lines would be too many."""
     import vl_convert  # an optional dependency
 
-    spec = _with_width(specification(finding), _STILL_WIDTH)
+    spec = sized(specification(finding), STILL_WIDTH)
     config = theme(dark=False)
     svg = vl_convert.vegalite_to_svg(spec, config=config)
     if len(svg) <= _LARGEST_SVG:
@@ -274,15 +277,22 @@ def number(value: float) -> str:
 
 
 def marked(text: str) -> Any:
-    """Text as HTML, escaped; what stands between backticks is code, and a number is not parted from its sign."""
+    """Text as HTML, escaped; what stands between backticks is code. Numbers have a minus sign, and are not parted from their unit."""
     import markupsafe  # comes with jinja2
 
-    whole = re.sub(r"\bp = (?=\d)", "p\u00a0=\u00a0", re.sub(r"(?<=\d) %", "\u00a0%", text))
-    parts = [markupsafe.escape(part) for part in whole.split("`")]
+    parts = [markupsafe.escape(part if place % 2 else _set(part)) for place, part in enumerate(text.split("`"))]
     if len(parts) % 2 == 0:  # the last one opens what nothing closes
         parts[-2:] = [parts[-2] + "`" + parts[-1]]
     code = markupsafe.Markup("<code>{}</code>")
     return markupsafe.Markup("").join(code.format(part) if place % 2 else part for place, part in enumerate(parts))
+
+
+def _set(text: str) -> str:
+    """Words with numbers as they are printed."""
+    text = re.sub(r"(?<![\w.,\u2212-])-(?=\d)", "\u2212", text)
+    text = re.sub(r"(?<=\d) ?%", "\u00a0%", text)
+    text = re.sub(r"(?<=\d) ± (?=\d)", "\u00a0±\u00a0", text)
+    return re.sub(r"\bp ([=<≤]) (?=\d)", "p\u00a0\\1\u00a0", re.sub(r"\bp (?=\d)", "p\u00a0", text))
 
 
 def as_json(value: Any) -> Any:
@@ -299,15 +309,15 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _with_width(spec: dict[str, Any], width: int) -> dict[str, Any]:
-    """The specification for a page of so many pixels, as page.js makes one for the page that there is."""
+def sized(spec: dict[str, Any], width: int) -> dict[str, Any]:
+    """A Vega-Lite specification for a page of so many pixels, as page.js makes one for the page that there is."""
     spec = dict(spec)
     for name in ("hconcat", "vconcat", "concat"):
         if name in spec:
-            parts = [_with_width(dict(part), width - 80) for part in spec.pop(name)]
+            parts = [sized(dict(part), width - 80) for part in spec.pop(name)]
             return {**spec, "vconcat": parts}
     if "spec" in spec:
-        return {**spec, "spec": _with_width(dict(spec["spec"]), width // max(1, int(spec.get("columns", 1))) - 80)}
+        return {**spec, "spec": sized(dict(spec["spec"]), width // max(1, int(spec.get("columns", 1))) - 80)}
     encoding = spec.get("encoding", {})
     if "row" in encoding or "column" in encoding or "facet" in encoding:
         across = _panels(spec, encoding.get("column")) if "column" in encoding else _across(encoding.get("facet"))

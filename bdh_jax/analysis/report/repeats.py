@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bdh_jax.analysis.repeats import TAP, Fall, Reading, compare, letters_of, shares_by_reading
-from bdh_jax.analysis.report.base import Finding, NotApplicable, Section, Subject
+from bdh_jax.analysis.report.base import SIGNIFICANT, Finding, NotApplicable, Section, Subject
 from bdh_jax.models.base import ModelConfig
 from bdh_jax.tasks.repeats import RepeatsConfig
 
@@ -92,11 +92,11 @@ def _by_reading(
         f"{_mean(values[:, layer]):.2f} × {what}"
         for what, values in (("with shuffled repeats", falls.shuffled), ("before training", falls.untrained))
     )
-    found = p < 0.05 and times > 1
+    found = p < SIGNIFICANT and times > 1
     moved = f"{before:.1%} at first reading and {after:.1%} in repeats, a fall of {times:.2f} ×{spread}; {controls}"
     if found:
         says = f"In layer {layer + 1} the active share of gated code is {moved}: p = {p:.2g}."
-    elif p < 0.05:
+    elif p < SIGNIFICANT:
         says = (
             f"No layer's share both falls and differs from that with shuffled repeats. The largest difference, in layer {layer + 1}, is one of rising "
             f"shares: {moved} (p = {p:.2g})."
@@ -112,6 +112,8 @@ def _by_reading(
             f"A word that repeats needs {times:.1f} times fewer neurons of layer {layer + 1}"
             if found
             else "No layer falls silent for the word that repeats"
+            if p < SIGNIFICANT
+            else "That a layer falls silent for the word that repeats: not distinguishable"
         ),
         says=says,
         null=(
@@ -168,11 +170,8 @@ def _by_layer(seeds: Sequence[int], falls: Fall, count: int, flips: int) -> Find
         for layer in range(falls.trained.shape[1])
         for number, seed in enumerate(seeds)
     ]
-    several = [
-        layer + 1
-        for layer in range(falls.trained.shape[1])
-        if falls.p_value[layer] < 0.05 and _mean(falls.trained[:, layer]) > 1
-    ]
+    means = [_mean(falls.trained[:, layer]) for layer in range(falls.trained.shape[1])]
+    several = [layer + 1 for layer, fall in enumerate(means) if falls.p_value[layer] < SIGNIFICANT and fall > 1]
     halved = [layer + 1 for layer in range(falls.trained.shape[1]) if (falls.trained[:, layer] >= 2).all()]
     says = (
         f"The share falls with p < 0.05 in {_layers(several)}, and to half or less in every seed in {_layers(halved)}."
@@ -183,15 +182,17 @@ def _by_layer(seeds: Sequence[int], falls: Fall, count: int, flips: int) -> Find
         name="fall_by_layer",
         title=f"{len(several)} of {falls.trained.shape[1]} layers fall silent in repeats"
         if several
-        else "No layer falls silent in repeats",
+        else "A fall in repeats: in no layer distinguishable from none",
         says=says,
-        null=f"As above: {flips} flips, corrected for layers. A fall of 1 is none.",
+        null=f"As above: {flips} flips, corrected for layers. A fall of 1 is none. The effect is the largest fall, the p-value the smallest of layers that fall.",
         caption=(
             f"Share of active gated code at first reading ÷ share in repeats, the geometric mean over {count} words, by layer and seed: of the "
             "trained model on repeats, on shuffled repeats, and of the untrained model on repeats."
         ),
         alternative=f"A table of falls by layer and seed. {says}",
         rows=rows,
+        p_value=min((float(falls.p_value[layer]) for layer, fall in enumerate(means) if fall > 1), default=None),
+        effect=max(means),
     )
 
 

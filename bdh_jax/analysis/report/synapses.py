@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bdh_jax.analysis import synapses
-from bdh_jax.analysis.report.base import Finding, NotApplicable, Section, Subject
+from bdh_jax.analysis.report.base import SIGNIFICANT, Finding, NotApplicable, Section, Subject
 from bdh_jax.analysis.sample_texts import SAMPLE_TEXTS
 from bdh_jax.analysis.synapses import FALSE_DISCOVERIES, MOST_ENTRIES, Entries, HeldOut, Kind, Search, Texts
 from bdh_jax.console import Progress
@@ -18,7 +18,6 @@ from bdh_jax.types import Slow
 PERMUTATIONS = 499
 SHOWN = 3
 """Synapses, and neurons, of a seed that are put in words."""
-SIGNIFICANT = 0.05
 _MODEL = {"field": "model", "type": "nominal", "scale": {"domain": ["trained", "untrained", "no model"]}, "title": None}
 CALLED: Mapping[Kind, str] = {
     "rho": "entries of ρ",
@@ -151,8 +150,11 @@ def _separation(subject: Subject, texts: Texts, asked: Asked, kinds: Sequence[Ki
             }
         )
     parts = [_sentence(asked, "trained", kind) for kind in kinds]
-    parts += [_sentence(asked, "untrained", kind) for kind in kinds]
-    parts.append(_sentence(asked, "no model", "token"))
+    controls = [f"{CALLED[kind]} {_mean_held(asked, 'untrained', kind):.2f}" for kind in kinds]
+    parts.append(
+        f"the best of the same searches before training have there: {', '.join(controls)}; and of shares of single tokens, without a model, "
+        f"{_mean_held(asked, 'no model', 'token'):.2f}"
+    )
     p_values = {kind: max(found.corrected for found in asked.of("trained", kind)) for kind in kinds}
     best = min(kinds, key=lambda kind: p_values[kind])
     p_value = min(1.0, len(kinds) * p_values[best])
@@ -180,7 +182,13 @@ def _separation(subject: Subject, texts: Texts, asked: Asked, kinds: Sequence[Ki
         rows=rows,
         chart={
             "encoding": {
-                "x": {"field": "what", "type": "nominal", "title": None, "axis": {"labelAngle": 0}},
+                # A word a line: names of kinds are long, and pages of telephones narrow.
+                "x": {
+                    "field": "what",
+                    "type": "nominal",
+                    "title": None,
+                    "axis": {"labelAngle": 0, "labelOverlap": False, "labelExpr": "split(datum.value, ' ')"},
+                },
                 "xOffset": {"field": "model", "scale": _MODEL["scale"]},
                 "color": _MODEL,
                 "tooltip": [
@@ -288,7 +296,13 @@ def _listed(texts: Texts, asked: Asked, kind: Kind, words: Words) -> Finding:
             rows.append(
                 {
                     "seed": seed,
-                    **dict(zip(("layer", "head", "neuron", "coordinate"), map(int, index), strict=False)),
+                    **dict(
+                        zip(
+                            ("layer", "head", "neuron", "coordinate"),
+                            [int(index[0]) + 1, *map(int, index[1:])],
+                            strict=False,
+                        )
+                    ),
                     "larger_in": name,
                     "effect": round(abs(float(found.search.effects[c, m])), 3),
                     "p_corrected": round(float(found.search.corrected[c, m]), 4),
@@ -315,7 +329,7 @@ def _listed(texts: Texts, asked: Asked, kind: Kind, words: Words) -> Finding:
         says=says[0].upper() + says[1:],
         null=_null(asked),
         caption=(
-            f"The best {SHOWN} of each seed, from the smallest p-value: where it is (numbered from 0), in which set its values are larger and by "
+            f"The best {SHOWN} of each seed, from the smallest p-value: where it is (layers from 1, all else from 0), in which set its values are larger and by "
             "what effect (rank-biserial correlation), corrected for everything searched, the same on texts held out, and, in words from "
             f"those texts, {shown}; the token is in brackets."
         ),
@@ -344,7 +358,7 @@ def _values(subject: Subject, texts: Texts, asked: Asked) -> Finding:
         for part, rows_of in (("searched", train), ("held out", test))
         for row in rows_of.tolist()
     ]
-    where = f"layer {index[0]}, head {index[1]}, neuron {index[2]}, coordinate {index[3]}"
+    where = f"layer {index[0] + 1}, head {index[1]}, neuron {index[2]}, coordinate {index[3]}"
     name = texts.names[found.search.contrasts[contrast[0]]]
     larger = found.search.effects[contrast[0], entry[0]] >= 0
     held = float(found.held.effects[0])
@@ -360,7 +374,7 @@ def _values(subject: Subject, texts: Texts, asked: Asked) -> Finding:
         says=says,
         null=_null(asked),
         caption=(
-            f"One entry of ρ after each text, {where} (numbered from 0) of seed {seed}, per token of the text and in parts of its largest value; texts that were "
+            f"One entry of ρ after each text, {where} (layers from 1, all else from 0) of seed {seed}, per token of the text and in parts of its largest value; texts that were "
             "searched beside those held out."
         ),
         alternative=says,
@@ -370,7 +384,13 @@ def _values(subject: Subject, texts: Texts, asked: Asked) -> Finding:
             "encoding": {
                 "x": {"field": "value", "type": "quantitative", "title": "value of the synapse, parts of the largest"},
                 "y": {"field": "set", "type": "nominal", "title": None},
-                "row": {"field": "texts", "type": "nominal", "sort": ["searched", "held out"], "title": None},
+                "row": {
+                    "field": "texts",
+                    "type": "nominal",
+                    "sort": ["searched", "held out"],
+                    "title": None,
+                    "header": {"labelAngle": 0, "labelAlign": "left", "labelOrient": "top", "labelAnchor": "start"},
+                },
                 "color": {"field": "set", "type": "nominal"},
                 "tooltip": [{"field": "text"}, {"field": "value"}],
             },

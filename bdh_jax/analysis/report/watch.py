@@ -12,8 +12,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bdh_jax.analysis.nulls import p_of, p_of_largest
-from bdh_jax.analysis.report.base import Finding, NotApplicable, Section, Subject
-from bdh_jax.analysis.writing import Course, Matrix, Watched, addresses, asked_again, certainty, last_reads, matrices, watch
+from bdh_jax.analysis.report.base import SIGNIFICANT, Finding, NotApplicable, Section, Subject, verdict
+from bdh_jax.analysis.writing import (
+    Course,
+    Matrix,
+    Watched,
+    addresses,
+    asked_again,
+    certainty,
+    last_reads,
+    matrices,
+    watch,
+    worth,
+)
 from bdh_jax.models.bdh import BDHConfig
 
 _TOKENS = 72
@@ -105,7 +116,7 @@ def _filling(text: _Text, watched: Watched) -> Finding:
                 for layer in range(course.norm.shape[1])
             ]
     ends = "; ".join(
-        f"{_CALLED[which]} {_each(course.nonzero[-1], '.0%')} of their entries and a norm of {_each(course.norm[-1], '.3g')}"
+        f"{_CALLED[which]} {_each(course.nonzero[-1], '.0%')} of their entries and a norm of {', '.join(map(_size, course.norm[-1]))}"
         for which, course in watched.course.items()
     )
     says = f"After {len(text.tokens)} tokens have, layer by layer: {ends}."
@@ -146,6 +157,10 @@ def _own(course: Course, layer: int) -> Any:
 
 def _each(values: np.ndarray, form: str) -> str:
     return ", ".join(format(float(value), form) for value in values)
+
+
+def _size(norm: float) -> str:
+    return f"{norm:,.0f}" if norm >= 1000 else f"{norm:.3g}"
 
 
 # Which rows.
@@ -252,7 +267,7 @@ def _frames(text: _Text, course: Course, which: Matrix) -> Finding:
         caption=caption,
         alternative=f"A picture of the rows' norms after each token. {says}",
         rows=rows,
-        html=_slider(text.shown, pictures, rows, which),
+        html=slider(text.shown, pictures, rows, which),
     )
 
 
@@ -304,8 +319,18 @@ def png(index: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + data + chunk(b"IEND", b"")
 
 
-def _slider(shown: Sequence[str], pictures: Sequence[bytes], rows: Sequence[Mapping[str, Any]], which: Matrix) -> str:
-    """Frames without a script: a token is the label of a radio button, which shows its picture."""
+def slider(shown: Sequence[str], pictures: Sequence[bytes], rows: Sequence[Mapping[str, Any]], which: Matrix) -> str:
+    """Frames without a script: a token is the label of a radio button, which shows its picture. Arrow keys go from one to the next.
+
+    Args:
+      shown: what stands for each token.
+      pictures: a PNG each.
+      rows: "written", "read" and "norm" of each, which a screen reader says.
+      which: the matrix; one group of a page each.
+
+    Returns:
+      HTML, escaped.
+    """
     name = f"frames-{_NAMES[which]}"
     numbers = range(len(shown))
     style = [
@@ -317,21 +342,26 @@ def _slider(shown: Sequence[str], pictures: Sequence[bytes], rows: Sequence[Mapp
         ",".join(f"#{name}-{n}:checked~p label:nth-of-type({n + 1})" for n in numbers) + "{background:#0072b2;color:#fff}",
         ",".join(f"#{name}-{n}:focus-visible~p label:nth-of-type({n + 1})" for n in numbers) + "{outline:3px solid #e69f00}",
     ]
+    # What a screen reader says of the token that the arrow keys come to.
+    said = [
+        f"after token {n + 1}, {token}: {rows[n]['written']:,} rows written, {rows[n]['read']:,} read, norm {_size(rows[n]['norm'])}"
+        for n, token in enumerate(shown)
+    ]
     inputs = [
-        f'<input type="radio" name="{name}" id="{name}-{n}" aria-label="after token {n + 1}, {html.escape(shown[n], quote=True)}"'
+        f'<input type="radio" name="{name}" id="{name}-{n}" aria-label="{html.escape(said[n], quote=True)}"'
         f"{' checked' if n == len(shown) - 1 else ''}>"
         for n in numbers
     ]
     labels = [f'<label for="{name}-{n}">{html.escape(shown[n])}</label>' for n in numbers]
     frames = [
-        f'<div class="frame"><img alt="State after token {n + 1}: {rows[n]["written"]} rows written, norm {rows[n]["norm"]:.3g}" '
+        f'<div class="frame"><img alt="State after token {n + 1}: {rows[n]["written"]} rows written, norm {_size(rows[n]["norm"])}" '
         f'src="data:image/png;base64,{base64.b64encode(pictures[n]).decode()}">'
-        f"<span>token {n + 1} of {len(shown)}: {rows[n]['written']:,} rows written, {rows[n]['read']:,} read, norm {rows[n]['norm']:.3g}</span>"
+        f"<span>token {n + 1} of {len(shown)}: {rows[n]['written']:,} rows written, {rows[n]['read']:,} read, norm {_size(rows[n]['norm'])}</span>"
         "</div>"
         for n in numbers
     ]
     return (
-        f'<div class="{name}" role="group" aria-label="frames"><style>{"".join(style)}</style>{"".join(inputs)}'
+        f'<div class="{name}" role="radiogroup" aria-label="the state after each token"><style>{"".join(style)}</style>{"".join(inputs)}'
         f'<p style="line-height:1.9;overflow-wrap:anywhere">{"".join(labels)}</p>{"".join(frames)}</div>'
     )
 
@@ -380,16 +410,13 @@ def _again(subject: Subject, config: BDHConfig, which: Matrix) -> Finding:
     spread = np.maximum(shuffled.std(axis=0), 1e-12)
     p = float(p_of_largest(excess / spread, shuffled / spread).max())
     of = ", ".join(f"{a:.3f} (another token {b:.3f})" for a, b in zip(same, other, strict=True))
-    says = f"A token that comes again meets its own address of before with a cosine of {of}, layer by layer: " + (
-        f"p = {p:.2g} in every layer."
-        if p < 0.05
-        else f"not distinguishable from another token's in some layer (p = {p:.2g})."
-    )
+    says = f"A token that comes again meets its own address of before with a cosine of {of}, layer by layer: "
+    says += verdict(p, found=" in every layer", other=" from another token's in some layer") + "."
     return Finding(
         name=name,
         title=(
             f"What is asked again finds its own rows of {which}"
-            if p < 0.05
+            if p < SIGNIFICANT
             else f"Not every layer finds its own rows of {which} again"
         ),
         says=says,
@@ -474,9 +501,7 @@ def _contribution(subject: Subject, config: BDHConfig, which: Matrix, text: _Tex
             "-", "−"
         )
     )
-    says = f"What the last token reads from {_CALLED[which]} adds {beside}: " + (
-        f"p = {p:.2g}." if p < 0.05 else f"not distinguishable from rows in any order (p = {p:.2g})."
-    )
+    says = f"What the last token reads from {_CALLED[which]} adds {beside}: {verdict(p, other=' from rows in any order')}."
     what = (
         "the log-probability of the token that stands there"
         if text.spoken
@@ -488,8 +513,8 @@ def _contribution(subject: Subject, config: BDHConfig, which: Matrix, text: _Tex
             f"Reading {which} is worth {effect:.2g} bits {'a token' if text.spoken else 'of certainty at the end'}".replace(
                 "-", "−"
             )
-            if p < 0.05
-            else f"What {which} holds in which row makes no difference"
+            if p < SIGNIFICANT
+            else f"What {which} holds in which row: no difference that could be told from none"
         ),
         says=says,
         null=(
@@ -536,12 +561,7 @@ def _last(
 ) -> tuple[float, np.ndarray]:
     """Bits that the last read adds, in the mean over sequences, and the same of rows in each other order, [S]."""
     read = last_reads(config, slow, [line[:-1] for line in lines] if spoken else lines, which, shuffles=shuffles)
-    if spoken:
-        came, place = np.array([line[-1] for line in lines]), np.arange(len(lines))
-        normal, without, shuffled = (part[..., place, came] / np.log(2) for part in read)
-    else:
-        normal, without, shuffled = (certainty(part) for part in read)
-    return float((normal - without).mean()), (shuffled - without).mean(axis=-1)
+    return worth(read, np.array([line[-1] for line in lines]) if spoken else None)
 
 
 def _coloured(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -556,7 +576,7 @@ def _coloured(rows: Sequence[Mapping[str, Any]]) -> str:
             f'<span style="display:inline-flex;flex-direction:column;align-items:center;min-width:1.9rem;margin:0 .1rem .4rem 0">'
             f'<span style="background:rgba({red},{green},{blue},{strength:.2f});border-radius:.2rem;padding:.05rem .25rem;'
             f'font-family:ui-monospace,Menlo,Consolas,monospace">{html.escape(row["token"])}</span>'
-            f'<span style="font-size:.7rem">{number}</span><span style="font-size:.6rem;opacity:.65">{other}</span></span>'
+            f'<span style="font-size:.7rem">{number}</span><span style="font-size:.65rem;opacity:.8">{other}</span></span>'
         )
     return f'<div style="display:flex;flex-wrap:wrap">{"".join(cells)}</div>'
 
