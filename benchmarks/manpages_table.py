@@ -433,6 +433,12 @@ def state_bytes(model: ModelConfig, length: int) -> int:
 def tables(found: dict[str, Any]) -> list[str]:
     """The tables in Markdown."""
     pages = found["pages"]
+    # Of an interrupted command some parts have no run yet.
+    found = {
+        part: rows
+        for part, rows in found.items()
+        if part not in PARTS[2:] or any(any(row["runs"].values()) for row in rows.values())
+    }
     lines = [
         f"{pages['documents']:,} documents, of which {pages['kept']:,} are kept: {pages['train_bytes']:,} bytes in "
         f"{pages['train_documents']:,} documents to train on,",
