@@ -8,7 +8,7 @@ manual pages. Pages of which more than half stood in others are left out first; 
 
 Six parts, in this order. ``rates`` looks for the learning rate of each model, and ``sweep`` what write-back can be, both with a seed that is not
 reported, at fewer steps. ``models`` trains each model with the best of them, with all seeds; those of one seed read the same windows in the same
-order. ``twice`` trains on passages that stand twice in a row. ``without`` trains write-back without one of its parts. ``carried`` trains the best two again with states that are carried from window to window. Finished runs are only read, so that the
+order. ``larger`` trains write-back that writes more. ``twice`` trains on passages that stand twice in a row. ``carried`` trains the best two again with states that are carried from window to window. Finished runs are only read, so that the
 command can be interrupted and given again.
 """
 
@@ -53,7 +53,7 @@ from bdh_jax.types import Slow
 ROOT = Path(__file__).parents[1]
 VALIDATION_SEED = 100
 """Of the runs by which something is chosen."""
-PARTS = ("rates", "sweep", "models", "twice", "without", "carried")
+PARTS = ("rates", "sweep", "models", "larger", "twice", "carried")
 MARKS = ("<!-- made by benchmarks/manpages_table.py -->", "<!-- end -->")
 PAGES = "pages.jsonl"
 TWICE = ("twice.train.jsonl", "twice.held_out.jsonl")
@@ -88,11 +88,13 @@ CHANGES: dict[str, dict[str, Any]] = {
 """What write-back can be: changes of ``model.fast`` of the variant ``write_back``."""
 
 
-WITHOUT: dict[str, dict[str, Any]] = {
-    "no gradient through writes": {"write_gradient": "stop"},
-    "η and λ not learned": {"learn_learning_rate": False, "learn_decay": False},
+LARGER: dict[str, dict[str, Any]] = {
+    "η .1": {},
+    "η .1, gradient stopped": {"write_gradient": "stop"},
 }
-"""Parts of write-back that are left out in training, likewise."""
+"""Write-back that writes more than the one that is chosen, likewise: what costs, the writes or what they do in training?"""
+RECALL = {"rule": "delta", "learning_rate": 1.0, "decay": 0.99, "address_source": "gated"}
+"""Write-back as tasks of recall in text have it (``configs/nback.py:text``), for passages that stand twice."""
 
 
 def get_config(arg: str = "") -> ExperimentConfig:
@@ -232,19 +234,21 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     }
     bits = scored(rows, options)
     found["models"] = described(rows, options)
+    if "larger" in options.parts:
+        larger = {
+            (name, seed): Run("larger", name, "write_back", seed, None, rates["write-back"], tuple(fast.items()))
+            for seed in seeds
+            for name, fast in LARGER.items()
+        }
+        scored(larger, options)
+        found["larger"] = described(larger, options)
     if "twice" in options.parts:
         again = {row: run._replace(part="twice", twice=True) for row, run in rows.items() if row[0] in asked}
+        again = {
+            row: run._replace(fast=tuple(RECALL.items())) if row[0] == "write-back" else run for row, run in again.items()
+        }
         scored(again, options)
         found["twice"] = described(again, options)
-    if "without" in options.parts:
-        whole = [rows["write-back", seed] for seed in seeds]
-        less = {
-            (name, run.seed): run._replace(part="without", name=name, fast=(*run.fast, *fast.items()))
-            for run in whole
-            for name, fast in WITHOUT.items()
-        }
-        scored(less, options)
-        found["without"] = described(less, options)
     if "carried" not in options.parts:
         return found
     stateful = [name for name in MODELS if name not in ("BDH", "GPT")]
@@ -405,7 +409,7 @@ def learned(model: BDHConfig, slow: Slow) -> dict[str, list[float]]:
 def described(rows: dict[tuple[str, int], Run], options: argparse.Namespace) -> dict[str, Any]:
     """What the tables say of each model."""
     found: dict[str, Any] = {}
-    for (name, seed), run in sorted(rows.items(), key=lambda row: [*MODELS, *WITHOUT].index(row[0][0])):
+    for (name, seed), run in sorted(rows.items(), key=lambda row: [*MODELS, *LARGER].index(row[0][0])):
         config = run.config(options.workdir, smoke=options.smoke)
         length = config.task.length  # pyright: ignore[reportAttributeAccessIssue]
         entry = found.setdefault(
@@ -433,6 +437,12 @@ def state_bytes(model: ModelConfig, length: int) -> int:
 def tables(found: dict[str, Any]) -> list[str]:
     """The tables in Markdown."""
     pages = found["pages"]
+    # Of an interrupted command some parts have no run yet.
+    found = {
+        part: rows
+        for part, rows in found.items()
+        if part not in PARTS[2:] or any(any(row["runs"].values()) for row in rows.values())
+    }
     lines = [
         f"{pages['documents']:,} documents, of which {pages['kept']:,} are kept: {pages['train_bytes']:,} bytes in "
         f"{pages['train_documents']:,} documents to train on,",
@@ -453,12 +463,12 @@ def tables(found: dict[str, Any]) -> list[str]:
             first, again = (of(row, "twice", label=label) for label in ("first", "again"))
             cells = [spread(list(first.values())), spread(list(again.values()))]
             lines.append(f"| {name} | {' | '.join(cells)} | {difference(again, base) * (name != 'BDH with μ')} |")
-    if "without" in found:
-        base = of(found["models"]["write-back"], "whole")
-        lines += ["", "| write-back, trained with | mean ± sd | − write-back |", "|---|---|---|"]
-        for name, row in found["without"].items():
+    if "larger" in found:
+        base = of(found["models"]["BDH with μ"], "whole")
+        lines += ["", "| write-back | mean ± sd | − BDH with μ | S unread − read |", "|---|---|---|---|"]
+        for name, row in found["larger"].items():
             bits = of(row, "whole")
-            lines.append(f"| {name} | {spread(list(bits.values()))} | {difference(bits, base)} |")
+            lines.append(f"| {name} | {spread(list(bits.values()))} | {difference(bits, base)} | {off(row, 'whole')} |")
     if "carried" in found:
         lines += of_carried(found["models"], found["carried"])
     lines += ["", f"How the rates were chosen (seed {VALIDATION_SEED}, {RATE_STEPS} steps):", ""]

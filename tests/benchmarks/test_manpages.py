@@ -134,13 +134,13 @@ def test_tables_pair_seeds_and_fit_80_columns(table):
     carried = {name: models[name] for name in ("write-back", "gated DeltaNet")}
     twice = {name: row(2.5, 2.6, 2.7) for name in ("BDH with μ", "write-back")}
     twice["write-back"] = row(2.4, 2.5, 2.6)
-    without = {name: row(2.6, 2.7, 2.8) for name in table.WITHOUT}
+    larger = {name: row(2.6, 2.7, 2.8, ablations=("fast_off",)) for name in table.LARGER}
     tried = {"rates": rates, "sweep": best}
-    lines = table.tables({"pages": pages, "models": models, "twice": twice, "without": without, "carried": carried, **tried})
+    lines = table.tables({"pages": pages, "models": models, "twice": twice, "larger": larger, "carried": carried, **tried})
     # .11, .10 and .09: mean .1, standard deviation .01, and 4.303 ÷ √3 of it.
     assert "| all bytes | +0.100 ± 0.025 | +0.000 ± 0.000 |" in lines
     assert "| GPT | 0.004 | diverged |" in lines
     assert "| write-back | 2.500 ± 0.100 | 2.500 ± 0.100 | -0.100 ± 0.000 |" in lines
-    assert "| η and λ not learned | 2.700 ± 0.100 | +0.000 ± 0.025 |" in lines
+    assert "| η .1 | 2.700 ± 0.100 | +0.100 ± 0.000 | +0.000 ± 0.000 |" in lines
     assert any(line.startswith("| GPT | 2.500 | 2.600 |  | 2.550 ± 0.071 |") for line in lines)
     assert not [line for line in lines if line.startswith("|") and len(line) > 80]
