@@ -144,7 +144,7 @@ def thinkers(masks: Masks, end: jax.Array, shape: tuple[int, int], most: int) ->
       shape: (B, T).
       most: Q.
     """
-    batch, length = shape
+    length = shape[1]
     valid = jnp.ones(shape, bool) if masks.valid is None else masks.valid
     write = jnp.ones(shape, bool) if masks.write is None else masks.write
     think = valid & ~write

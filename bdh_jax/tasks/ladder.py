@@ -58,7 +58,7 @@ class LadderConfig(TaskConfig):
     """M, of binding."""
     variables: int = 48
     """Names that items of binding and ordering are drawn from."""
-    evaluation_sequences: int = 256
+    evaluation_sequences: int = 512
     """Sequences that each rung is scored on."""
 
     def __post_init__(self) -> None:
@@ -88,9 +88,7 @@ class LadderConfig(TaskConfig):
     @property
     def context(self) -> int:
         """Tokens of the longest context."""
-        if self.ladder == "copy":
-            return self.items
-        return 3 * (self.items if self.ladder == "binding" else self.items)
+        return self.items if self.ladder == "copy" else 3 * self.items
 
     @property
     def hardest(self) -> int:
@@ -166,8 +164,7 @@ def sequences(config: LadderConfig, rng: np.random.Generator, count: int, rungs:
     context = np.concatenate([links, np.full_like(links[..., :1], SEPARATOR)], axis=-1).reshape(count, -1)
     nothing = np.zeros_like(context)
     tokens, answers, rung = (
-        np.concatenate(pair, axis=1).astype(np.int32)
-        for pair in ((context, asked), (nothing, answers), (nothing, rung))
+        np.concatenate(pair, axis=1).astype(np.int32) for pair in ((context, asked), (nothing, answers), (nothing, rung))
     )
     return Sequences(tokens, answers, rung, np.ones(tokens.shape, bool), rung == 0)
 
@@ -204,10 +201,10 @@ def _ordering(
 
 
 def _copy(config: LadderConfig, rng: np.random.Generator, count: int, rungs: np.ndarray) -> Sequences:
-    """Letters, as many questions as there are letters, padding up to twice the longest."""
+    """Letters, as many questions as there are letters, padding up to the length of the hardest rung."""
     rung = rng.choice(rungs, size=count)[:, None]
     length = PER_RUNG * rung
-    width = PER_RUNG * int(np.max(rungs))
+    width = config.items
     letters = rng.integers(0, LETTERS, (count, width)) + config.first_letter
     time = np.arange(2 * width)[None]
     asked, valid = (time >= length) & (time < 2 * length), time < 2 * length
@@ -232,9 +229,7 @@ class Ladders(TaskBase):
         self.config, self.seed, self.batch_size = config, seed, batch_size
         self.vocab_size = config.vocab_size
         self.most_answers = config.questions(config.hardest)
-        self.sequence_length = (
-            2 * self.most_answers if config.ladder == "copy" else config.context + self.most_answers
-        )
+        self.sequence_length = config.context + (config.items if config.ladder == "copy" else self.most_answers)
 
     def batch(self, step: int) -> Batch:
         """Sequences with questions of every rung that is trained on; what counts are the answers."""
@@ -246,13 +241,12 @@ class Ladders(TaskBase):
 
     def evaluate(self, predict: Predict) -> Evaluation:
         """Share of questions that are answered right, by rung; "chance" stands beside it. ``primary`` is the mean over all rungs."""
-        config, rungs = self.config, np.arange(1, self.config.rungs + 1)
-        sets = [rungs] if config.ladder != "copy" else [rungs[:number] for number in rungs]
-        found = {}
-        for of_set in sets:
-            drawn = self.evaluation_set(of_set if config.ladder != "copy" else of_set[-1:])
+        config, rungs, found = self.config, np.arange(1, self.config.rungs + 1), {}
+        # A sequence of copy has one length; others ask about every rung.
+        for of_set in np.split(rungs, len(rungs)) if config.ladder == "copy" else [rungs]:
+            drawn = self.evaluation_set(of_set)
             right = said(predict, drawn) == drawn.answers
-            found |= {int(rung): right[drawn.rung == rung] for rung in np.unique(drawn.rung[drawn.rung > 0])}
+            found |= {int(rung): right[drawn.rung == rung] for rung in of_set}
         rows = tuple(
             Score(
                 f"rung{rung}",
