@@ -389,10 +389,10 @@ class _Training:
     def _evaluate(self, state: TrainState, step: int, evaluated: bool) -> Evaluation:
         predict = self._predict(state.slow)
 
-        def interruptible(*arrays: Any) -> Any:
+        def interruptible(*arrays: Any, **options: Any) -> Any:
             if self.signal_number is not None:
                 self._save_and_stop(state, step, evaluated, self.signal_number)
-            return predict(*arrays)
+            return predict(*arrays, **options)
 
         with self._clock.paused():
             evaluation = self._task.evaluate(interruptible)
