@@ -206,11 +206,15 @@ class LatentArchitecture(BDHArchitecture):
         again = Masks(valid=who.think, write=jnp.zeros_like(who.think))
         passes = None if draws is None else jnp.take_along_axis(draws, who.at, axis=1)
         inner = setup._replace(final="none", collect=())
-        for number in range(2, self.config.thinking + 1):
-            after, _, _ = super().layers(weights, Inputs(x, frozen, again, None), inner)
+        read = super().layers
+
+        def once_more(x: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
+            after, _, _ = read(weights, Inputs(x, frozen, again, None), inner)
             goes_on = who.think if passes is None else who.think & (number <= passes)
-            x = jnp.where(goes_on[..., None], after, x)
-        return x
+            return jnp.where(goes_on[..., None], after, x), None
+
+        # A loop, so that thinking longer takes no longer to compile.
+        return jax.lax.scan(once_more, x, jnp.arange(2, self.config.thinking + 1))[0]
 
 
 CONFIG = LatentConfig
