@@ -7,7 +7,7 @@ The default is the ladder of binding: three chains of 6 links, asked for a varia
 passes. Variants follow a colon, several are joined by commas.
 
     copy        sequences of 2 to 12 letters are repeated
-    ordering    does an item stand before the marked one, 1 to 6 links away?
+    ordering    which item is the k-th of a chain, k from 1 to 6?
     shallow     trained on rungs 1 to 3 alone, of contexts that are as large, and tested on all
     drawn       in training each question draws its R from 1 … 8
     plain       BDH: one layer, the same as R = 1

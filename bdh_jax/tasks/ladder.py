@@ -1,18 +1,18 @@
 """Ladders: a context is read, then asked about in questions of growing difficulty, which are not written (``Batch.write``).
 
-    copy        x1 x2 … xn  n n … n                    the i-th of n questions: xi. Rung k: n = 2k
+    copy        x1 x2 … xn  k k … k                    the i-th of n questions: xi. Rung k: n = 2k
     binding     a b ; c 5 ; b c ; …   a                M chains of K links, their links shuffled: which value ends the chain of a? Rung k: it is k
                                                        links away
-    ordering    a b ; c d ; c ? ; b c ; …   a          one chain a < b < c < …, its links shuffled, one item marked: does a stand before it? Rung
-                                                       k: k links before or behind
+    ordering    a b ; c d ; ? a ; b c ; …   3          one chain a < b < c < …, its links shuffled, the first item marked: which is the third?
+                                                       Rung k: the k-th
 
 Every question is one token, and sees the context alone: since questions are not written, none sees another.
 
-* copy: letters are drawn one by one from 16, with repetition; a question says how many there are. Chance 1/16.
+* copy: letters are drawn one by one from 16, with repetition; a question says of which rung it is. Chance 1/16.
 * binding: all variables and values of a sequence are different, each variable but the first of a chain stands in two links, each value in one;
   every value is the answer equally often. Chance 1/M, of who knows the values and not whose they are.
-* ordering: questions stand k links before or behind the marked item, by a fair coin; the ends of the chain are at least as far from what is
-  asked for as the hardest rung, so that nobody needs fewer links by looking for an end. Chance 1/2.
+* ordering: the chain has 2K items, all different, each but the last stands in two links (of the first one is the mark's). Only the first K are asked for,
+  so that none is nearer to the end than to the mark. Chance 1/2K, of who knows the items and not their order.
 
 The ceiling is 1 everywhere: every question has one answer, which the context fixes.
 
@@ -34,8 +34,8 @@ from bdh_jax.tasks.scores import Evaluation, Score
 from bdh_jax.tasks.scoring import ROWS, Predict
 
 Ladder = Literal["copy", "binding", "ordering"]
-PADDING, SEPARATOR, MARK, BEFORE, BEHIND = range(5)
-"""Token ids of their own."""
+PADDING, SEPARATOR, MARK = range(3)
+"""Token ids of their own. Numbers from 1 to K follow, then letters, then variables."""
 LETTERS = 16
 """Letters of copy, and values of binding."""
 EVALUATION_SEED = 103
@@ -83,7 +83,7 @@ class LadderConfig(TaskConfig):
         """Items of a context: letters, variables, or what is ordered."""
         if self.ladder == "copy":
             return PER_RUNG * self.rungs
-        return self.chains * self.rungs if self.ladder == "binding" else 4 * self.rungs + 1
+        return self.chains * self.rungs if self.ladder == "binding" else 2 * self.rungs
 
     @property
     def context(self) -> int:
@@ -97,13 +97,13 @@ class LadderConfig(TaskConfig):
 
     @property
     def vocab_size(self) -> int:
-        """V: ids of their own, lengths of copy, letters, variables."""
+        """V: ids of their own, numbers, letters, variables."""
         return self.first_variable + self.variables
 
     @property
     def first_letter(self) -> int:
         """Id of the first letter."""
-        return BEHIND + 1 + self.rungs
+        return MARK + 1 + self.rungs
 
     @property
     def first_variable(self) -> int:
@@ -113,7 +113,7 @@ class LadderConfig(TaskConfig):
     @property
     def chance(self) -> float:
         """Share that is right by chance, of who knows the answers that there are."""
-        return {"copy": 1 / LETTERS, "binding": 1 / self.chains, "ordering": 1 / 2}[self.ladder]
+        return {"copy": 1 / LETTERS, "binding": 1 / self.chains, "ordering": 1 / self.items}[self.ladder]
 
     def questions(self, hardest: int) -> int:
         """Most questions of a sequence, up to some rung."""
@@ -158,7 +158,7 @@ def sequences(config: LadderConfig, rng: np.random.Generator, count: int, rungs:
     draw = _binding if config.ladder == "binding" else _ordering
     names = rng.permuted(np.tile(np.arange(config.variables), (count, 1)), axis=1)[:, : config.items]
     links, asked, answers = draw(config, rng, names + config.first_variable, rungs)
-    links = rng.permuted(links, axis=1) if links.ndim == 2 else _shuffled(rng, links)
+    links = _shuffled(rng, links)
     order = rng.permuted(np.tile(np.arange(len(rungs)), (count, 1)), axis=1)
     asked, answers, rung = (np.take_along_axis(a, order, axis=1) for a in (asked, answers, np.tile(rungs, (count, 1))))
     context = np.concatenate([links, np.full_like(links[..., :1], SEPARATOR)], axis=-1).reshape(count, -1)
@@ -191,13 +191,11 @@ def _binding(
 def _ordering(
     config: LadderConfig, rng: np.random.Generator, names: np.ndarray, rungs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Links [E, F, 2], what is asked [E, Q] and the answers [E, Q]; the marked item stands in the middle."""
-    count, middle = len(names), 2 * config.rungs
-    mark = np.stack([names[:, middle], np.full(count, MARK)], axis=-1)
-    links = np.concatenate([np.stack([names[:, :-1], names[:, 1:]], axis=-1), mark[:, None]], axis=1)
-    before = rng.integers(0, 2, (count, len(rungs))) == 1
-    at = middle + np.where(before, -rungs, rungs)
-    return links, np.take_along_axis(names, at, axis=1), np.where(before, BEFORE, BEHIND)
+    """Links [E, F, 2], what is asked [E, Q] and the answers [E, Q]; the mark's link is first among the links."""
+    del config, rng
+    chain = np.concatenate([np.full_like(names[:, :1], MARK), names], axis=1)
+    links = np.stack([chain[:, :-1], chain[:, 1:]], axis=-1)
+    return links, np.broadcast_to(MARK + rungs, (len(names), len(rungs))), chain[:, rungs]
 
 
 def _copy(config: LadderConfig, rng: np.random.Generator, count: int, rungs: np.ndarray) -> Sequences:
@@ -210,7 +208,7 @@ def _copy(config: LadderConfig, rng: np.random.Generator, count: int, rungs: np.
     asked, valid = (time >= length) & (time < 2 * length), time < 2 * length
     answers = np.take_along_axis(letters, np.clip(time - length, 0, width - 1), axis=1)
     context = np.take_along_axis(letters, np.minimum(np.broadcast_to(time, answers.shape), width - 1), axis=1)
-    tokens = np.select([asked, valid], [np.broadcast_to(BEHIND + rung, asked.shape), context], PADDING)
+    tokens = np.select([asked, valid], [np.broadcast_to(MARK + rung, asked.shape), context], PADDING)
     return Sequences(
         tokens.astype(np.int32),
         np.where(asked, answers, 0).astype(np.int32),

@@ -7,7 +7,7 @@ import pytest
 
 from bdh_jax.config import ConfigError
 from bdh_jax.tasks import ladder
-from bdh_jax.tasks.ladder import BEFORE, BEHIND, MARK, SEPARATOR, LadderConfig, Sequences, sequences
+from bdh_jax.tasks.ladder import MARK, SEPARATOR, LadderConfig, Sequences, sequences
 from configs.latent import VARIANTS, get_config
 
 COUNT, RUNGS = 400, np.arange(1, 5)
@@ -80,24 +80,22 @@ def test_binding_gives_nothing_away():
 
 def test_ordering_is_the_order_of_its_links():
     config = make("ordering")
-    before = 0
+    firsts = []
     for row in rows(drawn(config)):
         links = facts(row)
-        (marked,) = (left for left, rights in links.items() if MARK in rights)
-        links[marked].discard(MARK)
-        (first,) = set(links) - set().union(*links.values())
-        chain = [first]
+        chain = [walked(links, MARK, 1)]
         while chain[-1] in links:
             chain.append(walked(links, chain[-1], 1))
-        assert len(set(chain)) == len(chain) == config.items == 4 * config.rungs + 1
+        assert len(set(chain)) == len(chain) == config.items == 2 * config.rungs == len(links)
+        assert min(chain) >= config.first_variable
         for token, answer, rung in zip(*(array[~row.write] for array in row[:3]), strict=True):
-            distance = chain.index(marked) - chain.index(token)
-            assert abs(distance) == rung
-            assert answer == (BEFORE if distance > 0 else BEHIND)
-            # No end of the chain is nearer than the hardest rung.
-            assert min(chain.index(token), len(chain) - 1 - chain.index(token)) >= config.rungs
-            before += answer == BEFORE
-    assert abs(before / (COUNT * len(RUNGS)) - config.chance) < 4 * 0.5 / np.sqrt(COUNT * len(RUNGS))
+            assert token == MARK + rung
+            assert answer == chain[rung - 1]
+        firsts.append(row.tokens[1 : config.context : 3].tolist().index(chain[0]))
+    assert config.chance == 1 / config.items
+    # Where the links of the answers stand is anywhere.
+    shares = np.bincount(firsts, minlength=config.items) / COUNT
+    assert np.abs(shares - 1 / config.items).max() < 4 * np.sqrt(1 / config.items / COUNT)
 
 
 def test_copy_asks_for_every_letter():
@@ -108,7 +106,7 @@ def test_copy_asks_for_every_letter():
         length = len(context)
         lengths.add(length)
         np.testing.assert_array_equal(row.answers[~row.write], context)
-        assert (questions == BEHIND + length // 2).all()
+        assert (questions == MARK + length // 2).all()
         assert (row.rung[~row.write] == length // 2).all()
         np.testing.assert_array_equal(np.flatnonzero(~row.write), np.arange(length, 2 * length))
         assert row.valid.sum() == 2 * length
@@ -144,13 +142,13 @@ def test_who_knows_scores_one_and_who_guesses_scores_chance(kind):
         return np.eye(config.vocab_size)[np.stack([answers[row.tobytes()] for row in tokens])]
 
     def guesses(tokens, valid, *, write):
-        return np.eye(config.vocab_size)[np.full(tokens.shape, {"copy": config.first_letter}.get(kind, BEFORE))]
+        return np.eye(config.vocab_size)[np.full(tokens.shape, config.first_letter if kind == "copy" else MARK)]
 
-    for predict, expected in ((knows, 1.0), (guesses, 0.0 if kind == "binding" else config.chance)):
+    for predict, expected in ((knows, 1.0), (guesses, config.chance if kind == "copy" else 0.0)):
         evaluation = task.evaluate(predict)
         assert [row.name for row in evaluation.rows] == [f"rung{rung}" for rung in RUNGS]
         for row in evaluation.rows:
-            assert abs(row.accuracy - expected) <= (0 if expected in (0, 1) else 0.15)
+            assert abs(row.accuracy - expected) <= (0 if expected in (0, 1) else 0.05)
             assert (row.ceiling, row.extra["chance"]) == (1.0, config.chance)
 
 
