@@ -34,7 +34,7 @@ from bdh_jax.models.base import ModelConfig, count_parameters
 from bdh_jax.models.latent import LatentConfig
 from bdh_jax.parallel.mesh import MeshConfig, make_mesh
 from bdh_jax.runs.folder import finished
-from bdh_jax.tasks.ladder import Ladders
+from bdh_jax.tasks.ladder import LadderConfig, Ladders
 from bdh_jax.tasks.scoring import Predict
 from bdh_jax.training.step import make_predict
 
@@ -123,11 +123,12 @@ def asked(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
     model, slow = load(folder, "last")
     task = config.task.make(seed=config.seed, batch_size=config.train.batch_size)
     assert isinstance(task, Ladders)
+    most = task.config.context + task.config.questions(task.config.rungs)
     mesh = make_mesh(MeshConfig())
 
     def accuracy(model: ModelConfig, emptied: bool = False, shuffled: bool = False) -> list[float]:
         if emptied and isinstance(model, LatentConfig):
-            model = dataclasses.replace(model, most_thinking=task.config.context + task.config.questions(task.config.rungs))
+            model = dataclasses.replace(model, most_thinking=most)
         predict = make_predict(model.build(), mesh)(slow)
         controlled = control(predict, emptied=emptied, shuffled=shuffled)
         return [score.accuracy for score in task.evaluate(controlled).rows]
@@ -162,7 +163,9 @@ def described(ladder: str, found: dict[Run, dict[str, Any]], smoke: bool) -> dic
     rows: dict[str, Any] = {}
     for model in dict.fromkeys(run.model for run in found if run.ladder == ladder):
         config = Run(ladder, model, 0).config(smoke)
-        length = config.task.context + config.task.questions(config.task.rungs)
+        task = config.task
+        assert isinstance(task, LadderConfig)
+        length = task.context + task.questions(task.rungs)
         per_token = config.model.multiply_adds_per_token(length)
         assert per_token is not None
         rows[model] = {
@@ -170,8 +173,8 @@ def described(ladder: str, found: dict[Run, dict[str, Any]], smoke: bool) -> dic
             "state_bytes": jax.eval_shape(lambda model=config.model: model.build().init_fast(1)).nbytes,
             "multiply_adds_per_sequence": per_token * length,
             "thinking": getattr(config.model, "thinking", None),
-            "chance": config.task.chance,
-            "trained": config.task.hardest,
+            "chance": task.chance,
+            "trained": task.hardest,
             "runs": {str(run.seed): scores for run, scores in found.items() if run[:2] == (ladder, model)},
         }
     return rows

@@ -27,7 +27,7 @@ from bdh_jax.experiment import ExperimentConfig
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.models.latent import LatentConfig
-from bdh_jax.tasks.ladder import LadderConfig
+from bdh_jax.tasks.ladder import Ladder, LadderConfig
 from bdh_jax.training.config import OptimizerConfig, TrainConfig
 
 
@@ -60,13 +60,22 @@ def get_config(arg: str = "") -> ExperimentConfig:
     return apply_variants(config, arg, VARIANTS)
 
 
-def _ladder(**changes: str | int) -> Callable[[ExperimentConfig], ExperimentConfig]:
+def _task(config: ExperimentConfig) -> LadderConfig:
+    assert isinstance(config.task, LadderConfig)
+    return config.task
+
+
+def _ladder(kind: Ladder) -> Callable[[ExperimentConfig], ExperimentConfig]:
     def vary(config: ExperimentConfig) -> ExperimentConfig:
-        task = dataclasses.replace(config.task, **changes)
+        task = dataclasses.replace(_task(config), ladder=kind)
         config = dataclasses.replace(config, task=task)
         return change(config, "model", vocab_size=task.vocab_size, most_thinking=task.questions(task.rungs))
 
     return vary
+
+
+def _shallow(config: ExperimentConfig) -> ExperimentConfig:
+    return change(config, "task", trained=_task(config).rungs // 2)
 
 
 def _plain(config: ExperimentConfig, n_layer: int) -> ExperimentConfig:
@@ -76,17 +85,17 @@ def _plain(config: ExperimentConfig, n_layer: int) -> ExperimentConfig:
 
 def _smoke(config: ExperimentConfig) -> ExperimentConfig:
     config = change(config, "task", rungs=2, variables=12, evaluation_sequences=8)
-    if config.task.trained is not None:
+    if _task(config).trained is not None:
         config = change(config, "task", trained=1)
-    config = change(config, "model", vocab_size=config.task.vocab_size, d_model=16, n_neurons=32)
+    config = change(config, "model", vocab_size=_task(config).vocab_size, d_model=16, n_neurons=32)
     config = change(config, "optimizer", warmup_steps=2)
     return change(config, "train", steps=20, batch_size=4, evaluate_every=10, checkpoint_every=10, log_every=5)
 
 
 VARIANTS: dict[str, Callable[[ExperimentConfig], ExperimentConfig]] = {
-    "copy": _ladder(ladder="copy"),
-    "ordering": _ladder(ladder="ordering"),
-    "shallow": lambda config: change(config, "task", trained=config.task.rungs // 2),
+    "copy": _ladder("copy"),
+    "ordering": _ladder("ordering"),
+    "shallow": _shallow,
     "drawn": lambda config: change(config, "model", thinking=8, thinking_drawn=True),
     "plain": lambda config: _plain(config, 1),
     "deep": lambda config: _plain(config, 4),

@@ -159,7 +159,7 @@ def thinkers(masks: Masks, end: jax.Array, shape: tuple[int, int], most: int) ->
 class LatentArchitecture(BDHArchitecture):
     """What it is made of."""
 
-    config: LatentConfig
+    config: LatentConfig  # pyright: ignore[reportIncompatibleVariableOverride] - nobody sets it but __init__
 
     def activations(self, batch: int, length: int, parts: int) -> Activations | None:
         """Those of BDH; None where tokens think, which nobody declared."""
@@ -186,14 +186,14 @@ class LatentArchitecture(BDHArchitecture):
 
     def layers(self, weights: Slow, inputs: Inputs, setup: Setup) -> tuple[jax.Array, Any, Any]:
         """Once through the layers with all tokens, then again with those that think, on the state that the first pass left."""
-        config, masks, shape = self.config, inputs.masks, inputs.x.shape[:2]
+        config, masks, (batch, length, _) = self.config, inputs.masks, inputs.x.shape
         if config.thinking == 1 or masks.write is None:
             return super().layers(weights, inputs, setup)
         x, fast, found = super().layers(weights, inputs, setup._replace(final="full"))
         # Token by token a call of this function has one, which finds itself behind all that is written.
-        who = thinkers(masks, fast.position, shape, config.most_thinking or 1)
+        who = thinkers(masks, fast.position, (batch, length), config.most_thinking or 1)
         thought = self._think(weights, jnp.take_along_axis(x, who.at[..., None], axis=1), fast, who, inputs.draws, setup)
-        rows = jnp.arange(shape[0])[:, None]
+        rows = jnp.arange(batch)[:, None]
         undefined = ~who.behind[:, None, None] & (~masks.write)[..., None]
         x = jnp.where(undefined, jnp.nan, x.at[rows, who.at].set(thought))
         return x, finish_state(fast, setup), found

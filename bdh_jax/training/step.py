@@ -326,12 +326,13 @@ def make_predict(model: Model, mesh: Mesh) -> Callable[[Slow], Predict]:
         ) -> np.ndarray | Iterator[np.ndarray]:
             rows = len(tokens)
             index = np.minimum(np.arange(-(-rows // mesh.shape["data"]) * mesh.shape["data"]), rows - 1)
-            given = Masks(
+            given = (
                 None if np.all(valid) else valid,
                 None if reset is None or not np.any(reset) else reset,
                 None if write is None or np.all(write) else write,
             )
-            arrays = put((tokens[index], jax.tree.map(lambda mask: mask[index], given)), mesh)
+            masks = Masks._make(None if mask is None else mask[index] for mask in given)
+            arrays = put((tokens[index], masks), mesh)
             if size is None:
                 return jax.device_get(jitted(slow, *arrays))[:rows]
             x = jitted_hidden(slow, *arrays)

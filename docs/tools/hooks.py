@@ -37,6 +37,7 @@ EXPERIMENTS = (
     "mqar:gla",
     "mqar:gated_deltanet",
     "mqar:mamba2",
+    "latent",
 )
 """Whose parts together have every key of the library's own classes."""
 
