@@ -161,7 +161,7 @@ def test_a_job_that_does_not_write_all_tokens_keeps_its_mask():
     ladder = Options(rungs=2, variables=12, evaluation_sequences=8)
     task = MixedConfig(jobs=Options(ladder=ladder, nback=NBACK)).make(seed=3, batch_size=4)
     batch, part = task.batch(2), task.jobs["ladder"].batch(2)
-    assert part.write is not None and not part.write.all()
+    assert not part.write.all()
     np.testing.assert_array_equal(batch.write[::2, : part.write.shape[1]], part.write)
     assert batch.write[1::2, : task.jobs["nback"].sequence_length].all()
     asked = []
