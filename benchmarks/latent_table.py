@@ -1,6 +1,6 @@
 """Does thinking longer help? Questions on a frozen memory, answered after R = 1, 2, 4, 8, 16 passes, beside plain and deeper BDH.
 
-    python benchmarks/latent_table.py --workdir=runs/latent --json benchmarks/results/latent_cpu.json --figure build/latent.svg
+    python benchmarks/latent_table.py --workdir=runs/latent --json benchmarks/results/latent_cpu.json
 
 Every ladder of ``configs/latent.py`` is trained with every model and seed: ``fixed`` thinks R = 4 passes in training, ``drawn`` draws R from 1 … 8,
 ``plain`` is BDH of one layer, ``deep`` BDH of four, as many as four passes through one. Each is then asked the same held-out questions with every R,
@@ -18,7 +18,6 @@ import importlib
 import json
 import statistics
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +25,6 @@ import jax
 import measure
 import numpy as np
 
-from bdh_jax.analysis import figures
 from bdh_jax.config.convert import change
 from bdh_jax.console import Progress
 from bdh_jax.experiment import ExperimentConfig, load, record_of, train
@@ -41,8 +39,12 @@ from bdh_jax.training.step import make_predict
 LADDERS = ("binding", "ordering", "copy")
 MODELS = {"fixed": "", "drawn": "drawn", "plain": "plain", "deep": "deep"}
 """Name → variant of ``configs/latent.py``."""
-SHALLOW = {"fixed, half the rungs": "shallow", "deep, half the rungs": "shallow,deep"}
-"""Rows of binding that see the easier half of the rungs in training."""
+BINDING = {
+    "fixed, half the rungs": "shallow",
+    "deep, half the rungs": "shallow,deep",
+    "deep, three times the steps": "deep,longer",
+}
+"""Rows of binding alone: two see the easier half of the rungs in training, one learns for longer."""
 PASSES = (1, 2, 4, 8, 16)
 """R at test."""
 CONTROL_SEED = 7
@@ -58,7 +60,7 @@ class Run(NamedTuple):
     def config(self, smoke: bool) -> ExperimentConfig:
         """What is trained."""
         ladder = "" if self.ladder == "binding" else self.ladder
-        variants = [ladder, {**MODELS, **SHALLOW}[self.model], "smoke" if smoke else ""]
+        variants = [ladder, {**MODELS, **BINDING}[self.model], "smoke" if smoke else ""]
         config = importlib.import_module("configs.latent").get_config(",".join(filter(None, variants)))
         return change(config, seed=self.seed)
 
@@ -72,12 +74,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--ladders", nargs="+", choices=LADDERS, default=LADDERS, help="ladders")
-    parser.add_argument("--models", nargs="+", choices=(*MODELS, *SHALLOW), default=(*MODELS, *SHALLOW), help="models")
+    parser.add_argument("--models", nargs="+", choices=(*MODELS, *BINDING), default=(*MODELS, *BINDING), help="models")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes and a few steps: does it run?")
     parser.add_argument("--finished", action="store_true", help="report what is there, and train nothing")
     parser.add_argument("--json", type=Path, help="write all numbers there")
-    parser.add_argument("--figure", type=Path, help="draw accuracy by rung there")
     options = parser.parse_args()
     # Seed by seed, so that what an interruption leaves is whole rows of fewer seeds.
     runs = [
@@ -99,8 +100,6 @@ def main() -> None:
     if options.json:
         command = " ".join(["python", "benchmarks/latent_table.py", *sys.argv[1:]])
         measure.write_json(options.json, {"command": command, "seeds": options.seeds, "ladders": rows})
-    if options.figure:
-        draw(rows).savefig(options.figure, dpi=150)
 
 
 def scored(run: Run, options: argparse.Namespace) -> dict[str, Any] | None:
@@ -181,13 +180,13 @@ def described(ladder: str, found: dict[Run, dict[str, Any]], smoke: bool) -> dic
 
 
 def report(ladder: str, rows: dict[str, Any]) -> None:
-    """Print a ladder as a table in Markdown: the mean over the seeds, ± their standard deviation."""
+    """Print a ladder as a table in Markdown: the mean over the seeds, and the largest standard deviation of a row."""
     if not rows:
         return
     chance = next(iter(rows.values()))["chance"]
     rungs = len(next(iter(next(iter(rows.values()))["runs"].values()))["emptied"])
     print(f"\n{ladder}: share of questions that are answered right (ceiling 1, chance {chance:.3f})\n")
-    head = ["model", "R", *(f"rung {rung}" for rung in range(1, rungs + 1)), "seeds"]
+    head = ["model", "R", *map(str, range(1, rungs + 1)), "± at most", "seeds"]
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for model, row in rows.items():
         runs = list(row["runs"].values())
@@ -196,46 +195,16 @@ def report(ladder: str, rows: dict[str, Any]) -> None:
         }
         lines |= {name: [run[name] for run in runs] for name in ("emptied", "shuffled")}
         for name, values in lines.items():
-            cells = [spread([seed[rung] for seed in values]) for rung in range(rungs)]
-            print(f"| {' | '.join([model, name, *cells, str(len(runs))])} |")
+            by_rung = list(zip(*values, strict=True))
+            cells = [f"{statistics.fmean(of_seeds):.2f}" for of_seeds in by_rung]
+            spread = f"{max(map(statistics.stdev, by_rung)):.2f}" if len(runs) > 1 else ""
+            print(f"| {' | '.join([model, name, *cells, spread, str(len(runs))])} |")
     print("\n| model | weights | bytes of state | multiply-adds a sequence | steps | seconds |\n|---|---|---|---|---|---|")
     for model, row in rows.items():
         runs = list(row["runs"].values())
         seconds = statistics.fmean(run["seconds"] for run in runs)
         cells = [row["parameters"], row["state_bytes"], row["multiply_adds_per_sequence"], runs[0]["steps"]]
         print(f"| {' | '.join([model, *(f'{cell:,}' for cell in cells), f'{seconds:.0f}'])} |")
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation."""
-    return f"{statistics.fmean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
-
-
-def draw(rows: dict[str, Any]) -> Any:
-    """Accuracy by rung: a panel for each ladder, a line for each R of ``fixed``, and the models beside it."""
-    shown = [ladder for ladder in rows if rows[ladder]]
-    figure, panels = figures.make(len(shown), sharey=True)
-    names = {
-        **{f"R = {passes}": ("fixed", str(passes)) for passes in PASSES},
-        "deep": ("deep", "0"),
-        "plain": ("plain", "0"),
-    }
-    looks = figures.lines(list(names))
-    for axes, ladder in zip(panels, shown, strict=True):
-        for name, (model, passes) in names.items():
-            if model not in rows[ladder]:
-                continue
-            values = np.array([run["accuracy"][passes] for run in rows[ladder][model]["runs"].values()])
-            axes.plot(np.arange(1, values.shape[1] + 1), values.mean(axis=0), **looks[name])
-        figures.reference(axes, next(iter(rows[ladder].values()))["chance"], "chance")
-        figures.reference(axes, 1, "ceiling")
-        figures.say(axes, title=TITLES[ladder], x="rung", y="share answered right")
-    figures.legend(figure, panels[0])
-    return figure
-
-
-TITLES = {"binding": "Binding", "ordering": "Ordering", "copy": "Copy"}
-"""What each panel says."""
 
 
 if __name__ == "__main__":

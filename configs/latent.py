@@ -12,6 +12,7 @@ passes. Variants follow a colon, several are joined by commas.
     drawn       in training each question draws its R from 1 … 8
     plain       BDH: one layer, the same as R = 1
     deep        BDH of four layers: as many as R = 4 passes through one, for the context too
+    longer      three times the steps
     smoke       a tiny model for a few steps: does it run?
 
 ``benchmarks/latent_table.py`` trains the rows of docs/results/latent.md. Any key can be overridden, as in ``configs/nback.py``.
@@ -99,5 +100,6 @@ VARIANTS: dict[str, Callable[[ExperimentConfig], ExperimentConfig]] = {
     "drawn": lambda config: change(config, "model", thinking=8, thinking_drawn=True),
     "plain": lambda config: _plain(config, 1),
     "deep": lambda config: _plain(config, 4),
+    "longer": lambda config: change(config, "train", steps=1800, evaluate_every=1800),
     "smoke": _smoke,
 }
