@@ -59,17 +59,17 @@ class LatentConfig(BDHConfig):
             f"thinking_drawn=True with thinking={self.thinking}: there is one number to draw; set thinking to the largest, or "
             "thinking_drawn=False",
         )
-        if self.thinking == 1:
-            return
         require(
-            self.dropout == 0,
+            self.dropout == 0 or self.thinking == 1,
             f"dropout={self.dropout} with thinking={self.thinking}: there are masks for one pass through the layers; set it to 0",
         )
-        require(
-            not self.token_step.slots,
-            f"token_step.slots={self.token_step.slots} with thinking={self.thinking}: passes on a frozen memory do not read writes that "
-            "wait beside it; set it to 0",
-        )
+
+    @property
+    def no_token_step(self) -> str | None:
+        """Why writes cannot wait in slots; None if they can."""
+        if self.thinking > 1:
+            return f"thinking={self.thinking} reads the memory alone, not what waits beside it"
+        return super().no_token_step
 
     @property
     def draws_in_training(self) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from bdh_jax.config import ConfigError
 from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.fast_weights.masks import Masks
+from bdh_jax.interop.huggingface import not_published
 from bdh_jax.models.base import Inputs, Setup
 from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.models.latent import LatentConfig
@@ -192,7 +193,10 @@ def test_in_training_each_token_draws_how_often_it_thinks(slow):
         ({"most_thinking": 0}, "most_thinking=0 must be at least 1, or None"),
         ({"thinking": 1, "thinking_drawn": True}, "thinking_drawn=True with thinking=1: there is one number to draw"),
         ({"dropout": 0.1}, "dropout=0.1 with thinking=3: there are masks for one pass.*set it to 0"),
-        ({"token_step": TokenStepConfig(slots=2)}, "token_step.slots=2 with thinking=3: .*set it to 0"),
+        (
+            {"token_step": TokenStepConfig(slots=2)},
+            "token_step.slots=2 needs writes that can wait: thinking=3 .*set it to 0",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused(changes, said):
@@ -204,6 +208,14 @@ def test_time_that_is_split_is_refused():
     with pytest.raises(ConfigError, match=r"mesh.sequence=2 splits time, and model.thinking=3 reads the memory"):
         CONFIG.check_time({"sequence": 2})
     dataclasses.replace(CONFIG, thinking=1).check_time({"sequence": 2})
+
+
+def test_the_published_layout_does_not_hold_it():
+    published = BDHConfig(n_layer=1, d_model=8, n_neurons=32, fast=FastWeightConfig(enabled=False))
+    assert not_published(published) is None
+    shared = {field.name: getattr(published, field.name) for field in dataclasses.fields(BDHConfig)}
+    thinks = LatentConfig(**shared | {"architecture": "latent", "dropout": 0.0})
+    assert not_published(thinks) == "it is of the architecture 'latent'"
 
 
 def test_passes_are_counted():
