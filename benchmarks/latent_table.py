@@ -18,6 +18,7 @@ import importlib
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ from bdh_jax.models.base import ModelConfig, count_parameters
 from bdh_jax.models.latent import LatentConfig
 from bdh_jax.parallel.mesh import MeshConfig, make_mesh
 from bdh_jax.runs.folder import finished
-from bdh_jax.tasks.ladder import LadderConfig, Ladders
+from bdh_jax.tasks.ladder import MARK, LadderConfig, Ladders, said
 from bdh_jax.tasks.scoring import Predict
 from bdh_jax.training.step import make_predict
 
@@ -48,6 +49,8 @@ BINDING = {
 PASSES = (1, 2, 4, 8, 16)
 """R at test."""
 CONTROL_SEED = 7
+WALKED = 3
+"""Places of an order, of which is said whether an answer walked beyond."""
 
 
 class Run(NamedTuple):
@@ -111,10 +114,17 @@ def scored(run: Run, options: argparse.Namespace) -> dict[str, Any] | None:
         return None
     if results is None:
         results, _ = train(config, folder)
-    path = folder / "passes.json"
+    found = kept(folder / "passes.json", lambda: asked(config, folder))
+    if run.ladder == "ordering" and isinstance(config.model, LatentConfig):
+        found["walked"] = kept(folder / "walked.json", lambda: walked(config, folder))
+    return {"steps": results["steps"], "seconds": results["seconds"], **found}
+
+
+def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a file beside a run holds; made and written where there is none."""
     if not path.exists():
-        path.write_text(json.dumps(asked(config, folder)), encoding="utf-8")
-    return {"steps": results["steps"], "seconds": results["seconds"], **json.loads(path.read_text(encoding="utf-8"))}
+        path.write_text(json.dumps(make()), encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def asked(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
@@ -141,6 +151,34 @@ def asked(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
         "emptied": accuracy(model, emptied=True),
         "shuffled": accuracy(model, shuffled=True),
     }
+
+
+def walked(config: ExperimentConfig, folder: Path) -> dict[str, list[float]]:
+    """R → share of the answers about the first ``WALKED`` places that name the item that is asked for, the next one, and the one after that."""
+    model, slow = load(folder, "last")
+    task = config.task.make(seed=config.seed, batch_size=config.train.batch_size)
+    assert isinstance(task, Ladders)
+    assert isinstance(model, LatentConfig)
+    drawn = task.evaluation_set(np.arange(1, task.config.rungs + 1))
+    places = (drawn.rung > 0) & (drawn.rung <= WALKED)
+    items = np.array([order(row[write]) for row, write in zip(drawn.tokens, drawn.write, strict=True)])
+    asked_for = np.nonzero(places)[0], drawn.rung[places] - 1
+    found = {}
+    for passes in (4, 6, 8):
+        config_there = dataclasses.replace(model, thinking=passes, thinking_drawn=False)
+        answers = said(make_predict(config_there.build(), make_mesh(MeshConfig()))(slow), drawn)[places]
+        shares = [answers == items[asked_for[0], np.minimum(asked_for[1] + on, items.shape[1] - 1)] for on in range(3)]
+        found[str(passes)] = [float(share.mean()) for share in shares]
+    return found
+
+
+def order(context: np.ndarray) -> list[int]:
+    """The items of a context of ordering, from the first on."""
+    links = {int(left): int(right) for left, right, _ in context.reshape(-1, 3)}
+    items = [links[MARK]]
+    while items[-1] in links:
+        items.append(links[items[-1]])
+    return items
 
 
 def control(predict: Predict, *, emptied: bool, shuffled: bool) -> Predict:
@@ -199,6 +237,13 @@ def report(ladder: str, rows: dict[str, Any]) -> None:
             cells = [f"{statistics.fmean(of_seeds):.2f}" for of_seeds in by_rung]
             spread = f"{max(map(statistics.stdev, by_rung)):.2f}" if len(runs) > 1 else ""
             print(f"| {' | '.join([model, name, *cells, spread, str(len(runs))])} |")
+    walks = {model: [run["walked"] for run in row["runs"].values() if "walked" in run] for model, row in rows.items()}
+    if any(walks.values()):
+        print(f"\n| model | R | the k-th, of k ≤ {WALKED} | the next | the one after | seeds |\n|---|---|---|---|---|---|")
+    for model, seeds in walks.items():
+        for passes in seeds[0] if seeds else ():
+            cells = [f"{statistics.fmean(shares):.2f}" for shares in zip(*(seed[passes] for seed in seeds), strict=True)]
+            print(f"| {' | '.join([model, passes, *cells, str(len(seeds))])} |")
     print("\n| model | weights | bytes of state | multiply-adds a sequence | steps | seconds |\n|---|---|---|---|---|---|")
     for model, row in rows.items():
         runs = list(row["runs"].values())
