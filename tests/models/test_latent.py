@@ -18,6 +18,7 @@ from bdh_jax.models.base import Inputs, Setup
 from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.models.latent import LatentConfig
 from bdh_jax.models.token_step import TokenStepConfig
+from bdh_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.compiled import apply, init
 
 VOCAB, BATCH, LENGTH, ASKED = 9, 3, 8, 3
@@ -163,10 +164,19 @@ def test_what_is_thought_has_a_gradient_to_what_was_read(slow):
 
         return jax.jit(jax.grad(last))(slow["embed"])
 
-    size = np.abs(influence(3)).sum(axis=-1)
+    thought, read = influence(3), influence(1)
+    size = np.abs(thought).sum(axis=-1)
     assert (size[: LENGTH - ASKED] > 0).all()
     np.testing.assert_array_equal(size[LENGTH - ASKED : LENGTH - 1], 0)
-    assert np.abs(influence(3) - influence(1)).max() > 1e-3
+    assert np.abs(thought - read).max() > 1e-3
+
+
+def test_on_a_mesh_it_is_the_same(slow):
+    """Heads and rows on devices of their own, thinking at once."""
+    plain_model, spread = AT_ONCE.build(), AT_ONCE.build(make_mesh(MeshConfig(heads=2)))
+    ours, theirs = (apply(model, slow, TOKENS, write=LAST) for model in (spread, plain_model))
+    close(ours.logits, theirs.logits)
+    close(jax.device_get(ours.fast), jax.device_get(theirs.fast))
 
 
 def test_in_training_each_token_draws_how_often_it_thinks(slow):
