@@ -460,6 +460,8 @@ def latent() -> Any:
     figure, panels = figures.make(len(panels_of), width=3.3, height=3.1, sharey=True)
     names = [f"R = {passes}" for passes in (1, 2, 4, 8, 16)]
     looks = figures.lines([*names, "four layers"])
+    looks["four layers"] |= {"color": "black", "linestyle": "--"}
+    panels[0].set_ylim(-0.03, 1.06)
     for axes, (ladder, model), title in zip(panels, panels_of, _LATENT, strict=True):
         lines = {f"R = {passes}": (model, passes) for passes in found[ladder][model]["runs"]["0"]["accuracy"]}
         for name, (row, passes) in {**lines, "four layers": ("deep", "0")}.items():
