@@ -41,7 +41,7 @@ class _Config(Schema):
 
 def not_published(config: ModelConfig) -> str | None:
     """Why a model is not the published one, so that other programs would compute something else with its weights; None if it is."""
-    if not isinstance(config, BDHConfig):
+    if type(config) is not BDHConfig:  # a subclass computes something else
         return f"it is of the architecture {config.architecture!r}"
     different = {
         "model.fast.enabled=True": config.fast.enabled,

@@ -703,12 +703,19 @@ class Model(nn.Module):
         chex.assert_shape(logits, (*x.shape[:2], self.config.vocab_size))
         return ModelOutput(logits, fast, taps, losses, metrics)
 
-    def hidden(self, tokens: jax.Array, *, valid: jax.Array | None = None, reset: jax.Array | None = None) -> jax.Array:
+    def hidden(
+        self,
+        tokens: jax.Array,
+        *,
+        valid: jax.Array | None = None,
+        reset: jax.Array | None = None,
+        write: jax.Array | None = None,
+    ) -> jax.Array:
         """What logits are read from, [B, T, D], in an episode that starts here. ``architecture.readout`` makes logits of it, also of a part
         of the tokens, where those of all would be too large. Arguments and errors are those of a call."""
         architecture = self.architecture
         architecture.check_machine(self.mesh)
-        masks = Masks(valid, reset, None)
+        masks = Masks(valid, reset, write)
         _check_arguments(architecture, tokens, None, masks, "none", ())
         slow = self.slow_weights()
         x = architecture.embed_draws(architecture.embed(slow, tokens), None)

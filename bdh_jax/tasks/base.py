@@ -40,6 +40,8 @@ class Batch(NamedTuple):
     """bool, True at the first token of every episode of a row but its first."""
     extra: Any = None
     """Arrays [B', ...] that a training hook of this task reads, in any pytree; the step itself does not look at them."""
+    write: np.ndarray | None = None
+    """bool, False for tokens that read and are not written: the memory is frozen there. None: all are written."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -168,8 +168,10 @@ def join(parts: Sequence[Batch]) -> Batch:
         padded = [np.pad(array, ((0, 0), (0, length - array.shape[1]))) for array in arrays]
         return np.stack(padded, axis=1).reshape(-1, length)
 
-    columns = zip(*(weighed(part)[:-1] for part in parts), strict=True)
-    return Batch(*map(whole, columns))
+    columns = zip(*(weighed(part)[:6] for part in parts), strict=True)
+    written = [np.ones(part.tokens.shape, bool) if part.write is None else part.write for part in parts]
+    write = None if all(part.write is None for part in parts) else whole(written)
+    return Batch(*map(whole, columns), write=write)
 
 
 def _first_ids(jobs: Mapping[str, Task]) -> dict[str, int]:
@@ -187,8 +189,8 @@ def _first_ids(jobs: Mapping[str, Task]) -> dict[str, int]:
 def _from(predict: Predict, first: int) -> Predict:
     """What a job calls, whose id 0 is the model's id ``first``: its logits begin with those of its own ids, and no id is left out."""
 
-    def moved(tokens: np.ndarray, valid: np.ndarray, *more: Any) -> Any:
-        logits = predict(np.where(valid, tokens + np.int32(first), 0), valid, *more)
+    def moved(tokens: np.ndarray, valid: np.ndarray, *more: Any, **options: Any) -> Any:
+        logits = predict(np.where(valid, tokens + np.int32(first), 0), valid, *more, **options)
         if isinstance(logits, Iterator):
             return (np.roll(np.asarray(part), -first, axis=-1) for part in logits)
         return np.roll(np.asarray(logits), -first, axis=-1)

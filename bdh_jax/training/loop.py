@@ -389,10 +389,10 @@ class _Training:
     def _evaluate(self, state: TrainState, step: int, evaluated: bool) -> Evaluation:
         predict = self._predict(state.slow)
 
-        def interruptible(*arrays: Any) -> Any:
+        def interruptible(*arrays: Any, **options: Any) -> Any:
             if self.signal_number is not None:
                 self._save_and_stop(state, step, evaluated, self.signal_number)
-            return predict(*arrays)
+            return predict(*arrays, **options)
 
         with self._clock.paused():
             evaluation = self._task.evaluate(interruptible)
@@ -404,8 +404,7 @@ class _Training:
         """On the first rows of the first training batch, so that one evaluation can be compared with the next."""
         batch, spread = self._task.batch(0), self._mesh.shape["data"]
         rows = spread * max(1, MEASURED_ROWS // spread)
-        arrays = {name: getattr(batch, name)[:rows] for name in batch._fields if name != "extra"}
-        batch = self._put(Batch(**arrays))
+        batch = self._put(jax.tree.map(lambda array: array[:rows], batch._replace(extra=None)))
         return jax.tree.map(
             lambda sizes: sizes.tolist(), jax.device_get(measure(state.slow, batch.tokens, batch.valid, batch.reset))
         )

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from bdh_jax.config import ConfigError, require
 from bdh_jax.config.seeds import key_of
 from bdh_jax.consolidation.base import check_same_tree, finite_leaves
+from bdh_jax.fast_weights.masks import Masks
 from bdh_jax.models.base import Model
 from bdh_jax.parallel.axes import shardings
 from bdh_jax.parallel.mesh import batch_sharding, replicated
@@ -108,7 +109,7 @@ def loss_fn(
       that the model names itself are added as if every position had them.
     """
     rngs = None if key is None else {"dropout": key}
-    tokens, valid, reset, variables = batch.tokens, batch.valid, batch.reset, {"params": slow}
+    tokens, valid, reset, write, variables = batch.tokens, batch.valid, batch.reset, batch.write, {"params": slow}
     if ask.answers is not None and ask.loss == "answer" and ask.answers < tokens.shape[1]:
         # The tokens that count come first, in their order; if there are fewer, others follow, which count nothing.
         at = jnp.argsort(batch.answer == 0, axis=1, stable=True)[:, : ask.answers]
@@ -120,6 +121,7 @@ def loss_fn(
         fast,
         valid=valid,
         reset=reset,
+        write=write,
         state=ask.state,
         collect=ask.collect,
         deterministic=key is None,
@@ -299,16 +301,16 @@ def make_keys(seed: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
 def make_predict(model: Model, mesh: Mesh) -> Callable[[Slow], Predict]:
     """Build what a task's evaluation calls.
 
-    ``make_predict(model, mesh)(slow)`` is ``predict(tokens [B,T], valid [B,T], reset=None, size=None) -> logits [B,T,V]``. Any B is
-    taken; rows are added and dropped where the mesh needs it. Logits come back as a NumPy array, on every process; with a ``size`` as an
+    ``make_predict(model, mesh)(slow)`` is ``predict(tokens [B,T], valid [B,T], reset=None, size=None, write=None) -> logits [B,T,V]``. Any B
+    is taken; rows are added and dropped where the mesh needs it. Logits come back as a NumPy array, on every process; with a ``size`` as an
     iterator over [B,size,V], of so many tokens after another, the last of which may be fewer.
     """
 
-    def logits(slow: Slow, tokens: jax.Array, valid: jax.Array | None, reset: jax.Array | None) -> jax.Array:
-        return model.apply({"params": slow}, tokens, valid=valid, reset=reset, state="none").logits
+    def logits(slow: Slow, tokens: jax.Array, masks: Masks) -> jax.Array:
+        return model.apply({"params": slow}, tokens, **masks._asdict(), state="none").logits
 
-    def hidden(slow: Slow, tokens: jax.Array, valid: jax.Array | None, reset: jax.Array | None) -> jax.Array:
-        return model.apply({"params": slow}, tokens, valid=valid, reset=reset, method="hidden")
+    def hidden(slow: Slow, tokens: jax.Array, masks: Masks) -> jax.Array:
+        return model.apply({"params": slow}, tokens, **masks._asdict(), method="hidden")
 
     jitted = jax.jit(logits, out_shardings=replicated(mesh))
     jitted_hidden = jax.jit(hidden)
@@ -316,13 +318,21 @@ def make_predict(model: Model, mesh: Mesh) -> Callable[[Slow], Predict]:
 
     def with_slow(slow: Slow) -> Predict:
         def predict(
-            tokens: np.ndarray, valid: np.ndarray, reset: np.ndarray | None = None, size: int | None = None
+            tokens: np.ndarray,
+            valid: np.ndarray,
+            reset: np.ndarray | None = None,
+            size: int | None = None,
+            write: np.ndarray | None = None,
         ) -> np.ndarray | Iterator[np.ndarray]:
             rows = len(tokens)
             index = np.minimum(np.arange(-(-rows // mesh.shape["data"]) * mesh.shape["data"]), rows - 1)
-            given = None if np.all(valid) else valid, None if reset is None or not np.any(reset) else reset
-            masks = [None if mask is None else mask[index] for mask in given]
-            arrays = put((tokens[index], *masks), mesh)
+            given = (
+                None if np.all(valid) else valid,
+                None if reset is None or not np.any(reset) else reset,
+                None if write is None or np.all(write) else write,
+            )
+            masks = Masks._make(None if mask is None else mask[index] for mask in given)
+            arrays = put((tokens[index], masks), mesh)
             if size is None:
                 return jax.device_get(jitted(slow, *arrays))[:rows]
             x = jitted_hidden(slow, *arrays)

@@ -433,6 +433,37 @@ def mixture_routes() -> Any:
     return figure
 
 
+def latent() -> Any:
+    """Share of questions that are answered right by rung, a line for each R, and that of four layers."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "latent_cpu.json").read_text(encoding="utf-8"))["ladders"]
+    panels_of = (("binding", "fixed"), ("binding", "drawn"), ("ordering", "fixed"))
+    figure, panels = figures.make(len(panels_of), width=3.3, height=3.1, sharey=True)
+    names = [f"R = {passes}" for passes in (1, 2, 4, 8, 16)]
+    looks = figures.lines([*names, "four layers"])
+    looks["four layers"] |= {"color": "black", "linestyle": "--"}
+    panels[0].set_ylim(-0.03, 1.06)
+    for axes, (ladder, model), title in zip(panels, panels_of, _LATENT, strict=True):
+        lines = {f"R = {passes}": (model, passes) for passes in found[ladder][model]["runs"]["0"]["accuracy"]}
+        for name, (row, passes) in {**lines, "four layers": ("deep", "0")}.items():
+            shares = np.array([run["accuracy"][passes] for run in found[ladder][row]["runs"].values()])
+            deviation = shares.std(axis=0, ddof=1) if len(shares) > 1 else np.zeros(shares.shape[1])
+            _band(axes, range(1, shares.shape[1] + 1), shares.mean(axis=0), deviation, looks[name])
+        figures.reference(axes, found[ladder][model]["chance"], "chance")
+        figures.reference(axes, 1, "ceiling")
+        x = "links to the value" if ladder == "binding" else "place of the item in the order"
+        y = "share answered right (band: ± std)" if axes is panels[0] else ""
+        figures.say(axes, title=title, x=x, y=y)
+    figures.legend(figure, panels[0])
+    return figure
+
+
+_LATENT = (
+    "Binding, trained with R = 4:\none pass for each link",
+    "Binding, R drawn from 1 … 8:\nlonger holds the answer",
+    "Ordering, trained with R = 4:\nonly that R counts right",
+)
+
+
 def merging_texts() -> Any:
     """Bits per byte of each text, by the models of one base and what was made of them."""
     found = json.loads((ROOT / "benchmarks" / "results" / "merging_cpu.json").read_text(encoding="utf-8"))
@@ -674,6 +705,7 @@ FIGURES: dict[str, Callable[[], Any]] = {
         tiny_bdh_brackets,
         tiny_bdh_sigma,
         tiny_bdh_consolidation,
+        latent,
         mixture_routes,
         merging_texts,
         manual_pages,

@@ -39,6 +39,7 @@ EXPERIMENTS = (
     "mqar:mamba2",
     "mqar:forgetting",
     "mqar:compositional",
+    "latent",
 )
 """Whose parts together have every key of the library's own classes."""
 

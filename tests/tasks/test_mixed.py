@@ -57,7 +57,7 @@ def test_rows_are_of_the_jobs_in_turn(task, data):
     assert shared.vocab_size == 256
     np.testing.assert_array_equal(shared.batch(5).tokens[0], nback.batch(5).tokens[0])
     (ahead,) = task.batches(5, 6)
-    for one, other in zip(ahead[:-1], batch[:-1], strict=True):
+    for one, other in zip(ahead[:6], batch[:6], strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -154,3 +154,21 @@ class OwnLoss(TaskBase):
 def test_what_cannot_be_mixed_is_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_a_job_that_does_not_write_all_tokens_keeps_its_mask():
+    """Others write all of theirs, and the questions of the one are asked with its mask."""
+    ladder = Options(rungs=2, variables=12, evaluation_sequences=8)
+    task = MixedConfig(jobs=Options(ladder=ladder, nback=NBACK)).make(seed=3, batch_size=4)
+    batch, part = task.batch(2), task.jobs["ladder"].batch(2)
+    assert not part.write.all()
+    np.testing.assert_array_equal(batch.write[::2, : part.write.shape[1]], part.write)
+    assert batch.write[1::2, : task.jobs["nback"].sequence_length].all()
+    asked = []
+
+    def predict(tokens, valid, *, write=None):
+        asked.append(write)
+        return np.zeros((*tokens.shape, task.vocab_size))
+
+    task.evaluate(predict)
+    assert any(write is not None and not write.all() for write in asked)

@@ -58,7 +58,7 @@ def test_an_epoch_has_every_whole_batch_of_every_set_once():
 def test_a_batch_is_a_function_of_seed_and_step():
     one, other = (CONFIG.make(seed=5, batch_size=4) for _ in range(2))
     other.batch(9)  # of a later epoch
-    for array, again in zip(one.batch(2)[:-1], other.batch(2)[:-1], strict=True):
+    for array, again in zip(one.batch(2)[:6], other.batch(2)[:6], strict=True):
         np.testing.assert_array_equal(array, again)
     assert not np.array_equal(one.training_sets[0][0], CONFIG.make(seed=6, batch_size=4).training_sets[0][0])
     np.testing.assert_array_equal(one.test_sets[1][0], CONFIG.make(seed=6, batch_size=4).test_sets[1][0])

@@ -34,8 +34,8 @@ def one_hot(said, vocab):
 def test_a_batch_is_a_function_of_seed_and_step(name):
     task = make(name)
     batch = task.batch(3)
-    assert all(array.shape == (16, task.sequence_length) for array in batch[:-1])
-    for array, again in zip(batch[:-1], make(name).batch(3)[:-1], strict=True):
+    assert all(array.shape == (16, task.sequence_length) for array in batch[:6])
+    for array, again in zip(batch[:6], make(name).batch(3)[:6], strict=True):
         np.testing.assert_array_equal(array, again)
     if name != "xor":
         assert (batch.tokens != task.batch(4).tokens).any()

@@ -104,6 +104,22 @@ def test_logits_of_the_answers_alone_are_the_same_step(tiny, ragged, accumulatio
         assert {shape[1] for shape in seen[len(seen) // 4 :]} == {6}
 
 
+def test_what_a_batch_does_not_write_is_not_written(tiny, ragged):
+    """Loss, gradients and logits of a batch with ``write`` are those of calls with that mask, and not of calls without."""
+    mesh, model, _, state = _setup(tiny(model={"dropout": 0.0}))
+    write = np.broadcast_to(np.arange(6) != 1, ragged.tokens.shape)
+    batch = ragged._replace(valid=None, reset=None, write=write)
+    logits = make_predict(model, mesh)(state.slow)(batch.tokens, np.ones_like(write), write=write)
+    direct = model.apply({"params": state.slow}, batch.tokens, write=write, state="none").logits
+    np.testing.assert_allclose(logits, direct, rtol=1e-5, atol=1e-6)
+    ask = ForwardPass("answer")
+    total, _ = loss_fn(model, state.slow, batch, batch.answer, ask=ask)
+    expected = jnp.sum(ask.losses(direct, batch) * batch.answer)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    other, _ = loss_fn(model, state.slow, batch._replace(write=None), batch.answer, ask=ask)
+    assert abs(other - total) > 1e-4 * abs(total)
+
+
 def test_positions_without_weight_do_not_train(tiny, ragged):
     _, model, _, state = _setup(tiny(model={"dropout": 0.0}))
     other = ragged._replace(targets=np.where(ragged.answer > 0, ragged.targets, (ragged.targets + 3) % 12))
