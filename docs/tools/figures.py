@@ -503,7 +503,10 @@ def manual_pages() -> Any:
     return figure
 
 
-_PAGES = ("PLACE", "CONTEXT")
+_PAGES = (
+    "A longer context hardly helps\nthese small models",
+    "What stood in the window before\nis not used: it costs more",
+)
 _LANGUAGES = {"man_en": "English", "man_de": "German", "man_fr": "French", "man_es": "Spanish"}
 _MERGED = "Merged models read every text better than the base,\nand none as well as its specialist"
 
