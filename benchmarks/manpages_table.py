@@ -169,9 +169,7 @@ def main() -> None:
     if options.json:
         measure.write_json(options.json, found)
     if options.write:
-        before, _, rest = options.write.read_text(encoding="utf-8").partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        options.write.write_text(f"{before}{MARKS[0]}\n\n{lines}\n\n{MARKS[1]}{after}", encoding="utf-8")
+        measure.write_between(options.write, MARKS, lines)
 
 
 def prepare(data: str, out: Path) -> dict[str, int]:

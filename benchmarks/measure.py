@@ -10,7 +10,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -90,6 +90,25 @@ def report(title: str, columns: list[str], rows: list[list[str]], note: str) -> 
         table.add_row(*row)
     console.print(table)
     console.print(note)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def write_between(path: pathlib.Path, marks: tuple[str, str], text: str) -> None:
+    """Put a text between two marks of a page, in place of what stands there.
+
+    Raises:
+      SystemExit: if the page does not have both marks in this order, so that nothing else of it is lost.
+    """
+    page = path.read_text(encoding="utf-8")
+    before, begin, rest = page.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    if not begin or not end:
+        sys.exit(f"{path} has no {marks[0]!r} with {marks[1]!r} behind it, between which the tables go; add both lines")
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 def write_json(path: pathlib.Path | None, results: dict[str, Any]) -> None:

@@ -191,9 +191,7 @@ def main() -> None:
     lines = "\n".join(tables(record))
     print(lines)
     if options.write:
-        before, _, rest = options.write.read_text(encoding="utf-8").partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        options.write.write_text(f"{before}{MARKS[0]}\n\n{lines}\n\n{MARKS[1]}{after}", encoding="utf-8")
+        measure.write_between(options.write, MARKS, lines)
 
 
 def prepare(data: Path, texts: Sequence[str], out: Path) -> dict[str, dict[str, int]]:

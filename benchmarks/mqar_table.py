@@ -354,11 +354,14 @@ def in_calls(config: ModelConfig, slow: Any) -> Callable[[np.ndarray, np.ndarray
 def report_long(rows: dict[str, Any]) -> None:
     """Print part "long" as a table in Markdown."""
     there = {label: row for label, row in rows.items() if row}
-    sets = list(next(iter(there.values()))["accuracy"])
-    print("\nlong: share of asked values that are right (ceiling 1; chance 1 ÷ pairs)\n")
-    print(f"| {' | '.join(['model', *sets])} |\n|{'---|' * (1 + len(sets))}")
-    for label, row in there.items():
-        print(f"| {' | '.join([label, *(format(row['accuracy'][name], '.3f') for name in sets)])} |")
+    print("\nlong: share of asked values that are right (ceiling 1)\n")
+    if not there:
+        print("every run diverged")
+        return
+    first = next(iter(there.values()))
+    cells = [[label, *(f"{accuracy:.3f}" for accuracy in row["accuracy"].values())] for label, row in there.items()]
+    chance = ["chance", *(f"{first['chance']:.3f}" for _ in first["accuracy"])]
+    print(measure.markdown(["model", *first["accuracy"]], [*cells, chance]))
 
 
 def report(part: str, rows: dict[str, Any]) -> None:
@@ -382,16 +385,8 @@ def report(part: str, rows: dict[str, Any]) -> None:
             for name in known[0]["references"][sets[0]]
             if name != "updated"
         ]
-    markdown(["model", "KiB", *sets, "mean", "seeds"], recall)
-    markdown(["model", "weights", "multiply-adds a token", "rate", "steps"], cost)
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table."""
-    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
-    for cells in rows:
-        print(f"| {' | '.join(cells)} |")
-    print()
+    print(measure.markdown(["model", "KiB", *sets, "mean", "seeds"], recall), end="\n\n")
+    print(measure.markdown(["model", "weights", "multiply-adds a token", "rate", "steps"], cost), end="\n\n")
 
 
 def spread(values: Sequence[float], *, deviation: bool = True) -> str:

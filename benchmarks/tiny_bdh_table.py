@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import measure
 import numpy as np
 
 from bdh_jax import consolidation
@@ -450,13 +451,13 @@ def tables(found: dict[str, Any]) -> list[str]:
             ]
             for label, row in rows.items()
         ]
-        out.append(markdown(head, [*body, nulls(rows, names)]))
+        out.append(measure.markdown(head, [*body, nulls(rows, names)]))
         if "without σ" in rows:
             out.append(on_off(rows, names))
     if "consolidation" in found:
         names = SCORES["new_rule"]
         body = [[label, *(f"{scores[name]:.3f}" for name in names)] for label, scores in found["limits"].items()]
-        out.append(markdown(["in test alone", *names], body))
+        out.append(measure.markdown(["in test alone", *names], body))
         out.append(consolidation_table(found["consolidation"]))
     return out
 
@@ -498,7 +499,7 @@ def on_off(rows: dict[str, Any], names: Sequence[str]) -> str:
         other = "off" if trained == "on" else "on"
         body.append([trained, trained, *(cell(values(row, name)) for name in names)])
         body.append([trained, other, *(cell([run["other"][name] for run in row["runs"]]) for name in names)])
-    return markdown(["σ in training", "σ in test", *names], body)
+    return measure.markdown(["σ in training", "σ in test", *names], body)
 
 
 def xor_table(rows: dict[str, Any]) -> str:
@@ -521,7 +522,7 @@ def xor_table(rows: dict[str, Any]) -> str:
         p = " ".join(f"{statistics.fmean(values(row, 'xor', f'p{b}')):.1g}" for b in ("00", "01", "10", "11"))
         other = cell([run["other"]["xor"] for run in runs]) if "other" in runs[0] else ""
         body.append([label, *cells, reached(row), p, other])
-    return markdown(head, body)
+    return measure.markdown(head, body)
 
 
 def geometric(numbers: Sequence[float]) -> str:
@@ -538,7 +539,7 @@ def sigma_table(row: dict[str, Any]) -> str:
         numbers = [[run[name][step] for run in runs] for name in ("synapse_nonzero", "synapse_norm", "synapse_largest")]
         accuracy = cell([run["primary"][step] for run in runs], 2)
         body.append([str(step), accuracy, geometric([run["loss"][step] for run in runs]), *(cell(n) for n in numbers)])
-    return markdown(head, body)
+    return measure.markdown(head, body)
 
 
 def consolidation_table(found: dict[str, Any]) -> str:
@@ -554,13 +555,7 @@ def consolidation_table(found: dict[str, Any]) -> str:
         rate = f"{found['rates'][name]['chosen']:g}" if name in found["rates"] and name != "none" else ""
         later = cell(found["in_episode"][name][str(FACTS[-1])]) if name in found["in_episode"] else ""
         body.append([name, rate, *(cell(kept[str(facts)]) for facts in FACTS), later])
-    return markdown(head, body)
-
-
-def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return measure.markdown(head, body)
 
 
 if __name__ == "__main__":

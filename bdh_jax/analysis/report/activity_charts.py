@@ -167,5 +167,6 @@ def by_token() -> dict[str, Any]:
 
 
 def tooltip(*fields: str, **formatted: str) -> list[dict[str, str]]:
+    """What a pointer is told: fields as they are, and others by their d3 format."""
     plain = [{"field": field, "type": "nominal"} for field in fields]
     return plain + [{"field": field, "type": "quantitative", "format": form} for field, form in formatted.items()]
