@@ -136,13 +136,8 @@ def tell(finding: Finding) -> None:
     if finding.name == "tails":
         rows = [row for row in rows if row["of"] in {f"{direction}-degree" for direction in DIRECTIONS}]
     if len(rows) <= 64:
-        print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-        print(
-            "\n".join(
-                "| " + " | ".join("" if value is None else str(value) for value in row.values()) + " |" for row in rows
-            )
-        )
-        print()
+        cells = [["" if value is None else str(value) for value in row.values()] for row in rows]
+        print(measure.markdown(list(rows[0]), cells), end="\n\n")
 
 
 def _plain(finding: Finding) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import measure
 import numpy as np
 
 from bdh_jax.analysis.codes import ASKED, taps
@@ -96,8 +97,8 @@ def repeats_table(workdir: Path) -> tuple[list[str], dict[str, Any]]:
             ]
             for when, late in (("first", False), ("repeats", True))
         }
-        cells = [_spread(shares["first"], 1), _spread(shares["repeats"], 1)]
-        cells += [_spread([row[name] for row in rows], 2) for name in ("repeated", "shuffled", "untrained")]
+        cells = [measure.spread(shares["first"], 1), measure.spread(shares["repeats"], 1)]
+        cells += [measure.spread([row[name] for row in rows], 2) for name in ("repeated", "shuffled", "untrained")]
         lines.append(f"| {layer} | {' | '.join(cells)} | {rows[0]['p_value']:.3f} |")
     lines += ["", by_reading.says, by_layer.says]
     return lines, {
@@ -129,7 +130,7 @@ def codes_tables(workdirs: Sequence[Path]) -> tuple[list[str], dict[str, Any]]:
                 name = _NAMES[tap] + ("" if trained else ", untrained")
                 for layer in range(subject.config.n_layer):
                     values = _values(asked, layer)
-                    cells = [_spread(value, 1 if number < 2 else 2) for number, value in enumerate(values.values())]
+                    cells = [measure.spread(value, 1 if number < 2 else 2) for number, value in enumerate(values.values())]
                     for table, part in zip(tables, (cells[: len(_MEASURED)], cells[len(_MEASURED) :]), strict=True):
                         table.append(f"| {name} | {layer + 1} | {' | '.join(part)} |")
                     numbers["rows"].append(
@@ -162,12 +163,6 @@ def _scores(workdir: Path) -> dict[str, float]:
         evaluations = [line["evaluation"] for line in lines if "evaluation" in line]
         found[str(read_experiment(folder).seed)] = evaluations[-1]["validation"]["bits_per_byte"]
     return found
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    """Mean ± standard deviation over seeds."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -20,10 +19,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import measure
 import rich.box
 import rich.console
 import rich.table
-import scipy.stats
 
 from bdh_jax.experiment import ExperimentConfig, experiment_from
 
@@ -60,7 +59,7 @@ def main() -> None:
         bits = [run["evaluation"]["validation"]["bits_per_byte"] for run in results[name]["runs"].values()]
         first = bits if first is None else first
         parameters = _parameters(config)
-        paired = None if bits is first else _paired([b - a for a, b in zip(first, bits, strict=True)])
+        paired = None if bits is first else measure.paired([b - a for a, b in zip(first, bits, strict=True)])
         spread = statistics.stdev(bits) if len(bits) > 1 else 0.0
         table.add_row(
             label,
@@ -96,15 +95,6 @@ def _run(name: str, variant: str, options: argparse.Namespace) -> dict[str, Any]
     # A finished run is only printed, and one of another configuration refused.
     subprocess.run(command, check=True)
     return json.loads((workdir / "results.json").read_text())
-
-
-def _paired(differences: list[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95 % interval, by Student's t."""
-    count = len(differences)
-    if count < 2:
-        return differences[0], math.inf
-    half = scipy.stats.t.ppf(0.975, count - 1) * statistics.stdev(differences) / math.sqrt(count)
-    return statistics.fmean(differences), float(half)
 
 
 def _parameters(config: ExperimentConfig) -> int:

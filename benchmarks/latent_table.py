@@ -225,7 +225,7 @@ def report(ladder: str, rows: dict[str, Any]) -> None:
     rungs = len(next(iter(next(iter(rows.values()))["runs"].values()))["emptied"])
     print(f"\n{ladder}: share of questions that are answered right (ceiling 1, chance {chance:.3f})\n")
     head = ["model", "R", *map(str, range(1, rungs + 1)), "± at most", "seeds"]
-    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    cells = []
     for model, row in rows.items():
         runs = list(row["runs"].values())
         lines = {
@@ -234,22 +234,32 @@ def report(ladder: str, rows: dict[str, Any]) -> None:
         lines |= {name: [run[name] for run in runs] for name in ("emptied", "shuffled")}
         for name, values in lines.items():
             by_rung = list(zip(*values, strict=True))
-            cells = [f"{statistics.fmean(of_seeds):.2f}" for of_seeds in by_rung]
-            spread = f"{max(map(statistics.stdev, by_rung)):.2f}" if len(runs) > 1 else ""
-            print(f"| {' | '.join([model, name, *cells, spread, str(len(runs))])} |")
+            means = [f"{statistics.fmean(of_seeds):.2f}" for of_seeds in by_rung]
+            deviation = f"{max(map(statistics.stdev, by_rung)):.2f}" if len(runs) > 1 else ""
+            cells.append([model, name, *means, deviation, str(len(runs))])
+    print(measure.markdown(head, cells))
     walks = {model: [run["walked"] for run in row["runs"].values() if "walked" in run] for model, row in rows.items()}
-    if any(walks.values()):
-        print(f"\n| model | R | the k-th, of k ≤ {WALKED} | the next | the one after | seeds |\n|---|---|---|---|---|---|")
-    for model, seeds in walks.items():
-        for passes in seeds[0] if seeds else ():
-            cells = [f"{statistics.fmean(shares):.2f}" for shares in zip(*(seed[passes] for seed in seeds), strict=True)]
-            print(f"| {' | '.join([model, passes, *cells, str(len(seeds))])} |")
-    print("\n| model | weights | bytes of state | multiply-adds a sequence | steps | seconds |\n|---|---|---|---|---|---|")
+    walked = [
+        [
+            model,
+            passes,
+            *(f"{statistics.fmean(shares):.2f}" for shares in zip(*(seed[passes] for seed in seeds), strict=True)),
+            str(len(seeds)),
+        ]
+        for model, seeds in walks.items()
+        for passes in (seeds[0] if seeds else ())
+    ]
+    if walked:
+        head = ["model", "R", f"the k-th, of k ≤ {WALKED}", "the next", "the one after", "seeds"]
+        print(f"\n{measure.markdown(head, walked)}")
+    sizes = []
     for model, row in rows.items():
         runs = list(row["runs"].values())
+        numbers = [row["parameters"], row["state_bytes"], row["multiply_adds_per_sequence"], runs[0]["steps"]]
         seconds = statistics.fmean(run["seconds"] for run in runs)
-        cells = [row["parameters"], row["state_bytes"], row["multiply_adds_per_sequence"], runs[0]["steps"]]
-        print(f"| {' | '.join([model, *(f'{cell:,}' for cell in cells), f'{seconds:.0f}'])} |")
+        sizes.append([model, *(f"{number:,}" for number in numbers), f"{seconds:.0f}"])
+    head = ["model", "weights", "bytes of state", "multiply-adds a sequence", "steps", "seconds"]
+    print(f"\n{measure.markdown(head, sizes)}")
 
 
 if __name__ == "__main__":

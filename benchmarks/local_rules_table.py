@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import measure
 import numpy as np
 import optax
-import scipy.stats
 
 from bdh_jax import BDHConfig, FastWeightConfig
 from bdh_jax.analysis.local_learning import attention_entropy, measure_maps
@@ -358,11 +357,10 @@ def differences(rows: list[Any], others: list[Any]) -> list[float]:
 def paired(rows: list[Any], others: list[Any]) -> dict[str, float]:
     """Mean difference of the last losses, and its 95 % interval by Student's t over paired seeds; nothing for fewer than two."""
     found = differences(rows, others)
-    mean, count = statistics.fmean(found) if found else math.nan, len(found)
-    if count < 2:
+    if len(found) < 2:
         return {}
-    half = scipy.stats.t.ppf(0.975, count - 1) * statistics.stdev(found) / math.sqrt(count)
-    return {"difference": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4), "pairs": count}
+    mean, half = measure.paired(found)
+    return {"difference": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4), "pairs": len(found)}
 
 
 def summary(rows: list[Any]) -> dict[str, Any]:

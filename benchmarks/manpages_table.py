@@ -19,11 +19,7 @@ import contextlib
 import importlib
 import json
 import math
-import os
 import statistics
-import subprocess
-import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +27,6 @@ from typing import Any, NamedTuple
 import jax
 import measure
 import numpy as np
-import scipy.stats
 
 from bdh_jax.analysis import language, repeated_strings
 from bdh_jax.config.convert import change
@@ -50,7 +45,6 @@ from bdh_jax.training.loop import NonFiniteError
 from bdh_jax.training.step import make_predict
 from bdh_jax.types import Slow
 
-ROOT = Path(__file__).parents[1]
 VALIDATION_SEED = 100
 """Of the runs by which something is chosen."""
 PARTS = ("rates", "sweep", "models", "larger", "twice", "carried")
@@ -348,12 +342,8 @@ def of_run(run: Run, options: argparse.Namespace) -> dict[str, Any] | None:
 def apart(run: Run, options: argparse.Namespace) -> None:
     """Train in a process of its own, whose messages go to a file beside the run."""
     folder = run.folder(options.workdir)
-    folder.mkdir(parents=True, exist_ok=True)
     arguments = ["--workdir", str(options.workdir), "--data", options.data, *(["--smoke"] if options.smoke else [])]
-    command = [sys.executable, __file__, *arguments, "--one", run.as_json()]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    with (folder.parent / f"{folder.name}.log").open("w", encoding="utf-8") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": path})
+    measure.apart(__file__, [*arguments, "--one", run.as_json()], folder.with_name(f"{folder.name}.log"))
 
 
 def train_one(run: Run, options: argparse.Namespace) -> None:
@@ -459,14 +449,16 @@ def tables(found: dict[str, Any]) -> list[str]:
         base = of(found["twice"]["BDH with μ"], "twice", label="again")
         for name, row in found["twice"].items():
             first, again = (of(row, "twice", label=label) for label in ("first", "again"))
-            cells = [spread(list(first.values())), spread(list(again.values()))]
+            cells = [measure.spread(list(first.values())), measure.spread(list(again.values()))]
             lines.append(f"| {name} | {' | '.join(cells)} | {difference(again, base) * (name != 'BDH with μ')} |")
     if "larger" in found:
         base = of(found["models"]["BDH with μ"], "whole")
         lines += ["", "| write-back | mean ± sd | − BDH with μ | S unread − read |", "|---|---|---|---|"]
         for name, row in found["larger"].items():
             bits = of(row, "whole")
-            lines.append(f"| {name} | {spread(list(bits.values()))} | {difference(bits, base)} | {off(row, 'whole')} |")
+            lines.append(
+                f"| {name} | {measure.spread(list(bits.values()))} | {difference(bits, base)} | {off(row, 'whole')} |"
+            )
     if "carried" in found:
         lines += of_carried(found["models"], found["carried"])
     lines += ["", f"How the rates were chosen (seed {VALIDATION_SEED}, {RATE_STEPS} steps):", ""]
@@ -499,7 +491,7 @@ def of_models(rows: dict[str, Any]) -> list[str]:
             if values:
                 cells = [f"{values[seed]:.3f}" if seed in values else "" for seed in seeds]
                 cells += [
-                    spread(list(values.values())),
+                    measure.spread(list(values.values())),
                     difference(values, {} if (name, ablation) == ("BDH with μ", "normal") else base),
                 ]
                 lines.append(f"| {label} | {' | '.join(cells)} |")
@@ -535,7 +527,7 @@ def of_carried(rows: dict[str, Any], carried: dict[str, Any]) -> list[str]:
         reads = {}
         for label, one in (("emptied", rows[name]), ("carried", row)):
             reads[label] = {seed: run["normal"]["carried"] for seed, run in one["runs"].items() if run}
-            cells = [spread(list(of(one, "whole").values())), spread(list(reads[label].values()))]
+            cells = [measure.spread(list(of(one, "whole").values())), measure.spread(list(reads[label].values()))]
             lines.append(
                 f"| {name} | {label} | {' | '.join(cells)} | {difference(reads[label], reads['emptied']) * (label == 'carried')} |"
             )
@@ -553,20 +545,13 @@ def difference(bits: dict[str, float], others: dict[str, float]) -> str:
     pairs = [bits[seed] - others[seed] for seed in bits if seed in others]
     if len(pairs) < 2:
         return ""
-    half = scipy.stats.t.ppf(0.975, len(pairs) - 1) * statistics.stdev(pairs) / len(pairs) ** 0.5
-    return f"{statistics.fmean(pairs):+.3f} ± {half:.3f}"
+    mean, half = measure.paired(pairs)
+    return f"{mean:+.3f} ± {half:.3f}"
 
 
 def shown(bits: float | None) -> str:
     """For a cell."""
     return "diverged" if bits is None else f"{bits:.3f}"
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation."""
-    if not values:
-        return ""
-    return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -1,25 +1,29 @@
-"""What every benchmark here shares: interleaved timing, ratios of pairs, one table, one JSON file."""
+"""What benchmarks here share: interleaved timing, ratios of pairs, what is said of several seeds, runs in processes of their own, tables, JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import scipy.stats
 from rich.console import Console
 from rich.table import Table
 
 from bdh_jax.commands._allocator import keep_freed_memory
 from bdh_jax.console import Progress
 
+ROOT = pathlib.Path(__file__).parents[1]
 console = Console() if sys.stdout.isatty() else Console(width=132)
 
 
@@ -90,6 +94,37 @@ def report(title: str, columns: list[str], rows: list[list[str]], note: str) -> 
         table.add_row(*row)
     console.print(table)
     console.print(note)
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Mean ± sample standard deviation, which is left out of one value; nothing of none."""
+    if not values:
+        return ""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def paired(differences: Sequence[float]) -> tuple[float, float]:
+    """Mean of paired differences and half the width of its 95 % interval, by Student's t; infinite of one difference."""
+    if len(differences) < 2:
+        return differences[0], math.inf
+    half = scipy.stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
+    return statistics.fmean(differences), float(half)
+
+
+def apart(script: str, arguments: Sequence[str], log: pathlib.Path) -> None:
+    """Run a benchmark with these arguments in a process of its own, whose messages go to a file.
+
+    Raises:
+      SystemExit: if it fails; names the file.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    with log.open("w", encoding="utf-8") as file:
+        command, environment = [sys.executable, script, *arguments], {**os.environ, "PYTHONPATH": path}
+        status = subprocess.run(command, stdout=file, stderr=file, env=environment).returncode
+    if status:
+        sys.exit(f"error: a run ended with exit status {status}; {log} says why")
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -16,7 +16,6 @@ import functools
 import gzip
 import hashlib
 import json
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -353,7 +352,7 @@ def tables(record: dict[str, Any]) -> list[str]:
         for name in names:
             if name.startswith(("alone", "pair")) == (kind == "two"):
                 have = [run["scores"][name] for run in runs if name in run["scores"]]
-                cells = [_spread([one[text] for one in have]) for text in texts]
+                cells = [measure.spread([one[text] for one in have]) for text in texts]
                 lines.append(" | ".join([f"| {_label(name)}", *cells, f"{len(have)} |"]))
         if kind == "all":
             chance = [f"{record['frequencies'][text]:.3f}" for text in texts]
@@ -365,7 +364,7 @@ def tables(record: dict[str, Any]) -> list[str]:
         for stage, text in enumerate(texts):
             have = [run for run in runs if len(run["courses"][name]) > stage]
             if have:
-                cells = [_spread([run["courses"][name][stage][t] for run in have]) for t in texts]
+                cells = [measure.spread([run["courses"][name][stage][t] for run in have]) for t in texts]
                 label = f"| {name}: {text.removeprefix('man_')}"
                 lines.append(" | ".join([label, str(have[0]["neurons"][name][stage]), *cells, f"{len(have)} |"]))
     exact = [one for run in runs for one in run["grown_exact"]]
@@ -391,10 +390,6 @@ def _label(name: str) -> str:
             plain = long + plain.removeprefix(short)
             break
     return plain.replace("merged along average", "mean of weights") + healed
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

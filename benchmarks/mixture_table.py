@@ -23,7 +23,6 @@ import jax
 import measure
 import numpy as np
 import optax
-import scipy.stats
 
 from bdh_jax import sweep
 from bdh_jax.analysis.routing import routed, shares, shuffled, weights_used
@@ -193,16 +192,9 @@ def _sums(config: ModelConfig, slow: Slow, tokens, targets, answer, weights, val
 
 def difference(losses: list[dict[str, float]], others: list[dict[str, float]]) -> dict[str, list[float]]:
     """Mean of the paired differences and half the width of its 95 % interval, of each loss."""
-    return {name: paired([a[name] - b[name] for a, b in zip(losses, others, strict=True)]) for name in losses[0]}
-
-
-def paired(differences: list[float]) -> list[float]:
-    """Mean, and half the width of its 95 % interval, by Student's t."""
-    count = len(differences)
-    if count < 2:
-        return [differences[0], math.inf]
-    half = scipy.stats.t.ppf(0.975, count - 1) * statistics.stdev(differences) / math.sqrt(count)
-    return [statistics.fmean(differences), float(half)]
+    return {
+        name: list(measure.paired([a[name] - b[name] for a, b in zip(losses, others, strict=True)])) for name in losses[0]
+    }
 
 
 def of_router(
@@ -262,14 +254,14 @@ def report(rows: dict[str, Any], best: str, options: argparse.Namespace) -> None
     """Print the losses."""
     table = []
     for name, row in rows.items():
-        cells = [spread([loss[part] for loss in row["losses"]]) for part in ("text", "nback", "both")]
+        cells = [measure.spread([loss[part] for loss in row["losses"]], digits=4) for part in ("text", "nback", "both")]
         to_best = "" if row["to_best_alone"] is None else "{:+.4f} ± {:.4f}".format(*row["to_best_alone"]["both"])
         sizes = [
             f"{row['parameters']:,}",
             "–".join(f"{n:,}" for n in dict.fromkeys(row["used"])),
             f"{row['multiply_adds']:,}",
         ]
-        recall = [spread(row["bits_per_byte"]), spread(row["recall"])]
+        recall = [measure.spread(row["bits_per_byte"], digits=4), measure.spread(row["recall"], digits=4)]
         table.append([name, f"{row['learning_rate']:g}", *cells, to_best, *recall, *sizes])
     measure.report(
         f"Held-out losses in nats: seeds {options.seeds}, best alone: {best}",
@@ -297,27 +289,21 @@ def report_routing(name: str, routing: dict[str, Any]) -> None:
     for layer in range(len(routing["shares"][0])):
         for number, job in enumerate(routing["groups"]):
             of_seeds = np.array(routing["shares"])[:, layer, number]
-            lines.append([f"layer {layer}, {job}", *(spread(list(share)) for share in of_seeds.T)])
-    lines.append(["all", *(spread(list(share)) for share in np.array(routing["of_all"]).T)])
+            lines.append([f"layer {layer}, {job}", *(measure.spread(list(share), digits=4) for share in of_seeds.T)])
+    lines.append(["all", *(measure.spread(list(share), digits=4) for share in np.array(routing["of_all"]).T)])
     measure.report(
         f"{name}: share of the tokens that each expert reads", ["", *routing["experts"]], lines, "Mean ± sd over seeds."
     )
     lines = []
     for what in ("shuffled", "shuffled_within_jobs"):
         costs = np.array(routing[what])
-        lines.append([what.replace("_", " "), *("{:+.4f} ± {:.4f}".format(*paired(list(cost))) for cost in costs.T)])
+        lines.append([what.replace("_", " "), *("{:+.4f} ± {:.4f}".format(*measure.paired(list(cost))) for cost in costs.T)])
     measure.report(
         f"{name}: nats lost where tokens trade their routes",
         ["", "n-back", "text", "both"],
         lines,
         "95 % intervals over seeds.",
     )
-
-
-def spread(values: list[float]) -> str:
-    """Mean ± sample standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.4f} ± {deviation:.4f}"
 
 
 if __name__ == "__main__":

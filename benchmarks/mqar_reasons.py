@@ -64,14 +64,15 @@ def main() -> None:
         f"Recall of the longest test set, {SEQUENCES} sequences, by the trained model and by rules under its own addresses\n"
     )
     head = ("model", "layer", "overlap", "null", "directions", "null", *RULES, "trained")
-    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    rows = []
     for label, runs in found.items():
         for run in runs:
             for number, layer in enumerate(run["layers"], 1):
                 cells = [f"{layer[name]:.2f}" for name in ("overlap", "overlap_null")]
                 cells += [f"{layer[name]:.1f}" for name in ("directions", "directions_null")]
                 cells += [f"{layer[rule]:.3f}" for rule in RULES]
-                print(f"| {label} | {number} | {' | '.join(cells)} | {run['accuracy']:.3f} |")
+                rows.append([label, str(number), *cells, f"{run['accuracy']:.3f}"])
+    print(measure.markdown(head, rows))
     if options.json:
         command = " ".join(["python", "benchmarks/mqar_reasons.py", *sys.argv[1:]])
         measure.write_json(options.json, {"command": command, "seed": options.seed, "rows": found})

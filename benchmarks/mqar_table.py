@@ -24,9 +24,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +45,6 @@ from bdh_jax.runs.folder import finished
 from bdh_jax.tasks.mqar import MQARConfig
 from bdh_jax.training.loop import NonFiniteError
 
-ROOT = Path(__file__).parents[1]
 VALIDATION_SEED = 100
 """Of the runs by which a rate is chosen."""
 MOST_SEEDS = 5
@@ -293,14 +290,10 @@ def of_run(run: Run, options: argparse.Namespace) -> dict[str, Any] | None:
 
 def apart(run: Run, options: argparse.Namespace) -> None:
     """Train in a process of its own, whose messages go to a file beside the run."""
-    folder = run.folder(options)
-    folder.mkdir(parents=True, exist_ok=True)
-    rate = "-" if run.rate is None else repr(run.rate)
+    folder, rate = run.folder(options), "-" if run.rate is None else repr(run.rate)
     arguments = ["--workdir", str(options.workdir), *(["--smoke"] if options.smoke else [])]
-    command = [sys.executable, __file__, *arguments, "--one", run.part, run.row.name, str(run.seed), rate]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    with (folder.parent / f"{folder.name}.log").open("w", encoding="utf-8") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": path})
+    log = folder.with_name(f"{folder.name}.log")
+    measure.apart(__file__, [*arguments, "--one", run.part, run.row.name, str(run.seed), rate], log)
 
 
 def train_one(run: Run, options: argparse.Namespace) -> None:
@@ -375,8 +368,8 @@ def report(part: str, rows: dict[str, Any]) -> None:
         runs = [run for run in row["runs"].values() if run]
         means = [statistics.fmean(run["accuracy"].values()) for run in runs]
         size = f"{row['state_bytes'] / 1024:,.1f}"
-        each = [spread([run["accuracy"][name] for run in runs], deviation=False) for name in sets]
-        recall.append([label, size, *each, spread(means), str(len(runs))])
+        each = [f"{statistics.fmean(run['accuracy'][name] for run in runs):.3f}" if runs else "" for name in sets]
+        recall.append([label, size, *each, measure.spread(means), str(len(runs))])
         steps = f"{statistics.fmean(run['steps'] for run in runs):,.0f}" if runs else "diverged"
         cost.append([label, f"{row['parameters']:,}", f"{row['multiply_adds_per_token']:,}", f"{row['rate']:g}", steps])
     if known:
@@ -387,15 +380,6 @@ def report(part: str, rows: dict[str, Any]) -> None:
         ]
     print(measure.markdown(["model", "KiB", *sets, "mean", "seeds"], recall), end="\n\n")
     print(measure.markdown(["model", "weights", "multiply-adds a token", "rate", "steps"], cost), end="\n\n")
-
-
-def spread(values: Sequence[float], *, deviation: bool = True) -> str:
-    """Mean ± standard deviation; nothing of no values."""
-    if not values:
-        return ""
-    return f"{statistics.fmean(values):.3f}" + (
-        f" ± {statistics.stdev(values):.3f}" if deviation and len(values) > 1 else ""
-    )
 
 
 def draw(rows: dict[str, Any]) -> Any:

@@ -446,7 +446,7 @@ def tables(found: dict[str, Any]) -> list[str]:
                 label,
                 f"{row['parameters']:,}",
                 f"{row['state']:,}",
-                *(cell(values(row, name)) for name in names),
+                *(measure.spread(values(row, name)) for name in names),
                 reached(row),
             ]
             for label, row in rows.items()
@@ -465,12 +465,6 @@ def tables(found: dict[str, Any]) -> list[str]:
 def values(row: dict[str, Any], name: str, what: str = "accuracy") -> list[float]:
     """A score of all seeds."""
     return [run["scores"][name][what] for run in row["runs"]]
-
-
-def cell(numbers: Sequence[float], digits: int = 3) -> str:
-    """Mean and spread."""
-    spread = f" ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
-    return f"{statistics.fmean(numbers):.{digits}f}{spread}"
 
 
 def reached(row: dict[str, Any]) -> str:
@@ -497,8 +491,8 @@ def on_off(rows: dict[str, Any], names: Sequence[str]) -> str:
     for label, trained in (("tiny-BDH", "on"), ("without σ", "off")):
         row = rows[label]
         other = "off" if trained == "on" else "on"
-        body.append([trained, trained, *(cell(values(row, name)) for name in names)])
-        body.append([trained, other, *(cell([run["other"][name] for run in row["runs"]]) for name in names)])
+        body.append([trained, trained, *(measure.spread(values(row, name)) for name in names)])
+        body.append([trained, other, *(measure.spread([run["other"][name] for run in row["runs"]]) for name in names)])
     return measure.markdown(["σ in training", "σ in test", *names], body)
 
 
@@ -516,11 +510,11 @@ def xor_table(rows: dict[str, Any]) -> str:
     for label, row in rows.items():
         runs = row["runs"]
         cells = [
-            f"{cell([run['primary'][step] for run in runs])}; {geometric([run['loss'][step] for run in runs])}"
+            f"{measure.spread([run['primary'][step] for run in runs])}; {geometric([run['loss'][step] for run in runs])}"
             for step in (steps[0], steps[-1])
         ]
         p = " ".join(f"{statistics.fmean(values(row, 'xor', f'p{b}')):.1g}" for b in ("00", "01", "10", "11"))
-        other = cell([run["other"]["xor"] for run in runs]) if "other" in runs[0] else ""
+        other = measure.spread([run["other"]["xor"] for run in runs]) if "other" in runs[0] else ""
         body.append([label, *cells, reached(row), p, other])
     return measure.markdown(head, body)
 
@@ -537,8 +531,10 @@ def sigma_table(row: dict[str, Any]) -> str:
     for step in row["runs"][0]["loss"]:
         runs = row["runs"]
         numbers = [[run[name][step] for run in runs] for name in ("synapse_nonzero", "synapse_norm", "synapse_largest")]
-        accuracy = cell([run["primary"][step] for run in runs], 2)
-        body.append([str(step), accuracy, geometric([run["loss"][step] for run in runs]), *(cell(n) for n in numbers)])
+        accuracy = measure.spread([run["primary"][step] for run in runs], 2)
+        body.append(
+            [str(step), accuracy, geometric([run["loss"][step] for run in runs]), *(measure.spread(n) for n in numbers)]
+        )
     return measure.markdown(head, body)
 
 
@@ -553,8 +549,8 @@ def consolidation_table(found: dict[str, Any]) -> str:
     body = []
     for name, kept in found["kept"].items():
         rate = f"{found['rates'][name]['chosen']:g}" if name in found["rates"] and name != "none" else ""
-        later = cell(found["in_episode"][name][str(FACTS[-1])]) if name in found["in_episode"] else ""
-        body.append([name, rate, *(cell(kept[str(facts)]) for facts in FACTS), later])
+        later = measure.spread(found["in_episode"][name][str(FACTS[-1])]) if name in found["in_episode"] else ""
+        body.append([name, rate, *(measure.spread(kept[str(facts)]) for facts in FACTS), later])
     return measure.markdown(head, body)
 
 
