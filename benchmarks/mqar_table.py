@@ -7,8 +7,8 @@ Parts:
     smallest       every model in the smallest published setting (``configs/mqar.py``: 64 tokens, 4 pairs, 8,192 token ids) until it recalls
                    .99, one seed
     grid           each model with states of three sizes on 64, 128 and 256 tokens with 4 to 32 pairs over 1,024 token ids (``mqar:grid``): the
-                   rate is the best of three with the middle size and a seed that is not reported; then the first of the seeds, and the others
-                   too for the five rows that recall most
+                   rate is the best with the middle size and a seed that is not reported, of three to begin with, and of more where it is the
+                   smallest or the largest of those; then the first of the seeds, and the others too for the five rows that recall most
     longer         the middle size of both BDHs that recall most and of gated DeltaNet, three times as long as in the grid: is what is missing
                    not learned yet?
     forgetting     keys that get a second value, at the grid's rates (``mqar:forgetting``)
@@ -26,7 +26,7 @@ import importlib
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +47,8 @@ from bdh_jax.training.loop import NonFiniteError
 
 VALIDATION_SEED = 100
 """Of the runs by which a rate is chosen."""
+LADDER = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+"""Rates from which the next is taken where the best of those tried is the smallest or the largest."""
 MOST_SEEDS = 5
 """Rows of the grid that are trained with all seeds: those that recall most."""
 LONGER = 3
@@ -169,7 +171,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=tuple(PARTS), help="what is trained")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=tuple(MODELS), help="models")
-    parser.add_argument("--rates", default="3e-3,1e-2,3e-2", help="learning rates that the grid chooses from")
+    parser.add_argument("--rates", default="3e-3,1e-2,3e-2", help="learning rates that the grid chooses from at first")
     parser.add_argument("--seeds", default="0,1,2", help="seeds of what is reported")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process and on a core of its own")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes and a few steps: does it run?")
@@ -185,34 +187,59 @@ def main() -> None:
     seeds, rates = (
         [kind(cell) for cell in cells.split(",")] for kind, cells in ((int, options.seeds), (float, options.rates))
     )
-    found = {part: measured(part, seeds, rates, options) for part in options.parts}
+    tried = {} if set(options.parts) <= {"smallest"} else tried_rates(rates, options)
+    chosen = {family: best(of_family) for family, of_family in tried.items()}
+    found = {part: measured(part, seeds, chosen, options) for part in options.parts}
+    if tried:
+        report_rates(tried)
     for part, rows in found.items():
         report_long(rows) if part == "long" else report(part, rows)
     if options.json:
         command = " ".join(["python", "benchmarks/mqar_table.py", *sys.argv[1:]])
-        measure.write_json(options.json, {"command": command, "seeds": seeds, "rates": rates, "parts": found})
+        measure.write_json(options.json, {"command": command, "seeds": seeds, "rates": tried, "parts": found})
     if options.figure and found.get("grid"):
         draw(found["grid"]).savefig(options.figure, dpi=150)
 
 
-def chosen_rates(rates: Sequence[float], options: argparse.Namespace) -> dict[str, float]:
-    """Model → the rate at which its middle size recalls most, with a seed that is not reported."""
-    tries = {family: [Run("grid", of_size(family, 1), VALIDATION_SEED, rate) for rate in rates] for family in options.models}
-    tried = results([run for of_model in tries.values() for run in of_model], options)
-    # Of rates that diverged there is nothing to choose; of equal ones the first.
-    return {
-        family: max(of_model, key=lambda run: (primary(tried[run]), -rates.index(run.rate))).rate
-        for family, of_model in tries.items()
-    }
+def tried_rates(rates: Sequence[float], options: argparse.Namespace) -> dict[str, dict[float, float]]:
+    """Model → rate → what its middle size recalls in the grid with a seed that is not reported; zero of one that diverged.
+
+    Where the best is the smallest or the largest of those tried, the next of ``LADDER`` is tried as well.
+    """
+    tried = {family: set(rates) for family in options.models}
+    while True:
+        runs = {
+            (family, rate): Run("grid", of_size(family, 1), VALIDATION_SEED, rate)
+            for family, of_family in tried.items()
+            for rate in sorted(of_family)
+        }
+        of_runs = results(list(runs.values()), options)
+        found = {
+            family: {rate: primary(of_runs[runs[family, rate]]) for rate in sorted(of_family)}
+            for family, of_family in tried.items()
+        }
+        wider = {family: tried[family] | beside(best(found[family]), tried[family]) for family in tried}
+        if wider == tried:
+            return found
+        tried = wider
 
 
-def measured(part: str, seeds: Sequence[int], rates: Sequence[float], options: argparse.Namespace) -> dict[str, Any]:
-    """Label → what is known of each row of a part, trained if it is missing."""
+def best(tried: dict[float, float]) -> float:
+    """The rate that recalls most; of equal ones the smallest."""
+    return max(sorted(tried), key=tried.__getitem__)
+
+
+def beside(chosen: float, tried: Collection[float]) -> set[float]:
+    """What is to be tried beside the best of the rates tried: the next of ``LADDER``, if it is the smallest or the largest of them."""
+    smaller, larger = ([rate for rate in LADDER if sign * rate > sign * chosen] for sign in (-1, 1))
+    found = {max(smaller)} if smaller and chosen == min(tried) else set()
+    return found | ({min(larger)} if larger and chosen == max(tried) else set())
+
+
+def measured(part: str, seeds: Sequence[int], rates: dict[str, float], options: argparse.Namespace) -> dict[str, Any]:
+    """Label → what is known of each row of a part, trained if it is missing, each model with its rate; without one with the experiment's."""
     rows = [row for row in PARTS[part] if row.family in options.models]
-    chosen: dict[Row, float | None] = dict.fromkeys(rows)
-    if part != "smallest":
-        of_model = chosen_rates(rates, options)
-        chosen = {row: of_model[row.family] for row in rows}
+    chosen = {row: None if part == "smallest" else rates[row.family] for row in rows}
     if part == "long":
         runs = {row: Run("grid", row, seeds[0], chosen[row]) for row in rows}
         results(list(runs.values()), options)
@@ -342,6 +369,17 @@ def in_calls(config: ModelConfig, slow: Any) -> Callable[[np.ndarray, np.ndarray
         return np.concatenate(logits, axis=1)
 
     return predict
+
+
+def report_rates(tried: dict[str, dict[float, float]]) -> None:
+    """Print how the rates were chosen."""
+    rates = sorted({rate for of_family in tried.values() for rate in of_family})
+    print(f"\nrates: the middle size in the grid, mean of the sets, seed {VALIDATION_SEED}\n")
+    cells = [
+        [family, *(f"{of_family[rate]:.3f}" if rate in of_family else "" for rate in rates)]
+        for family, of_family in tried.items()
+    ]
+    print(measure.markdown(["model", *(f"{rate:g}" for rate in rates)], cells))
 
 
 def report_long(rows: dict[str, Any]) -> None:

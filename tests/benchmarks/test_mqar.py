@@ -58,6 +58,27 @@ def test_a_long_sequence_read_in_calls_is_the_same(monkeypatch):
     np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-5 * np.abs(whole).max())
 
 
+def test_rates_are_tried_until_the_best_is_neither_the_smallest_nor_the_largest(monkeypatch):
+    wanted = {"GLA": 3e-4, "Mamba-2": 1e-2, "BDH": 1.0}
+
+    def results(runs, options):
+        return {run: None if run.rate > 0.05 else {"primary": 1 - abs(run.rate - wanted[run.row.family])} for run in runs}
+
+    monkeypatch.setattr(mqar_table, "results", results)
+
+    class Options:
+        models = tuple(wanted)
+
+    tried = mqar_table.tried_rates([3e-3, 1e-2, 3e-2], Options)
+    # Smaller ones until one is worse; no more where the best lies between; one that diverged is worse than all.
+    assert {family: sorted(of_family) for family, of_family in tried.items()} == {
+        "GLA": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
+        "Mamba-2": [3e-3, 1e-2, 3e-2],
+        "BDH": [3e-3, 1e-2, 3e-2, 1e-1],
+    }
+    assert [mqar_table.best(of_family) for of_family in tried.values()] == [3e-4, 1e-2, 3e-2]
+
+
 def test_overlap_and_directions_of_known_addresses():
     apart = np.eye(4)[None]
     assert mqar_reasons.geometry(apart) == pytest.approx((0, 4))
