@@ -5,8 +5,9 @@
 Reads the runs of BDH that ``benchmarks/mqar_table.py`` left in the same folder (part "grid", the first seed) and trains nothing. For each layer it
 takes the addresses that the model forms on the longest test set, and asks what a matrix would recall that is written under them with values that
 cannot be confused (one direction for each token id): by the Hebbian sum, by the delta rule, and by least squares, which is the most that any linear
-read can. "own values" is the Hebbian sum of the model's own token embeddings, D wide, read by the embedding that is most alike. Beside the model's own
-accuracy this tells apart
+read can. "own values" is the Hebbian sum of the model's own token embeddings, D wide, read by the embedding that is most alike. "law" is what the law of
+capacity (docs/explanation/capacity.md) says of that sum: noise has the variance Σ (q·k)² ÷ D over all other writes, as random values would bring
+it, and an answer is right where it is the largest of all values. Beside the model's own accuracy this tells apart
 
     overlap       addresses of different keys are alike: the sum and the accuracy are low, least squares is high
     directions    there are fewer directions than pairs: least squares is low too
@@ -31,6 +32,7 @@ import measure
 import mqar_table
 import numpy as np
 
+from bdh_jax.analysis.fact_capacity import right_share
 from bdh_jax.experiment import load_as, read_experiment
 from bdh_jax.fast_weights.rules import scan_rule
 from bdh_jax.fast_weights.rules.mesa import ridge_solution
@@ -43,6 +45,7 @@ ROWS = tuple(row for row in mqar_table.PARTS["grid"] if row.variant in ("shift",
 SEQUENCES = 64
 """Of the longest test set."""
 RULES = ("hebbian", "delta", "least squares", "own values")
+COLUMNS = (*RULES, "law")
 RIDGE = 1e-3
 """Of the least squares, in units of the mean square of an address."""
 
@@ -63,14 +66,14 @@ def main() -> None:
     print(
         f"Recall of the longest test set, {SEQUENCES} sequences, by the trained model and by rules under its own addresses\n"
     )
-    head = ("model", "layer", "overlap", "null", "directions", "null", *RULES, "trained")
+    head = ("model", "layer", "overlap", "null", "directions", "null", *COLUMNS, "trained")
     rows = []
     for label, runs in found.items():
         for run in runs:
             for number, layer in enumerate(run["layers"], 1):
                 cells = [f"{layer[name]:.2f}" for name in ("overlap", "overlap_null")]
                 cells += [f"{layer[name]:.1f}" for name in ("directions", "directions_null")]
-                cells += [f"{layer[rule]:.3f}" for rule in RULES]
+                cells += [f"{layer[rule]:.3f}" for rule in COLUMNS]
                 rows.append([label, str(number), *cells, f"{run['accuracy']:.3f}"])
     print(measure.markdown(head, rows))
     if options.json:
@@ -113,7 +116,23 @@ def of_layer(
         # What is asked for is a value, as any trained model knows.
         said = np.asarray(at_asked @ values[first_value:].T).argmax(axis=-1) + first_value
         found[rule] = float((said == right).mean())
-    return found
+    return found | {"law": law(addresses, inputs, asked, embedding.shape[1], len(embedding) - first_value)}
+
+
+def law(addresses: jax.Array, inputs: np.ndarray, asked: np.ndarray, width: int, values: int) -> float:
+    """What the law of capacity says that a Hebbian sum recalls under addresses [B, T, K], if values are random directions of ``width`` numbers."""
+    queries = jnp.take_along_axis(addresses, asked[..., None], axis=1)
+    # Written under the address of the token before.
+    products = np.asarray(jnp.einsum("bpk,btk->bpt", queries, addresses))[..., :-1]
+    behind, tokens = np.arange(1, inputs.shape[1]), inputs[:, None, :-1]
+    own = (np.take_along_axis(inputs, asked, axis=1)[..., None] == tokens) & (behind < 2 * asked.shape[1])
+    written = behind <= asked[..., None]
+    signal = np.sum(products * own, axis=-1)
+    noise = np.sqrt(np.sum(np.square(products) * (written & ~own), axis=-1) / width)
+    # As good as certain beyond 20.
+    ratios = np.minimum(signal / np.maximum(noise, 1e-12), 20)
+    grid = np.linspace(min(0.0, ratios.min()), 20, 400)
+    return float(np.interp(ratios, grid, [right_share(ratio, values) for ratio in grid]).mean())
 
 
 def geometry(keys: np.ndarray) -> tuple[float, float]:

@@ -112,14 +112,20 @@ def theory(rule: CapacityRule, addresses: Addresses) -> float | None:
     return None
 
 
+def right_share(signal: float, values: int) -> float:
+    """P(s + n₀ > max n₁ … n_{V−1}) for standard normal n: how often the right one of V values is the largest.
+
+    Args:
+      signal: s, signal ÷ standard deviation of the noise.
+      values: V ≥ 1.
+    """
+    return integrate.quad(lambda z: stats.norm.pdf(z) * stats.norm.cdf(z + signal) ** (values - 1), -10, 10)[0]
+
+
 @functools.cache
 def _signal_to_noise() -> float:
-    """s with P(s + n₀ > max n₁ … n₆₃) = 0.95 for standard normal n."""
-
-    def right(signal: float) -> float:
-        return integrate.quad(lambda z: stats.norm.pdf(z) * stats.norm.cdf(z + signal) ** (VALUES - 1), -10, 10)[0]
-
-    root: Any = optimize.brentq(lambda signal: right(signal) - RECALL, 0, 20)
+    """The ratio s at which the right value is the largest in 95 % of the cases."""
+    root: Any = optimize.brentq(lambda signal: right_share(signal, VALUES) - RECALL, 0, 20)
     return float(root)
 
 

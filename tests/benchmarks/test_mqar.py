@@ -128,3 +128,14 @@ def test_tables_go_between_their_marks_and_nowhere_else(tmp_path):
         with pytest.raises(SystemExit, match="between which the tables go"):
             measure.write_between(page, ("<a>", "<b>"), "new")
         assert page.read_text(encoding="utf-8") == lacking
+
+
+def test_the_law_of_capacity_of_known_addresses():
+    """Two pairs; key 2 is asked for at place 5, key 1 at 7, of 100 values of 4 numbers."""
+    tokens, asked = np.array([[1, 5, 2, 6, 0, 2, 0, 1, 0]]), np.array([[5, 7]])
+    assert mqar_reasons.law(jnp.eye(8)[tokens], tokens, asked, 4, 100) == pytest.approx(1)
+    # All addresses alike: at place 5 there are 4 other writes, at 7 there are 6, each with a share of 1/4 of its size in any direction.
+    alike = [mqar_reasons.right_share(np.sqrt(4 / others), 100) for others in (4, 6)]
+    assert mqar_reasons.law(jnp.ones((1, 9, 8)), tokens, asked, 4, 100) == pytest.approx(np.mean(alike), abs=1e-4)
+    # Wide values are not confused by as many.
+    assert mqar_reasons.law(jnp.ones((1, 9, 8)), tokens, asked, 400, 100) > 0.99
