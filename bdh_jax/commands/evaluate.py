@@ -1,24 +1,36 @@
 """Score a trained model on a task, without training: ``bdh evaluate counter --workdir=runs/nback``.
 
 The model comes from the workdir, the task from the experiment that is named; everything else of that is ignored. Without one it is the
-task that the model was trained on. Prints the table, and writes it as JSON if ``--out=FILE`` names a file that is not there yet.
+task that the model was trained on. Settings of the model that its weights do not hang on can be others than in training:
+``--config.model.thinking=8``. Prints the table, and writes it as JSON if ``--out=FILE`` names a file that is not there yet.
 """
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 from pathlib import Path
+
+import jax
+import ml_collections
 
 from bdh_jax.commands._flags import define_choice, define_config, define_path
 from bdh_jax.commands._output import new_file, write_record
 from bdh_jax.config import ConfigError
-from bdh_jax.config.convert import to_dict
+from bdh_jax.config.convert import rebuild, to_config_dict, to_dict
 from bdh_jax.console import show
-from bdh_jax.experiment import load, read_experiment, tokenizer_of
+from bdh_jax.experiment import ExperimentConfig, load, read_experiment, tokenizer_of
+from bdh_jax.models.base import ModelConfig
 from bdh_jax.parallel.mesh import MeshConfig, make_mesh
 from bdh_jax.runs.checkpoint import WHICH
 from bdh_jax.tasks import Task
+from bdh_jax.training.init_from import misfits
 from bdh_jax.training.step import make_predict
+from bdh_jax.types import Slow
+
+_OF_THE_TASK = ("task", "data", "seed")
+"""What a score reads of an experiment besides the model, and how many sequences it takes at a time."""
 
 _CONFIG = define_config()
 _WORKDIR = define_path("workdir", "Folder of a training run (of one seed).")
@@ -45,11 +57,46 @@ def main(argv: Sequence[str]) -> None:
             f"vocab_size={config.vocab_size}: it knows none of the others"
         )
     _check_tokens(Path(_WORKDIR.value), task)
+    config = _with_overrides(config, slow, experiment)
     evaluation = task.evaluate(make_predict(config.build(), make_mesh(MeshConfig()))(slow))
     show(evaluation.table())
     if out is not None:
         record = {"task": to_dict(experiment.task), "workdir": _WORKDIR.value, "which": _WHICH.value}
+        record["model"] = to_dict(config)
         write_record(out, {**record, **evaluation.to_dict()})
+
+
+def _with_overrides(config: ModelConfig, slow: Slow, experiment: ExperimentConfig) -> ModelConfig:
+    """The trained model with the settings that the command line gives it.
+
+    Raises:
+      ConfigError: if a setting has no effect on a score, is none of this model, or wants other weights; names it.
+    """
+    given = to_config_dict(experiment)
+    changed = ml_collections.ConfigDict({"model": to_config_dict(config)}).lock()
+    keys = [key for key in _CONFIG.keys if key.startswith("model.")]
+    for key in _CONFIG.keys:
+        if key not in keys and key.split(".")[0] not in _OF_THE_TASK and key != "train.batch_size":
+            raise ConfigError(f"--config.{key} changes nothing of a score; leave it out")
+    for key in keys:
+        *parents, name = key.split(".")
+        try:
+            part = functools.reduce(operator.getitem, parents, changed)
+            part[name] = functools.reduce(operator.getitem, parents, given)[name]
+        except KeyError:
+            raise ConfigError(
+                f"--config.{key}: the model in {_WORKDIR.value} is {config.architecture!r}, which has no such setting; leave it out"
+            ) from None
+    if not keys:
+        return config
+    config = rebuild(config, changed.model, "config.model")
+    wrong = misfits(slow, jax.eval_shape(config.build().init_slow, jax.random.key(0)))
+    if wrong:
+        flags = " ".join(f"--config.{key}" for key in keys)
+        raise ConfigError(
+            f"{flags}: the weights in {_WORKDIR.value} do not fit: {wrong}. Name settings that no weight hangs on, or train such a model"
+        )
+    return config
 
 
 def _check_tokens(workdir: Path, task: Task) -> None:

@@ -196,6 +196,21 @@ def _check_architecture(named: str, setup: Setup, weights: Weights) -> None:
 
 
 def _check_leaves(named: str, folder: Path, slow: Slow, declared: Slow) -> None:
+    wrong = misfits(slow, declared)
+    if wrong:
+        raise ConfigError(
+            f"train.init_from={named}: the weights do not fit config.model: {wrong}. Give config.model the settings of {folder / RUN}, or name "
+            "another run"
+        )
+
+
+def misfits(slow: Slow, declared: Slow) -> str:
+    """Which weights of a run are not those that a model declares, the first few by name; empty if all fit.
+
+    Args:
+      slow: the run's.
+      declared: the model's, as shapes and dtypes.
+    """
     there, here = (
         {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)} for tree in (slow, declared)
     )
@@ -207,12 +222,8 @@ def _check_leaves(named: str, folder: Path, slow: Slow, declared: Slow) -> None:
             wrong.append(f"{name} is {list(old.shape)} there and {list(new.shape)} here")
         elif old.dtype != new.dtype:
             wrong.append(f"{name} is {old.dtype} there and {new.dtype} here")
-    if wrong:
-        more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-        raise ConfigError(
-            f"train.init_from={named}: the weights do not fit config.model: {'; '.join(sorted(wrong)[:_NAMED])}{more}. Give config.model the "
-            f"settings of {folder / RUN}, or name another run"
-        )
+    more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+    return "; ".join(sorted(wrong)[:_NAMED]) + more
 
 
 def _check_tokens(named: str, folder: Path, weights: Weights, task: Task) -> None:

@@ -147,6 +147,37 @@ def test_a_trained_model_is_scored_on_another_task(smoke):
         assert message in errors
 
 
+def test_a_trained_model_is_scored_with_other_settings(smoke, tmp_path):
+    """Of which no weight knows; any other is refused, and so is what a score does not read."""
+    workdir, *_ = smoke
+    flag, ratios = f"--workdir={workdir / 'seed1'}", {}
+    for name, more in {"as it is": (), "off": ("--config.model.fast.learning_rate=0.0",)}.items():
+        out = tmp_path / f"{name}.json"
+        status, _, errors = _run(flag, "--config.train.batch_size=8", f"--out={out}", *more, command="evaluate")
+        assert status == 0, errors
+        written = json.loads(out.read_text())
+        assert written["model"]["fast"]["learning_rate"] == (0.0 if more else 1.0)
+        ratios[name] = [row["credit"] for row in written["rows"]]
+    assert ratios["as it is"] != ratios["off"]
+    for given, message in {
+        "model.d_model=64": "the weights in .* do not fit: .*embed.* there and .* here",
+        "optimizer.learning_rate=1.0": "--config.optimizer.learning_rate changes nothing of a score",
+        "model.n_head=3": "n_head=3",
+    }.items():
+        status, output, errors = _run(flag, f"--config.{given}", command="evaluate")
+        assert (status, output) == (2, "")
+        assert re.search(message, errors), errors
+    other = tmp_path / "other.py"
+    other.write_text(
+        "import dataclasses\nfrom bdh_jax.models.latent import LatentConfig\nfrom configs.nback import get_config as nback\n"
+        "def get_config(arg=''):\n    return dataclasses.replace(nback('smoke'), model=LatentConfig(vocab_size=130))\n"
+    )
+    status, output, errors = _run(flag, f"--config={other}", "--config.model.thinking=8", command="evaluate")
+    assert (status, output) == (2, "")
+    assert "--config.model.thinking: the model in" in errors
+    assert "is 'bdh', which has no such setting" in errors
+
+
 def test_models_are_scored_with_parts_switched_off(smoke, tmp_path):
     """Those of all seeds, with mean and spread; every score is in the file."""
     workdir, *_ = smoke
