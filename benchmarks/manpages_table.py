@@ -20,7 +20,6 @@ import importlib
 import json
 import math
 import statistics
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -315,7 +314,7 @@ def scored(runs: dict[Any, Run], options: argparse.Namespace) -> dict[Any, float
     """Bits per byte of the held-out text, by the evaluation at the end of training; infinite if it diverged. What is missing is trained."""
     missing = [] if options.no_training else [run for run in runs.values() if not is_done(run, options)]
     progress = Progress("runs", len(runs), done=len(runs) - len(missing))
-    with progress, ThreadPoolExecutor(max(1, options.jobs)) as pool:
+    with progress, measure.pool(options.jobs) as pool:
         for run, _ in zip(missing, pool.map(lambda run: apart(run, options), missing), strict=True):
             progress.advance(1, f"{run.part}: {run.name}")
     results = {name: of_run(run, options) for name, run in runs.items()}

@@ -8,11 +8,13 @@ import math
 import os
 import pathlib
 import platform
+import queue
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -110,6 +112,22 @@ def paired(differences: Sequence[float]) -> tuple[float, float]:
         return differences[0], math.inf
     half = scipy.stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
     return statistics.fmean(differences), float(half)
+
+
+def pool(jobs: int) -> ThreadPoolExecutor:
+    """Threads that start processes, each on a core of its own: two on the same cores hinder each other. Where there are fewer cores than jobs,
+    or only one job, and where the system cannot say, every process has all cores.
+
+    Args:
+      jobs: threads.
+    """
+    cores: queue.SimpleQueue[int] = queue.SimpleQueue()
+    there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    for core in there:
+        cores.put(core)
+    # The affinity is that of a thread, and a process has that of the thread that starts it.
+    pin = (lambda: os.sched_setaffinity(0, {cores.get()})) if 1 < jobs <= len(there) else None
+    return ThreadPoolExecutor(max(1, jobs), initializer=pin)
 
 
 def apart(script: str, arguments: Sequence[str], log: pathlib.Path) -> None:

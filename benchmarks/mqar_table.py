@@ -27,7 +27,6 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -298,7 +297,7 @@ def results(runs: Sequence[Run], options: argparse.Namespace) -> dict[Run, dict[
     """The results of these runs, trained if they are missing; None of one that diverged."""
     missing = [run for run in runs if not (diverged(run, options).exists() or of_run(run, options))]
     progress = Progress(f"{runs[0].part}: runs" if runs else "runs", len(runs), done=len(runs) - len(missing))
-    with progress, ThreadPoolExecutor(max(1, options.jobs)) as pool:
+    with progress, measure.pool(options.jobs) as pool:
         for run, _ in zip(missing, pool.map(lambda run: apart(run, options), missing), strict=True):
             progress.advance(1, run.row.label)
     return {run: of_run(run, options) for run in runs}

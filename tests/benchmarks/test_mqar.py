@@ -14,7 +14,6 @@ from configs.mqar import get_config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-import measure
 import mqar_reasons
 import mqar_table
 
@@ -116,18 +115,6 @@ def test_long_sequences_have_a_table_with_chance(capsys):
     ]
     mqar_table.report_long({"diverged": None})
     assert "every run diverged" in capsys.readouterr().out
-
-
-def test_tables_go_between_their_marks_and_nowhere_else(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("before <a> old <b> after", encoding="utf-8")
-    measure.write_between(page, ("<a>", "<b>"), "new")
-    assert page.read_text(encoding="utf-8") == "before <a>\n\nnew\n\n<b> after"
-    for lacking in ("no mark", "<a> no end", "no begin <b>", "<b> before <a>"):
-        page.write_text(lacking, encoding="utf-8")
-        with pytest.raises(SystemExit, match="between which the tables go"):
-            measure.write_between(page, ("<a>", "<b>"), "new")
-        assert page.read_text(encoding="utf-8") == lacking
 
 
 def test_the_law_of_capacity_of_known_addresses():
