@@ -174,7 +174,8 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2", help="seeds of what is reported")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process and on a core of its own")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes and a few steps: does it run?")
-    parser.add_argument("--json", type=Path, help="write all numbers there")
+    parser.add_argument("--json", type=Path, help="write all numbers there; other parts that are there already stay")
+    parser.add_argument("--write", type=Path, help="put the tables into this page, each between its marks")
     parser.add_argument("--figure", type=Path, help="draw accuracy against bytes of state there")
     parser.add_argument("--one", nargs=4, metavar=("PART", "ROW", "SEED", "RATE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -189,15 +190,25 @@ def main() -> None:
     tried = {} if set(options.parts) <= {"smallest"} else tried_rates(rates, options)
     chosen = {family: best(of_family) for family, of_family in tried.items()}
     found = {part: measured(part, seeds, chosen, options) for part in options.parts}
-    if tried:
-        report_rates(tried)
-    for part, rows in found.items():
-        report_long(rows) if part == "long" else report(part, rows)
+    tables = {part: of_long(rows) if part == "long" else of_part(rows) for part, rows in found.items()}
+    tables |= {"rates": of_rates(tried)} if tried else {}
+    for name, table in tables.items():
+        print(f"\n{name}\n\n{table}")
+        if options.write:
+            marks = f"<!-- {name}: made by benchmarks/mqar_table.py -->", f"<!-- end of {name} -->"
+            measure.write_between(options.write, marks, table)
     if options.json:
         command = " ".join(["python", "benchmarks/mqar_table.py", *sys.argv[1:]])
-        measure.write_json(options.json, {"command": command, "seeds": seeds, "rates": tried, "parts": found})
+        parts = {part: {"command": command, "seeds": seeds, "rows": rows} for part, rows in found.items()}
+        measure.write_json(options.json, joined(options.json, {"rates": tried, "parts": parts}))
     if options.figure and found.get("grid"):
         draw(found["grid"]).savefig(options.figure, dpi=150)
+
+
+def joined(path: Path, found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What was measured now, and what the file has of other parts and models."""
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {name: kept.get(name, {}) | of_now for name, of_now in found.items()}
 
 
 def tried_rates(rates: Sequence[float], options: argparse.Namespace) -> dict[str, dict[float, float]]:
@@ -370,36 +381,32 @@ def in_calls(config: ModelConfig, slow: Any) -> Callable[[np.ndarray, np.ndarray
     return predict
 
 
-def report_rates(tried: dict[str, dict[float, float]]) -> None:
-    """Print how the rates were chosen."""
+def of_rates(tried: dict[str, dict[float, float]]) -> str:
+    """How the rates were chosen, as a table in Markdown: the mean over the sets of the middle size."""
     rates = sorted({rate for of_family in tried.values() for rate in of_family})
-    print(f"\nrates: the middle size in the grid, mean of the sets, seed {VALIDATION_SEED}\n")
     cells = [
         [family, *(f"{of_family[rate]:.3f}" if rate in of_family else "" for rate in rates)]
         for family, of_family in tried.items()
     ]
-    print(measure.markdown(["model", *(f"{rate:g}" for rate in rates)], cells))
+    return measure.markdown(["model", *(f"{rate:g}" for rate in rates)], cells)
 
 
-def report_long(rows: dict[str, Any]) -> None:
-    """Print part "long" as a table in Markdown."""
+def of_long(rows: dict[str, Any]) -> str:
+    """Part "long" as a table in Markdown: the share of asked values that are right (ceiling 1)."""
     there = {label: row for label, row in rows.items() if row}
-    print("\nlong: share of asked values that are right (ceiling 1)\n")
     if not there:
-        print("every run diverged")
-        return
+        return "every run diverged"
     first = next(iter(there.values()))
     cells = [[label, *(f"{accuracy:.3f}" for accuracy in row["accuracy"].values())] for label, row in there.items()]
     chance = ["chance", *(f"{first['chance']:.3f}" for _ in first["accuracy"])]
-    print(measure.markdown(["model", *first["accuracy"]], [*cells, chance]))
+    return measure.markdown(["model", *first["accuracy"]], [*cells, chance])
 
 
-def report(part: str, rows: dict[str, Any]) -> None:
-    """Print a part as two tables in Markdown: what is recalled, the last column's mean over the sets with the standard deviation of the seeds,
-    and what it takes."""
+def of_part(rows: dict[str, Any]) -> str:
+    """A part as two tables in Markdown: what is recalled (ceiling 1), the last column's mean over the sets with the standard deviation of the
+    seeds, and what it takes."""
     known = [run for row in rows.values() for run in row["runs"].values() if run]
     sets = list(known[0]["accuracy"]) if known else []
-    print(f"\n{part}: share of asked values that are right (ceiling 1)\n")
     recall, cost = [], []
     for label, row in rows.items():
         runs = [run for run in row["runs"].values() if run]
@@ -415,8 +422,8 @@ def report(part: str, rows: dict[str, Any]) -> None:
             for name in known[0]["references"][sets[0]]
             if name != "updated"
         ]
-    print(measure.markdown(["model", "KiB", *sets, "mean", "seeds"], recall), end="\n\n")
-    print(measure.markdown(["model", "weights", "multiply-adds a token", "rate", "steps"], cost), end="\n\n")
+    scores = measure.markdown(["model", "KiB", *sets, "mean", "seeds"], recall)
+    return f"{scores}\n\n{measure.markdown(['model', 'weights', 'multiply-adds a token', 'rate', 'steps'], cost)}"
 
 
 def draw(rows: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from configs.mqar import get_config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import measure
 import mqar_reasons
 import mqar_table
 
@@ -78,6 +79,15 @@ def test_rates_are_tried_until_the_best_is_neither_the_smallest_nor_the_largest(
     assert [mqar_table.best(of_family) for of_family in tried.values()] == [3e-4, 1e-2, 3e-2]
 
 
+def test_a_file_of_numbers_keeps_the_parts_that_were_not_asked_for(tmp_path):
+    path = tmp_path / "numbers.json"
+    first = {"rates": {"GLA": 1}, "parts": {"grid": 2, "long": 3}}
+    assert mqar_table.joined(path, first) == first
+    measure.write_json(path, first)
+    found = mqar_table.joined(path, {"rates": {"BDH": 4}, "parts": {"grid": 5}})
+    assert found == {"rates": {"GLA": 1, "BDH": 4}, "parts": {"grid": 5, "long": 3}}
+
+
 def test_overlap_and_directions_of_known_addresses():
     apart = np.eye(4)[None]
     assert mqar_reasons.geometry(apart) == pytest.approx((0, 4))
@@ -105,16 +115,15 @@ def test_only_the_sum_is_confused_by_addresses_that_overlap():
     assert said == {"hebbian": 5, "delta": 6, "least squares": 6}
 
 
-def test_long_sequences_have_a_table_with_chance(capsys):
-    mqar_table.report_long({"one": {"accuracy": {"T256P32": 0.5, "T1024P32": 0.25}, "chance": 0.125}, "diverged": None})
-    assert capsys.readouterr().out.splitlines()[-4:] == [
+def test_long_sequences_have_a_table_with_chance():
+    rows = {"one": {"accuracy": {"T256P32": 0.5, "T1024P32": 0.25}, "chance": 0.125}, "diverged": None}
+    assert mqar_table.of_long(rows).splitlines() == [
         "| model | T256P32 | T1024P32 |",
         "| --- | --- | --- |",
         "| one | 0.500 | 0.250 |",
         "| chance | 0.125 | 0.125 |",
     ]
-    mqar_table.report_long({"diverged": None})
-    assert "every run diverged" in capsys.readouterr().out
+    assert mqar_table.of_long({"diverged": None}) == "every run diverged"
 
 
 def test_the_law_of_capacity_of_known_addresses():
