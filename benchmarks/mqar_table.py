@@ -426,25 +426,30 @@ def of_part(rows: dict[str, Any]) -> str:
     return f"{scores}\n\n{measure.markdown(['model', 'weights', 'multiply-adds a token', 'rate', 'steps'], cost)}"
 
 
-def draw(rows: dict[str, Any]) -> Any:
-    """Accuracy on the longest sequences against bytes of state."""
-    families = list(dict.fromkeys(row["family"] for row in rows.values()))
-    figure, (axes,) = figures.make(1, width=5.2, height=3.8)
-    name, chance = None, 0.0
-    for family, look in figures.lines(families).items():
-        points = []
-        for row in (row for row in rows.values() if row["family"] == family):
-            runs = [run for run in row["runs"].values() if run]
-            if runs:
-                name = list(runs[0]["accuracy"])[-1]
-                chance = runs[0]["references"][name]["chance"]
-                points.append((row["state_bytes"], statistics.fmean(run["accuracy"][name] for run in runs)))
-        axes.plot(*zip(*sorted(points), strict=True), **look) if points else None
-    figures.reference(axes, chance, "chance")
-    figures.reference(axes, 1, "ceiling")
-    axes.set_xscale("log", base=2)
-    figures.say(axes, title=f"Recall by size of state, {name}", x="bytes of state", y="share of asked values that are right")
-    figures.legend(figure, axes)
+def draw(rows: dict[str, Any], title: str = "Recall by size of state") -> Any:
+    """Accuracy against bytes of state, a panel for each of the two sets with most pairs; means over seeds with their standard deviation."""
+    sets = list(next(run for row in rows.values() for run in row["runs"].values() if run)["accuracy"])[-2:]
+    figure, panels = figures.make(len(sets), width=4.2, height=3.6, sharey=True)
+    for family, look in figures.lines(list(dict.fromkeys(row["family"] for row in rows.values()))).items():
+        runs_of = {
+            row["state_bytes"]: [run for run in row["runs"].values() if run]
+            for row in rows.values()
+            if row["family"] == family
+        }
+        sizes = sorted(size for size, runs in runs_of.items() if runs)
+        for axes, name in zip(panels, sets, strict=True):
+            each = [[run["accuracy"][name] for run in runs_of[size]] for size in sizes]
+            errors = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in each]
+            axes.errorbar([size / 1024 for size in sizes], list(map(statistics.fmean, each)), yerr=errors, capsize=2, **look)
+    any_run = next(run for row in rows.values() for run in row["runs"].values() if run)
+    for axes, name in zip(panels, sets, strict=True):
+        figures.reference(axes, any_run["references"][name]["chance"], "chance")
+        figures.reference(axes, 1, "ceiling")
+        axes.set_xscale("log", base=2)
+        length, pairs = name[1:].split("P")
+        y = "share of asked values that are right" if axes is panels[0] else ""
+        figures.say(axes, title=f"{title},\n{pairs} pairs in {length} tokens", x="KiB of state", y=y)
+    figures.legend(figure, panels[0])
     return figure
 
 
