@@ -460,7 +460,7 @@ def latent() -> Any:
 _LATENT = (
     "Binding, trained with R = 4:\none pass for each link",
     "Binding, trained up to 3 links:\neight passes reach all six",
-    "Ordering, trained with R = 4:\nonly that R counts right",
+    "Ordering, trained with R = 4:\nright at that R alone",
 )
 
 
