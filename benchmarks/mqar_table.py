@@ -281,7 +281,9 @@ def described(
         "family": row.family,
         "state_bytes": state_bytes(config.model),
         "parameters": count_parameters(config.model.build().declared_slow()),
-        "multiply_adds_per_token": config.model.multiply_adds_per_token(length),
+        # Of the layers alone: the readout is the same for all, and most of the whole.
+        "multiply_adds_per_token": config.model.multiply_adds_per_token(length)
+        - config.model.vocab_size * config.model.d_model,
         "rate": config.optimizer.learning_rate,
         "runs": {
             str(seed): result
@@ -404,7 +406,7 @@ def of_long(rows: dict[str, Any]) -> str:
 
 def of_part(rows: dict[str, Any]) -> str:
     """A part as two tables in Markdown: what is recalled (ceiling 1), the last column's mean over the sets with the standard deviation of the
-    seeds, and what it takes."""
+    seeds, and what it takes; multiply-adds are those of a token, without the readout."""
     known = [run for row in rows.values() for run in row["runs"].values() if run]
     sets = list(known[0]["accuracy"]) if known else []
     recall, cost = [], []
@@ -423,7 +425,7 @@ def of_part(rows: dict[str, Any]) -> str:
             if name != "updated"
         ]
     scores = measure.markdown(["model", "KiB", *sets, "mean", "seeds"], recall)
-    return f"{scores}\n\n{measure.markdown(['model', 'weights', 'multiply-adds a token', 'rate', 'steps'], cost)}"
+    return f"{scores}\n\n{measure.markdown(['model', 'weights', 'multiply-adds of the layers', 'rate', 'steps'], cost)}"
 
 
 def draw(rows: dict[str, Any], title: str = "Recall by size of state") -> Any:
