@@ -45,6 +45,7 @@ ROWS = tuple(row for row in mqar_table.PARTS["grid"] if row.variant in ("shift",
 SEQUENCES = 64
 """Of the longest test set."""
 RULES = ("hebbian", "delta", "least squares", "own values")
+MARKS = ("<!-- reasons: made by benchmarks/mqar_reasons.py -->", "<!-- end of reasons -->")
 COLUMNS = (*RULES, "law")
 RIDGE = 1e-3
 """Of the least squares, in units of the mean square of an address."""
@@ -56,26 +57,34 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="folder of the runs of benchmarks/mqar_table.py")
     parser.add_argument("--seed", type=int, default=0, help="of the runs")
     parser.add_argument("--json", type=Path, help="write all numbers there")
+    parser.add_argument("--write", type=Path, help="put the table into this page, between its marks")
     options = parser.parse_args()
     found = {}
     for row in ROWS:
-        folders = sorted((options.workdir / "grid" / row.name).glob(f"rate*/seed{options.seed}"))
+        # A run that diverged has no results; at a rate that was only tried there is none of this seed.
+        folders = sorted((options.workdir / "grid" / row.name).glob(f"rate*/seed{options.seed}/results.json"))
         if not folders:
-            sys.exit(f"{options.workdir} has no run of {row.label!r}; run benchmarks/mqar_table.py --parts grid first")
-        found[row.label] = [of_run(folder) for folder in folders]
+            sys.exit(
+                f"{options.workdir} has no finished run of {row.label!r}; run benchmarks/mqar_table.py --parts grid first"
+            )
+        for result in folders:
+            run = of_run(result.parent)
+            found[row.label if len(folders) == 1 else f"{row.label}, rate {run['rate']:g}"] = run
     print(
         f"Recall of the longest test set, {SEQUENCES} sequences, by the trained model and by rules under its own addresses\n"
     )
     head = ("model", "layer", "overlap", "null", "directions", "null", *COLUMNS, "trained")
     rows = []
-    for label, runs in found.items():
-        for run in runs:
-            for number, layer in enumerate(run["layers"], 1):
-                cells = [f"{layer[name]:.2f}" for name in ("overlap", "overlap_null")]
-                cells += [f"{layer[name]:.1f}" for name in ("directions", "directions_null")]
-                cells += [f"{layer[rule]:.3f}" for rule in COLUMNS]
-                rows.append([label, str(number), *cells, f"{run['accuracy']:.3f}"])
-    print(measure.markdown(head, rows))
+    for label, run in found.items():
+        for number, layer in enumerate(run["layers"], 1):
+            cells = [f"{layer[name]:.2f}" for name in ("overlap", "overlap_null")]
+            cells += [f"{layer[name]:.1f}" for name in ("directions", "directions_null")]
+            cells += [f"{layer[rule]:.3f}" for rule in COLUMNS]
+            rows.append([label, str(number), *cells, f"{run['accuracy']:.3f}"])
+    table = measure.markdown(head, rows)
+    print(table)
+    if options.write:
+        measure.write_between(options.write, MARKS, table)
     if options.json:
         command = " ".join(["python", "benchmarks/mqar_reasons.py", *sys.argv[1:]])
         measure.write_json(options.json, {"command": command, "seed": options.seed, "rows": found})
@@ -126,7 +135,8 @@ def law(addresses: jax.Array, inputs: np.ndarray, asked: np.ndarray, width: int,
     products = np.asarray(jnp.einsum("bpk,btk->bpt", queries, addresses))[..., :-1]
     behind, tokens = np.arange(1, inputs.shape[1]), inputs[:, None, :-1]
     own = (np.take_along_axis(inputs, asked, axis=1)[..., None] == tokens) & (behind < 2 * asked.shape[1])
-    written = behind <= asked[..., None]
+    # A token is read before it is written.
+    written = behind < asked[..., None]
     signal = np.sum(products * own, axis=-1)
     noise = np.sqrt(np.sum(np.square(products) * (written & ~own), axis=-1) / width)
     # As good as certain beyond 20.

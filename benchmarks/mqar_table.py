@@ -199,16 +199,27 @@ def main() -> None:
             measure.write_between(options.write, marks, table)
     if options.json:
         command = " ".join(["python", "benchmarks/mqar_table.py", *sys.argv[1:]])
-        parts = {part: {"command": command, "seeds": seeds, "rows": rows} for part, rows in found.items()}
-        measure.write_json(options.json, joined(options.json, {"rates": tried, "parts": parts}))
+        parts = {
+            part: {label: row and {**row, "command": command} for label, row in rows.items()} for part, rows in found.items()
+        }
+        measure.write_json(options.json, joined(options.json, tried, parts))
     if options.figure and found.get("grid"):
         draw(found["grid"]).savefig(options.figure, dpi=150)
 
 
-def joined(path: Path, found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What was measured now, and what the file has of other parts and models."""
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return {name: kept.get(name, {}) | of_now for name, of_now in found.items()}
+def joined(path: Path, rates: dict[str, Any], parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What was measured now, and what the file has besides: rates and rows of other models, and other parts.
+
+    Args:
+      path: the file.
+      rates: model → rate → score.
+      parts: part → its "rows", each with the command that measured it.
+    """
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rates": {}, "parts": {}}
+    return {
+        "rates": kept["rates"] | rates,
+        "parts": kept["parts"] | {part: kept["parts"].get(part, {}) | rows for part, rows in parts.items()},
+    }
 
 
 def tried_rates(rates: Sequence[float], options: argparse.Namespace) -> dict[str, dict[float, float]]:

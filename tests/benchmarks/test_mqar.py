@@ -81,11 +81,13 @@ def test_rates_are_tried_until_the_best_is_neither_the_smallest_nor_the_largest(
 
 def test_a_file_of_numbers_keeps_the_parts_that_were_not_asked_for(tmp_path):
     path = tmp_path / "numbers.json"
-    first = {"rates": {"GLA": 1}, "parts": {"grid": 2, "long": 3}}
-    assert mqar_table.joined(path, first) == first
+    first = {"rates": {"GLA": 1}, "parts": {"grid": {"GLA": 2}, "long": {"GLA": 3}}}
+    assert mqar_table.joined(path, **first) == first
     measure.write_json(path, first)
-    found = mqar_table.joined(path, {"rates": {"BDH": 4}, "parts": {"grid": 5}})
-    assert found == {"rates": {"GLA": 1, "BDH": 4}, "parts": {"grid": 5, "long": 3}}
+    assert mqar_table.joined(path, {"BDH": 4}, {"grid": {"BDH": 5}}) == {
+        "rates": {"GLA": 1, "BDH": 4},
+        "parts": {"grid": {"GLA": 2, "BDH": 5}, "long": {"GLA": 3}},
+    }
 
 
 def test_overlap_and_directions_of_known_addresses():
@@ -130,8 +132,9 @@ def test_the_law_of_capacity_of_known_addresses():
     """Two pairs; key 2 is asked for at place 5, key 1 at 7, of 100 values of 4 numbers."""
     tokens, asked = np.array([[1, 5, 2, 6, 0, 2, 0, 1, 0]]), np.array([[5, 7]])
     assert mqar_reasons.law(jnp.eye(8)[tokens], tokens, asked, 4, 100) == pytest.approx(1)
-    # All addresses alike: at place 5 there are 4 other writes, at 7 there are 6, each with a share of 1/4 of its size in any direction.
-    alike = [mqar_reasons.right_share(np.sqrt(4 / others), 100) for others in (4, 6)]
+    # All addresses alike: before place 5 there are 3 other writes, before 7 there are 5, each with a share of 1/4 of its size in any
+    # direction.
+    alike = [mqar_reasons.right_share(np.sqrt(4 / others), 100) for others in (3, 5)]
     assert mqar_reasons.law(jnp.ones((1, 9, 8)), tokens, asked, 4, 100) == pytest.approx(np.mean(alike), abs=1e-4)
     # Wide values are not confused by as many.
     assert mqar_reasons.law(jnp.ones((1, 9, 8)), tokens, asked, 400, 100) > 0.99
