@@ -103,6 +103,11 @@ class ModelConfig:
         return {}
 
     @property
+    def no_part(self) -> str | None:
+        """Why its layers cannot stand among those of another model, each called once and by itself; None if they can."""
+        return None
+
+    @property
     def widest(self) -> int:
         """Numbers that the widest array of a layer has for each token."""
         return self.d_model
