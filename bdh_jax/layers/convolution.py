@@ -66,7 +66,7 @@ def short_convolution(
     before: jax.Array | None,
     writes: jax.Array | None = None,
     reset: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array | None]:
     """Each channel's weighted sum over its own row and the W rows written before it in the episode.
 
     What is not written is in no other token's sum; before the first row of an episode there are zeros.
@@ -79,14 +79,14 @@ def short_convolution(
       reset: [B, T] bool. None: no episode starts.
 
     Returns:
-      the sums [B, T, C], and the rows to go on with, [B, W, C].
+      the sums [B, T, C], and the rows to go on with, [B, W, C], or None of a kernel that looks at no other row (W = 0).
     """
     kept = kernel.shape[0] - 1
-    if before is None:
-        before = jnp.zeros((rows.shape[0], kept, rows.shape[2]), rows.dtype)
     total = rows * kernel[-1][None, None]
     if not kept:
-        return total, before
+        return total, None
+    if before is None:
+        before = jnp.zeros((rows.shape[0], kept, rows.shape[2]), rows.dtype)
     found = in_order(rows, before.astype(rows.dtype), writes, reset)
     length = rows.shape[1]
     for back in range(1, kept + 1):

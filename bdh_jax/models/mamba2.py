@@ -113,7 +113,8 @@ class Mamba2Architecture(MixerArchitecture):
         config = self.config
         lengths = {"head": config.n_head, "neuron": config.d_state, "wide": config.d_head}
         past = {"slot": config.conv_size - 1, "row": config.inner + 2 * config.d_state}
-        return declare(Recurrent, with_axes(sizes, **lengths, **past))
+        present = {"S", "past"} if config.conv_size > 1 else {"S"}
+        return declare(Recurrent, with_axes(sizes, **lengths, **past), present)
 
     def mix(
         self, weights: Slow, x: jax.Array, state: Recurrent | None, call: Call, setup: Setup

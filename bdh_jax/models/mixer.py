@@ -144,7 +144,7 @@ class Convolved(State):
       past: [B, W, D], inputs of the last tokens.
     """
 
-    past: jax.Array = array("batch", "slot", "model", dtype="compute")
+    past: jax.Array | None = array("batch", "slot", "model", dtype="compute")
 
 
 @flax.struct.dataclass
@@ -153,7 +153,7 @@ class Recurrent(State):
 
     Attributes:
       S: [B, H, N, M], the sums of keys ⊗ values, values M wide.
-      past: [B, W, C], inputs of the last tokens to the short convolution.
+      past: [B, W, C], inputs of the last tokens to the short convolution; None of one that sees its own token alone, and without one.
     """
 
     S: jax.Array | None = array("batch", "head", "neuron", "wide")
@@ -307,7 +307,8 @@ class HeadsArchitecture(MixerArchitecture):
         """S, and the last inputs of the convolution."""
         config, (keys, values) = self.config, self.config.widths
         lengths = {"head": config.n_head, "neuron": config.d_key, "wide": config.d_value}
-        present = {"S", "past"} if config.conv_size else {"S"}
+        # A checkpoint holds no array without numbers.
+        present = {"S", "past"} if config.conv_size > 1 else {"S"}
         return declare(Recurrent, with_axes(sizes, **lengths, slot=config.conv_size - 1, row=2 * keys + values), present)
 
     def heads_in(
@@ -339,8 +340,8 @@ def linear(weights: Slow, x: jax.Array) -> jax.Array:
     return y + weights["bias"].astype(x.dtype)[None, None] if "bias" in weights else y
 
 
-def convolve(weights: Slow, x: jax.Array, past: jax.Array | None, call: Call) -> tuple[jax.Array, jax.Array]:
-    """The short convolution of a call's rows x [B, T, C], with its bias if there is one; and the rows to go on with [B, W, C]."""
+def convolve(weights: Slow, x: jax.Array, past: jax.Array | None, call: Call) -> tuple[jax.Array, jax.Array | None]:
+    """The short convolution of a call's rows x [B, T, C], with its bias if there is one; and the rows to go on with [B, W, C], None if W = 0."""
     y, past = short_convolution(x, weights["kernel"].astype(x.dtype), past, call.masks.writes, call.masks.reset)
     return (y + weights["bias"].astype(x.dtype)[None, None] if "bias" in weights else y), past
 

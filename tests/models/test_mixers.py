@@ -155,6 +155,18 @@ def test_bytes_of_state_are_those_of_its_matrices(name):
     assert jax.eval_shape(lambda: config.build().init_fast(1)).nbytes == 4 * expected
 
 
+@pytest.mark.parametrize("name", ["gla", "gated_deltanet", "mamba2"])
+def test_a_convolution_of_one_token_keeps_nothing(name):
+    """An array of no rows is none: a checkpoint could not hold it."""
+    model = dataclasses.replace(CONFIGS[name], conv_size=1, n_layer=1, gated_convolution=0, vocab_size=9).build()
+    slow, tokens = init(model, 0), np.arange(6, dtype=np.int32)[None]
+    assert all(layer.past is None for layer in model.declared_fast(1).layers)
+    whole, first = apply(model, slow, tokens), apply(model, slow, tokens[:, :4])
+    assert all(leaf.size for leaf in jax.tree.leaves(whole.fast))
+    second = apply(model, slow, tokens[:, 4:], first.fast)
+    np.testing.assert_allclose(whole.logits[:, 4:], second.logits, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(("config", "times"), [(GatedDeltaNetConfig(), 6), (GLAConfig(), 4)])
 def test_the_default_widths_are_in_proportion_as_published(config, times):
     """The maps to keys, values and gate and the one back have 6·D² numbers a layer in a gated DeltaNet, 4·D² in a GLA."""
