@@ -157,7 +157,11 @@ class ModelConfig:
         )
 
     def multiply_adds_per_token(self, length: int) -> int | None:
-        """Multiply-adds of a forward pass over so many tokens, for each of them; None where nobody counted."""
+        """Multiply-adds of a forward pass over so many tokens, for each of them; None where nobody counted.
+
+        Attention, BDH's among it, is counted with all T × T pairs of a call, those that a mask leaves out too. A mixer that is recurrent is counted
+        by what it does with its state at each token, whatever the form that it is run in.
+        """
         del length
         return None
 

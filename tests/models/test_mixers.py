@@ -167,6 +167,13 @@ def test_a_convolution_of_one_token_keeps_nothing(name):
     np.testing.assert_allclose(whole.logits[:, 4:], second.logits, rtol=1e-4, atol=1e-6)
 
 
+def test_attention_counts_every_key_that_it_scores():
+    """As a GPT does: all tokens of a call, masked or not."""
+    config = AttentionConfig(vocab_size=10, d_model=8, n_head=2, window=4, gated_convolution=0, n_layer=1)
+    matrices = 4 * 8 * 8 + 10 * 8
+    assert [config.multiply_adds_per_token(length) - matrices for length in (3, 40)] == [2 * 8 * 3, 2 * 8 * 40]
+
+
 @pytest.mark.parametrize(("config", "times"), [(GatedDeltaNetConfig(), 6), (GLAConfig(), 4)])
 def test_the_default_widths_are_in_proportion_as_published(config, times):
     """The maps to keys, values and gate and the one back have 6·D² numbers a layer in a gated DeltaNet, 4·D² in a GLA."""
