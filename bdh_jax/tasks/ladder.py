@@ -28,6 +28,7 @@ import numpy as np
 
 from bdh_jax.config import check_types, require, require_choice
 from bdh_jax.data.config import DataConfig
+from bdh_jax.data.tokenizer import Tokenizer
 from bdh_jax.tasks.base import Batch, TaskBase, TaskConfig
 from bdh_jax.tasks.recall import batch_rng
 from bdh_jax.tasks.scores import Evaluation, Score
@@ -114,6 +115,10 @@ class LadderConfig(TaskConfig):
     def chance(self) -> float:
         """Share that is right by chance, of who knows the answers that there are."""
         return {"copy": 1 / LETTERS, "binding": 1 / self.chains, "ordering": 1 / self.items}[self.ladder]
+
+    def token_meaning(self, tokenizer: Tokenizer | None = None) -> str:
+        """See :meth:`bdh_jax.tasks.base.TaskConfig.token_meaning`; all ladders have the same ids."""
+        return f"those of ladders with {self.rungs} rungs, {LETTERS} letters and {self.variables} variables"
 
     def questions(self, hardest: int) -> int:
         """Most questions of a sequence, up to some rung."""

@@ -30,6 +30,7 @@ from bdh_jax.config import check_types, require
 from bdh_jax.config.seeds import whole_seed
 from bdh_jax.console import Progress
 from bdh_jax.data.config import DataConfig
+from bdh_jax.data.tokenizer import Tokenizer
 from bdh_jax.tasks.base import Batch, TaskBase, TaskConfig
 from bdh_jax.tasks.recall import batch_rng
 from bdh_jax.tasks.scores import Evaluation, Score
@@ -133,6 +134,11 @@ class MQARConfig(TaskConfig):
         """
         del inputs, asked, right
         return {"chance": 1 / segment.pairs}
+
+    def token_meaning(self, tokenizer: Tokenizer | None = None) -> str:
+        """See :meth:`bdh_jax.tasks.base.TaskConfig.token_meaning`."""
+        half, last = self.vocab_size // 2, self.vocab_size - 1
+        return f"0 for nothing, keys from 1 to {half - 1} and values from {half} to {last}"
 
     def make(self, *, seed: int, batch_size: int, data: DataConfig | None = None) -> MQAR:
         """See :meth:`bdh_jax.tasks.base.TaskConfig.make`.
