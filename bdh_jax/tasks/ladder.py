@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from bdh_jax.config import check_types, require, require_choice
+from bdh_jax.config import ConfigError, check_types, require, require_choice
 from bdh_jax.data.config import DataConfig
 from bdh_jax.data.tokenizer import Tokenizer
 from bdh_jax.tasks.base import Batch, TaskBase, TaskConfig
@@ -271,19 +271,28 @@ class Ladders(TaskBase):
 
 
 def said(predict: Predict, drawn: Sequences) -> np.ndarray:
-    """Most likely token of every position, [E, T].
+    """Most likely token of every position, [E, T]; −1 where a position that is no question has logits that are not finite.
 
     Args:
       predict: tokens, valid [B, T] and ``write=`` [B, T] → logits [B, T, V].
       drawn: sequences.
+
+    Raises:
+      ConfigError: if a question has logits that are not finite, of which none is the largest.
     """
     count, parts = len(drawn.tokens), []
     rows = min(ROWS, -(-count // 8) * 8)
     for first in range(0, count, rows):
         index = np.minimum(np.arange(first, first + rows), count - 1)
         logits = np.asarray(predict(drawn.tokens[index], drawn.valid[index], write=drawn.write[index]))
-        # Of logits that are not finite there is no likeliest token.
-        parts.append(np.where(np.isfinite(logits).all(axis=-1), logits.argmax(axis=-1), -1))
+        finite = np.isfinite(logits).all(axis=-1)
+        for row, place in np.argwhere(~finite & (drawn.rung[index] > 0))[:1]:
+            rung, questions = drawn.rung[index[row], place], (~drawn.write[index[row]]).sum()
+            raise ConfigError(
+                f"the logits of sequence {index[row]}, position {place}, a question of rung {rung}, are not finite: model.most_thinking must be None "
+                f"or at least the {questions} questions of a sequence, or else the weights are not finite"
+            )
+        parts.append(np.where(finite, logits.argmax(axis=-1), -1))
     return np.concatenate(parts)[:count]
 
 
