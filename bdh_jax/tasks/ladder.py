@@ -8,7 +8,9 @@
 
 Every question is one token, and sees the context alone: since questions are not written, none sees another.
 
-* copy: letters are drawn one by one from 16, with repetition; a question says of which rung it is. Chance 1/16.
+* copy: letters are drawn one by one from 16, with repetition; a question says of which rung it is. Chance 1/16, of who knows nothing of the context.
+  Who knows its letters and not their places names the one that is most frequent: "most_frequent" is the share that is right by that, counted in the
+  sequences that are scored. In binding every value stands once in a context, in ordering every item that is asked for twice.
 * binding: all variables and values of a sequence are different, each variable but the first of a chain stands in two links, each value in one;
   every value is the answer equally often. Chance 1/M, of who knows the values and not whose they are.
 * ordering: the chain has 2K items, all different, each but the last stands in two links (of the first one is the mark's). Only the first K are asked for,
@@ -113,7 +115,7 @@ class LadderConfig(TaskConfig):
 
     @property
     def chance(self) -> float:
-        """Share that is right by chance, of who knows the answers that there are."""
+        """Share that is right by chance: of binding and ordering, of who knows the answers that a context holds; of copy, all letters that there are."""
         return {"copy": 1 / LETTERS, "binding": 1 / self.chains, "ordering": 1 / self.items}[self.ladder]
 
     def token_meaning(self, tokenizer: Tokenizer | None = None) -> str:
@@ -243,13 +245,20 @@ class Ladders(TaskBase):
         return Batch(drawn.tokens, drawn.answers, answer, answer, drawn.valid, reset, write=drawn.write)
 
     def evaluate(self, predict: Predict) -> Evaluation:
-        """Share of questions that are answered right, by rung; "chance" stands beside it. ``primary`` is the mean over all rungs."""
-        config, rungs, found = self.config, np.arange(1, self.config.rungs + 1), {}
+        """Share of questions that are answered right, by rung; "chance" stands beside it, and of copy "most_frequent". ``primary`` is the mean over
+        all rungs.
+
+        Raises:
+          ConfigError: as :func:`said`.
+        """
+        config, rungs, found, common = self.config, np.arange(1, self.config.rungs + 1), {}, {}
         # A sequence of copy has one length; others ask about every rung.
         for of_set in np.split(rungs, len(rungs)) if config.ladder == "copy" else [rungs]:
             drawn = self.evaluation_set(of_set)
             right = said(predict, drawn) == drawn.answers
             found |= {int(rung): right[drawn.rung == rung] for rung in of_set}
+            if config.ladder == "copy":
+                common[int(of_set[0])] = most_frequent(drawn)
         rows = tuple(
             Score(
                 f"rung{rung}",
@@ -257,7 +266,7 @@ class Ladders(TaskBase):
                 accuracy=float(right.mean()),
                 credit=float(right.mean()),
                 ceiling=1.0,
-                extra={"chance": config.chance},
+                extra={"chance": config.chance} | ({"most_frequent": common[rung]} if rung in common else {}),
             )
             for rung, right in sorted(found.items())
         )
@@ -268,6 +277,16 @@ class Ladders(TaskBase):
         """The sequences that some rungs are scored on, the same for every seed."""
         rng = np.random.default_rng([EVALUATION_SEED, *(int(rung) for rung in rungs)])
         return sequences(self.config, rng, self.config.evaluation_sequences, rungs)
+
+
+def most_frequent(drawn: Sequences) -> float:
+    """Share of the questions of copy that are right if the answer is always the letter that is most frequent in the context.
+
+    Args:
+      drawn: sequences of one length.
+    """
+    answers = drawn.answers[drawn.rung > 0].reshape(len(drawn.answers), -1)
+    return float((answers[:, :, None] == answers[:, None, :]).sum(axis=-1).max(axis=-1).mean() / answers.shape[1])
 
 
 def said(predict: Predict, drawn: Sequences) -> np.ndarray:

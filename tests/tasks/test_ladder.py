@@ -171,6 +171,24 @@ def test_logits_that_are_not_finite_are_an_error(kind):
     assert task.evaluate(without(lambda write: write)).primary == 0
 
 
+def test_who_names_the_most_frequent_letter_scores_what_stands_beside_chance():
+    config = make("copy", evaluation_sequences=200)
+
+    def predict(tokens, valid, *, write):
+        letters = np.eye(config.vocab_size)[tokens] * (valid & write)[..., None]
+        return np.broadcast_to(letters.sum(axis=1, keepdims=True), letters.shape)
+
+    rows = config.make(seed=0, batch_size=8).evaluate(predict).rows
+    for row in rows:
+        assert row.accuracy == pytest.approx(row.extra["most_frequent"], abs=1e-12)
+    # Two letters: both are the same, or one of them is.
+    assert abs(rows[0].extra["most_frequent"] - (1 + 1 / 16) / 2) < 0.05
+    assert rows[0].extra["most_frequent"] > rows[3].extra["most_frequent"] > config.chance
+    for kind in ("binding", "ordering"):
+        evaluation = make(kind, evaluation_sequences=8).make(seed=0, batch_size=8).evaluate(predict)
+        assert evaluation.rows[0].extra.keys() == {"chance"}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
