@@ -97,6 +97,9 @@ class MQARConfig(TaskConfig):
                 )
                 require(numbers[0] % 2 == 0, f"task.{field} has {numbers}: T={numbers[0]} must be even")
                 self.check_set(f"task.{field} has {numbers}", Segment(*numbers))
+        names = [Segment(*numbers).name for numbers in self.test]
+        twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+        require(twice is None, f"task.test={self.test} names {twice} twice: a row of scores is told by its T and pairs")
 
     def check_set(self, what: str, segment: Segment) -> None:
         """Refuse a set that cannot be drawn.

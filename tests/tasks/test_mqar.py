@@ -138,6 +138,7 @@ def test_sets_survive_the_way_into_a_file_and_back():
         ({"train": ((16, 5, 8),)}, "5 pairs and their queries need T ≥ 20"),
         ({"test": ((64, 9, 8),)}, "task.vocab_size=18 has 8 keys for 9 pairs"),
         ({"power": 0.0}, "task.power=0.0 must be positive"),
+        ({"test": ((16, 2, 8), (12, 2, 8), (16, 2, 9))}, r"task.test=.* names T16P2 twice"),
     ],
 )
 def test_what_cannot_be_is_said(changes, message):
