@@ -149,7 +149,10 @@ def thinkers(masks: Masks, end: jax.Array, shape: tuple[int, int], most: int) ->
       masks: of the call, with ``write``.
       end: [B] int32, the position after its last token.
       shape: (B, T).
-      most: Q.
+      most: how many may think at once, Q unless T is less.
+
+    Returns:
+      their places. Where more think than may, those that come first are named, and ``behind`` is False.
     """
     length = shape[1]
     valid = jnp.ones(shape, bool) if masks.valid is None else masks.valid

@@ -183,18 +183,18 @@ class MixerArchitecture(Architecture):
     # Declarations.
 
     def dense(self, rows: int, columns: int, *, last: bool = False, bias: bool = False) -> dict[str, Weight]:
-        """A linear map; ``last``: into the residual."""
+        """A linear map, [rows, columns], and its bias [columns]; ``last``: into the residual."""
         std = self.config.init_std / ((2 * self.config.n_layer) ** 0.5 if last else 1)
         axes = ("wide", "model") if last else ("model", "wide")
         declared = {"kernel": Weight(axes, (rows, columns), nn.initializers.normal(std), self.config.state_dtype)}
         return declared | ({"bias": self.vector(columns)} if bias else {})
 
     def vector(self, length: int, init: Any = nn.initializers.zeros, axis: str = "wide") -> Weight:
-        """Numbers that no weight decay reaches."""
+        """Numbers [length] that no weight decay reaches."""
         return Weight((axis,), (length,), init, self.config.state_dtype)
 
     def convolution(self, size: int, channels: int, *, bias: bool = False) -> dict[str, Weight]:
-        """A short convolution over each channel, which begins as PyTorch's does."""
+        """A short convolution over each channel, [size, channels], and its bias [channels]; both begin as PyTorch's do."""
 
         def uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
             return jax.random.uniform(key, shape, dtype, -1, 1) / size**0.5
@@ -335,7 +335,7 @@ def with_axes(sizes: Sizes, **lengths: int) -> Sizes:
 
 
 def linear(weights: Slow, x: jax.Array) -> jax.Array:
-    """x @ kernel + bias, if there is one."""
+    """x @ kernel + bias, if there is one: [B, T, I] → [B, T, O], in the dtype of x."""
     y = x @ weights["kernel"].astype(x.dtype)
     return y + weights["bias"].astype(x.dtype)[None, None] if "bias" in weights else y
 
@@ -347,7 +347,7 @@ def convolve(weights: Slow, x: jax.Array, past: jax.Array | None, call: Call) ->
 
 
 def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """x ÷ √(mean x² + ε) · scale over the last axis; statistics in float32 or wider."""
+    """x ÷ √(mean x² + ε) · scale over the last axis: x [..., F] and scale [F] → [..., F] in the dtype of x; statistics in float32 or wider."""
     wide = x.astype(jnp.promote_types(jnp.float32, x.dtype))
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + NORM_EPSILON)
     return (normed * scale.reshape((1,) * (x.ndim - 1) + scale.shape)).astype(x.dtype)
@@ -398,6 +398,10 @@ def read_written(
 
     Returns:
       what was read [B, H, T, M], float32 or wider, and S after the last token.
+
+    Raises:
+      ValueError: as ``fast_weight_scan``, for shapes that do not fit.
+      ConfigError: likewise, for a form of the scan that cannot run here.
     """
     query, key, value, decay, gate = tokens
     batch, heads = query.shape[:2]

@@ -11,6 +11,7 @@ import pytest
 
 from bdh_jax.config import ConfigError
 from bdh_jax.fast_weights.masks import Masks
+from bdh_jax.layers.convolution import short_convolution
 from bdh_jax.models.attention import AttentionConfig
 from bdh_jax.models.base import Inputs, Setup, count_parameters
 from bdh_jax.models.gated_deltanet import GatedDeltaNetConfig
@@ -165,6 +166,14 @@ def test_a_convolution_of_one_token_keeps_nothing(name):
     assert all(leaf.size for leaf in jax.tree.leaves(whole.fast))
     second = apply(model, slow, tokens[:, 4:], first.fast)
     np.testing.assert_allclose(whole.logits[:, 4:], second.logits, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_that_do_not_fit_a_convolution_are_named():
+    rows, kernel = np.ones((2, 4, 3), np.float32), np.ones((3, 3), np.float32)
+    for wrong in ((rows, kernel[:, :2], None), (rows, kernel, rows[:, :1]), (rows, kernel, rows[:1, :2])):
+        with pytest.raises(AssertionError):
+            short_convolution(*wrong)
+    assert short_convolution(rows, kernel, rows[:, :2])[1].shape == (2, 2, 3)
 
 
 def test_attention_counts_every_key_that_it_scores():

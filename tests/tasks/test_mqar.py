@@ -146,6 +146,15 @@ def test_what_cannot_be_is_said(changes, message):
         dataclasses.replace(CONFIG, **{"vocab_size": 18} | changes)
 
 
+@pytest.mark.parametrize(
+    ("vocabulary", "segment"), [(20, Segment(12, 4, 2)), (20, Segment(4, 2, 2)), (8, Segment(64, 4, 2))]
+)
+def test_what_has_no_room_is_said(vocabulary, segment):
+    """Of sequences that no configuration checked."""
+    with pytest.raises(ConfigError, match=rf"{segment.pairs} different ones of \d are too many"):
+        sequences(vocabulary, segment, 0)
+
+
 def test_a_set_holds_a_batch_at_least():
     with pytest.raises(ConfigError, match="train.batch_size=12 is more than the 10 sequences of T12P2"):
         CONFIG.make(seed=0, batch_size=12)
