@@ -450,7 +450,7 @@ def timescale(low: float = 0.001, high: float = 0.1) -> Any:
     return init
 
 
-def log_uniform(low: float, high: float) -> Any:
+def log_of_uniform(low: float, high: float) -> Any:
     """Initial values whose exponential is spread evenly over [low, high]."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
