@@ -33,7 +33,7 @@ from bdh_jax.models.base import ModelConfig, count_parameters
 from bdh_jax.models.latent import LatentConfig
 from bdh_jax.parallel.mesh import MeshConfig, make_mesh
 from bdh_jax.runs.folder import finished
-from bdh_jax.tasks.ladder import MARK, LadderConfig, Ladders, said
+from bdh_jax.tasks.ladder import MARK, LadderConfig, Ladders, most_frequent, said
 from bdh_jax.tasks.scoring import Predict
 from bdh_jax.training.step import make_predict
 
@@ -211,10 +211,17 @@ def described(ladder: str, found: dict[Run, dict[str, Any]], smoke: bool) -> dic
             "multiply_adds_per_sequence": per_token * length,
             "thinking": getattr(config.model, "thinking", None),
             "chance": task.chance,
+            **({"most_frequent": by_letters(task)} if ladder == "copy" else {}),
             "trained": task.hardest,
             "runs": {str(run.seed): scores for run, scores in found.items() if run[:2] == (ladder, model)},
         }
     return rows
+
+
+def by_letters(config: LadderConfig) -> list[float]:
+    """Rung by rung of copy, what the most frequent letter of each context is right at: a reference that takes no model."""
+    task = config.make(seed=0, batch_size=8)
+    return [most_frequent(task.evaluation_set(np.array([rung]))) for rung in range(1, config.rungs + 1)]
 
 
 def report(ladder: str, rows: dict[str, Any]) -> None:
@@ -237,6 +244,8 @@ def report(ladder: str, rows: dict[str, Any]) -> None:
             means = [f"{statistics.fmean(of_seeds):.2f}" for of_seeds in by_rung]
             deviation = f"{max(map(statistics.stdev, by_rung)):.2f}" if len(runs) > 1 else ""
             cells.append([model, name, *means, deviation, str(len(runs))])
+    if common := next(iter(rows.values())).get("most_frequent"):
+        cells.append(["most frequent letter", "", *(f"{share:.2f}" for share in common), "", ""])
     print(measure.markdown(head, cells))
     walks = {model: [run["walked"] for run in row["runs"].values() if "walked" in run] for model, row in rows.items()}
     walked = [

@@ -21,7 +21,7 @@ def make_contributions(model: Model) -> Callable[..., dict[str, jax.Array]]:
       model: a BDH with fast weights.
 
     Returns:
-      ``contributions(slow, tokens [B,T], valid, reset)`` → name → [L], root mean squares over the batch's D-wide vectors:
+      ``contributions(slow, tokens [B,T], valid, reset, write)`` → name → [L], root mean squares over the batch's D-wide vectors:
       ``decoder`` of what the decoder makes of the gated code, ``fast`` of what is read from S, and with a synapse ``synapse`` of
       what is read from that. The layer normalises the sum of the three, so their ratios are what counts.
 
@@ -33,10 +33,15 @@ def make_contributions(model: Model) -> Callable[..., dict[str, jax.Array]]:
 
     @jax.jit
     def contributions(
-        slow: Slow, tokens: jax.Array, valid: jax.Array | None = None, reset: jax.Array | None = None
+        slow: Slow,
+        tokens: jax.Array,
+        valid: jax.Array | None = None,
+        reset: jax.Array | None = None,
+        write: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         names = ("decoded", "read", "address") if "synapse" in slow else ("decoded", "read")
-        seen = model.apply({"params": slow}, tokens, valid=valid, reset=reset, state="none", collect=names).collected
+        masks = {"valid": valid, "reset": reset, "write": write}
+        seen = model.apply({"params": slow}, tokens, **masks, state="none", collect=names).collected
         counts = jnp.ones(tokens.shape) if valid is None else valid.astype(jnp.float32)
 
         def size(array: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bdh_jax.config import require
+from bdh_jax.config import ConfigError, require
 from bdh_jax.data.corpus import Corpus, window
 from bdh_jax.tasks.scoring import Predict
 
@@ -63,8 +63,15 @@ def contexts(piece: np.ndarray, reset: np.ndarray) -> tuple[np.ndarray, np.ndarr
     Returns:
       For targets 1 … T: the number of the class in ``CLASSES`` [T], and whether the target is the byte that followed its context the last time
       [T] bool.
+
+    Raises:
+      ConfigError: for a token id that is no byte.
     """
-    text = np.asarray(piece, np.uint8).tobytes()
+    piece = np.asarray(piece)
+    others = np.flatnonzero((piece < 0) | (piece > 255))
+    if len(others):
+        raise ConfigError(f"token id {piece[others[0]]} at place {others[0]} is no byte; give text that is read as bytes")
+    text = piece.astype(np.uint8).tobytes()
     kinds, goes_on = np.empty(len(text) - 1, np.int64), np.zeros(len(text) - 1, bool)
     start, seen = 0, {}
     for target in range(1, len(text)):
@@ -94,7 +101,7 @@ def cost_windows(predict: Predict, corpus: Corpus, length: int, windows: int, *,
       rows: B, windows of one call.
 
     Raises:
-      ConfigError: if the corpus is shorter than a window.
+      ConfigError: if the corpus is shorter than a window, or is not of bytes.
     """
     total = (len(corpus.tokens) - 1) // length
     require(total >= 1, f"{len(corpus.tokens)} tokens are fewer than a window of {length} needs; give more text")
@@ -141,7 +148,13 @@ def by_context(costs: WindowCosts) -> dict[str, Share]:
 
 
 def by_place(costs: WindowCosts, edges: Sequence[int] = EDGES) -> dict[tuple[int, int], Share]:
-    """Bits per byte by how much of the window was read: (first, last place) → bytes there. Classes without a byte are left out."""
+    """Bits per byte by how much of the window was read: (first, last place) → bytes there. Classes without a byte are left out.
+
+    Args:
+      costs: of windows.
+      edges: first places of the classes, and behind them where the last class ends: bytes from there on, such as those from place 512 of longer
+        windows, are in none.
+    """
     places = {(low, high - 1): (costs.place >= low) & (costs.place < high) for low, high in itertools.pairwise(edges)}
     return {name: _share(costs, where) for name, where in places.items() if (costs.weight * where).any()}
 

@@ -7,10 +7,12 @@ task that the model was trained on. Settings of the model that its weights do no
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -19,6 +21,7 @@ from bdh_jax.commands._flags import define_choice, define_config, define_path
 from bdh_jax.commands._output import new_file, write_record
 from bdh_jax.config import ConfigError
 from bdh_jax.config.convert import rebuild, to_config_dict, to_dict
+from bdh_jax.config.options import Options
 from bdh_jax.console import show
 from bdh_jax.experiment import ExperimentConfig, load, read_experiment, tokenizer_of
 from bdh_jax.models.base import ModelConfig
@@ -72,17 +75,24 @@ def _with_overrides(config: ModelConfig, slow: Slow, experiment: ExperimentConfi
     Raises:
       ConfigError: if a setting has no effect on a score, is none of this model, or wants other weights; names it.
     """
-    given = to_config_dict(experiment)
-    changed = ml_collections.ConfigDict({"model": to_config_dict(config)}).lock()
+    given: Any = to_config_dict(experiment)
+    changed: Any = ml_collections.ConfigDict({"model": to_config_dict(config)}).lock()
     keys = [key for key in _CONFIG.keys if key.startswith("model.")]
     for key in _CONFIG.keys:
         if key not in keys and key.split(".")[0] not in _OF_THE_TASK and key != "train.batch_size":
             raise ConfigError(f"--config.{key} changes nothing of a score; leave it out")
+        if key.split(".")[0] == "data" and not experiment.task.reads_text:
+            raise ConfigError(
+                f"--config.{key} changes nothing of a score, as the task {experiment.task.name!r} reads no text; leave it out"
+            )
     for key in keys:
         *parents, name = key.split(".")
         try:
-            part = functools.reduce(operator.getitem, parents, changed)
-            part[name] = functools.reduce(operator.getitem, parents, given)[name]
+            part: Any = functools.reduce(operator.getitem, parents, changed)
+            value: Any = functools.reduce(operator.getitem, parents, given)[name]
+            # What options there are is for their part to say: one that the trained model was not given may be one.
+            with part.unlocked() if _are_options(config, parents[1:]) else contextlib.nullcontext():
+                part[name] = value
         except KeyError:
             raise ConfigError(
                 f"--config.{key}: the model in {_WORKDIR.value} is {config.architecture!r}, which has no such setting; leave it out"
@@ -97,6 +107,14 @@ def _with_overrides(config: ModelConfig, slow: Slow, experiment: ExperimentConfi
             f"{flags}: the weights in {_WORKDIR.value} do not fit: {wrong}. Name settings that no weight hangs on, or train such a model"
         )
     return config
+
+
+def _are_options(config: ModelConfig, parts: Sequence[str]) -> bool:
+    """Whether what stands in a configuration under these names, one in another, are options."""
+    found: Any = config
+    for name in parts:
+        found = found[name] if isinstance(found, Options) else getattr(found, name)
+    return isinstance(found, Options)
 
 
 def _check_tokens(workdir: Path, task: Task) -> None:

@@ -19,13 +19,17 @@ def distinct(documents: Iterable[bytes], share: float = 0.5) -> Iterator[bytes]:
         compared without what is blank at their ends, and runs of blanks count as one; those shorter than ``LINE_BYTES`` do not count. A
         document without a line that counts is compared whole.
 
-    Yields:
-      Those that are kept, in their order.
+    Returns:
+      those that are kept, in their order, one by one.
 
     Raises:
       ConfigError: if ``share`` is out of range.
     """
     require(0 <= share <= 1, f"share={share} must lie in [0, 1]: of a document's lines")
+    return _kept(documents, share)
+
+
+def _kept(documents: Iterable[bytes], share: float) -> Iterator[bytes]:
     seen: set[bytes] = set()
     for document in documents:
         lines = [line for line in (b" ".join(line.split()) for line in document.splitlines()) if len(line) >= LINE_BYTES]

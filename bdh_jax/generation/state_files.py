@@ -8,9 +8,11 @@ that is not what was saved: the header has a digest of itself and of the arrays.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import safetensors
 import safetensors.numpy
 
 from bdh_jax.config.base import one_line
+from bdh_jax.config.identity import HOW, keys_of
 from bdh_jax.config.records import RecordError, Schema, digest_of, parse, whole_file
 from bdh_jax.fast_weights.state import structs
 from bdh_jax.generation.sampling import GenerationState, as_model_keeps_it
@@ -55,10 +58,12 @@ class StateError(ValueError):
 
 
 def config_hash(config: ModelConfig) -> str:
-    """What tells states of different models apart: a hash of all settings that change the function or the state's shape."""
+    """What tells states of different models apart: a hash of all settings that change the function or the state's shape. Those that say how
+    it is computed (``bdh_jax.config.identity``) do not, nor does dropout, which is of training alone."""
     settings = dataclasses.asdict(config)
-    for name in ("implementation", "kernel", "chunk_size", "remat", "dropout", "token_step"):  # speed and training only
-        settings.pop(name, None)
+    for key in keys_of(config, HOW) | {"dropout"}:
+        *parts, name = key.split(".")
+        functools.reduce(operator.getitem, parts, settings).pop(name, None)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -35,8 +36,13 @@ def in_order(rows: jax.Array, before: jax.Array, writes: jax.Array | None, reset
       before: [B, W, C], the last rows that were written, the newest at the end, W ≥ 1; zeros where there are none.
       writes: [B, T] bool, tokens whose row is kept. None: all.
       reset: [B, T] bool, tokens where an episode starts. None: nowhere.
+
+    Raises:
+      AssertionError: if ``before`` has other examples or channels than ``rows``, or no rows.
     """
-    (batch, length, _), kept = rows.shape, before.shape[1]
+    (batch, length, channels), kept = rows.shape, before.shape[1]
+    chex.assert_shape(before, (batch, None, channels))
+    chex.assert_axis_dimension_gt(before, 1, 0)
     if writes is None:
         found = jnp.concatenate([before, rows], axis=1)
         end = kept + jnp.arange(length, dtype=jnp.int32)[None]
@@ -66,7 +72,7 @@ def short_convolution(
     before: jax.Array | None,
     writes: jax.Array | None = None,
     reset: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array | None]:
     """Each channel's weighted sum over its own row and the W rows written before it in the episode.
 
     What is not written is in no other token's sum; before the first row of an episode there are zeros.
@@ -79,14 +85,19 @@ def short_convolution(
       reset: [B, T] bool. None: no episode starts.
 
     Returns:
-      the sums [B, T, C], and the rows to go on with, [B, W, C].
+      the sums [B, T, C], and the rows to go on with, [B, W, C], or None of a kernel that looks at no other row (W = 0).
+
+    Raises:
+      AssertionError: if the kernel has other channels than ``rows``, or ``before`` is not of its W rows.
     """
+    chex.assert_shape(kernel, (None, rows.shape[2]))
     kept = kernel.shape[0] - 1
-    if before is None:
-        before = jnp.zeros((rows.shape[0], kept, rows.shape[2]), rows.dtype)
     total = rows * kernel[-1][None, None]
     if not kept:
-        return total, before
+        return total, None
+    if before is None:
+        before = jnp.zeros((rows.shape[0], kept, rows.shape[2]), rows.dtype)
+    chex.assert_axis_dimension(before, 1, kept)
     found = in_order(rows, before.astype(rows.dtype), writes, reset)
     length = rows.shape[1]
     for back in range(1, kept + 1):

@@ -54,8 +54,8 @@ class AttentionConfig(MixerConfig):
         require(self.rope_theta is None or self.rope_theta > 1, f"rope_theta={self.rope_theta} must be greater than 1")
 
     def mixing(self, length: int) -> int:
-        """2·D for each token that is seen, half of ``length`` in the mean, at most the window."""
-        return 2 * self.d_model * min(length // 2 + 1, self.window)
+        """2·D for each token of the call: all are scored, and masks leave some out."""
+        return 2 * self.d_model * length
 
     def make_architecture(self) -> AttentionArchitecture:
         """What it is made of."""

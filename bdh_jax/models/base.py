@@ -103,6 +103,11 @@ class ModelConfig:
         return {}
 
     @property
+    def no_part(self) -> str | None:
+        """Why its layers cannot stand among those of another model, each called once and by itself; None if they can."""
+        return None
+
+    @property
     def widest(self) -> int:
         """Numbers that the widest array of a layer has for each token."""
         return self.d_model
@@ -152,7 +157,11 @@ class ModelConfig:
         )
 
     def multiply_adds_per_token(self, length: int) -> int | None:
-        """Multiply-adds of a forward pass over so many tokens, for each of them; None where nobody counted."""
+        """Multiply-adds of a forward pass over so many tokens, for each of them; None where nobody counted.
+
+        Attention, BDH's among it, is counted with all T × T pairs of a call, those that a mask leaves out too. A mixer that is recurrent is counted
+        by what it does with its state at each token, whatever the form that it is run in.
+        """
         del length
         return None
 

@@ -29,7 +29,7 @@ from bdh_jax.models.mixer import (
     Recurrent,
     Tokens,
     linear,
-    log_uniform,
+    log_of_uniform,
     read_written,
     timescale,
 )
@@ -77,7 +77,7 @@ class GatedDeltaNetArchitecture(HeadsArchitecture):
         config = self.config
         return self.heads_weights(
             rates=self.dense(config.d_model, 2 * config.n_head),
-            a=self.vector(config.n_head, log_uniform(0.01, 16)),
+            a=self.vector(config.n_head, log_of_uniform(0.01, 16)),
             dt=self.vector(config.n_head, timescale()),
         )
 

@@ -72,6 +72,13 @@ class LatentConfig(BDHConfig):
         return super().no_token_step
 
     @property
+    def no_part(self) -> str | None:
+        """Why its layers cannot stand among those of another model: what comes out of the last goes into the first again."""
+        if self.thinking > 1:
+            return f"thinking={self.thinking} goes through all layers again; set thinking to 1"
+        return super().no_part
+
+    @property
     def draws_in_training(self) -> bool:
         """Dropout, or how often a token thinks."""
         return super().draws_in_training or self.thinking_drawn
@@ -142,7 +149,10 @@ def thinkers(masks: Masks, end: jax.Array, shape: tuple[int, int], most: int) ->
       masks: of the call, with ``write``.
       end: [B] int32, the position after its last token.
       shape: (B, T).
-      most: Q.
+      most: how many may think at once, Q unless T is less.
+
+    Returns:
+      their places. Where more think than may, those that come first are named, and ``behind`` is False.
     """
     length = shape[1]
     valid = jnp.ones(shape, bool) if masks.valid is None else masks.valid

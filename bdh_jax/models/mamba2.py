@@ -33,7 +33,7 @@ from bdh_jax.models.mixer import (
     convolve,
     join_heads,
     linear,
-    log_uniform,
+    log_of_uniform,
     read_written,
     rms_norm,
     split_heads,
@@ -101,7 +101,7 @@ class Mamba2Architecture(MixerArchitecture):
         return {
             "in": self.dense(width, config.inner + convolved + config.n_head),
             "conv": self.convolution(config.conv_size, convolved, bias=True),
-            "a": self.vector(config.n_head, log_uniform(1, 16)),
+            "a": self.vector(config.n_head, log_of_uniform(1, 16)),
             "d": self.vector(config.n_head, nn.initializers.ones),
             "dt": self.vector(config.n_head, timescale()),
             "norm": self.vector(config.inner, nn.initializers.ones),
@@ -113,7 +113,8 @@ class Mamba2Architecture(MixerArchitecture):
         config = self.config
         lengths = {"head": config.n_head, "neuron": config.d_state, "wide": config.d_head}
         past = {"slot": config.conv_size - 1, "row": config.inner + 2 * config.d_state}
-        return declare(Recurrent, with_axes(sizes, **lengths, **past))
+        present = {"S", "past"} if config.conv_size > 1 else {"S"}
+        return declare(Recurrent, with_axes(sizes, **lengths, **past), present)
 
     def mix(
         self, weights: Slow, x: jax.Array, state: Recurrent | None, call: Call, setup: Setup

@@ -144,7 +144,7 @@ class Convolved(State):
       past: [B, W, D], inputs of the last tokens.
     """
 
-    past: jax.Array = array("batch", "slot", "model", dtype="compute")
+    past: jax.Array | None = array("batch", "slot", "model", dtype="compute")
 
 
 @flax.struct.dataclass
@@ -153,7 +153,7 @@ class Recurrent(State):
 
     Attributes:
       S: [B, H, N, M], the sums of keys ⊗ values, values M wide.
-      past: [B, W, C], inputs of the last tokens to the short convolution.
+      past: [B, W, C], inputs of the last tokens to the short convolution; None of one that sees its own token alone, and without one.
     """
 
     S: jax.Array | None = array("batch", "head", "neuron", "wide")
@@ -183,18 +183,18 @@ class MixerArchitecture(Architecture):
     # Declarations.
 
     def dense(self, rows: int, columns: int, *, last: bool = False, bias: bool = False) -> dict[str, Weight]:
-        """A linear map; ``last``: into the residual."""
+        """A linear map, [rows, columns], and its bias [columns]; ``last``: into the residual."""
         std = self.config.init_std / ((2 * self.config.n_layer) ** 0.5 if last else 1)
         axes = ("wide", "model") if last else ("model", "wide")
         declared = {"kernel": Weight(axes, (rows, columns), nn.initializers.normal(std), self.config.state_dtype)}
         return declared | ({"bias": self.vector(columns)} if bias else {})
 
     def vector(self, length: int, init: Any = nn.initializers.zeros, axis: str = "wide") -> Weight:
-        """Numbers that no weight decay reaches."""
+        """Numbers [length] that no weight decay reaches."""
         return Weight((axis,), (length,), init, self.config.state_dtype)
 
     def convolution(self, size: int, channels: int, *, bias: bool = False) -> dict[str, Weight]:
-        """A short convolution over each channel, which begins as PyTorch's does."""
+        """A short convolution over each channel, [size, channels], and its bias [channels]; both begin as PyTorch's do."""
 
         def uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
             return jax.random.uniform(key, shape, dtype, -1, 1) / size**0.5
@@ -307,7 +307,8 @@ class HeadsArchitecture(MixerArchitecture):
         """S, and the last inputs of the convolution."""
         config, (keys, values) = self.config, self.config.widths
         lengths = {"head": config.n_head, "neuron": config.d_key, "wide": config.d_value}
-        present = {"S", "past"} if config.conv_size else {"S"}
+        # A checkpoint holds no array without numbers.
+        present = {"S", "past"} if config.conv_size > 1 else {"S"}
         return declare(Recurrent, with_axes(sizes, **lengths, slot=config.conv_size - 1, row=2 * keys + values), present)
 
     def heads_in(
@@ -334,19 +335,19 @@ def with_axes(sizes: Sizes, **lengths: int) -> Sizes:
 
 
 def linear(weights: Slow, x: jax.Array) -> jax.Array:
-    """x @ kernel + bias, if there is one."""
+    """x @ kernel + bias, if there is one: [B, T, I] → [B, T, O], in the dtype of x."""
     y = x @ weights["kernel"].astype(x.dtype)
     return y + weights["bias"].astype(x.dtype)[None, None] if "bias" in weights else y
 
 
-def convolve(weights: Slow, x: jax.Array, past: jax.Array | None, call: Call) -> tuple[jax.Array, jax.Array]:
-    """The short convolution of a call's rows x [B, T, C], with its bias if there is one; and the rows to go on with [B, W, C]."""
+def convolve(weights: Slow, x: jax.Array, past: jax.Array | None, call: Call) -> tuple[jax.Array, jax.Array | None]:
+    """The short convolution of a call's rows x [B, T, C], with its bias if there is one; and the rows to go on with [B, W, C], None if W = 0."""
     y, past = short_convolution(x, weights["kernel"].astype(x.dtype), past, call.masks.writes, call.masks.reset)
     return (y + weights["bias"].astype(x.dtype)[None, None] if "bias" in weights else y), past
 
 
 def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """x ÷ √(mean x² + ε) · scale over the last axis; statistics in float32 or wider."""
+    """x ÷ √(mean x² + ε) · scale over the last axis: x [..., F] and scale [F] → [..., F] in the dtype of x; statistics in float32 or wider."""
     wide = x.astype(jnp.promote_types(jnp.float32, x.dtype))
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + NORM_EPSILON)
     return (normed * scale.reshape((1,) * (x.ndim - 1) + scale.shape)).astype(x.dtype)
@@ -397,6 +398,10 @@ def read_written(
 
     Returns:
       what was read [B, H, T, M], float32 or wider, and S after the last token.
+
+    Raises:
+      ValueError: as ``fast_weight_scan``, for shapes that do not fit.
+      ConfigError: likewise, for a form of the scan that cannot run here.
     """
     query, key, value, decay, gate = tokens
     batch, heads = query.shape[:2]
@@ -445,7 +450,7 @@ def timescale(low: float = 0.001, high: float = 0.1) -> Any:
     return init
 
 
-def log_uniform(low: float, high: float) -> Any:
+def log_of_uniform(low: float, high: float) -> Any:
     """Initial values whose exponential is spread evenly over [low, high]."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:

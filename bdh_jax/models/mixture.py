@@ -115,6 +115,10 @@ class MixtureConfig(ModelConfig):
         require_choice("dtype", self.dtype, DType)
         require_choice("writes", self.writes, Writes)
         for name, expert in self.parts.items():
+            require(
+                expert.no_part is None,
+                f"experts.{name}: {expert.no_part}, or leave it out: the layers of a mixture's expert stand each for itself",
+            )
             _check_state(name, expert.make_architecture().state(1))
 
     @property

@@ -25,6 +25,7 @@ import numpy as np
 
 from bdh_jax.config import require
 from bdh_jax.console import Progress
+from bdh_jax.data.tokenizer import Tokenizer
 from bdh_jax.tasks.mqar import SHOWN, MQARConfig, Segment, distinct, empty, finish, power_law
 
 
@@ -51,6 +52,14 @@ class CompositionalMQARConfig(MQARConfig):
             f"{what}: task.vocab_size={self.vocab_size} has {self.vocab_size - 2 * (self.vocab_size // 3)} values for {segment.pairs} pairs",
         )
 
+    def token_meaning(self, tokenizer: Tokenizer | None = None) -> str:
+        """See :meth:`bdh_jax.tasks.base.TaskConfig.token_meaning`."""
+        third, last = self.vocab_size // 3, self.vocab_size - 1
+        return (
+            f"0 for nothing, first tokens of keys from 1 to {third - 1}, second ones from {third} to {2 * third - 1} and values from {2 * third} "
+            f"to {last}"
+        )
+
     def draw(self, segment: Segment, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and labels of a set, as :func:`sequences`."""
         return sequences(self.vocab_size, segment, seed, power=self.power, fillers=self.fillers)
@@ -74,6 +83,9 @@ def sequences(
 
     Returns:
       inputs and labels, each [E, T] int32, as of :func:`bdh_jax.tasks.mqar.sequences`: a label stands at the second token of a key.
+
+    Raises:
+      ConfigError: if V has too few ids for the pairs, or T no room for the queries.
     """
     length, pairs, count = segment
     draw = np.random.RandomState(seed)

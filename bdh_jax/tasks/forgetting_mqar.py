@@ -73,6 +73,9 @@ def sequences(
 
     Returns:
       inputs and labels, each [E, T] int32, as of :func:`bdh_jax.tasks.mqar.sequences`.
+
+    Raises:
+      ConfigError: if V has too few ids for the pairs, or T no room for the queries.
     """
     length, pairs, count = segment
     draw = np.random.RandomState(seed)

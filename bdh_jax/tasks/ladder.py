@@ -8,7 +8,9 @@
 
 Every question is one token, and sees the context alone: since questions are not written, none sees another.
 
-* copy: letters are drawn one by one from 16, with repetition; a question says of which rung it is. Chance 1/16.
+* copy: letters are drawn one by one from 16, with repetition; a question says of which rung it is. Chance 1/16, of who knows nothing of the context.
+  Who knows its letters and not their places names the one that is most frequent: "most_frequent" is the share that is right by that, counted in the
+  sequences that are scored. In binding every value stands once in a context, in ordering every item that is asked for twice.
 * binding: all variables and values of a sequence are different, each variable but the first of a chain stands in two links, each value in one;
   every value is the answer equally often. Chance 1/M, of who knows the values and not whose they are.
 * ordering: the chain has 2K items, all different, each but the last stands in two links (of the first one is the mark's). Only the first K are asked for,
@@ -26,8 +28,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from bdh_jax.config import check_types, require, require_choice
+from bdh_jax.config import ConfigError, check_types, require, require_choice
 from bdh_jax.data.config import DataConfig
+from bdh_jax.data.tokenizer import Tokenizer
 from bdh_jax.tasks.base import Batch, TaskBase, TaskConfig
 from bdh_jax.tasks.recall import batch_rng
 from bdh_jax.tasks.scores import Evaluation, Score
@@ -112,8 +115,12 @@ class LadderConfig(TaskConfig):
 
     @property
     def chance(self) -> float:
-        """Share that is right by chance, of who knows the answers that there are."""
+        """Share that is right by chance: of binding and ordering, of who knows the answers that a context holds; of copy, all letters that there are."""
         return {"copy": 1 / LETTERS, "binding": 1 / self.chains, "ordering": 1 / self.items}[self.ladder]
+
+    def token_meaning(self, tokenizer: Tokenizer | None = None) -> str:
+        """See :meth:`bdh_jax.tasks.base.TaskConfig.token_meaning`; all ladders have the same ids."""
+        return f"those of ladders with {self.rungs} rungs, {LETTERS} letters and {self.variables} variables"
 
     def questions(self, hardest: int) -> int:
         """Most questions of a sequence, up to some rung."""
@@ -238,13 +245,20 @@ class Ladders(TaskBase):
         return Batch(drawn.tokens, drawn.answers, answer, answer, drawn.valid, reset, write=drawn.write)
 
     def evaluate(self, predict: Predict) -> Evaluation:
-        """Share of questions that are answered right, by rung; "chance" stands beside it. ``primary`` is the mean over all rungs."""
-        config, rungs, found = self.config, np.arange(1, self.config.rungs + 1), {}
+        """Share of questions that are answered right, by rung; "chance" stands beside it, and of copy "most_frequent". ``primary`` is the mean over
+        all rungs.
+
+        Raises:
+          ConfigError: as :func:`said`.
+        """
+        config, rungs, found, common = self.config, np.arange(1, self.config.rungs + 1), {}, {}
         # A sequence of copy has one length; others ask about every rung.
         for of_set in np.split(rungs, len(rungs)) if config.ladder == "copy" else [rungs]:
             drawn = self.evaluation_set(of_set)
             right = said(predict, drawn) == drawn.answers
             found |= {int(rung): right[drawn.rung == rung] for rung in of_set}
+            if config.ladder == "copy":
+                common[int(of_set[0])] = most_frequent(drawn)
         rows = tuple(
             Score(
                 f"rung{rung}",
@@ -252,7 +266,7 @@ class Ladders(TaskBase):
                 accuracy=float(right.mean()),
                 credit=float(right.mean()),
                 ceiling=1.0,
-                extra={"chance": config.chance},
+                extra={"chance": config.chance} | ({"most_frequent": common[rung]} if rung in common else {}),
             )
             for rung, right in sorted(found.items())
         )
@@ -265,20 +279,39 @@ class Ladders(TaskBase):
         return sequences(self.config, rng, self.config.evaluation_sequences, rungs)
 
 
+def most_frequent(drawn: Sequences) -> float:
+    """Share of the questions of copy that are right if the answer is always the letter that is most frequent in the context.
+
+    Args:
+      drawn: sequences of one length.
+    """
+    answers = drawn.answers[drawn.rung > 0].reshape(len(drawn.answers), -1)
+    return float((answers[:, :, None] == answers[:, None, :]).sum(axis=-1).max(axis=-1).mean() / answers.shape[1])
+
+
 def said(predict: Predict, drawn: Sequences) -> np.ndarray:
-    """Most likely token of every position, [E, T].
+    """Most likely token of every position, [E, T]; −1 where a position that is no question has logits that are not finite.
 
     Args:
       predict: tokens, valid [B, T] and ``write=`` [B, T] → logits [B, T, V].
       drawn: sequences.
+
+    Raises:
+      ConfigError: if a question has logits that are not finite, of which none is the largest.
     """
     count, parts = len(drawn.tokens), []
     rows = min(ROWS, -(-count // 8) * 8)
     for first in range(0, count, rows):
         index = np.minimum(np.arange(first, first + rows), count - 1)
         logits = np.asarray(predict(drawn.tokens[index], drawn.valid[index], write=drawn.write[index]))
-        # Of logits that are not finite there is no likeliest token.
-        parts.append(np.where(np.isfinite(logits).all(axis=-1), logits.argmax(axis=-1), -1))
+        finite = np.isfinite(logits).all(axis=-1)
+        for row, place in np.argwhere(~finite & (drawn.rung[index] > 0))[:1]:
+            rung, questions = drawn.rung[index[row], place], (~drawn.write[index[row]]).sum()
+            raise ConfigError(
+                f"the logits of sequence {index[row]}, position {place}, a question of rung {rung}, are not finite: model.most_thinking must be None "
+                f"or at least the {questions} questions of a sequence, or else the weights are not finite"
+            )
+        parts.append(np.where(finite, logits.argmax(axis=-1), -1))
     return np.concatenate(parts)[:count]
 
 

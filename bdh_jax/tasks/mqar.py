@@ -30,6 +30,7 @@ from bdh_jax.config import check_types, require
 from bdh_jax.config.seeds import whole_seed
 from bdh_jax.console import Progress
 from bdh_jax.data.config import DataConfig
+from bdh_jax.data.tokenizer import Tokenizer
 from bdh_jax.tasks.base import Batch, TaskBase, TaskConfig
 from bdh_jax.tasks.recall import batch_rng
 from bdh_jax.tasks.scores import Evaluation, Score
@@ -96,6 +97,9 @@ class MQARConfig(TaskConfig):
                 )
                 require(numbers[0] % 2 == 0, f"task.{field} has {numbers}: T={numbers[0]} must be even")
                 self.check_set(f"task.{field} has {numbers}", Segment(*numbers))
+        names = [Segment(*numbers).name for numbers in self.test]
+        twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+        require(twice is None, f"task.test={self.test} names {twice} twice: a row of scores is told by its T and pairs")
 
     def check_set(self, what: str, segment: Segment) -> None:
         """Refuse a set that cannot be drawn.
@@ -134,6 +138,11 @@ class MQARConfig(TaskConfig):
         del inputs, asked, right
         return {"chance": 1 / segment.pairs}
 
+    def token_meaning(self, tokenizer: Tokenizer | None = None) -> str:
+        """See :meth:`bdh_jax.tasks.base.TaskConfig.token_meaning`."""
+        half, last = self.vocab_size // 2, self.vocab_size - 1
+        return f"0 for nothing, keys from 1 to {half - 1} and values from {half} to {last}"
+
     def make(self, *, seed: int, batch_size: int, data: DataConfig | None = None) -> MQAR:
         """See :meth:`bdh_jax.tasks.base.TaskConfig.make`.
 
@@ -166,6 +175,9 @@ def sequences(
 
     Returns:
       inputs and labels, each [E, T] int32; a label is ``IGNORED`` where nothing is asked.
+
+    Raises:
+      ConfigError: if V has too few ids for the pairs, or T no room for the queries.
     """
     length, pairs, count = segment
     draw = np.random.RandomState(seed)
@@ -195,7 +207,15 @@ def distinct(
       size: of each sequence.
       progress: goes on by a thousand sequences at a time.
       law: probabilities of the choices; None for equal ones.
+
+    Raises:
+      ConfigError: if there are fewer choices than one sequence takes.
     """
+    require(
+        size <= len(choices),
+        f"{size} different ones of {len(choices)} are too many: a sequence takes more ids, or more room behind its pairs; give a larger vocab_size, "
+        "or a longer T",
+    )
     drawn = np.empty((count, size), np.int64)
     for example in range(count):
         drawn[example] = draw.choice(choices, replace=False, p=law, size=size)
@@ -219,7 +239,18 @@ def empty(segment: Segment) -> tuple[np.ndarray, np.ndarray]:
 def finish(
     inputs: np.ndarray, labels: np.ndarray, vocab_size: int, seed: int, *, fillers: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs [E, T] and labels [E, T], each that of the token before it; with random tokens where nothing stands if ``fillers``."""
+    """The arrays of a set as they are trained on, one place shorter.
+
+    Args:
+      inputs: [E, T + 1] int32, 0 where nothing stands.
+      labels: [E, T + 1] int32, each at the place behind the token that asks for it.
+      vocab_size: V.
+      seed: of the random tokens.
+      fillers: put random tokens where nothing stands.
+
+    Returns:
+      inputs [E, T] and labels [E, T], each at the token that asks for it.
+    """
     inputs, labels = inputs[:, :-1], labels[:, 1:]
     if fillers:
         random = np.random.default_rng([seed, 1]).integers(0, vocab_size, inputs.shape, dtype=np.int32)

@@ -405,9 +405,9 @@ class _Training:
         batch, spread = self._task.batch(0), self._mesh.shape["data"]
         rows = spread * max(1, MEASURED_ROWS // spread)
         batch = self._put(jax.tree.map(lambda array: array[:rows], batch._replace(extra=None)))
-        return jax.tree.map(
-            lambda sizes: sizes.tolist(), jax.device_get(measure(state.slow, batch.tokens, batch.valid, batch.reset))
-        )
+        more = {} if batch.write is None else {"write": batch.write}
+        measured = measure(state.slow, batch.tokens, batch.valid, batch.reset, **more)
+        return jax.tree.map(lambda sizes: sizes.tolist(), jax.device_get(measured))
 
     def _is_best(self, score: float) -> bool:
         """It waits for what is being saved in the background, and so is asked of evaluations only."""

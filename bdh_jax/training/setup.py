@@ -30,7 +30,8 @@ class Setup:
     """What is added to the step, in this order: all of it, that of ``train.hooks`` and consolidation too."""
     seed: int = 0
     measure: Callable[[Model], Callable[..., Any]] | None = None
-    """model → ``measure(slow, tokens, valid, reset)`` → name → a number for each layer, which is logged with each evaluation."""
+    """model → ``measure(slow, tokens, valid, reset)`` → name → a number for each layer, which is logged with each evaluation. Of a task that
+    says which tokens are written it is given ``write=`` as well."""
     record: Record = Record()
     """The configuration of which all this was made, for the folder."""
 

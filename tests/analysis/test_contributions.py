@@ -67,6 +67,13 @@ def test_a_shared_synapse_is_read_by_every_layer_and_padding_does_not_count():
         np.testing.assert_allclose(again[name], size, rtol=1e-4)
 
 
+def test_what_is_not_written_is_not_read():
+    measure = make_contributions(BDH(CONFIG))
+    nothing, everything = (measure(_slow(), TOKENS, write=np.full(TOKENS.shape, write)) for write in (False, True))
+    assert (np.asarray(nothing["fast"]) < 1e-6 * np.asarray(everything["fast"])).all()
+    np.testing.assert_array_equal(everything["fast"], measure(_slow(), TOKENS)["fast"])
+
+
 def test_a_model_without_fast_weights_is_refused():
     config = dataclasses.replace(CONFIG, fast=FastWeightConfig(enabled=False))
     with pytest.raises(ValueError, match="the model has no fast weights"):

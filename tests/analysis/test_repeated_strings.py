@@ -142,6 +142,14 @@ def test_passages_stand_twice():
         twice(corpus, 21, 1)
 
 
+@pytest.mark.parametrize("token", [256, -1])
+def test_what_is_no_byte_is_refused(token):
+    piece = np.full(12, 7)
+    piece[9] = token
+    with pytest.raises(ConfigError, match=rf"token id {token} at place 9 is no byte"):
+        contexts(piece, np.zeros(12, bool))
+
+
 def test_too_short_a_text_is_refused():
     with pytest.raises(ConfigError, match="5 tokens are fewer than a window of 8 needs"):
         cost_windows(oracle, Corpus(np.zeros(5, np.uint8), np.array([0])), 8, 1)

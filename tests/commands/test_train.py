@@ -163,10 +163,16 @@ def test_a_trained_model_is_scored_with_other_settings(smoke, tmp_path):
         "model.d_model=64": "the weights in .* do not fit: .*embed.* there and .* here",
         "optimizer.learning_rate=1.0": "--config.optimizer.learning_rate changes nothing of a score",
         "model.n_head=3": "n_head=3",
+        "data.path=/nowhere": "--config.data.path changes nothing of a score, as the task 'nback' reads no text",
     }.items():
         status, output, errors = _run(flag, f"--config.{given}", command="evaluate")
         assert (status, output) == (2, "")
         assert re.search(message, errors), errors
+    # An option that the trained model's rule does not have, of a rule that has it.
+    out, rule = tmp_path / "mesa.json", ("--config.model.fast.rule=mesa", "--config.model.fast.options.ridge=0.5")
+    status, _, errors = _run(flag, f"--out={out}", "--config.task.evaluation_sequences=2", *rule, command="evaluate")
+    assert status == 0, errors
+    assert json.loads(out.read_text())["model"]["fast"]["options"] == {"ridge": 0.5}
     other = tmp_path / "other.py"
     other.write_text(
         "import dataclasses\nfrom bdh_jax.models.latent import LatentConfig\nfrom configs.nback import get_config as nback\n"

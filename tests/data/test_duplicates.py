@@ -42,4 +42,4 @@ def test_documents_of_short_lines_are_compared_whole():
 
 def test_a_share_is_a_share():
     with pytest.raises(ConfigError, match=r"share=1.5 must lie in \[0, 1\]"):
-        list(distinct([], share=1.5))
+        distinct([], share=1.5)  # before anything is asked of it

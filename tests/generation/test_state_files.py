@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import resource
@@ -16,7 +17,9 @@ import safetensors.numpy
 
 from bdh_jax import BDH
 from bdh_jax.generation.sampling import prefill
-from bdh_jax.generation.state_files import StateError, load_state, save_state
+from bdh_jax.generation.state_files import StateError, config_hash, load_state, save_state
+from bdh_jax.models.latent import LatentConfig
+from bdh_jax.models.registry import MODELS
 from tests import processes as commands
 from tests.generation.small import CONFIG, FAST, PROMPTS, VOCAB, make, text_from
 
@@ -59,6 +62,22 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path):
         load_state(tmp_path / "older", model, slow)
     save_state(path, prefill(model, slow, PROMPTS[:1]), model, slow, overwrite=True)
     assert load_state(path, model, slow).logits.shape == (1, VOCAB)
+
+
+@pytest.mark.parametrize("name", MODELS.names())
+def test_a_state_is_of_the_settings_that_make_it(name):
+    """What says how something is computed is left out, and so is dropout; a state of an earlier version has the same hash."""
+    config = MODELS.get(name, "model")()
+    settings = dataclasses.asdict(config)
+    for left_out in ("implementation", "kernel", "chunk_size", "remat", "dropout", "token_step", "most_thinking"):
+        settings.pop(left_out, None)
+    assert config_hash(config) == hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def test_how_many_think_at_once_is_no_other_model():
+    config = LatentConfig(n_layer=1, d_model=8, n_head=1, n_neurons=16)
+    assert config_hash(config) == config_hash(dataclasses.replace(config, most_thinking=3))
+    assert config_hash(config) != config_hash(dataclasses.replace(config, thinking=3))
 
 
 def _write(path, model, slow, **changes):

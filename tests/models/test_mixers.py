@@ -11,6 +11,7 @@ import pytest
 
 from bdh_jax.config import ConfigError
 from bdh_jax.fast_weights.masks import Masks
+from bdh_jax.layers.convolution import short_convolution
 from bdh_jax.models.attention import AttentionConfig
 from bdh_jax.models.base import Inputs, Setup, count_parameters
 from bdh_jax.models.gated_deltanet import GatedDeltaNetConfig
@@ -153,6 +154,33 @@ def test_bytes_of_state_are_those_of_its_matrices(name):
     position = 1
     expected = inputs + numbers + position if name == "attention" else 2 * (inputs + numbers) + position
     assert jax.eval_shape(lambda: config.build().init_fast(1)).nbytes == 4 * expected
+
+
+@pytest.mark.parametrize("name", ["gla", "gated_deltanet", "mamba2"])
+def test_a_convolution_of_one_token_keeps_nothing(name):
+    """An array of no rows is none: a checkpoint could not hold it."""
+    model = dataclasses.replace(CONFIGS[name], conv_size=1, n_layer=1, gated_convolution=0, vocab_size=9).build()
+    slow, tokens = init(model, 0), np.arange(6, dtype=np.int32)[None]
+    assert all(layer.past is None for layer in model.declared_fast(1).layers)
+    whole, first = apply(model, slow, tokens), apply(model, slow, tokens[:, :4])
+    assert all(leaf.size for leaf in jax.tree.leaves(whole.fast))
+    second = apply(model, slow, tokens[:, 4:], first.fast)
+    np.testing.assert_allclose(whole.logits[:, 4:], second.logits, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_that_do_not_fit_a_convolution_are_named():
+    rows, kernel = np.ones((2, 4, 3), np.float32), np.ones((3, 3), np.float32)
+    for wrong in ((rows, kernel[:, :2], None), (rows, kernel, rows[:, :1]), (rows, kernel, rows[:1, :2])):
+        with pytest.raises(AssertionError):
+            short_convolution(*wrong)
+    assert short_convolution(rows, kernel, rows[:, :2])[1].shape == (2, 2, 3)
+
+
+def test_attention_counts_every_key_that_it_scores():
+    """As a GPT does: all tokens of a call, masked or not."""
+    config = AttentionConfig(vocab_size=10, d_model=8, n_head=2, window=4, gated_convolution=0, n_layer=1)
+    matrices = 4 * 8 * 8 + 10 * 8
+    assert [config.multiply_adds_per_token(length) - matrices for length in (3, 40)] == [2 * 8 * 3, 2 * 8 * 40]
 
 
 @pytest.mark.parametrize(("config", "times"), [(GatedDeltaNetConfig(), 6), (GLAConfig(), 4)])

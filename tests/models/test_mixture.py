@@ -310,6 +310,12 @@ def test_configurations_survive_json_and_the_command_line():
     assert list(turned.make_architecture().experts) == ["bdh", "gpt", "wide"]
 
 
+def test_a_model_that_does_not_think_is_an_expert():
+    once = Options({**BDH, "architecture": "latent", "thinking": 1})
+    changed = dataclasses.replace(CONFIG, experts=Options(thinks=once, gpt=Options(n_head=1)))
+    assert changed.parts["thinks"].no_part is None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -330,6 +336,10 @@ def test_configurations_survive_json_and_the_command_line():
         (
             {"experts": Options(bdh=Options({**BDH, "token_step": Options(slots=2)}), gpt=Options(n_head=1))},
             r"experts\.bdh has writes that wait in slots",
+        ),
+        (
+            {"experts": Options(thinks=Options({**BDH, "architecture": "latent", "thinking": 2}), gpt=Options(n_head=1))},
+            r"experts\.thinks: thinking=2 goes through all layers again.*set thinking to 1",
         ),
         ({"balance": -1.0}, "balance=-1.0 must be ≥ 0"),
         ({"context": 0}, "context=0 must be at least 1"),

@@ -152,12 +152,41 @@ def test_who_knows_scores_one_and_who_guesses_scores_chance(kind):
             assert (row.ceiling, row.extra["chance"]) == (1.0, config.chance)
 
 
-def test_what_is_not_finite_is_no_answer():
-    config = make("ordering", evaluation_sequences=8)
-    evaluation = config.make(seed=0, batch_size=8).evaluate(
-        lambda tokens, valid, *, write: np.full((*tokens.shape, config.vocab_size), np.nan)
-    )
-    assert evaluation.primary == 0
+@pytest.mark.parametrize("kind", ["copy", "ordering"])
+def test_logits_that_are_not_finite_are_an_error(kind):
+    """As of a model with too small a ``most_thinking``: a question has none then. What nobody asked for may be anything."""
+    config = make(kind, evaluation_sequences=8)
+    task = config.make(seed=0, batch_size=8)
+
+    def without(where):
+        def predict(tokens, valid, *, write):
+            nowhere = where(write)[..., None]
+            return np.where(nowhere, np.nan, np.zeros((*tokens.shape, config.vocab_size)))
+
+        return predict
+
+    place = 2 if kind == "copy" else config.context
+    with pytest.raises(ConfigError, match=rf"sequence 5, position {place}, a question of rung \d, .*most_thinking"):
+        task.evaluate(without(lambda write: ~write & (np.arange(8) == 5)[:, None]))
+    assert task.evaluate(without(lambda write: write)).primary == 0
+
+
+def test_who_names_the_most_frequent_letter_scores_what_stands_beside_chance():
+    config = make("copy", evaluation_sequences=200)
+
+    def predict(tokens, valid, *, write):
+        letters = np.eye(config.vocab_size)[tokens] * (valid & write)[..., None]
+        return np.broadcast_to(letters.sum(axis=1, keepdims=True), letters.shape)
+
+    rows = config.make(seed=0, batch_size=8).evaluate(predict).rows
+    for row in rows:
+        assert row.accuracy == pytest.approx(row.extra["most_frequent"], abs=1e-12)
+    # Two letters: both are the same, or one of them is.
+    assert abs(rows[0].extra["most_frequent"] - (1 + 1 / 16) / 2) < 0.05
+    assert rows[0].extra["most_frequent"] > rows[3].extra["most_frequent"] > config.chance
+    for kind in ("binding", "ordering"):
+        evaluation = make(kind, evaluation_sequences=8).make(seed=0, batch_size=8).evaluate(predict)
+        assert evaluation.rows[0].extra.keys() == {"chance"}
 
 
 @pytest.mark.parametrize(

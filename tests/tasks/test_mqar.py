@@ -138,11 +138,21 @@ def test_sets_survive_the_way_into_a_file_and_back():
         ({"train": ((16, 5, 8),)}, "5 pairs and their queries need T ≥ 20"),
         ({"test": ((64, 9, 8),)}, "task.vocab_size=18 has 8 keys for 9 pairs"),
         ({"power": 0.0}, "task.power=0.0 must be positive"),
+        ({"test": ((16, 2, 8), (12, 2, 8), (16, 2, 9))}, r"task.test=.* names T16P2 twice"),
     ],
 )
 def test_what_cannot_be_is_said(changes, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(CONFIG, **{"vocab_size": 18} | changes)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "segment"), [(20, Segment(12, 4, 2)), (20, Segment(4, 2, 2)), (8, Segment(64, 4, 2))]
+)
+def test_what_has_no_room_is_said(vocabulary, segment):
+    """Of sequences that no configuration checked."""
+    with pytest.raises(ConfigError, match=rf"{segment.pairs} different ones of \d are too many"):
+        sequences(vocabulary, segment, 0)
 
 
 def test_a_set_holds_a_batch_at_least():

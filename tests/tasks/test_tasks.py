@@ -10,6 +10,10 @@ import pytest
 from bdh_jax.config import ConfigError
 from bdh_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from bdh_jax.tasks import TASKS, Batch, CounterConfig, FactsConfig, NBackConfig, TaskBase, TextConfig
+from bdh_jax.tasks.compositional_mqar import CompositionalMQARConfig
+from bdh_jax.tasks.forgetting_mqar import ForgettingMQARConfig
+from bdh_jax.tasks.ladder import LadderConfig
+from bdh_jax.tasks.mqar import MQARConfig
 
 NOT_A_TASK = 3
 
@@ -26,6 +30,13 @@ def test_only_tasks_of_the_same_tokens_go_together(bpe):
         [NBackConfig().token_meaning(), CounterConfig().token_meaning()],
         [NBackConfig(encoding="text").token_meaning(), TextConfig().token_meaning(load_tokenizer(None))],
         [FactsConfig().token_meaning()],
+        [kind(vocab_size=64).token_meaning() for kind in (MQARConfig, ForgettingMQARConfig)],
+        [MQARConfig().token_meaning()],
+        [CompositionalMQARConfig(vocab_size=64).token_meaning()],
+        [CompositionalMQARConfig().token_meaning()],
+        [LadderConfig(ladder=kind).token_meaning() for kind in ("copy", "binding", "ordering")],
+        [LadderConfig(rungs=7).token_meaning()],
+        [LadderConfig(variables=49).token_meaning()],
         [TextConfig().token_meaning(bpe)],
     ]
     for group in meanings:

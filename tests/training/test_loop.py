@@ -597,3 +597,25 @@ def test_training_ends_with_the_first_score_that_is_enough(tiny, successor, tmp_
     assert again.batches_made == 0
     with pytest.raises(ConfigError, match=r"train.stop_at=1.5 must lie in \(0, 1\]"):
         tiny(stop_at=1.5)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_is_measured_is_told_what_is_written(tiny, successor, tmp_path, frozen):
+    """Of a task that says so; a measure of any other is given what it always was."""
+    config, given = tiny(steps=4), []
+    task = successor(config)
+    plain = task.batch
+    write = np.array([[1, 1, 1, 1, 0, 0]] * 4, bool)
+    task.batch = lambda step: plain(step)._replace(write=write if frozen else None)
+
+    def measure(model):
+        def sizes(slow, tokens, valid, reset, **more):
+            given.append(jax.device_get(more))
+            return {"rows": np.array([tokens.shape[0]])}
+
+        return sizes
+
+    loop.train(dataclasses.replace(setup_of(config), measure=measure), task, tmp_path)
+    (more,) = given
+    assert more.keys() == ({"write"} if frozen else set())
+    np.testing.assert_array_equal(more.get("write", write[:4]), write)
