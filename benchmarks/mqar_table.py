@@ -440,7 +440,8 @@ def of_part(rows: dict[str, Any]) -> str:
 
 
 def draw(rows: dict[str, Any], title: str = "Recall by size of state") -> Any:
-    """Accuracy against bytes of state, a panel for each of the two sets with most pairs; means over seeds with their standard deviation."""
+    """Accuracy against bytes of state, a panel for each of the two sets with most pairs: means over seeds, and each of several
+    seeds as a bar."""
     sets = list(next(run for row in rows.values() for run in row["runs"].values() if run)["accuracy"])[-2:]
     figure, panels = figures.make(len(sets), width=4.2, height=3.6, sharey=True)
     for family, look in figures.lines(list(dict.fromkeys(row["family"] for row in rows.values()))).items():
@@ -452,15 +453,21 @@ def draw(rows: dict[str, Any], title: str = "Recall by size of state") -> Any:
         sizes = sorted(size for size, runs in runs_of.items() if runs)
         for axes, name in zip(panels, sets, strict=True):
             each = [[run["accuracy"][name] for run in runs_of[size]] for size in sizes]
-            errors = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in each]
-            axes.errorbar([size / 1024 for size in sizes], list(map(statistics.fmean, each)), yerr=errors, capsize=2, **look)
+            axes.plot([size / 1024 for size in sizes], list(map(statistics.fmean, each)), **look)
+            # A seed may learn nothing, so that a mean alone would mislead.
+            seeds = [
+                (size / 1024, value) for size, values in zip(sizes, each, strict=True) if len(values) > 1 for value in values
+            ]
+            if seeds:
+                axes.plot(*zip(*seeds, strict=True), linestyle="none", marker="_", markersize=9, color=look["color"])
     any_run = next(run for row in rows.values() for run in row["runs"].values() if run)
     for axes, name in zip(panels, sets, strict=True):
         figures.reference(axes, any_run["references"][name]["chance"], "chance")
         figures.reference(axes, 1, "ceiling")
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
         length, pairs = name[1:].split("P")
-        y = "share of asked values that are right" if axes is panels[0] else ""
+        y = "share of asked values that are right\n(bars: single seeds)" if axes is panels[0] else ""
         figures.say(axes, title=f"{title},\n{pairs} pairs in {length} tokens", x="KiB of state", y=y)
     figures.legend(figure, panels[0])
     return figure

@@ -516,6 +516,39 @@ def manual_pages() -> Any:
     return figure
 
 
+def _mqar(part: str) -> dict[str, Any]:
+    """The rows of a part of MQAR."""
+    return json.loads((ROOT / "benchmarks" / "results" / "mqar_cpu.json").read_text(encoding="utf-8"))["parts"][part]
+
+
+def mqar_state() -> Any:
+    """What each model recalls, by its state."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import mqar_table  # draws the same of anybody's runs
+
+    return mqar_table.draw(_mqar("grid"), _STATE)
+
+
+def mqar_long() -> Any:
+    """What is recalled from sequences that are longer than those of training."""
+    rows = {label: row for label, row in _mqar("long").items() if row}
+    figure, (axes,) = figures.make(1, width=6.2, height=3.4)
+    looks = figures.lines([label.rpartition(", ")[0] for label in rows])
+    for label in rows:
+        look = {**looks[label.rpartition(", ")[0]], "label": label}
+        lengths = [int(name[1:].split("P")[0]) for name in rows[label]["accuracy"]]
+        axes.plot(lengths, list(rows[label]["accuracy"].values()), **look)
+    figures.reference(axes, next(iter(rows.values()))["chance"], "chance")
+    figures.reference(axes, 1, "ceiling")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:,g}")
+    figures.say(axes, title=_LONGER, x="tokens (trained on at most 256)", y="share of asked values that are right")
+    figures.legend(figure, axes)
+    return figure
+
+
+_STATE = "Below 33 KiB BDH is behind"
+_LONGER = "What a delta rule has written\nstays for 16,384 tokens"
 _PAGES = (
     "A longer context hardly helps\nthese small models",
     "What stood in the window before\nis not used: it costs more",
@@ -713,6 +746,8 @@ FIGURES: dict[str, Callable[[], Any]] = {
         mixture_routes,
         merging_texts,
         manual_pages,
+        mqar_state,
+        mqar_long,
         local_failure,
         local_explanation,
         local_causes,
