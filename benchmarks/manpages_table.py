@@ -8,8 +8,9 @@ manual pages. Pages of which more than half stood in others are left out first; 
 
 Six parts, in this order. ``rates`` looks for the learning rate of each model, and ``sweep`` what write-back can be, both with a seed that is not
 reported, at fewer steps. ``models`` trains each model with the best of them, with all seeds; those of one seed read the same windows in the same
-order. ``larger`` trains write-back that writes more. ``twice`` trains on passages that stand twice in a row. ``carried`` trains the best two again with states that are carried from window to window. Finished runs are only read, so that the
-command can be interrupted and given again.
+order. ``twice`` trains on passages that stand twice in a row. ``carried`` trains the best two again with states that are carried from window to
+window. ``larger`` trains write-back that writes more. What a part is chosen by is trained with it. Finished runs are only read, so that the command
+can be interrupted and given again.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from bdh_jax.types import Slow
 
 VALIDATION_SEED = 100
 """Of the runs by which something is chosen."""
-PARTS = ("rates", "sweep", "models", "larger", "twice", "carried")
+PARTS = ("rates", "sweep", "models", "twice", "carried", "larger")
 MARKS = ("<!-- made by benchmarks/manpages_table.py -->", "<!-- end -->")
 PAGES = "pages.jsonl"
 TWICE = ("twice.train.jsonl", "twice.held_out.jsonl")
@@ -54,14 +55,16 @@ PASSAGES = 8000
 """That stand twice, at most."""
 STRINGS = "strings.json"
 DIVERGED = "diverged.txt"
-RATE_STEPS, SWEEP_STEPS = 200, 100
+RATE_STEPS, SWEEP_STEPS = 400, 200
 """Of ``rates`` and of ``sweep``."""
 WINDOWS = 240
 """Held-out windows by which each trained model is scored."""
 CARRIED_BYTES = 2**15
 """Held-out bytes that are read with carried states."""
-RATES, LARGEST_RATE = (4e-3, 8e-3), 1.6e-2
-"""Learning rates to begin with, and the largest that is tried."""
+RATES, SMALLEST_RATE, LARGEST_RATE = (4e-3, 8e-3), 5e-4, 3.2e-2
+"""Learning rates to begin with, and the smallest and the largest that are tried."""
+RECALL = {"rule": "delta", "learning_rate": 1.0, "decay": 0.99, "address_source": "gated"}
+"""Write-back as tasks of recall in text have it (``configs/nback.py:text``)."""
 MODELS = {
     "BDH": "",
     "BDH with μ": "decay",
@@ -77,6 +80,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "gated delta, η .3": {"rule": "gated_delta", "learning_rate": 0.3},
     "addresses centred": {"address_norm": "centred"},
     "address of gated code": {"address_source": "gated"},
+    "gradient stopped": {"write_gradient": "stop"},
+    "as in recall": RECALL,
 }
 """What write-back can be: changes of ``model.fast`` of the variant ``write_back``."""
 
@@ -86,8 +91,8 @@ LARGER: dict[str, dict[str, Any]] = {
     "η .1, gradient stopped": {"write_gradient": "stop"},
 }
 """Write-back that writes more than the one that is chosen, likewise: what costs, the writes or what they do in training?"""
-RECALL = {"rule": "delta", "learning_rate": 1.0, "decay": 0.99, "address_source": "gated"}
-"""Write-back as tasks of recall in text have it (``configs/nback.py:text``), for passages that stand twice."""
+TWICE_MODELS = ("BDH with μ", "write-back", "gated DeltaNet")
+"""What is trained on passages that stand twice; write-back there is that of ``RECALL``."""
 
 
 def get_config(arg: str = "") -> ExperimentConfig:
@@ -144,11 +149,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--data", required=True, help="files of documents, with commas between")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is trained")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is trained, and what it is chosen by")
     parser.add_argument("--seeds", default="0,1,2", help="seeds of what is reported")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process of its own")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes and a few steps: does it run?")
-    parser.add_argument("--json", type=Path, help="write all numbers there")
+    parser.add_argument("--json", type=Path, help="write all numbers there; parts that are there already stay")
     parser.add_argument("--write", type=Path, help="put the tables into this page, between its marks")
     parser.add_argument("--no_training", action="store_true", help="print what is finished, and train nothing")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -156,11 +161,17 @@ def main() -> None:
     if options.one:
         train_one(Run.of_json(options.one), options)
         return
+    if options.write and set(options.parts) != set(PARTS):
+        # The page has one block, which a part alone would empty of the others.
+        parser.error(
+            f"--write puts all parts into the page, and --parts names {', '.join(options.parts)}: leave out one of the two"
+        )
     found = {"pages": prepare(options.data, options.workdir / PAGES), **measured(options)}
     lines = "\n".join(tables(found))
     print(lines)
     if options.json:
-        measure.write_json(options.json, found)
+        kept = json.loads(options.json.read_text(encoding="utf-8")) if options.json.exists() else {}
+        measure.write_json(options.json, kept | found)
     if options.write:
         measure.write_between(options.write, MARKS, lines)
 
@@ -210,11 +221,9 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     seeds = [int(seed) for seed in options.seeds.split(",")]
     found: dict[str, Any] = {"seeds": seeds}
     rates = best_rates(found, options)
-    if "sweep" not in options.parts:
+    if set(options.parts) == {"rates"}:
         return found
     best = sweep(rates["write-back"], found, options)
-    if "models" not in options.parts:
-        return found
     # What is asked first comes first, and then seed by seed, so that an interrupted table has something to say.
     asked = ("BDH with μ", "write-back")
     rows = {
@@ -223,8 +232,29 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         for seed in seeds
         for name in names
     }
-    bits = scored(rows, options)
-    found["models"] = described(rows, options)
+    bits = {}
+    if {"models", "carried"} & set(options.parts):
+        bits = scored(rows, options)
+        found["models"] = described(rows, options)
+    if "twice" in options.parts:
+        twice = {
+            (name, seed): rows[name, seed]._replace(part="twice", twice=True) for seed in seeds for name in TWICE_MODELS
+        }
+        for name, seed in twice:
+            if name == "write-back":
+                twice[name, seed] = twice[name, seed]._replace(fast=tuple(RECALL.items()))
+        scored(twice, options)
+        found["twice"] = described(twice, options)
+    if "carried" in options.parts:
+        stateful = [name for name in MODELS if name not in ("BDH", "GPT")]
+        two = sorted(stateful, key=lambda name: statistics.fmean(bits[name, seed] for seed in seeds))[:2]
+        carried = {
+            (name, seed): rows[name, seed]._replace(part="carried", variant=f"{MODELS[name]},tbptt")
+            for seed in seeds
+            for name in two
+        }
+        scored(carried, options)
+        found["carried"] = described(carried, options)
     if "larger" in options.parts:
         larger = {
             (name, seed): Run("larger", name, "write_back", seed, None, rates["write-back"], tuple(fast.items()))
@@ -233,24 +263,6 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         }
         scored(larger, options)
         found["larger"] = described(larger, options)
-    if "twice" in options.parts:
-        again = {row: run._replace(part="twice", twice=True) for row, run in rows.items() if row[0] in asked}
-        again = {
-            row: run._replace(fast=tuple(RECALL.items())) if row[0] == "write-back" else run for row, run in again.items()
-        }
-        scored(again, options)
-        found["twice"] = described(again, options)
-    if "carried" not in options.parts:
-        return found
-    stateful = [name for name in MODELS if name not in ("BDH", "GPT")]
-    two = sorted(stateful, key=lambda name: statistics.fmean(bits[name, seed] for seed in seeds))[:2]
-    rows = {
-        (name, seed): rows[name, seed]._replace(part="carried", variant=f"{MODELS[name]},tbptt")
-        for seed in seeds
-        for name in two
-    }
-    scored(rows, options)
-    found["carried"] = described(rows, options)
     return found
 
 
@@ -271,7 +283,7 @@ def best_rates(found: dict[str, Any], options: argparse.Namespace) -> dict[str, 
         before = sum(map(len, tried.values()))
         for name, rate in best.items():
             tried[name] |= (
-                {rate / 2}
+                {max(rate / 2, SMALLEST_RATE)}
                 if rate == min(tried[name])
                 else {min(rate * 2, LARGEST_RATE)}
                 if rate == max(tried[name])
@@ -279,7 +291,11 @@ def best_rates(found: dict[str, Any], options: argparse.Namespace) -> dict[str, 
             )
         if sum(map(len, tried.values())) == before:
             break
-    found["rates"] = [{"model": name, "rate": rate, "bits": finite(bits[name, rate])} for name, rate in runs]
+    found["rates"] = [
+        {"model": name, "rate": rate, "bits": finite(bits[name, rate])}
+        for (name, rate), run in runs.items()
+        if is_done(run, options)
+    ]
     return best | dict.fromkeys(("BDH", "write-back"), best["BDH with μ"])
 
 
@@ -300,18 +316,21 @@ def sweep(rate: float, found: dict[str, Any], options: argparse.Namespace) -> tu
     best = min(runs, key=bits.__getitem__)
     found["sweep"] = {
         "best": best,
-        "rows": {name: {"fast": dict(runs[name].fast), "bits": finite(bits[name])} for name in runs},
+        "rows": {
+            name: {"fast": dict(run.fast), "bits": finite(bits[name])} for name, run in runs.items() if is_done(run, options)
+        },
     }
     return runs[best].fast
 
 
 def finite(bits: float) -> float | None:
-    """None for a run that diverged, or is not there."""
+    """None for a run that diverged."""
     return bits if math.isfinite(bits) else None
 
 
 def scored(runs: dict[Any, Run], options: argparse.Namespace) -> dict[Any, float]:
-    """Bits per byte of the held-out text, by the evaluation at the end of training; infinite if it diverged. What is missing is trained."""
+    """Bits per byte of the held-out text, by the evaluation at the end of training; infinite of a run that diverged, and with ``--no_training`` of
+    one that is missing, which is trained otherwise."""
     missing = [] if options.no_training else [run for run in runs.values() if not is_done(run, options)]
     progress = Progress("runs", len(runs), done=len(runs) - len(missing))
     with progress, measure.pool(options.jobs) as pool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import math
 import sys
 from pathlib import Path
@@ -42,6 +43,7 @@ def scored_by(monkeypatch, table, bits) -> list[Any]:
         return {name: bits(run) for name, run in runs.items()}
 
     monkeypatch.setattr(table, "scored", scored)
+    monkeypatch.setattr(table, "is_done", lambda run, options: True)
     return asked
 
 
@@ -70,10 +72,10 @@ def test_rates_are_tried_as_far_as_the_best_one_is_at_an_end(monkeypatch, table)
     found: dict[str, Any] = {}
     rates = table.best_rates(found, argparse.Namespace())
     assert rates == pytest.approx(
-        {"BDH with μ": 1.6e-2, "BDH": 1.6e-2, "write-back": 1.6e-2, "gated DeltaNet": 4e-3, "GPT": 4e-3}
+        {"BDH with μ": 3.2e-2, "BDH": 3.2e-2, "write-back": 3.2e-2, "gated DeltaNet": 4e-3, "GPT": 4e-3}
     )
     tried = {name: sorted(run.rate for run in asked if run.variant == name) for name in best}
-    assert tried["decay"] == pytest.approx([4e-3, 8e-3, 1.6e-2])
+    assert tried["decay"] == pytest.approx([4e-3, 8e-3, 1.6e-2, 3.2e-2])
     assert tried["gpt"] == pytest.approx([2e-3, 4e-3, 8e-3])
     assert all(run.seed == table.VALIDATION_SEED for run in asked)
 
@@ -90,6 +92,59 @@ def test_what_helps_is_put_together_and_the_best_is_taken(monkeypatch, table):
 def test_where_nothing_helps_it_stays_as_it_is(monkeypatch, table):
     scored_by(monkeypatch, table, lambda run: 3 + len(run.fast))
     assert table.sweep(1e-3, {}, argparse.Namespace()) == ()
+
+
+@pytest.mark.parametrize(
+    ("parts", "trained"),
+    [
+        (["rates"], {"rates"}),
+        (["twice"], {"rates", "sweep", "twice"}),
+        (["larger"], {"rates", "sweep", "larger"}),
+        (["carried"], {"rates", "sweep", "models", "carried"}),
+    ],
+)
+def test_a_part_is_trained_with_what_it_is_chosen_by_and_nothing_else(monkeypatch, table, parts, trained):
+    asked = scored_by(monkeypatch, table, lambda run: 3.0)
+    monkeypatch.setattr(table, "described", lambda rows, options: {})
+    table.measured(argparse.Namespace(parts=parts, seeds="0,1"))
+    assert {run.part for run in asked} == trained
+
+
+def test_passages_that_stand_twice_have_the_write_back_of_recall_beside_models_without(monkeypatch, table):
+    asked = scored_by(monkeypatch, table, lambda run: 3.0)
+    monkeypatch.setattr(table, "described", lambda rows, options: {})
+    table.measured(argparse.Namespace(parts=["twice"], seeds="0,1,2"))
+    runs = [run for run in asked if run.part == "twice"]
+    assert sorted((run.name, run.seed) for run in runs) == sorted(
+        (name, seed) for name in table.TWICE_MODELS for seed in range(3)
+    )
+    assert {run.fast for run in runs if run.name == "write-back"} == {tuple(table.RECALL.items())}
+    assert all(run.twice and run.steps is None for run in runs)
+
+
+def test_a_part_alone_does_not_empty_the_page(monkeypatch, table, tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("as it was", encoding="utf-8")
+    command = ["manpages_table.py", "--workdir", str(tmp_path), "--data", "none", "--parts", "rates", "--write", str(page)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stopped:
+        table.main()
+    assert stopped.value.code == 2
+    assert "leave out one of the two" in capsys.readouterr().err
+    assert page.read_text(encoding="utf-8") == "as it was"
+
+
+def test_numbers_of_other_parts_stay(monkeypatch, table, tmp_path):
+    file = tmp_path / "numbers.json"
+    file.write_text('{"larger": {"η .1": 1}, "rates": []}', encoding="utf-8")
+    monkeypatch.setattr(table, "prepare", lambda data, out: {})
+    monkeypatch.setattr(table, "measured", lambda options: {"rates": [{"model": "GPT"}]})
+    monkeypatch.setattr(table, "tables", lambda found: [])
+    command = ["manpages_table.py", "--workdir", str(tmp_path), "--data", "none", "--parts", "rates", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", command)
+    table.main()
+    numbers = json.loads(file.read_text(encoding="utf-8"))
+    assert (numbers["larger"], numbers["rates"]) == ({"η .1": 1}, [{"model": "GPT"}])
 
 
 def test_windows_begin_where_passages_that_stand_twice_do(table, tmp_path):
