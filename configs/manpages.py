@@ -65,7 +65,7 @@ def _default() -> ExperimentConfig:
         task=TextConfig(length=512, evaluation_windows=200),
         model=model,
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=50),
-        train=TrainConfig(steps=1200, batch_size=4, loss="weights", evaluate_every=1200, checkpoint_every=600),
+        train=TrainConfig(steps=600, batch_size=4, loss="weights", evaluate_every=600, checkpoint_every=300),
     )
 
 
