@@ -1,13 +1,14 @@
-"""Tables of n-back models, each trained from scratch over several seeds: variants, write rules, addresses, or consolidation in training.
+"""Tables of n-back models, each trained from scratch over several seeds: variants, write rules, addresses, consolidation in training, or text.
 
     python benchmarks/nback_table.py --workdir=runs/table
     python benchmarks/nback_table.py --table=rules --workdir=runs/rules
     python benchmarks/nback_table.py --table=addresses --workdir=runs/addresses
     python benchmarks/nback_table.py --table=consolidation --workdir=runs/consolidation
+    python benchmarks/nback_table.py --table=text --workdir=runs/nback_text
 
 runs ``python -m bdh_jax.main`` for each row and seed (finished runs are only read, so the command can be interrupted and given
-again), prints the table, and writes ``table.json`` and ``table.md`` beside the runs. The last table scores each model on the
-counter-benchmarks too. The learning rates in the configs were chosen by
+again), prints the table, and writes ``table.json`` and ``table.md`` beside the runs. The table of consolidation scores each model on
+the counter-benchmarks too. The learning rates in the configs were chosen by
 
     python benchmarks/nback_table.py --workdir=runs/rates --seeds=100 --rates=1e-3,2e-3,4e-3,8e-3
 
@@ -108,6 +109,21 @@ TABLES = {
         seeds="1337,2026,2027",
         rate="consolidation.options.rate",
         counter=True,
+    ),
+    "text": Table(
+        (
+            Row("write-back", "text"),
+            Row(
+                "no write-back, attention that learns to forget",
+                "text",
+                (
+                    "model.fast.enabled=False",
+                    "model.attention_decay=0.8,0.95,0.99,0.998",
+                    "model.learn_attention_decay=True",
+                ),
+            ),
+        ),
+        seeds="0",
     ),
 }
 
