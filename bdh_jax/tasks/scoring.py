@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bdh_jax.config import ConfigError
+
 Predict = Callable[..., Any]
 """``predict(tokens [B,T] int32, valid [B,T] bool) -> logits [B,T,V]``, a NumPy or JAX array. More arguments are possible:
 :func:`bdh_jax.training.step.make_predict`."""
@@ -44,6 +46,9 @@ def answer_logits(predict: Predict, tokens: np.ndarray, valid: np.ndarray, posit
 
     Returns:
       [E,A,V] float32 (float64 if the logits are).
+
+    Raises:
+      ConfigError: if a logit of an answer is NaN or +∞, of which none is the largest. −∞ is a token that is ruled out.
     """
     count = len(tokens)
     calls = -(-count // ROWS)
@@ -53,6 +58,12 @@ def answer_logits(predict: Predict, tokens: np.ndarray, valid: np.ndarray, posit
         index = np.minimum(np.arange(first, first + rows), count - 1)
         logits = np.asarray(predict(tokens[index], valid[index]))
         part = logits[np.arange(rows)[:, None], positions[index]]
+        if not (part < np.inf).all():
+            row, token, _ = np.argwhere(~(part < np.inf))[0]
+            raise ConfigError(
+                f"the logits of sequence {index[row]}, position {positions[index[row], token]}, are not finite, so that there is no answer to "
+                "score: the weights are not finite, or the sequence is longer than the model bears; look at the run's losses, or ask for less"
+            )
         parts.append(part.astype(np.promote_types(np.float32, part.dtype)))
     return np.concatenate(parts)[:count]
 

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bdh_jax.config import ConfigError
 from bdh_jax.tasks.scoring import ROWS, answer_logits, answer_swap, autoregressive, ceiling, credit, teacher_forced
 
 VOCAB = 50
@@ -58,6 +59,25 @@ def test_jax_arrays_and_bfloat16_are_fine():
     logits = answer_logits(lambda t, v: jnp.asarray(successor(t, v), jnp.bfloat16), tokens, valid, positions)
     assert logits.dtype == np.float32
     np.testing.assert_array_equal(logits, answer_logits(successor, tokens, valid, positions))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_logits_that_have_no_largest_are_not_scored(bad):
+    def predict(tokens, valid):
+        logits = np.zeros((*tokens.shape, 7), np.float32)
+        logits[tokens[:, 0] == 3, 4, 2] = bad
+        return logits
+
+    tokens, valid = np.arange(5, dtype=np.int32)[:, None].repeat(6, axis=1), np.ones((5, 6), bool)
+    positions = np.tile([3, 4], (5, 1))
+    with pytest.raises(ConfigError, match="logits of sequence 3, position 4, are not finite"):
+        teacher_forced(predict, tokens, valid, positions)
+    # Where no answer is asked for, they may be anything, and a token may be ruled out.
+    assert teacher_forced(predict, tokens, valid, positions - 1).tolist() == [[0, 0]] * 5
+    ruled_out = np.array([-np.inf, 0, 0, 0], np.float32)
+    assert (
+        teacher_forced(lambda tokens, valid: np.broadcast_to(ruled_out, (*tokens.shape, 4)), tokens, valid, positions) == 1
+    ).all()
 
 
 def test_teacher_forced_sees_the_true_answer():
