@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from bdh_jax.config import ConfigError
+from bdh_jax.experiment import ExperimentConfig, setup_of
 from bdh_jax.fast_weights.masks import Masks
 from bdh_jax.layers.convolution import short_convolution
 from bdh_jax.models.attention import AttentionConfig
@@ -19,6 +22,12 @@ from bdh_jax.models.gla import GLAConfig
 from bdh_jax.models.mamba2 import Mamba2Config
 from bdh_jax.models.mixer import MixerConfig
 from bdh_jax.models.registry import MODELS
+from bdh_jax.parallel.mesh import MeshConfig, make_mesh, replicated
+from bdh_jax.tasks.base import Batch
+from bdh_jax.training.config import OptimizerConfig, TrainConfig
+from bdh_jax.training.optimizer import make_optimizer
+from bdh_jax.training.state import init_state
+from bdh_jax.training.step import make_train_step, put_batch
 from tests.compiled import apply, init
 from tests.models.test_golden import TOLERANCE, error, load
 
@@ -166,6 +175,81 @@ def test_a_convolution_of_one_token_keeps_nothing(name):
     assert all(leaf.size for leaf in jax.tree.leaves(whole.fast))
     second = apply(model, slow, tokens[:, 4:], first.fast)
     np.testing.assert_allclose(whole.logits[:, 4:], second.logits, rtol=1e-4, atol=1e-6)
+
+
+FRAMES = {
+    name: dataclasses.replace(CONFIGS[name], n_layer=2, vocab_size=11)
+    for name in ("attention", "gla", "gated_deltanet", "mamba2")
+}
+TOKENS = np.random.default_rng(0).integers(0, 11, (8, 13)).astype(np.int32)
+
+
+@functools.cache
+def loss_and_gradient(name, **changes):
+    """Of the next token, and the logits."""
+    model = dataclasses.replace(FRAMES[name], **changes).build()
+
+    def loss(slow):
+        logits = model.apply({"params": slow}, TOKENS, state="none").logits
+        return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], TOKENS[:, 1:]).mean(), logits
+
+    slow = init(FRAMES[name].build(), 0)
+    # Larger weights than it begins with: the first logits of a model say little of what it computes.
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        jax.tree.map(lambda leaf: 5 * leaf if leaf.ndim > 1 else leaf, slow)
+    )
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_computing_activations_again_changes_nothing(name):
+    (loss, logits), gradient = loss_and_gradient(name)
+    (again, same), other = loss_and_gradient(name, remat=True)
+    # Compiled otherwise, so that sums of float32 may round otherwise.
+    np.testing.assert_allclose(again, loss, rtol=1e-5)
+    np.testing.assert_allclose(same, logits, rtol=0, atol=1e-5 * np.abs(logits).max())
+    for ours, expected in zip(jax.tree.leaves(other), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_bfloat16_rounds_and_does_not_overflow(name):
+    (loss, logits), gradient = loss_and_gradient(name)
+    (rough, rounded), other = loss_and_gradient(name, dtype="bfloat16")
+    assert (rounded.dtype, rough.dtype) == (np.float32, np.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(other)} == {np.dtype(np.float32)}
+    # 2⁻⁸ for each of some dozen roundings on the way, in random directions: a few parts of a hundred.
+    assert 1e-4 < np.linalg.norm(rounded - logits) / np.linalg.norm(logits) < 0.05
+    np.testing.assert_allclose(rough, loss, rtol=0.02)
+    ours, expected = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (other, gradient))
+    # Twice as many on the way back, and the rates of a decay add theirs up over the tokens.
+    assert np.linalg.norm(ours - expected) / np.linalg.norm(expected) < 0.15
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_examples_split_over_devices_train_the_same(name):
+    """A mesh along the batch: the mean of the gradients is a sum over devices, in another order."""
+    losses = []
+    for data in (1, 4):
+        config = ExperimentConfig(
+            model=FRAMES[name],
+            optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=1),
+            train=TrainConfig(steps=3, batch_size=8, loss="all"),
+            mesh=MeshConfig(data=data),
+        )
+        mesh = make_mesh(config.mesh)
+        model = config.model.build(mesh if data > 1 else None)
+        optimizer = make_optimizer(config.optimizer, 3)
+        step = make_train_step(model, optimizer, setup_of(config), mesh)
+        state = init_state(model, optimizer, mesh, jax.random.key(0))
+        key = jax.device_put(jax.random.key(1), replicated(mesh))
+        ones = np.ones((8, 12), np.float32)
+        batch = put_batch(Batch(TOKENS[:, :-1], TOKENS[:, 1:], ones, ones, ones > 0, ones < 0), mesh)
+        losses.append([])
+        for _ in range(3):
+            state, metrics = step(state, batch, key)
+            losses[-1].append(float(metrics["loss"]))
+    assert losses[0][-1] < 0.99 * losses[0][0]  # it learns, so that each step depends on the one before
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
 def test_rows_that_do_not_fit_a_convolution_are_named():
