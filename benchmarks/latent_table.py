@@ -15,10 +15,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import json
 import statistics
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,17 +112,10 @@ def scored(run: Run, options: argparse.Namespace) -> dict[str, Any] | None:
         return None
     if results is None:
         results, _ = train(config, folder)
-    found = kept(folder / "passes.json", lambda: asked(config, folder))
+    found = measure.kept(folder / "passes.json", lambda: asked(config, folder))
     if run.ladder == "ordering" and isinstance(config.model, LatentConfig):
-        found["walked"] = kept(folder / "walked.json", lambda: walked(config, folder))
+        found["walked"] = measure.kept(folder / "walked.json", lambda: walked(config, folder))
     return {"steps": results["steps"], "seconds": results["seconds"], **found}
-
-
-def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a file beside a run holds; made and written where there is none."""
-    if not path.exists():
-        path.write_text(json.dumps(make()), encoding="utf-8")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def asked(config: ExperimentConfig, folder: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ import numpy as np
 
 from bdh_jax.analysis import language, repeated_strings
 from bdh_jax.config.convert import change
+from bdh_jax.config.records import write_whole
 from bdh_jax.console import Progress
 from bdh_jax.data.config import DataConfig
 from bdh_jax.data.corpus import Corpus, draw
@@ -201,7 +202,7 @@ def prepare(data: str, out: Path) -> dict[str, int]:
 def write(path: Path, content: str) -> None:
     """Write a file, unless it says that already: runs keep a fingerprint of their text."""
     if not path.exists() or path.read_text(encoding="utf-8") != content:
-        path.write_text(content, encoding="utf-8")
+        write_whole(path, content)
 
 
 def doubled(corpus: Corpus) -> str:
@@ -384,7 +385,7 @@ def train_one(run: Run, options: argparse.Namespace) -> None:
             scores["normal"]["carried"] = read.bits_per_byte
         if isinstance(model, BDHConfig):
             scores["normal"]["learned"] = learned(model, slow)
-        (folder / STRINGS).write_text(json.dumps(scores) + "\n", encoding="utf-8")
+        write_whole(folder / STRINGS, json.dumps(scores) + "\n")
 
 
 def strings(model: ModelConfig, slow: Slow, corpus: Corpus, length: int) -> dict[str, Any]:

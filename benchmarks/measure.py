@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bdh_jax.commands._allocator import keep_freed_memory
+from bdh_jax.config.records import write_whole
 from bdh_jax.console import Progress
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -145,6 +146,18 @@ def apart(script: str, arguments: Sequence[str], log: pathlib.Path) -> None:
         sys.exit(f"error: a run ended with exit status {status}; {log} says why")
 
 
+def kept(path: pathlib.Path, make: Callable[[], Any]) -> Any:
+    """What a file beside a run holds; made and written where there is none, whole or not at all. Either way as JSON gives it.
+
+    Args:
+      path: the file. What decides its content has to be in its name or its folder's.
+      make: makes the content.
+    """
+    if not path.exists():
+        write_whole(path, json.dumps(make()) + "\n")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
@@ -161,7 +174,7 @@ def write_between(path: pathlib.Path, marks: tuple[str, str], text: str) -> None
     _, end, after = rest.partition(marks[1])
     if not begin or not end:
         sys.exit(f"{path} has no {marks[0]!r} with {marks[1]!r} behind it, between which the tables go; add both lines")
-    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+    write_whole(path, f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 def write_json(path: pathlib.Path | None, results: dict[str, Any]) -> None:
@@ -174,6 +187,5 @@ def write_json(path: pathlib.Path | None, results: dict[str, Any]) -> None:
         "processor": platform.machine(),
         "cores": os.cpu_count(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine, **results}, indent=2) + "\n")
+    write_whole(path, json.dumps({"machine": machine, **results}, indent=2) + "\n")
     console.print(f"written to {path}")

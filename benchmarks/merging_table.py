@@ -133,13 +133,14 @@ class Lab:
 
     def scores(self, name: str) -> Scores:
         """Bits per byte of the held-out pages of every text."""
-        file = self.folder / name / "scores.json"
-        if not file.exists():
+
+        def make() -> dict[str, Any]:
             config, slow = load(self.folder / name, "last")
             predict = make_predict(config.build(), make_mesh(MeshConfig(data=1)))(slow)
             found = {text: self._task(text).score(predict).bits_per_byte for text in self.texts}
-            file.write_text(json.dumps({"scores": found, "n_neurons": config.n_neurons}) + "\n")  # pyright: ignore[reportAttributeAccessIssue]
-        return json.loads(file.read_text())["scores"]
+            return {"scores": found, "n_neurons": config.n_neurons}  # pyright: ignore[reportAttributeAccessIssue]
+
+        return measure.kept(self.folder / name / "scores.json", make)["scores"]
 
     def exact(self, name: str, start: str) -> bool:
         """Whether a grown model has the logits of what it grew from, to the bit, on held-out windows."""

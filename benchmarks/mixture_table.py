@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,7 +130,7 @@ def measured(row: sweep.RowResult, options: argparse.Namespace, batches: list[Ba
     losses, scores = [], []
     for seed in options.seeds:
         folder = folder_of(row, seed, options)
-        losses.append(kept(folder / f"held_out_{len(batches)}.json", functools.partial(losses_of, folder, batches)))
+        losses.append(measure.kept(folder / f"held_out_{len(batches)}.json", functools.partial(losses_of, folder, batches)))
         scores.append(row.runs[seed].results["evaluation"])
     model = row.row.points[0].config.model
     parameters = count_parameters(model.build().declared_slow())
@@ -153,13 +152,6 @@ def losses_of(folder: Path, batches: list[Batch]) -> dict[str, float]:
     """The held-out losses of a run."""
     found = score(*load(folder, "last"), batches)
     return {**found._asdict(), "both": found.both}
-
-
-def kept(path: Path, make: Callable[[], Any]) -> Any:
-    """What a file beside a run holds; made and written where there is none."""
-    if not path.exists():
-        path.write_text(json.dumps(make()), encoding="utf-8")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def recall_of(evaluation: dict[str, Any]) -> float:
@@ -205,7 +197,7 @@ def of_router(
     for seed, losses in zip(options.seeds, plain, strict=True):
         folder = folder_of(row, seed, options)
         make = functools.partial(routes_of, folder, task, batches, losses)
-        runs.append(kept(folder / f"routes_{len(batches)}.json", make))
+        runs.append(measure.kept(folder / f"routes_{len(batches)}.json", make))
     same = {name: runs[0].pop(name) for name in ("experts", "groups")}
     return {**same, **{name: [run[name] for run in runs] for name in runs[0]}}
 

@@ -361,7 +361,6 @@ def beyond(run: Run, options: argparse.Namespace) -> dict[str, Any] | None:
     """What a run of the grid recalls from longer sequences than it was trained on; None of one that diverged."""
     if of_run(run, options) is None:
         return None
-    file = run.folder(options) / "long.json"
     config = run.config(options)
     lengths, pairs, count = ((32, 64), 4, 8) if options.smoke else (LONG, 32, 64)
     task = MQARConfig(
@@ -370,14 +369,16 @@ def beyond(run: Run, options: argparse.Namespace) -> dict[str, Any] | None:
         test=tuple((length, pairs, count) for length in lengths),
         power=1.0,
     )
-    if not file.exists():
+
+    def make() -> dict[str, float]:
         model, slow = load(run.folder(options), "last")
         if isinstance(model, AttentionConfig):
             # Its weights fit any window. What it keeps then grows with the sequence.
             model = change(model, window=max(lengths))
         evaluation = task.make(seed=0, batch_size=config.train.batch_size).evaluate(in_calls(model, slow))
-        file.write_text(json.dumps({row.name: row.accuracy for row in evaluation.rows}), encoding="utf-8")
-    return {"accuracy": json.loads(file.read_text(encoding="utf-8")), "chance": 1 / pairs, "seed": run.seed}
+        return {row.name: row.accuracy for row in evaluation.rows}
+
+    return {"accuracy": measure.kept(run.folder(options) / "long.json", make), "chance": 1 / pairs, "seed": run.seed}
 
 
 def in_calls(config: ModelConfig, slow: Any) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:

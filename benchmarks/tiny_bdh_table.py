@@ -16,7 +16,7 @@ import functools
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,22 +153,15 @@ def main() -> None:
         }
     if "new_rule" in options.parts:
         folders = [folder(options.workdir, PARTS["new_rule"][0], seed) for seed in seeds]
-        found["consolidation"] = kept_in(options.workdir / "consolidation.json", lambda: consolidated(folders))
-        found["limits"] = kept_in(folders[0] / "limits.json", lambda: limited(folders[0]))
+        found["consolidation"] = measure.kept(options.workdir / "consolidation.json", lambda: consolidated(folders))
+        found["limits"] = measure.kept(folders[0] / "limits.json", lambda: limited(folders[0]))
         found["episode"] = {}
         for label, changes in (("no limits", ()), ("published limits", LIMITS[-1][1])):
             make = functools.partial(over_an_episode, folders[0], changes)
-            found["episode"][label] = kept_in(folders[0] / f"episode{len(changes)}.json", make)
+            found["episode"][label] = measure.kept(folders[0] / f"episode{len(changes)}.json", make)
     print("\n\n".join(tables(found)))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-
-
-def kept_in(path: Path, make: Callable[[], Any]) -> Any:
-    """What is in a file, or is made and written there; either way as JSON gives it."""
-    if not path.exists():
-        path.write_text(json.dumps(make()), encoding="utf-8")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def experiment(row: Row, seed: int) -> ExperimentConfig:
@@ -194,7 +187,7 @@ def measured(part: str, row: Row, folders: Sequence[Path]) -> dict[str, Any]:
         scores = {name: {**score["extra"], "accuracy": score["ratio"]} for name, score in results["evaluation"].items()}
         seeds.append({"scores": scores, "converged": converged(part, lines), **courses(part, lines)})
         if first.model.architecture == "tiny_bdh" and not row.changes:
-            seeds[-1]["other"] = kept_in(where / "other.json", functools.partial(scored_otherwise, where))
+            seeds[-1]["other"] = measure.kept(where / "other.json", functools.partial(scored_otherwise, where))
     return {
         "variant": row.variant,
         "changes": dict(row.changes),

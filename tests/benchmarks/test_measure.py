@@ -60,3 +60,17 @@ def test_tables_go_between_their_marks_and_nowhere_else(tmp_path):
         with pytest.raises(SystemExit, match="between which the tables go"):
             measure.write_between(page, ("<a>", "<b>"), "new")
         assert page.read_text(encoding="utf-8") == lacking
+
+
+def test_what_is_kept_is_made_once_and_whole(tmp_path):
+    file = tmp_path / "run" / "scores.json"
+
+    def broken():
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        measure.kept(file, broken)
+    assert not file.exists()
+    assert measure.kept(file, lambda: {"a": (1, 2)}) == {"a": [1, 2]}
+    assert measure.kept(file, broken) == {"a": [1, 2]}
+    assert [path.name for path in file.parent.iterdir()] == ["scores.json"]
