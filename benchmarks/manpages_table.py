@@ -62,7 +62,7 @@ WINDOWS = 240
 """Held-out windows by which each trained model is scored."""
 CARRIED_BYTES = 2**15
 """Held-out bytes that are read with carried states."""
-RATES, SMALLEST_RATE, LARGEST_RATE = (4e-3, 8e-3), 5e-4, 3.2e-2
+RATES, SMALLEST_RATE, LARGEST_RATE = (4e-3, 8e-3), 5e-4, 0.128
 """Learning rates to begin with, and the smallest and the largest that are tried."""
 RECALL = {"rule": "delta", "learning_rate": 1.0, "decay": 0.99, "address_source": "gated"}
 """Write-back as tasks of recall in text have it (``configs/nback.py:text``)."""

@@ -72,10 +72,10 @@ def test_rates_are_tried_as_far_as_the_best_one_is_at_an_end(monkeypatch, table)
     found: dict[str, Any] = {}
     rates = table.best_rates(found, argparse.Namespace())
     assert rates == pytest.approx(
-        {"BDH with μ": 3.2e-2, "BDH": 3.2e-2, "write-back": 3.2e-2, "gated DeltaNet": 4e-3, "GPT": 4e-3}
+        {"BDH with μ": 0.128, "BDH": 0.128, "write-back": 0.128, "gated DeltaNet": 4e-3, "GPT": 4e-3}
     )
     tried = {name: sorted(run.rate for run in asked if run.variant == name) for name in best}
-    assert tried["decay"] == pytest.approx([4e-3, 8e-3, 1.6e-2, 3.2e-2])
+    assert tried["decay"] == pytest.approx([4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2, 0.128])
     assert tried["gpt"] == pytest.approx([2e-3, 4e-3, 8e-3])
     assert all(run.seed == table.VALIDATION_SEED for run in asked)
 
