@@ -270,9 +270,9 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 def best_rates(found: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:
     """The learning rate of each model. Where the best of those tried is the largest or the smallest, the next one is tried as well.
 
-    Every BDH has the rate that is best with μ: what is asked is what a part adds.
+    Write-back has the rate that is best without it, for BDH with μ: what is asked is what it adds.
     """
-    tried = {name: set(RATES) for name in ("BDH with μ", "gated DeltaNet", "GPT")}
+    tried = {name: set(RATES) for name in MODELS if name != "write-back"}
     while True:
         runs = {
             (name, rate): Run("rates", f"{MODELS[name]}_{rate:g}", MODELS[name], VALIDATION_SEED, RATE_STEPS, rate)
@@ -297,7 +297,7 @@ def best_rates(found: dict[str, Any], options: argparse.Namespace) -> dict[str, 
         for (name, rate), run in runs.items()
         if is_done(run, options)
     ]
-    return best | dict.fromkeys(("BDH", "write-back"), best["BDH with μ"])
+    return best | {"write-back": best["BDH with μ"]}
 
 
 def sweep(rate: float, found: dict[str, Any], options: argparse.Namespace) -> tuple[tuple[str, Any], ...]:

@@ -547,7 +547,7 @@ def mqar_long() -> Any:
     return figure
 
 
-_STATE = "Below 33 KiB BDH is behind"
+_STATE = "At equal state BDH is behind"
 _LONGER = "What a delta rule has written\nstays for 16,384 tokens"
 _PAGES = (
     "A longer context hardly helps\nthese small models",

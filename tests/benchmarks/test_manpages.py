@@ -67,12 +67,12 @@ def test_variants_that_exclude_each_other_are_refused(names, problem):
 
 
 def test_rates_are_tried_as_far_as_the_best_one_is_at_an_end(monkeypatch, table):
-    best = {"decay": 1.0, "gated_deltanet": 4e-3, "gpt": 5e-3}
+    best = {"": 8e-3, "decay": 1.0, "gated_deltanet": 4e-3, "gpt": 5e-3}
     asked = scored_by(monkeypatch, table, lambda run: abs(math.log(run.rate / best[run.variant])))
     found: dict[str, Any] = {}
     rates = table.best_rates(found, argparse.Namespace())
     assert rates == pytest.approx(
-        {"BDH with μ": 0.128, "BDH": 0.128, "write-back": 0.128, "gated DeltaNet": 4e-3, "GPT": 4e-3}
+        {"BDH": 8e-3, "BDH with μ": 0.128, "write-back": 0.128, "gated DeltaNet": 4e-3, "GPT": 4e-3}
     )
     tried = {name: sorted(run.rate for run in asked if run.variant == name) for name in best}
     assert tried["decay"] == pytest.approx([4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2, 0.128])
