@@ -6,11 +6,11 @@
 FILES are documents, one a row in the column ``text`` (any files, folders or globs that ``data.path`` takes); docs/how-to/merge.md says how to get
 manual pages. Pages of which more than half stood in others are left out first; a tenth of the others, chosen by their content, is held out.
 
-Six parts, in this order. ``rates`` looks for the learning rate of each model, and ``sweep`` what write-back can be, both with a seed that is not
+Four parts, in this order. ``rates`` looks for the learning rate of each model, and ``sweep`` what write-back can be, both with a seed that is not
 reported, at fewer steps. ``models`` trains each model with the best of them, with all seeds; those of one seed read the same windows in the same
-order. ``twice`` trains on passages that stand twice in a row. ``carried`` trains the best two again with states that are carried from window to
-window. ``larger`` trains write-back that writes more. What a part is chosen by is trained with it. Finished runs are only read, so that the command
-can be interrupted and given again.
+order. ``carried`` trains the best two again with states that are carried from window to window. A fifth, ``twice``, is trained if it is named: passages
+that stand twice in a row. What a part is chosen by is trained with it. Finished runs are only read, so that the command can be interrupted and given
+again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ from bdh_jax.types import Slow
 
 VALIDATION_SEED = 100
 """Of the runs by which something is chosen."""
-PARTS = ("rates", "sweep", "models", "twice", "carried", "larger")
+PARTS = ("rates", "sweep", "models", "carried")
+MORE = "twice"
+"""A part that is trained if it is named."""
 MARKS = ("<!-- made by benchmarks/manpages_table.py -->", "<!-- end -->")
 PAGES = "pages.jsonl"
 TWICE = ("twice.train.jsonl", "twice.held_out.jsonl")
@@ -86,12 +88,6 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 """What write-back can be: changes of ``model.fast`` of the variant ``write_back``."""
 
-
-LARGER: dict[str, dict[str, Any]] = {
-    "η .1": {},
-    "η .1, gradient stopped": {"write_gradient": "stop"},
-}
-"""Write-back that writes more than the one that is chosen, likewise: what costs, the writes or what they do in training?"""
 TWICE_MODELS = ("BDH with μ", "write-back", "gated DeltaNet")
 """What is trained on passages that stand twice; write-back there is that of ``RECALL``."""
 
@@ -150,7 +146,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--data", required=True, help="files of documents, with commas between")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is trained, and what it is chosen by")
+    parser.add_argument(
+        "--parts", nargs="+", choices=(*PARTS, MORE), default=PARTS, help="what is trained, and what it is chosen by"
+    )
     parser.add_argument("--seeds", default="0,1,2", help="seeds of what is reported")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process of its own")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes and a few steps: does it run?")
@@ -162,10 +160,10 @@ def main() -> None:
     if options.one:
         train_one(Run.of_json(options.one), options)
         return
-    if options.write and set(options.parts) != set(PARTS):
+    if options.write and not set(PARTS) <= set(options.parts):
         # The page has one block, which a part alone would empty of the others.
         parser.error(
-            f"--write puts all parts into the page, and --parts names {', '.join(options.parts)}: leave out one of the two"
+            f"--write puts {', '.join(PARTS)} into the page, and --parts names {', '.join(options.parts)}: leave out one of the two"
         )
     found = {"pages": prepare(options.data, options.workdir / PAGES), **measured(options)}
     lines = "\n".join(tables(found))
@@ -237,7 +235,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     if {"models", "carried"} & set(options.parts):
         bits = scored(rows, options)
         found["models"] = described(rows, options)
-    if "twice" in options.parts:
+    if MORE in options.parts:
         twice = {
             (name, seed): rows[name, seed]._replace(part="twice", twice=True) for seed in seeds for name in TWICE_MODELS
         }
@@ -256,14 +254,6 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         }
         scored(carried, options)
         found["carried"] = described(carried, options)
-    if "larger" in options.parts:
-        larger = {
-            (name, seed): Run("larger", name, "write_back", seed, None, rates["write-back"], tuple(fast.items()))
-            for seed in seeds
-            for name, fast in LARGER.items()
-        }
-        scored(larger, options)
-        found["larger"] = described(larger, options)
     return found
 
 
@@ -416,7 +406,7 @@ def learned(model: BDHConfig, slow: Slow) -> dict[str, list[float]]:
 def described(rows: dict[tuple[str, int], Run], options: argparse.Namespace) -> dict[str, Any]:
     """What the tables say of each model."""
     found: dict[str, Any] = {}
-    for (name, seed), run in sorted(rows.items(), key=lambda row: [*MODELS, *LARGER].index(row[0][0])):
+    for (name, seed), run in sorted(rows.items(), key=lambda row: list(MODELS).index(row[0][0])):
         config = run.config(options.workdir, smoke=options.smoke)
         length = config.task.length  # pyright: ignore[reportAttributeAccessIssue]
         entry = found.setdefault(
@@ -448,7 +438,7 @@ def tables(found: dict[str, Any]) -> list[str]:
     found = {
         part: rows
         for part, rows in found.items()
-        if part not in PARTS[2:] or any(any(row["runs"].values()) for row in rows.values())
+        if part not in ("models", "carried", MORE) or any(any(row["runs"].values()) for row in rows.values())
     }
     lines = [
         f"{pages['documents']:,} documents, of which {pages['kept']:,} are kept: {pages['train_bytes']:,} bytes in "
@@ -470,14 +460,6 @@ def tables(found: dict[str, Any]) -> list[str]:
             first, again = (of(row, "twice", label=label) for label in ("first", "again"))
             cells = [measure.spread(list(first.values())), measure.spread(list(again.values()))]
             lines.append(f"| {name} | {' | '.join(cells)} | {difference(again, base) * (name != 'BDH with μ')} |")
-    if "larger" in found:
-        base = of(found["models"]["BDH with μ"], "whole")
-        lines += ["", "| write-back | mean ± sd | − BDH with μ | S unread − read |", "|---|---|---|---|"]
-        for name, row in found["larger"].items():
-            bits = of(row, "whole")
-            lines.append(
-                f"| {name} | {measure.spread(list(bits.values()))} | {difference(bits, base)} | {off(row, 'whole')} |"
-            )
     if "carried" in found:
         lines += of_carried(found["models"], found["carried"])
     lines += ["", f"How the rates were chosen (seed {VALIDATION_SEED}, {RATE_STEPS} steps):", ""]

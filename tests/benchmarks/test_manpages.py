@@ -99,7 +99,6 @@ def test_where_nothing_helps_it_stays_as_it_is(monkeypatch, table):
     [
         (["rates"], {"rates"}),
         (["twice"], {"rates", "sweep", "twice"}),
-        (["larger"], {"rates", "sweep", "larger"}),
         (["carried"], {"rates", "sweep", "models", "carried"}),
     ],
 )
@@ -136,7 +135,7 @@ def test_a_part_alone_does_not_empty_the_page(monkeypatch, table, tmp_path, caps
 
 def test_numbers_of_other_parts_stay(monkeypatch, table, tmp_path):
     file = tmp_path / "numbers.json"
-    file.write_text('{"larger": {"η .1": 1}, "rates": []}', encoding="utf-8")
+    file.write_text('{"twice": {"BDH": 1}, "rates": []}', encoding="utf-8")
     monkeypatch.setattr(table, "prepare", lambda data, out: {})
     monkeypatch.setattr(table, "measured", lambda options: {"rates": [{"model": "GPT"}]})
     monkeypatch.setattr(table, "tables", lambda found: [])
@@ -144,7 +143,7 @@ def test_numbers_of_other_parts_stay(monkeypatch, table, tmp_path):
     monkeypatch.setattr(sys, "argv", command)
     table.main()
     numbers = json.loads(file.read_text(encoding="utf-8"))
-    assert (numbers["larger"], numbers["rates"]) == ({"η .1": 1}, [{"model": "GPT"}])
+    assert (numbers["twice"], numbers["rates"]) == ({"BDH": 1}, [{"model": "GPT"}])
 
 
 def test_windows_begin_where_passages_that_stand_twice_do(table, tmp_path):
@@ -189,13 +188,11 @@ def test_tables_pair_seeds_and_fit_80_columns(table):
     carried = {name: models[name] for name in ("write-back", "gated DeltaNet")}
     twice = {name: row(2.5, 2.6, 2.7) for name in ("BDH with μ", "write-back")}
     twice["write-back"] = row(2.4, 2.5, 2.6)
-    larger = {name: row(2.6, 2.7, 2.8, ablations=("fast_off",)) for name in table.LARGER}
     tried = {"rates": rates, "sweep": best}
-    lines = table.tables({"pages": pages, "models": models, "twice": twice, "larger": larger, "carried": carried, **tried})
+    lines = table.tables({"pages": pages, "models": models, "twice": twice, "carried": carried, **tried})
     # .11, .10 and .09: mean .1, standard deviation .01, and 4.303 ÷ √3 of it.
     assert "| all bytes | +0.100 ± 0.025 | +0.000 ± 0.000 |" in lines
     assert "| GPT | 0.004 | diverged |" in lines
     assert "| write-back | 2.500 ± 0.100 | 2.500 ± 0.100 | -0.100 ± 0.000 |" in lines
-    assert "| η .1 | 2.700 ± 0.100 | +0.100 ± 0.000 | +0.000 ± 0.000 |" in lines
     assert any(line.startswith("| GPT | 2.500 | 2.600 |  | 2.550 ± 0.071 |") for line in lines)
     assert not [line for line in lines if line.startswith("|") and len(line) > 80]
