@@ -550,8 +550,8 @@ def mqar_long() -> Any:
 _STATE = "At equal state BDH is behind"
 _LONGER = "What a delta rule has written\nstays for 16,384 tokens"
 _PAGES = (
-    "A longer context hardly helps\nthese small models",
-    "What stood in the window before\nis not used: it costs more",
+    "After 64 bytes a longer context\nhardly helps these small models",
+    "Bytes behind a string that recurs\nare hard for every model",
 )
 _LANGUAGES = {"man_en": "English", "man_de": "German", "man_fr": "French", "man_es": "Spanish"}
 _MERGED = "Merged models read every text better than the base,\nand none as well as its specialist"
