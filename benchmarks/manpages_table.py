@@ -30,7 +30,7 @@ import numpy as np
 
 from bdh_jax.analysis import language, repeated_strings
 from bdh_jax.config.convert import change
-from bdh_jax.config.records import write_whole
+from bdh_jax.config.whole_files import write_whole
 from bdh_jax.console import Progress
 from bdh_jax.data.config import DataConfig
 from bdh_jax.data.corpus import Corpus, draw

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bdh_jax.commands._allocator import keep_freed_memory
-from bdh_jax.config.records import write_whole
+from bdh_jax.config.whole_files import write_whole
 from bdh_jax.console import Progress
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from typing import Any
 
 from bdh_jax.config import ConfigError
 from bdh_jax.config.paths import check_writable
-from bdh_jax.config.records import whole_file, write_whole
+from bdh_jax.config.whole_files import whole_file, write_whole
 from bdh_jax.runs.folder import CHECKPOINTS, RUN, seed_folders
 from bdh_jax.runs.lock import only_writer
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bdh_jax.config.paths import check_writable
-from bdh_jax.config.records import write_whole
+from bdh_jax.config.whole_files import write_whole
 from bdh_jax.console import Progress
 from bdh_jax.data import shards as prepared
 from bdh_jax.data.corpus import build_corpus, draw

@@ -23,7 +23,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pydantic
 
-from bdh_jax.config.records import RecordError, Schema, digest_of, parse, whole_file, write_whole
+from bdh_jax.config.records import RecordError, Schema, digest_of, parse
+from bdh_jax.config.whole_files import whole_file, write_whole
 from bdh_jax.data.corpus import Corpus
 from bdh_jax.data.documents import DataError
 from bdh_jax.data.tokenizer import Tokenizer, load_tokenizer

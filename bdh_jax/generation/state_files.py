@@ -26,7 +26,8 @@ import safetensors.numpy
 
 from bdh_jax.config.base import one_line
 from bdh_jax.config.identity import HOW, keys_of
-from bdh_jax.config.records import RecordError, Schema, digest_of, parse, whole_file
+from bdh_jax.config.records import RecordError, Schema, digest_of, parse
+from bdh_jax.config.whole_files import whole_file
 from bdh_jax.fast_weights.state import structs
 from bdh_jax.generation.sampling import GenerationState, as_model_keeps_it
 from bdh_jax.models.base import Model, ModelConfig

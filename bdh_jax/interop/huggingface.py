@@ -15,7 +15,8 @@ import numpy as np
 import pydantic
 import safetensors.numpy
 
-from bdh_jax.config.records import RecordError, Schema, digest_of, parse, whole_file, write_whole
+from bdh_jax.config.records import RecordError, Schema, digest_of, parse
+from bdh_jax.config.whole_files import whole_file, write_whole
 from bdh_jax.interop.files import DIGEST, WeightsError, read_pathway
 from bdh_jax.interop.pathway import to_pathway
 from bdh_jax.models.base import ModelConfig

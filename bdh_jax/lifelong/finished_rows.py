@@ -16,7 +16,8 @@ from typing import Any
 import jax
 
 from bdh_jax.config import ConfigError
-from bdh_jax.config.records import SELF, RecordError, Schema, digest_of, parse, write_whole
+from bdh_jax.config.records import SELF, RecordError, Schema, digest_of, parse
+from bdh_jax.config.whole_files import write_whole
 from bdh_jax.lifelong.config import LifelongConfig
 from bdh_jax.lifelong.contestants import Contestant
 from bdh_jax.lifelong.result import Row

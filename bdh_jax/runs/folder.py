@@ -28,7 +28,8 @@ import jax
 import pydantic
 
 from bdh_jax.config.convert import to_dict
-from bdh_jax.config.records import SELF, RecordError, Schema, digest_of, parse, parse_json, write_whole
+from bdh_jax.config.records import SELF, RecordError, Schema, digest_of, parse, parse_json
+from bdh_jax.config.whole_files import write_whole
 
 RUN, RESULTS, METRICS, CHECKPOINTS = "run.json", "results.json", "metrics.jsonl", "checkpoints"
 BELOW = 255

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import jax
 import pydantic
 
-from bdh_jax.config.records import RecordError, Schema, parse, parse_json, whole_file
+from bdh_jax.config.records import RecordError, Schema, parse, parse_json
+from bdh_jax.config.whole_files import whole_file
 from bdh_jax.console import Progress
 from bdh_jax.runs.events import EventFile
 from bdh_jax.runs.folder import METRICS, CheckpointError

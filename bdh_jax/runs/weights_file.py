@@ -9,7 +9,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from bdh_jax.config.records import digest_of, whole_file
+from bdh_jax.config.records import digest_of
+from bdh_jax.config.whole_files import whole_file
 from bdh_jax.runs.fingerprint import digests
 from bdh_jax.runs.folder import CheckpointError, DamagedError
 from bdh_jax.types import Slow

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from bdh_jax.config.whole_files import write_whole
 
 _TRACE = 4000
 """Characters of a traceback that are kept, from its end."""
@@ -157,16 +157,8 @@ def said_of(error: Exception) -> dict[str, str]:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a file whole or not at all. (``bdh_jax.config.records`` does the same with a library that may not be there.)"""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    number, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    with os.fdopen(number, "w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1, default=float)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(part, 0o644)
-    os.replace(part, path)
+    """Write a file whole or not at all."""
+    write_whole(path, json.dumps(values, indent=1, default=float) + "\n")
 
 
 def _is_short(value: Any) -> bool:

@@ -53,7 +53,8 @@ def _full(arguments: list[str]) -> None:
     def limit() -> None:
         while not any(path.name.isdecimal() for path in checkpoints.glob("*")):
             time.sleep(0.01)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+        # Less than what a checkpoint is made of, more than what a process says: what it says goes into a file, too.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
 
     # A process of several forks, and works in its child.
     os.register_at_fork(after_in_child=threading.Thread(target=limit, daemon=True).start)
