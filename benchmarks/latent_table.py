@@ -1,6 +1,6 @@
 """Does thinking longer help? Questions on a frozen memory, answered after R = 1, 2, 4, 8, 16 passes, beside plain and deeper BDH.
 
-    python benchmarks/latent_table.py --workdir=runs/latent --json benchmarks/results/latent_cpu.json
+    python benchmarks/latent_table.py --workdir=runs/latent --jobs=2 --json benchmarks/results/latent_cpu.json --write docs/results/latent.md
 
 Every ladder of ``configs/latent.py`` is trained with every model and seed: ``fixed`` thinks R = 4 passes in training, ``drawn`` draws R from 1 … 8,
 ``plain`` is BDH of one layer, ``deep`` BDH of four, as many as four passes through one. Each is then asked the same held-out questions with every R,
@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import json
+import shlex
 import statistics
 import sys
 from pathlib import Path
@@ -23,14 +25,13 @@ from typing import Any, NamedTuple
 import jax
 import measure
 import numpy as np
+import trainings
 
 from bdh_jax.config.convert import change
-from bdh_jax.console import Progress
-from bdh_jax.experiment import ExperimentConfig, load, record_of, train
+from bdh_jax.experiment import ExperimentConfig, load
 from bdh_jax.models.base import ModelConfig, count_parameters
 from bdh_jax.models.latent import LatentConfig
 from bdh_jax.parallel.mesh import MeshConfig, make_mesh
-from bdh_jax.runs.folder import finished
 from bdh_jax.tasks.ladder import MARK, LadderConfig, Ladders, most_frequent, said
 from bdh_jax.tasks.scoring import Predict
 from bdh_jax.training.step import make_predict
@@ -39,14 +40,20 @@ LADDERS = ("binding", "ordering", "copy")
 MODELS = {"fixed": "", "drawn": "drawn", "plain": "plain", "deep": "deep"}
 """Name → variant of ``configs/latent.py``."""
 BINDING = {
-    "fixed, half the rungs": "shallow",
-    "deep, half the rungs": "shallow,deep",
-    "deep, three times the steps": "deep,longer",
+    "fixed, half": "shallow",
+    "deep, half": "shallow,deep",
+    "deep, rate/2": "deep",
+    "deep, rate×2": "deep",
+    "deep, longer": "deep,longer",
 }
-"""Rows of binding alone: two see the easier half of the rungs in training, one learns for longer."""
+"""Rows of binding alone: two see the easier half of the rungs in training; the others ask whether four layers only lack a rate or steps."""
+RATES = {"deep, rate/2": 0.5, "deep, rate×2": 2.0}
+"""Times the learning rate of the experiment."""
 PASSES = (1, 2, 4, 8, 16)
 """R at test."""
 CONTROL_SEED = 7
+ASKED, WALKED_FILE = "passes.json", "walked.json"
+"""Beside a run: what it answers."""
 WALKED = 3
 """Places of an order, of which is said whether an answer walked beyond."""
 
@@ -63,11 +70,13 @@ class Run(NamedTuple):
         ladder = "" if self.ladder == "binding" else self.ladder
         variants = [ladder, {**MODELS, **BINDING}[self.model], "smoke" if smoke else ""]
         config = importlib.import_module("configs.latent").get_config(",".join(filter(None, variants)))
+        config = change(config, "optimizer", learning_rate=RATES.get(self.model, 1.0) * config.optimizer.learning_rate)
         return change(config, seed=self.seed)
 
     def folder(self, workdir: Path) -> Path:
         """Where it is."""
-        return workdir / self.ladder / self.model.replace(", ", "-").replace(" ", "_") / f"seed{self.seed}"
+        name = self.model.replace(", ", "-").replace("/", "_over_").replace("×", "_times_")
+        return workdir / self.ladder / name / f"seed{self.seed}"
 
 
 def main() -> None:
@@ -77,10 +86,19 @@ def main() -> None:
     parser.add_argument("--ladders", nargs="+", choices=LADDERS, default=LADDERS, help="ladders")
     parser.add_argument("--models", nargs="+", choices=(*MODELS, *BINDING), default=(*MODELS, *BINDING), help="models")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process and on a core of its own")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes and a few steps: does it run?")
     parser.add_argument("--finished", action="store_true", help="report what is there, and train nothing")
-    parser.add_argument("--json", type=Path, help="write all numbers there")
+    parser.add_argument(
+        "--json", type=Path, help="write all numbers there; rows of other ladders and models that are there stay"
+    )
+    parser.add_argument("--write", type=Path, help="put the tables into this page, each between its marks")
+    parser.add_argument("--one", nargs=3, metavar=("LADDER", "MODEL", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.one:
+        ladder, model, seed = options.one
+        train_one(Run(ladder, model, int(seed)), options)
+        return
     # Seed by seed, so that what an interruption leaves is whole rows of fewer seeds.
     runs = [
         Run(ladder, model, seed)
@@ -89,32 +107,74 @@ def main() -> None:
         for model in options.models
         if model in MODELS or ladder == "binding"
     ]
-    found: dict[Run, dict[str, Any]] = {}
-    with Progress("runs", len(runs)) as progress:
-        for run in runs:
-            if (scores := scored(run, options)) is not None:
-                found[run] = scores
-            progress.advance(1, f"{run.ladder}, {run.model}, seed {run.seed}")
-    rows = {ladder: described(ladder, found, options.smoke) for ladder in options.ladders}
-    for ladder, models in rows.items():
-        report(ladder, models)
-    if options.json:
-        command = " ".join(["python", "benchmarks/latent_table.py", *sys.argv[1:]])
-        measure.write_json(options.json, {"command": command, "seeds": options.seeds, "ladders": rows})
+    if not options.finished:
+        trainings.do_all(
+            runs,
+            lambda run: is_done(run, options),
+            lambda run: apart(run, options),
+            lambda run: f"{run.ladder}, {run.model}, seed {run.seed}",
+            options.jobs,
+        )
+    found = {run: scores for run in runs if (scores := scored(run, options)) is not None}
+    command = " ".join(["python", "benchmarks/latent_table.py", *map(shlex.quote, sys.argv[1:])])
+    known = json.loads(options.json.read_text(encoding="utf-8"))["ladders"] if options.json and options.json.exists() else {}
+    ladders = {
+        ladder: in_order(
+            known.get(ladder, {})
+            | {model: {**row, "command": command} for model, row in described(ladder, found, options.smoke).items()}
+        )
+        for ladder in LADDERS
+    }
+    for name, table in tables(ladders).items():
+        print(f"\n{name}\n\n{table}")
+        if options.write:
+            marks = f"<!-- {name}: made by benchmarks/latent_table.py -->", f"<!-- end of {name} -->"
+            measure.write_between(options.write, marks, table)
+    measure.write_json(options.json, {"ladders": ladders})
+
+
+def in_order(rows: dict[str, Any]) -> dict[str, Any]:
+    """Rows as they stand in the tables."""
+    return {model: rows[model] for model in (*MODELS, *BINDING) if model in rows}
+
+
+def apart(run: Run, options: argparse.Namespace) -> None:
+    """Train and ask in a process of its own, whose messages go to a file beside the run."""
+    folder = run.folder(options.workdir)
+    arguments = ["--workdir", str(options.workdir), *(["--smoke"] if options.smoke else [])]
+    log = folder.with_name(f"{folder.name}.log")
+    measure.apart(__file__, [*arguments, "--one", run.ladder, run.model, str(run.seed)], log)
+
+
+def train_one(run: Run, options: argparse.Namespace) -> None:
+    """Train here, and ask."""
+    if trainings.train_here(run.config(options.smoke), run.folder(options.workdir)):
+        scored(run, options)
+
+
+def is_done(run: Run, options: argparse.Namespace) -> bool:
+    """Whether a run is trained and asked."""
+    config, folder = run.config(options.smoke), run.folder(options.workdir)
+    files = [ASKED, *([WALKED_FILE] if walks(config) else [])]
+    asked = (folder / trainings.DIVERGED).exists() or all((folder / file).exists() for file in files)
+    return trainings.is_over(config, folder) and asked
+
+
+def walks(config: ExperimentConfig) -> bool:
+    """Whether it is counted which item an answer names."""
+    task = config.task
+    return isinstance(task, LadderConfig) and task.ladder == "ordering" and isinstance(config.model, LatentConfig)
 
 
 def scored(run: Run, options: argparse.Namespace) -> dict[str, Any] | None:
-    """What a run's model answers, trained if it is missing; None of one that is missing and not to be trained."""
+    """What a run's model answers; None of one that is not trained, or diverged."""
     config, folder = run.config(options.smoke), run.folder(options.workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    results = finished(folder, record_of(config))
-    if results is None and options.finished:
-        return None
+    results = trainings.result(config, folder)
     if results is None:
-        results, _ = train(config, folder)
-    found = measure.kept(folder / "passes.json", lambda: asked(config, folder))
-    if run.ladder == "ordering" and isinstance(config.model, LatentConfig):
-        found["walked"] = measure.kept(folder / "walked.json", lambda: walked(config, folder))
+        return None
+    found = measure.kept(folder / ASKED, lambda: asked(config, folder))
+    if walks(config):
+        found["walked"] = measure.kept(folder / WALKED_FILE, lambda: walked(config, folder))
     return {"steps": results["steps"], "seconds": results["seconds"], **found}
 
 
@@ -200,6 +260,7 @@ def described(ladder: str, found: dict[Run, dict[str, Any]], smoke: bool) -> dic
             "parameters": count_parameters(config.model.build().declared_slow()),
             "state_bytes": jax.eval_shape(lambda model=config.model: model.build().init_fast(1)).nbytes,
             "multiply_adds_per_sequence": per_token * length,
+            "rate": config.optimizer.learning_rate,
             "thinking": getattr(config.model, "thinking", None),
             "chance": task.chance,
             **({"most_frequent": by_letters(task)} if ladder == "copy" else {}),
@@ -215,14 +276,16 @@ def by_letters(config: LadderConfig) -> list[float]:
     return [most_frequent(task.evaluation_set(np.array([rung]))) for rung in range(1, config.rungs + 1)]
 
 
-def report(ladder: str, rows: dict[str, Any]) -> None:
-    """Print a ladder as a table in Markdown: the mean over the seeds, and the largest standard deviation of a row."""
-    if not rows:
-        return
-    chance = next(iter(rows.values()))["chance"]
+def tables(ladders: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Name → table in Markdown."""
+    found = {ladder: of_ladder(rows) for ladder, rows in ladders.items() if rows}
+    walked = of_walks(ladders.get("ordering", {}))
+    return found | ({"walked": walked} if walked else {}) | {"sizes": of_sizes(ladders)}
+
+
+def of_ladder(rows: dict[str, Any]) -> str:
+    """Share of the questions that are answered right (ceiling 1): the mean over the seeds, and the largest standard deviation of a row."""
     rungs = len(next(iter(next(iter(rows.values()))["runs"].values()))["emptied"])
-    print(f"\n{ladder}: share of questions that are answered right (ceiling 1, chance {chance:.3f})\n")
-    head = ["model", "R", *map(str, range(1, rungs + 1)), "± at most", "seeds"]
     cells = []
     for model, row in rows.items():
         runs = list(row["runs"].values())
@@ -235,11 +298,17 @@ def report(ladder: str, rows: dict[str, Any]) -> None:
             means = [f"{statistics.fmean(of_seeds):.2f}" for of_seeds in by_rung]
             deviation = f"{max(map(statistics.stdev, by_rung)):.2f}" if len(runs) > 1 else ""
             cells.append([model, name, *means, deviation, str(len(runs))])
-    if common := next(iter(rows.values())).get("most_frequent"):
+    first = next(iter(rows.values()))
+    if common := first.get("most_frequent"):
         cells.append(["most frequent letter", "", *(f"{share:.2f}" for share in common), "", ""])
-    print(measure.markdown(head, cells))
+    cells.append(["chance", "", *[f"{first['chance']:.2f}"] * rungs, "", ""])
+    return measure.markdown(["model", "R", *map(str, range(1, rungs + 1)), "± at most", "seeds"], cells)
+
+
+def of_walks(rows: dict[str, Any]) -> str:
+    """What the answers about the first places of an order name; empty where nothing was counted."""
     walks = {model: [run["walked"] for run in row["runs"].values() if "walked" in run] for model, row in rows.items()}
-    walked = [
+    cells = [
         [
             model,
             passes,
@@ -249,17 +318,19 @@ def report(ladder: str, rows: dict[str, Any]) -> None:
         for model, seeds in walks.items()
         for passes in (seeds[0] if seeds else ())
     ]
-    if walked:
-        head = ["model", "R", f"the k-th, of k ≤ {WALKED}", "the next", "the one after", "seeds"]
-        print(f"\n{measure.markdown(head, walked)}")
-    sizes = []
-    for model, row in rows.items():
-        runs = list(row["runs"].values())
-        numbers = [row["parameters"], row["state_bytes"], row["multiply_adds_per_sequence"], runs[0]["steps"]]
-        seconds = statistics.fmean(run["seconds"] for run in runs)
-        sizes.append([model, *(f"{number:,}" for number in numbers), f"{seconds:.0f}"])
-    head = ["model", "weights", "bytes of state", "multiply-adds a sequence", "steps", "seconds"]
-    print(f"\n{measure.markdown(head, sizes)}")
+    head = ["model", "R", f"the k-th, of k ≤ {WALKED}", "the next", "the one after", "seeds"]
+    return measure.markdown(head, cells) if cells else ""
+
+
+def of_sizes(ladders: dict[str, dict[str, Any]]) -> str:
+    """What each row takes."""
+    cells = []
+    for ladder, rows in ladders.items():
+        for model, row in rows.items():
+            steps = next(iter(row["runs"].values()))["steps"]
+            numbers = [row["parameters"], row["state_bytes"], row["multiply_adds_per_sequence"], steps]
+            cells.append([ladder, model, *(f"{number:,}" for number in numbers), f"{row['rate']:g}"])
+    return measure.markdown(["ladder", "model", "weights", "bytes of state", "multiply-adds", "steps", "rate"], cells)
 
 
 if __name__ == "__main__":

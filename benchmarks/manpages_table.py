@@ -9,8 +9,8 @@ manual pages. Pages of which more than half stood in others are left out first; 
 Four parts, in this order. ``rates`` looks for the learning rate of each model, and ``sweep`` what write-back can be, both with a seed that is not
 reported, at fewer steps. ``models`` trains each model with the best of them, with all seeds; those of one seed read the same windows in the same
 order. ``carried`` trains the best two again with states that are carried from window to window. A fifth, ``twice``, is trained if it is named: passages
-that stand twice in a row. What a part is chosen by is trained with it. Finished runs are only read, so that the command can be interrupted and given
-again.
+that stand twice in a row. What a part is chosen by is trained with it, or with ``--given`` taken from the file of ``--json``. Finished runs are only
+read, so that the command can be interrupted and given again.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ import contextlib
 import importlib
 import json
 import math
+import shlex
 import statistics
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import measure
 import numpy as np
+import trainings
 
 from bdh_jax.analysis import language, repeated_strings
 from bdh_jax.config.convert import change
 from bdh_jax.config.whole_files import write_whole
-from bdh_jax.console import Progress
 from bdh_jax.data.config import DataConfig
 from bdh_jax.data.corpus import Corpus, draw
 from bdh_jax.data.documents import find_files, read_documents
 from bdh_jax.data.duplicates import distinct
 from bdh_jax.data.load import load_text
-from bdh_jax.experiment import ExperimentConfig, load, record_of, train
+from bdh_jax.experiment import ExperimentConfig, load
 from bdh_jax.models.base import ModelConfig, count_parameters
 from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.parallel.mesh import MeshConfig, make_mesh
-from bdh_jax.runs.folder import finished
-from bdh_jax.training.loop import NonFiniteError
 from bdh_jax.training.step import make_predict
 from bdh_jax.types import Slow
 
@@ -51,13 +51,14 @@ VALIDATION_SEED = 100
 PARTS = ("rates", "sweep", "models", "carried")
 MORE = "twice"
 """A part that is trained if it is named."""
+ROWS = ("models", "carried", MORE)
+"""Parts that are rows of models with a run for each seed."""
 MARKS = ("<!-- made by benchmarks/manpages_table.py -->", "<!-- end -->")
 PAGES = "pages.jsonl"
 TWICE = ("twice.train.jsonl", "twice.held_out.jsonl")
 PASSAGES = 8000
 """That stand twice, at most."""
 STRINGS = "strings.json"
-DIVERGED = "diverged.txt"
 RATE_STEPS, SWEEP_STEPS = 400, 200
 """Of ``rates`` and of ``sweep``."""
 WINDOWS = 240
@@ -79,10 +80,14 @@ MODELS = {
 CHANGES: dict[str, dict[str, Any]] = {
     "as it is": {},
     "η .001": {"learning_rate": 0.001},
+    "η .3": {"learning_rate": 0.3},
+    "λ .9": {"decay": 0.9},
     "λ .999": {"decay": 0.999},
+    "delta": {"rule": "delta"},
     "gated delta, η .3": {"rule": "gated_delta", "learning_rate": 0.3},
     "addresses centred": {"address_norm": "centred"},
     "address of gated code": {"address_source": "gated"},
+    "address of the token itself": {"address": "current"},
     "gradient stopped": {"write_gradient": "stop"},
     "as in recall": RECALL,
 }
@@ -93,7 +98,7 @@ TWICE_MODELS = ("BDH with μ", "write-back", "gated DeltaNet")
 
 
 def get_config(arg: str = "") -> ExperimentConfig:
-    """Of ``configs/manpages.py``, which is imported when the path to it is set."""
+    """Of ``configs/manpages.py``, to which ``measure`` has set the path."""
     return importlib.import_module("configs.manpages").get_config(arg)
 
 
@@ -153,26 +158,49 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process of its own")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes and a few steps: does it run?")
     parser.add_argument("--json", type=Path, help="write all numbers there; parts that are there already stay")
-    parser.add_argument("--write", type=Path, help="put the tables into this page, between its marks")
+    parser.add_argument(
+        "--given",
+        action="store_true",
+        help="rates, and what write-back is, are those of the file of --json, unless --parts names them",
+    )
+    parser.add_argument(
+        "--write", type=Path, help="put the tables into this page, between its marks; parts may be those of --json"
+    )
     parser.add_argument("--no_training", action="store_true", help="print what is finished, and train nothing")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         train_one(Run.of_json(options.one), options)
         return
-    if options.write and not set(PARTS) <= set(options.parts):
-        # The page has one block, which a part alone would empty of the others.
+    known = (options.json and options.json.exists() and json.loads(options.json.read_text(encoding="utf-8"))) or {}
+    lacking = [part for part in PARTS if part not in options.parts and part not in known]
+    if options.write and lacking:
+        # The page has one block, which some parts alone would empty of the others.
         parser.error(
-            f"--write puts {', '.join(PARTS)} into the page, and --parts names {', '.join(options.parts)}: leave out one of the two"
+            f"--write puts {', '.join(PARTS)} into the page, and there is no {', '.join(lacking)}: neither --parts nor a file of --json has it"
         )
-    found = {"pages": prepare(options.data, options.workdir / PAGES), **measured(options)}
+    if options.given and (
+        lacking := [part for part in ("rates", "sweep") if part not in options.parts and part not in known]
+    ):
+        parser.error(f"--given needs {', '.join(lacking)} in the file of --json; run without it first")
+    command = " ".join(["python", "benchmarks/manpages_table.py", *map(shlex.quote, sys.argv[1:])])
+    pages = prepare(options.data, options.workdir / PAGES)
+    if options.given and known["pages"] != pages:
+        parser.error(f"--given: the file of --json was measured on other pages ({known['pages']}) than --data has ({pages})")
+    # Of an interrupted command some parts have no run yet.
+    found = {part: rows for part, rows in measured(options, known).items() if part not in ROWS or any_run(rows)}
+    commands = known.get("commands", {}) | {part: command for part in found if part in (*PARTS, MORE)}
+    found = known | {"pages": pages, "commands": commands} | found
     lines = "\n".join(tables(found))
     print(lines)
-    if options.json:
-        kept = json.loads(options.json.read_text(encoding="utf-8")) if options.json.exists() else {}
-        measure.write_json(options.json, kept | found)
+    measure.write_json(options.json, found)
     if options.write:
         measure.write_between(options.write, MARKS, lines)
+
+
+def any_run(rows: dict[str, Any]) -> bool:
+    """Whether a part of rows with runs has one that came to its end."""
+    return any(any(row["runs"].values()) for row in rows.values())
 
 
 def prepare(data: str, out: Path) -> dict[str, int]:
@@ -215,14 +243,18 @@ def doubled(corpus: Corpus) -> str:
     return "\n".join([*rows, json.dumps({"text": "."})]) + "\n"
 
 
-def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """Part → what is known of each row of it, trained if it is missing."""
+def measured(options: argparse.Namespace, known: dict[str, Any]) -> dict[str, Any]:
+    """Part → what is found of each row of it, trained if it is missing; ``known`` is what a file of numbers has."""
     seeds = [int(seed) for seed in options.seeds.split(",")]
     found: dict[str, Any] = {"seeds": seeds}
-    rates = best_rates(found, options)
+    given = {part for part in ("rates", "sweep") if options.given and part not in options.parts}
+    rates = given_rates(known["rates"]) if "rates" in given else best_rates(found, options)
     if set(options.parts) == {"rates"}:
         return found
-    best = sweep(rates["write-back"], found, options)
+    if "sweep" in given:
+        best = tuple(known["sweep"]["rows"][known["sweep"]["best"]]["fast"].items())
+    else:
+        best = sweep(rates["write-back"], found, options)
     # What is asked first comes first, and then seed by seed, so that an interrupted table has something to say.
     asked = ("BDH with μ", "write-back")
     rows = {
@@ -290,6 +322,14 @@ def best_rates(found: dict[str, Any], options: argparse.Namespace) -> dict[str, 
     return best | {"write-back": best["BDH with μ"]}
 
 
+def given_rates(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The learning rate of each model by rows that :func:`best_rates` found."""
+    best = {}
+    for row in sorted((row for row in rows if row["bits"] is not None), key=lambda row: (row["bits"], row["rate"])):
+        best.setdefault(row["model"], row["rate"])
+    return best | {"write-back": best["BDH with μ"]}
+
+
 def sweep(rate: float, found: dict[str, Any], options: argparse.Namespace) -> tuple[tuple[str, Any], ...]:
     """What write-back has to be, by its bits per byte with a seed that is not reported: changes of ``model.fast``."""
 
@@ -322,11 +362,14 @@ def finite(bits: float) -> float | None:
 def scored(runs: dict[Any, Run], options: argparse.Namespace) -> dict[Any, float]:
     """Bits per byte of the held-out text, by the evaluation at the end of training; infinite of a run that diverged, and with ``--no_training`` of
     one that is missing, which is trained otherwise."""
-    missing = [] if options.no_training else [run for run in runs.values() if not is_done(run, options)]
-    progress = Progress("runs", len(runs), done=len(runs) - len(missing))
-    with progress, measure.pool(options.jobs) as pool:
-        for run, _ in zip(missing, pool.map(lambda run: apart(run, options), missing), strict=True):
-            progress.advance(1, f"{run.part}: {run.name}")
+    if not options.no_training:
+        trainings.do_all(
+            list(runs.values()),
+            lambda run: is_done(run, options),
+            lambda run: apart(run, options),
+            lambda run: f"{run.part}: {run.name}",
+            options.jobs,
+        )
     results = {name: of_run(run, options) for name, run in runs.items()}
     return {
         name: float("inf") if result is None else result["evaluation"]["validation"]["bits_per_byte"]
@@ -336,16 +379,15 @@ def scored(runs: dict[Any, Run], options: argparse.Namespace) -> dict[Any, float
 
 def is_done(run: Run, options: argparse.Namespace) -> bool:
     """Whether there is nothing left to do for a run."""
-    folder = run.folder(options.workdir)
-    if (folder / DIVERGED).exists():
-        return True
-    return of_run(run, options) is not None and (run.steps is not None or (folder / STRINGS).exists())
+    folder, config = run.folder(options.workdir), run.config(options.workdir, smoke=options.smoke)
+    # Of one that is reported there are scores besides its results.
+    scored_too = run.steps is not None or (folder / STRINGS).exists() or (folder / trainings.DIVERGED).exists()
+    return trainings.is_over(config, folder) and scored_too
 
 
 def of_run(run: Run, options: argparse.Namespace) -> dict[str, Any] | None:
     """The results of a run that came to its end."""
-    folder = run.folder(options.workdir)
-    return finished(folder, record_of(run.config(options.workdir, smoke=options.smoke))) if folder.is_dir() else None
+    return trainings.result(run.config(options.workdir, smoke=options.smoke), run.folder(options.workdir))
 
 
 def apart(run: Run, options: argparse.Namespace) -> None:
@@ -358,24 +400,24 @@ def apart(run: Run, options: argparse.Namespace) -> None:
 def train_one(run: Run, options: argparse.Namespace) -> None:
     """Train here, and score what is reported."""
     folder, config = run.folder(options.workdir), run.config(options.workdir, smoke=options.smoke)
-    try:
-        train(config, folder)
-    except NonFiniteError as error:
-        (folder / DIVERGED).write_text(str(error), encoding="utf-8")
-        return
-    if run.steps is None:
-        model, slow = load(folder, "last")
-        text = load_text(config.data)
-        length = config.task.length  # pyright: ignore[reportAttributeAccessIssue]
-        scores = {name: strings(*part, text.validation, length) for name, part in language.ablations(model, slow).items()}
-        if model.has_state:
-            beginning = text.validation._replace(tokens=text.validation.tokens[:CARRIED_BYTES])
-            beginning = beginning._replace(starts=beginning.starts[beginning.starts < CARRIED_BYTES])
-            read = language.carried(model, slow, beginning, text.tokenizer.token_bytes)
-            scores["normal"]["carried"] = read.bits_per_byte
-        if isinstance(model, BDHConfig):
-            scores["normal"]["learned"] = learned(model, slow)
-        write_whole(folder / STRINGS, json.dumps(scores) + "\n")
+    if trainings.train_here(config, folder) and run.steps is None:
+        measure.kept(folder / STRINGS, lambda: scores_of(config, folder))
+
+
+def scores_of(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
+    """Bits per byte of a trained model and of its ablations."""
+    model, slow = load(folder, "last")
+    text = load_text(config.data)
+    length = config.task.length  # pyright: ignore[reportAttributeAccessIssue]
+    scores = {name: strings(*part, text.validation, length) for name, part in language.ablations(model, slow).items()}
+    if model.has_state:
+        beginning = text.validation._replace(tokens=text.validation.tokens[:CARRIED_BYTES])
+        beginning = beginning._replace(starts=beginning.starts[beginning.starts < CARRIED_BYTES])
+        read = language.carried(model, slow, beginning, text.tokenizer.token_bytes)
+        scores["normal"]["carried"] = read.bits_per_byte
+    if isinstance(model, BDHConfig):
+        scores["normal"]["learned"] = learned(model, slow)
+    return scores
 
 
 def strings(model: ModelConfig, slow: Slow, corpus: Corpus, length: int) -> dict[str, Any]:
@@ -434,12 +476,6 @@ def state_bytes(model: ModelConfig, length: int) -> int:
 def tables(found: dict[str, Any]) -> list[str]:
     """The tables in Markdown."""
     pages = found["pages"]
-    # Of an interrupted command some parts have no run yet.
-    found = {
-        part: rows
-        for part, rows in found.items()
-        if part not in ("models", "carried", MORE) or any(any(row["runs"].values()) for row in rows.values())
-    }
     lines = [
         f"{pages['documents']:,} documents, of which {pages['kept']:,} are kept: {pages['train_bytes']:,} bytes in "
         f"{pages['train_documents']:,} documents to train on,",

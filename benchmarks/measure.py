@@ -26,7 +26,9 @@ from bdh_jax.commands._allocator import keep_freed_memory
 from bdh_jax.config.whole_files import write_whole
 from bdh_jax.console import Progress
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# A script finds what lies beside it, and configs/ lies here.
+sys.path.insert(1, str(ROOT))
 console = Console() if sys.stdout.isatty() else Console(width=132)
 
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import shlex
 import statistics
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -34,16 +35,14 @@ from typing import Any, NamedTuple
 import jax
 import measure
 import numpy as np
+import trainings
 
 from bdh_jax.analysis import figures
 from bdh_jax.config.convert import change
-from bdh_jax.console import Progress
-from bdh_jax.experiment import ExperimentConfig, load, record_of, train
+from bdh_jax.experiment import ExperimentConfig, load
 from bdh_jax.models.attention import AttentionConfig
 from bdh_jax.models.base import ModelConfig, count_parameters
-from bdh_jax.runs.folder import finished
 from bdh_jax.tasks.mqar import MQARConfig
-from bdh_jax.training.loop import NonFiniteError
 
 VALIDATION_SEED = 100
 """Of the runs by which a rate is chosen."""
@@ -171,11 +170,17 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=tuple(PARTS), help="what is trained")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=tuple(MODELS), help="models")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        metavar="ROW",
+        help='single rows, such as "GLA, N 208", at the rates that the file of --json says',
+    )
     parser.add_argument("--rates", default="3e-3,1e-2,3e-2", help="learning rates that the grid chooses from at first")
     parser.add_argument("--seeds", default="0,1,2", help="seeds of what is reported")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process and on a core of its own")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes and a few steps: does it run?")
-    parser.add_argument("--json", type=Path, help="write all numbers there; other parts that are there already stay")
+    parser.add_argument("--json", type=Path, help="write all numbers there; what else is there already stays")
     parser.add_argument("--write", type=Path, help="put the tables into this page, each between its marks")
     parser.add_argument("--figure", type=Path, help="draw accuracy against bytes of state there")
     parser.add_argument("--one", nargs=4, metavar=("PART", "ROW", "SEED", "RATE"), help=argparse.SUPPRESS)
@@ -183,43 +188,80 @@ def main() -> None:
     if options.one:
         part, name, seed, rate = options.one
         (row,) = (row for row in PARTS[part] if row.name == name)
-        train_one(Run(part, row, int(seed), None if rate == "-" else float(rate)), options)
+        run = Run(part, row, int(seed), None if rate == "-" else float(rate))
+        trainings.train_here(run.config(options), run.folder(options))
         return
     seeds, rates = (
         [kind(cell) for cell in cells.split(",")] for kind, cells in ((int, options.seeds), (float, options.rates))
     )
-    tried = {} if set(options.parts) <= {"smallest"} else tried_rates(rates, options)
+    known = (options.json and options.json.exists() and json.loads(options.json.read_text(encoding="utf-8"))) or {}
+    if options.rows:
+        tried = given_rates(parser, known, options)
+    else:
+        tried = {} if set(options.parts) <= {"smallest"} else tried_rates(rates, options)
     chosen = {family: best(of_family) for family, of_family in tried.items()}
+    command = " ".join(["python", "benchmarks/mqar_table.py", *map(shlex.quote, sys.argv[1:])])
     found = {part: measured(part, seeds, chosen, options) for part in options.parts}
+    found = {
+        part: {label: row and {**row, "command": command} for label, row in rows.items()} for part, rows in found.items()
+    }
+    if options.rows:
+        found = {part: added(known["parts"].get(part, {}), rows) for part, rows in found.items()}
     tables = {part: of_long(rows) if part == "long" else of_part(rows) for part, rows in found.items()}
-    tables |= {"rates": of_rates(tried)} if tried else {}
+    tables |= {"rates": of_rates(tried)} if tried and not options.rows else {}
     for name, table in tables.items():
         print(f"\n{name}\n\n{table}")
         if options.write:
             marks = f"<!-- {name}: made by benchmarks/mqar_table.py -->", f"<!-- end of {name} -->"
             measure.write_between(options.write, marks, table)
     if options.json:
-        command = " ".join(["python", "benchmarks/mqar_table.py", *sys.argv[1:]])
-        parts = {
-            part: {label: row and {**row, "command": command} for label, row in rows.items()} for part, rows in found.items()
-        }
-        measure.write_json(options.json, joined(options.json, tried, parts))
+        measure.write_json(options.json, joined(known, {} if options.rows else tried, found))
     if options.figure and found.get("grid"):
         draw(found["grid"]).savefig(options.figure, dpi=150)
 
 
-def joined(path: Path, rates: dict[str, Any], parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What was measured now, and what the file has besides: rates and rows of other models, and other parts.
+def given_rates(parser: argparse.ArgumentParser, known: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Model → rate → score as a file of numbers says, of the models whose rows are asked for."""
+    rows = {row.label: row for part in options.parts for row in PARTS[part]}
+    for label in options.rows:
+        if label not in rows:
+            parser.error(f"--rows names {label!r}, which is no row of {', '.join(options.parts)}: one of {'; '.join(rows)}")
+        if rows[label].family not in known.get("rates", {}):
+            parser.error(
+                f"--rows needs the rates of {rows[label].family} in the file of --json; run the part without --rows first"
+            )
+    return {
+        family: {float(rate): score for rate, score in of_family.items()}
+        for family, of_family in known["rates"].items()
+        if family in {rows[label].family for label in options.rows}
+    }
+
+
+def added(known: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
+    """The rows of a part that are known, and others, or other seeds of the same, which must have been trained at the same rate."""
+    both = dict(known)
+    for label, row in rows.items():
+        before = known.get(label)
+        if row and before and "runs" in row and before["rate"] == row["rate"]:
+            runs = dict(sorted((before["runs"] | row["runs"]).items()))
+            commands = dict.fromkeys([*before["command"].split("; "), row["command"]])
+            row = {**row, "runs": runs, "command": "; ".join(commands)}
+        both[label] = row
+    return both
+
+
+def joined(known: dict[str, Any], rates: dict[str, Any], parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What was measured now, and what a file of numbers has besides: rates and rows of other models, and other parts.
 
     Args:
-      path: the file.
+      known: what the file says.
       rates: model → rate → score.
       parts: part → its "rows", each with the command that measured it.
     """
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rates": {}, "parts": {}}
+    before = known.get("parts", {})
     return {
-        "rates": kept["rates"] | rates,
-        "parts": kept["parts"] | {part: kept["parts"].get(part, {}) | rows for part, rows in parts.items()},
+        "rates": known.get("rates", {}) | rates,
+        "parts": before | {part: before.get(part, {}) | rows for part, rows in parts.items()},
     }
 
 
@@ -260,7 +302,7 @@ def beside(chosen: float, tried: Collection[float]) -> set[float]:
 
 def measured(part: str, seeds: Sequence[int], rates: dict[str, float], options: argparse.Namespace) -> dict[str, Any]:
     """Label → what is known of each row of a part, trained if it is missing, each model with its rate; without one with the experiment's."""
-    rows = [row for row in PARTS[part] if row.family in options.models]
+    rows = [row for row in PARTS[part] if row.family in options.models and (not options.rows or row.label in options.rows)]
     chosen = {row: None if part == "smallest" else rates[row.family] for row in rows}
     if part == "long":
         runs = {row: Run("grid", row, seeds[0], chosen[row]) for row in rows}
@@ -320,23 +362,20 @@ def state_bytes(model: ModelConfig) -> int:
 
 def results(runs: Sequence[Run], options: argparse.Namespace) -> dict[Run, dict[str, Any] | None]:
     """The results of these runs, trained if they are missing; None of one that diverged."""
-    missing = [run for run in runs if not (diverged(run, options).exists() or of_run(run, options))]
-    progress = Progress(f"{runs[0].part}: runs" if runs else "runs", len(runs), done=len(runs) - len(missing))
-    with progress, measure.pool(options.jobs) as pool:
-        for run, _ in zip(missing, pool.map(lambda run: apart(run, options), missing), strict=True):
-            progress.advance(1, run.row.label)
+    trainings.do_all(
+        runs,
+        lambda run: trainings.is_over(run.config(options), run.folder(options)),
+        lambda run: apart(run, options),
+        lambda run: run.row.label,
+        options.jobs,
+        f"{runs[0].part}: runs" if runs else "runs",
+    )
     return {run: of_run(run, options) for run in runs}
-
-
-def diverged(run: Run, options: argparse.Namespace) -> Path:
-    """The file that says that a run's loss was not finite."""
-    return run.folder(options) / "diverged.txt"
 
 
 def of_run(run: Run, options: argparse.Namespace) -> dict[str, Any] | None:
     """The results of a run that came to its end."""
-    folder = run.folder(options)
-    return finished(folder, record_of(run.config(options))) if folder.is_dir() else None
+    return trainings.result(run.config(options), run.folder(options))
 
 
 def apart(run: Run, options: argparse.Namespace) -> None:
@@ -345,14 +384,6 @@ def apart(run: Run, options: argparse.Namespace) -> None:
     arguments = ["--workdir", str(options.workdir), *(["--smoke"] if options.smoke else [])]
     log = folder.with_name(f"{folder.name}.log")
     measure.apart(__file__, [*arguments, "--one", run.part, run.row.name, str(run.seed), rate], log)
-
-
-def train_one(run: Run, options: argparse.Namespace) -> None:
-    """Train here."""
-    try:
-        train(run.config(options), run.folder(options))
-    except NonFiniteError as error:
-        diverged(run, options).write_text(str(error), encoding="utf-8")
 
 
 def beyond(run: Run, options: argparse.Namespace) -> dict[str, Any] | None:

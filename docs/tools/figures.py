@@ -436,7 +436,7 @@ def mixture_routes() -> Any:
 def latent() -> Any:
     """Share of questions that are answered right by rung, a line for each R, and that of four layers."""
     found = json.loads((ROOT / "benchmarks" / "results" / "latent_cpu.json").read_text(encoding="utf-8"))["ladders"]
-    panels_of = (("binding", "fixed"), ("binding", "fixed, half the rungs"), ("ordering", "fixed"))
+    panels_of = (("binding", "fixed"), ("binding", "fixed, half"), ("ordering", "fixed"))
     figure, panels = figures.make(len(panels_of), width=3.3, height=3.1, sharey=True)
     names = [f"R = {passes}" for passes in (1, 2, 4, 8, 16)]
     looks = figures.lines([*names, "four layers"])

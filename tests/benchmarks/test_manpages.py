@@ -94,6 +94,12 @@ def test_where_nothing_helps_it_stays_as_it_is(monkeypatch, table):
     assert table.sweep(1e-3, {}, argparse.Namespace()) == ()
 
 
+def test_a_part_without_a_run_takes_the_place_of_nothing(table):
+    row = {"parameters": 1, "runs": {"0": None}}
+    assert not table.any_run({"BDH": row})
+    assert table.any_run({"BDH": row, "GPT": {**row, "runs": {"0": None, "1": {"normal": {}}}}})
+
+
 @pytest.mark.parametrize(
     ("parts", "trained"),
     [
@@ -105,14 +111,14 @@ def test_where_nothing_helps_it_stays_as_it_is(monkeypatch, table):
 def test_a_part_is_trained_with_what_it_is_chosen_by_and_nothing_else(monkeypatch, table, parts, trained):
     asked = scored_by(monkeypatch, table, lambda run: 3.0)
     monkeypatch.setattr(table, "described", lambda rows, options: {})
-    table.measured(argparse.Namespace(parts=parts, seeds="0,1"))
+    table.measured(argparse.Namespace(parts=parts, seeds="0,1", given=False), {})
     assert {run.part for run in asked} == trained
 
 
 def test_passages_that_stand_twice_have_the_write_back_of_recall_beside_models_without(monkeypatch, table):
     asked = scored_by(monkeypatch, table, lambda run: 3.0)
     monkeypatch.setattr(table, "described", lambda rows, options: {})
-    table.measured(argparse.Namespace(parts=["twice"], seeds="0,1,2"))
+    table.measured(argparse.Namespace(parts=["twice"], seeds="0,1,2", given=False), {})
     runs = [run for run in asked if run.part == "twice"]
     assert sorted((run.name, run.seed) for run in runs) == sorted(
         (name, seed) for name in table.TWICE_MODELS for seed in range(3)
@@ -129,21 +135,69 @@ def test_a_part_alone_does_not_empty_the_page(monkeypatch, table, tmp_path, caps
     with pytest.raises(SystemExit) as stopped:
         table.main()
     assert stopped.value.code == 2
-    assert "leave out one of the two" in capsys.readouterr().err
+    assert "there is no sweep, models, carried: neither --parts nor" in capsys.readouterr().err
     assert page.read_text(encoding="utf-8") == "as it was"
+
+
+KNOWN = {
+    "pages": {"documents": 9},
+    "rates": [
+        {"model": "BDH", "rate": 8e-3, "bits": 3.0},
+        {"model": "BDH with μ", "rate": 4e-3, "bits": None},
+        {"model": "BDH with μ", "rate": 2e-3, "bits": 2.5},
+        {"model": "BDH with μ", "rate": 1e-3, "bits": 2.5},
+        {"model": "gated DeltaNet", "rate": 4e-3, "bits": 2.0},
+        {"model": "GPT", "rate": 4e-3, "bits": 2.0},
+    ],
+    "sweep": {"best": "delta", "rows": {"delta": {"fast": {"rule": "delta"}, "bits": 2.0}}},
+}
+"""What a file of numbers says."""
+
+
+def test_what_is_given_is_not_measured_again_unless_it_is_named(monkeypatch, table):
+    asked = scored_by(monkeypatch, table, lambda run: 3.0 + len(run.fast))
+    monkeypatch.setattr(table, "described", lambda rows, options: {})
+    table.measured(argparse.Namespace(parts=["models"], seeds="0", given=True), KNOWN)
+    assert {run.part for run in asked} == {"models"}
+    rates = {"BDH": 8e-3, "BDH with μ": 1e-3, "write-back": 1e-3, "gated DeltaNet": 4e-3, "GPT": 4e-3}
+    assert {run.name: run.rate for run in asked} == rates
+    assert {run.fast for run in asked if run.name == "write-back"} == {(("rule", "delta"),)}
+    asked.clear()
+    found = table.measured(argparse.Namespace(parts=["sweep"], seeds="0", given=True), KNOWN)
+    assert {(run.part, run.rate) for run in asked} == {("sweep", 1e-3)}
+    assert found["sweep"]["best"] == "as it is"
+
+
+@pytest.mark.parametrize(
+    ("known", "pages", "said"),
+    [({}, {"documents": 9}, "--given needs rates, sweep in"), (KNOWN, {"documents": 8}, "was measured on other pages")],
+)
+def test_what_cannot_be_given_is_refused(monkeypatch, table, tmp_path, capsys, known, pages, said):
+    file = tmp_path / "numbers.json"
+    file.write_text(json.dumps(known), encoding="utf-8")
+    monkeypatch.setattr(table, "prepare", lambda data, out: pages)
+    command = ["manpages_table.py", "--workdir", str(tmp_path), "--data", "none", "--parts", "models", "--given"]
+    monkeypatch.setattr(sys, "argv", [*command, "--json", str(file)])
+    with pytest.raises(SystemExit) as stopped:
+        table.main()
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+    assert json.loads(file.read_text(encoding="utf-8")) == known
 
 
 def test_numbers_of_other_parts_stay(monkeypatch, table, tmp_path):
     file = tmp_path / "numbers.json"
     file.write_text('{"twice": {"BDH": 1}, "rates": []}', encoding="utf-8")
     monkeypatch.setattr(table, "prepare", lambda data, out: {})
-    monkeypatch.setattr(table, "measured", lambda options: {"rates": [{"model": "GPT"}]})
+    monkeypatch.setattr(table, "measured", lambda options, known: {"rates": [{"model": "GPT"}]})
     monkeypatch.setattr(table, "tables", lambda found: [])
     command = ["manpages_table.py", "--workdir", str(tmp_path), "--data", "none", "--parts", "rates", "--json", str(file)]
     monkeypatch.setattr(sys, "argv", command)
     table.main()
     numbers = json.loads(file.read_text(encoding="utf-8"))
     assert (numbers["twice"], numbers["rates"]) == ({"BDH": 1}, [{"model": "GPT"}])
+    assert list(numbers["commands"]) == ["rates"]
+    assert "--parts rates" in numbers["commands"]["rates"]
 
 
 def test_windows_begin_where_passages_that_stand_twice_do(table, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -39,6 +40,21 @@ def test_a_process_of_its_own_gets_its_arguments_and_says_why_it_failed(tmp_path
     with pytest.raises(SystemExit, match=r"seed0\.log says why"):
         measure.apart(str(script), ["fail"], log)
     assert "for a reason" in log.read_text()
+
+
+def test_tables_find_their_experiments_wherever_they_are_started(tmp_path):
+    program = """
+import argparse, pathlib
+import latent_table, manpages_table, mqar_table
+options = argparse.Namespace(smoke=True)
+print(latent_table.Run("copy", "deep", 0).config(smoke=True).task.name)
+print(manpages_table.Run("models", "GPT", "gpt", 0).config(pathlib.Path(), smoke=True).task.name)
+print(mqar_table.Run("grid", mqar_table.of_size("GLA", 0), 0, None).config(options).task.name)
+"""
+    (script := tmp_path / "script.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(Path(measure.__file__).parent)}
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["ladder", "text", "mqar"], done.stderr
 
 
 def test_what_is_said_of_several_seeds():

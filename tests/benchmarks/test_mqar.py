@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from configs.mqar import get_config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-import measure
 import mqar_reasons
 import mqar_table
 
@@ -79,15 +79,36 @@ def test_rates_are_tried_until_the_best_is_neither_the_smallest_nor_the_largest(
     assert [mqar_table.best(of_family) for of_family in tried.values()] == [3e-4, 1e-2, 3e-2]
 
 
-def test_a_file_of_numbers_keeps_the_parts_that_were_not_asked_for(tmp_path):
-    path = tmp_path / "numbers.json"
+def test_a_file_of_numbers_keeps_the_parts_that_were_not_asked_for():
     first = {"rates": {"GLA": 1}, "parts": {"grid": {"GLA": 2}, "long": {"GLA": 3}}}
-    assert mqar_table.joined(path, **first) == first
-    measure.write_json(path, first)
-    assert mqar_table.joined(path, {"BDH": 4}, {"grid": {"BDH": 5}}) == {
+    assert mqar_table.joined({}, **first) == first
+    assert mqar_table.joined(first, {"BDH": 4}, {"grid": {"BDH": 5}}) == {
         "rates": {"GLA": 1, "BDH": 4},
         "parts": {"grid": {"GLA": 2, "BDH": 5}, "long": {"GLA": 3}},
     }
+
+
+def test_seeds_are_added_to_a_row_of_the_same_rate_alone():
+    def row(rate, command, **runs):
+        return {"rate": rate, "command": command, "runs": {seed[1:]: of_seed for seed, of_seed in runs.items()}}
+
+    known = {"GLA": row(0.1, "one", _0="a", _2="c"), "BDH": row(0.1, "one", _0="d")}
+    assert mqar_table.added(known, {"GLA": row(0.1, "two", _1="b")}) == {
+        "GLA": row(0.1, "one; two", _0="a", _1="b", _2="c"),
+        "BDH": known["BDH"],
+    }
+    assert mqar_table.added(known, {"GLA": row(0.2, "two", _1="b")})["GLA"] == row(0.2, "two", _1="b")
+    assert list(mqar_table.added(known, {"Mamba-2": None})) == ["GLA", "BDH", "Mamba-2"]
+
+
+def test_a_row_by_its_name_has_the_rate_that_is_known(capsys):
+    parser, known = argparse.ArgumentParser(), {"rates": {"GLA": {"0.01": 0.5, "0.003": 0.75}, "BDH": {"0.01": 1.0}}}
+    options = argparse.Namespace(parts=["grid"], rows=["GLA, N 208"])
+    assert mqar_table.given_rates(parser, known, options) == {"GLA": {0.01: 0.5, 0.003: 0.75}}
+    for rows, said in ((["GLA, N 5"], "'GLA, N 5', which is no row of grid"), (["Mamba-2, N 8"], "the rates of Mamba-2")):
+        with pytest.raises(SystemExit, match="2"):
+            mqar_table.given_rates(parser, known, argparse.Namespace(parts=["grid"], rows=rows))
+        assert said in capsys.readouterr().err
 
 
 def test_overlap_and_directions_of_known_addresses():

@@ -100,7 +100,7 @@ def _finished(folder: Path, processes: int) -> None:
     assert start["processes"] == processes
 
 
-@pytest.mark.parametrize("kind", ["tpu", "gpu"])
+@pytest.mark.parametrize("kind", [pytest.param("tpu", marks=pytest.mark.full), "gpu"])
 def test_the_hosts_of_a_jobset_find_each_other_and_train(kind, tmp_path, environment):
     (job,) = yaml.safe_load((LAUNCH / f"jobset_{kind}.yaml").read_text())["spec"]["replicatedJobs"]
     hosts = job["template"]["spec"]["completions"]
@@ -129,7 +129,10 @@ def test_an_image_without_a_command_lists_experiments(environment):
     assert "nback" in found.stdout
 
 
-@pytest.mark.parametrize("image", ["", "registry#bdh_jax:cuda"], ids=["environment", "container"])
+@pytest.mark.parametrize(
+    "image",
+    [pytest.param("", id="environment"), pytest.param("registry#bdh_jax:cuda", id="container", marks=pytest.mark.full)],
+)
 def test_a_slurm_job_trains(image, tmp_path, environment):
     arguments = _local(["nback:seed25m", "--workdir=/runs/nback"], tmp_path)
     _together([["bash", str(LAUNCH / "slurm.sbatch"), *arguments]], {**environment, "IMAGE": image})

@@ -18,7 +18,7 @@ import pytest
 from bdh_jax import load
 from tests.processes import Command, run_text
 
-STEPS, SAVED = 200, 40
+STEPS, SAVED = 120, 30
 RUN = (
     "bdh_jax",
     "train",
@@ -107,7 +107,7 @@ def test_two_processes_stop_together_and_resume_to_the_losses_of_one(tmp_path, m
     ("processes", "killed", "said", "after", "flags"),
     [
         (2, 1, "process 1 on host", 2, IN_PARTS),
-        (2, 0, "process 0, or this one (see above), is gone", 2, ()),
+        pytest.param(2, 0, "process 0, or this one (see above), is gone", 2, (), marks=pytest.mark.full),
         pytest.param(4, 2, "process 2 on host", 2, IN_PARTS, marks=pytest.mark.full),
         pytest.param(2, 1, "process 1 on host", 4, (), marks=pytest.mark.full),
     ],
@@ -152,7 +152,7 @@ def test_a_killed_process_is_named_by_the_others_which_stop_and_go_on(
     assert jax.tree.leaves(load(workdir, "last")[1])
 
 
-@pytest.mark.parametrize("save", ["background", "blocking"])
+@pytest.mark.parametrize("save", ["background", pytest.param("blocking", marks=pytest.mark.full)])
 def test_a_process_that_cannot_save_its_part_ends_all_of_them(save, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     run = (*RUN, f"--config.train.checkpoint_every={SAVED}", f"--config.train.save={save}", "--config.mesh.fsdp=True")
@@ -171,7 +171,7 @@ def _digests(workdir) -> dict[str, dict[str, str | dict[str, str]]]:
     return json.loads((workdir / "checkpoints" / str(STEPS) / "info" / "metadata").read_text())["digests"]
 
 
-@pytest.mark.parametrize("variants", ["fast_topk,smoke", "fast,tbptt,smoke"])
+@pytest.mark.parametrize("variants", ["fast_topk,smoke", pytest.param("fast,tbptt,smoke", marks=pytest.mark.full)])
 def test_consolidation_and_carried_states_of_text_in_two_processes_are_those_of_one(variants, tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_bytes(bytes(np.random.default_rng(0).integers(97, 123, 3000, dtype=np.uint8)))
