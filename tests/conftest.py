@@ -18,9 +18,24 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: one thread each is faster than every worker using all of them.
     _FLAGS += ["--xla_cpu_multi_thread_eigen=false", "intra_op_parallelism_threads=1"]
-# Most of a test's time is compilation: the same program is compiled once, also across processes and runs.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+def _programs() -> Path:
+    """Where what tests compile is kept for all checkouts of this user; in this one if nothing can be written there."""
+    try:
+        named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        folder = (named if named.is_absolute() else Path.home() / ".cache") / "bdh_jax" / "test_programs"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):  # the second where there is no home
+        pass
+    return Path(__file__).parents[1] / ".pytest_cache" / "jax"
+
+
+# A third of a test's time is compilation: the same program is compiled once, also across processes and runs.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_programs()))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
 
 import hypothesis  # noqa: E402

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
-from scipy import integrate, optimize, stats
+from scipy import integrate, optimize, special
 
 from bdh_jax.analysis import figures, probes
 from bdh_jax.config import ConfigError
@@ -119,7 +119,9 @@ def right_share(signal: float, values: int) -> float:
       signal: s, signal ÷ standard deviation of the noise.
       values: V ≥ 1.
     """
-    return integrate.quad(lambda z: stats.norm.pdf(z) * stats.norm.cdf(z + signal) ** (values - 1), -10, 10)[0]
+    # special.ndtr is the distribution function; that of scipy.stats takes twenty times as long for a number.
+    area = integrate.quad(lambda z: math.exp(-z * z / 2) * special.ndtr(z + signal) ** (values - 1), -10, 10)[0]
+    return area / math.sqrt(2 * math.pi)
 
 
 @functools.cache

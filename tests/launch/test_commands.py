@@ -139,6 +139,7 @@ def test_a_slurm_job_trains(image, tmp_path, environment):
     _finished(tmp_path / "nback", 2)
 
 
+@pytest.mark.full
 def test_every_host_of_a_tpu_slice_trains(tmp_path, environment):
     arguments = _local(["nback:seed25m", "--workdir=/runs/nback"], tmp_path)
     named = {**environment, "TPU": "slice", "ZONE": "zone"}
@@ -157,6 +158,7 @@ def test_what_a_tpu_slice_cannot_do_is_refused(environment):
         assert said in found.stderr
 
 
+@pytest.mark.full
 def test_the_machines_of_skypilot_train(tmp_path, environment):
     nodes = 2
     script = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())["run"]

@@ -225,7 +225,9 @@ def test_bfloat16_rounds_and_does_not_overflow(name):
     assert np.linalg.norm(ours - expected) / np.linalg.norm(expected) < 0.15
 
 
-@pytest.mark.parametrize("name", FRAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "gated_deltanet" else pytest.mark.full) for name in FRAMES]
+)
 def test_examples_split_over_devices_train_the_same(name):
     """A mesh along the batch: the mean of the gradients is a sum over devices, in another order."""
     losses = []

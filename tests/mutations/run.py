@@ -93,8 +93,6 @@ def run_tests(source: Path, tests: tuple[str, ...], patch: Path | None) -> tuple
             **os.environ,
             "PYTHONPATH": str(tree),  # before the installed package, which is the working tree itself
             "PYTHONDONTWRITEBYTECODE": "1",
-            # What a patch does not touch is compiled once for all of them.
-            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
         }
         command = [sys.executable, "-c", "import bdh_jax; print(bdh_jax.__file__)"]
         imported = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)

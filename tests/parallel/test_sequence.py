@@ -100,7 +100,7 @@ FORMS = {
 }
 
 
-LONG = (("parallel", False), ("chunked", True), ("shift", False), ("gated", True), ("without", False))
+LONG = (("parallel", False), ("chunked", True), ("shift", False), ("shift", True), ("gated", True), ("without", False))
 """In `make test-full` only."""
 
 
