@@ -77,7 +77,7 @@ def test_pairing_of_hubs():
     assert_uniform(p_values, 99)
 
 
-@pytest.mark.parametrize("draw", ["geometric", "poisson"])
+@pytest.mark.parametrize("draw", ["geometric", pytest.param("poisson", marks=pytest.mark.full)])
 def test_light_tails_are_not_called_heavy(draw):
     rng = np.random.default_rng(3)
     heavy = 0

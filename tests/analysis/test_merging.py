@@ -15,6 +15,7 @@ from bdh_jax.fast_weights.config import FastWeightConfig
 from bdh_jax.models.bdh import BDHConfig
 from bdh_jax.models.gpt import GPTConfig
 from bdh_jax.models.tiny_bdh import TinyBDHConfig
+from tests.compiled import apply, init
 from tests.reference_model import run as reference
 
 SIZES = {"vocab_size": 16, "n_layer": 2, "d_model": 8, "n_head": 2, "n_neurons": 24, "dropout": 0.0, "init_std": 0.3}
@@ -42,7 +43,7 @@ def doubles():
 
 def made(seed=0, dtype="float64", **settings):
     config = BDHConfig(**{**SIZES, "fast": OFF, "dtype": dtype, **settings})
-    slow = config.build().init_slow(jax.random.key(seed))
+    slow = init(config.build(), seed)
     if "synapse" in slow:
         slow["synapse"] = jax.random.normal(jax.random.key(7), slow["synapse"].shape, slow["synapse"].dtype)
     return config, slow
@@ -54,7 +55,7 @@ def tokens(length=12):
 
 def logits(model, given=None, fast=None):
     config, slow = model
-    return config.build().apply({"params": slow}, tokens() if given is None else given, fast)
+    return apply(config.build(), slow, tokens() if given is None else given, fast)
 
 
 def distance(a, b):
@@ -184,7 +185,7 @@ def test_what_does_not_fit_is_refused_by_name(models, mode, message):
 
 def test_models_without_neurons_side_by_side_are_refused_by_name():
     gpt = GPTConfig(vocab_size=16, n_layer=1, d_model=8, n_head=2, dropout=0.0)
-    model = gpt, gpt.build().init_slow(jax.random.key(0))
+    model = gpt, init(gpt.build(), 0)
     with pytest.raises(ConfigError, match="models of the architecture 'gpt' cannot be put side by side"):
         merge([model] * 2)
     with pytest.raises(ConfigError, match="a model of the architecture 'gpt' cannot grow"):
@@ -193,8 +194,8 @@ def test_models_without_neurons_side_by_side_are_refused_by_name():
         merge([model, made(dtype="float32")], "average")
     tiny = TinyBDHConfig()
     with pytest.raises(ConfigError, match="'tiny_bdh'"):
-        merge([(tiny, tiny.build().init_slow(jax.random.key(0)))] * 2, "heads")
-    mean = merge([model, (gpt, gpt.build().init_slow(jax.random.key(1)))], "average")
+        merge([(tiny, init(tiny.build(), 0))] * 2, "heads")
+    mean = merge([model, (gpt, init(gpt.build(), 1))], "average")
     assert mean[0] == gpt
 
 

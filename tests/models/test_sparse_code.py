@@ -14,6 +14,7 @@ from bdh_jax.analysis.activity import active_shares
 from bdh_jax.models.token_step import TokenStepConfig, without_slots
 from bdh_jax.parallel.mesh import MeshConfig, make_mesh
 from tests import reference_model
+from tests.compiled import apply
 
 BATCH, LENGTH, VOCAB, TOP, PENALTY, EXACT = 2, 9, 18, 5, 0.3, 1e-10
 RNG = np.random.default_rng(0)
@@ -127,7 +128,7 @@ def test_the_penalty_is_the_share_of_active_neurons():
 def test_shares_of_active_neurons_are_counted_where_tokens_count():
     slow = weights()
     found = active_shares(CONFIG, slow, TOKENS, VALID)
-    out = BDH(CONFIG).apply({"params": slow}, TOKENS, valid=VALID, state="none", collect=("code", "gate"))
+    out = apply(BDH(CONFIG), slow, TOKENS, valid=VALID, state="none", collect=("code", "gate"))
     for name in ("code", "gate", "gated"):
         active = {part: np.asarray(out.collected[part]) != 0 for part in ("code", "gate")}
         active["gated"] = active["code"] & active["gate"]
