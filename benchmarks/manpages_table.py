@@ -164,6 +164,9 @@ def main() -> None:
         help="rates, and what write-back is, are those of the file of --json, unless --parts names them",
     )
     parser.add_argument(
+        "--kinds", nargs="+", choices=CHANGES, default=(), help="of the sweep: train these, the others are those of --json"
+    )
+    parser.add_argument(
         "--write", type=Path, help="put the tables into this page, between its marks; parts may be those of --json"
     )
     parser.add_argument("--no_training", action="store_true", help="print what is finished, and train nothing")
@@ -183,6 +186,8 @@ def main() -> None:
         lacking := [part for part in ("rates", "sweep") if part not in options.parts and part not in known]
     ):
         parser.error(f"--given needs {', '.join(lacking)} in the file of --json; run without it first")
+    if options.kinds and "as it is" not in (known.get("sweep") or {"rows": {}})["rows"]:
+        parser.error("--kinds adds to a sweep, and the file of --json has none; run --parts sweep without it first")
     command = " ".join(["python", "benchmarks/manpages_table.py", *map(shlex.quote, sys.argv[1:])])
     pages = prepare(options.data, options.workdir / PAGES)
     if options.given and known["pages"] != pages:
@@ -251,10 +256,13 @@ def measured(options: argparse.Namespace, known: dict[str, Any]) -> dict[str, An
     rates = given_rates(known["rates"]) if "rates" in given else best_rates(found, options)
     if set(options.parts) == {"rates"}:
         return found
-    if "sweep" in given:
-        best = tuple(known["sweep"]["rows"][known["sweep"]["best"]]["fast"].items())
-    else:
-        best = sweep(rates["write-back"], found, options)
+    # Kinds that are named are trained, whatever is known of them.
+    kinds = {name: row for name, row in known["sweep"]["rows"].items() if name in CHANGES} if options.kinds else {}
+    kinds = {name: row for name, row in kinds.items() if name not in options.kinds}
+    chosen = known["sweep"] if "sweep" in given else sweep(rates["write-back"], kinds, options)
+    if "sweep" not in given:
+        found["sweep"] = chosen
+    best = tuple(chosen["rows"].get(chosen["best"], {"fast": {}})["fast"].items())
     # What is asked first comes first, and then seed by seed, so that an interrupted table has something to say.
     asked = ("BDH with μ", "write-back")
     rows = {
@@ -330,28 +338,40 @@ def given_rates(rows: list[dict[str, Any]]) -> dict[str, float]:
     return best | {"write-back": best["BDH with μ"]}
 
 
-def sweep(rate: float, found: dict[str, Any], options: argparse.Namespace) -> tuple[tuple[str, Any], ...]:
-    """What write-back has to be, by its bits per byte with a seed that is not reported: changes of ``model.fast``."""
+def sweep(rate: float, known: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """What write-back has to be, by its bits per byte with a seed that is not reported.
 
-    def run(name: str, fast: dict[str, Any]) -> Run:
-        return Run("sweep", name, "write_back", VALIDATION_SEED, SWEEP_STEPS, rate, tuple(fast.items()))
+    Args:
+      rate: the learning rate.
+      known: kind → its row, of those that are not trained now.
+      options: of the command.
 
-    runs = {name: run(name, fast) for name, fast in CHANGES.items()}
-    bits = scored(runs, options)
-    helped = sorted((name for name in CHANGES if bits[name] < bits["as it is"]), key=bits.__getitem__)
+    Returns:
+      "best", the best kind, and "rows": kind → "fast", its changes of ``model.fast``, and "bits", None of one that diverged.
+    """
+
+    def train(kinds: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        runs = {
+            name: Run("sweep", name, "write_back", VALIDATION_SEED, SWEEP_STEPS, rate, tuple(fast.items()))
+            for name, fast in kinds.items()
+        }
+        bits = scored(runs, options)
+        return {
+            name: {"fast": dict(run.fast), "bits": finite(bits[name])} for name, run in runs.items() if is_done(run, options)
+        }
+
+    def bits_of(name: str) -> float:
+        bits = rows[name]["bits"] if name in rows else None
+        return math.inf if bits is None else bits
+
+    rows = known | train({name: fast for name, fast in CHANGES.items() if name not in known})
+    helped = sorted((name for name in CHANGES if bits_of(name) < bits_of("as it is")), key=bits_of)
     # Of two that change the same the better one counts.
     together = {key: value for name in reversed(helped) for key, value in CHANGES[name].items()}
-    if len(helped) > 1 and together not in [dict(run.fast) for run in runs.values()]:
-        runs["all that helped"] = run("all that helped", together)
-    bits = scored(runs, options)
-    best = min(runs, key=bits.__getitem__)
-    found["sweep"] = {
-        "best": best,
-        "rows": {
-            name: {"fast": dict(run.fast), "bits": finite(bits[name])} for name, run in runs.items() if is_done(run, options)
-        },
-    }
-    return runs[best].fast
+    if len(helped) > 1 and together not in CHANGES.values():
+        rows |= train({"all that helped": together})
+    rows = {name: rows[name] for name in (*CHANGES, "all that helped") if name in rows}
+    return {"best": min(rows, key=bits_of, default="as it is"), "rows": rows}
 
 
 def finite(bits: float) -> float | None:

@@ -83,15 +83,26 @@ def test_rates_are_tried_as_far_as_the_best_one_is_at_an_end(monkeypatch, table)
 def test_what_helps_is_put_together_and_the_best_is_taken(monkeypatch, table):
     worth = {("rule", "gated_delta"): 0.1, ("learning_rate", 0.001): 0.2, ("decay", 0.999): 0.05}
     scored_by(monkeypatch, table, lambda run: 3 - sum(worth.get(item, 0) for item in run.fast))
-    found: dict[str, Any] = {}
-    best = table.sweep(1e-3, found, argparse.Namespace())
-    assert dict(best) == {"rule": "gated_delta", "learning_rate": 0.001, "decay": 0.999}
-    assert found["sweep"]["best"] == "all that helped"
+    found = table.sweep(1e-3, {}, argparse.Namespace())
+    assert found["best"] == "all that helped"
+    best = {"rule": "gated_delta", "learning_rate": 0.001, "decay": 0.999}
+    assert found["rows"]["all that helped"] == {"fast": best, "bits": pytest.approx(2.65)}
 
 
 def test_where_nothing_helps_it_stays_as_it_is(monkeypatch, table):
     scored_by(monkeypatch, table, lambda run: 3 + len(run.fast))
-    assert table.sweep(1e-3, {}, argparse.Namespace()) == ()
+    assert table.sweep(1e-3, {}, argparse.Namespace())["best"] == "as it is"
+
+
+def test_kinds_that_are_known_are_not_trained_and_count(monkeypatch, table):
+    asked = scored_by(monkeypatch, table, lambda run: 3.0)
+    known = {name: {"fast": fast, "bits": 2.0 if name == "delta" else 3.5} for name, fast in table.CHANGES.items()}
+    del known["λ .9"], known["η .3"]
+    found = table.sweep(1e-3, known, argparse.Namespace())
+    # Three of them are better than "as it is", which is known to have 3.5.
+    assert {run.name for run in asked} == {"λ .9", "η .3", "all that helped"}
+    assert found["best"] == "delta"
+    assert [name for name in found["rows"] if name in table.CHANGES] == list(table.CHANGES)
 
 
 def test_a_part_without_a_run_takes_the_place_of_nothing(table):
@@ -111,14 +122,14 @@ def test_a_part_without_a_run_takes_the_place_of_nothing(table):
 def test_a_part_is_trained_with_what_it_is_chosen_by_and_nothing_else(monkeypatch, table, parts, trained):
     asked = scored_by(monkeypatch, table, lambda run: 3.0)
     monkeypatch.setattr(table, "described", lambda rows, options: {})
-    table.measured(argparse.Namespace(parts=parts, seeds="0,1", given=False), {})
+    table.measured(argparse.Namespace(parts=parts, seeds="0,1", given=False, kinds=()), {})
     assert {run.part for run in asked} == trained
 
 
 def test_passages_that_stand_twice_have_the_write_back_of_recall_beside_models_without(monkeypatch, table):
     asked = scored_by(monkeypatch, table, lambda run: 3.0)
     monkeypatch.setattr(table, "described", lambda rows, options: {})
-    table.measured(argparse.Namespace(parts=["twice"], seeds="0,1,2", given=False), {})
+    table.measured(argparse.Namespace(parts=["twice"], seeds="0,1,2", given=False, kinds=()), {})
     runs = [run for run in asked if run.part == "twice"]
     assert sorted((run.name, run.seed) for run in runs) == sorted(
         (name, seed) for name in table.TWICE_MODELS for seed in range(3)
@@ -157,15 +168,18 @@ KNOWN = {
 def test_what_is_given_is_not_measured_again_unless_it_is_named(monkeypatch, table):
     asked = scored_by(monkeypatch, table, lambda run: 3.0 + len(run.fast))
     monkeypatch.setattr(table, "described", lambda rows, options: {})
-    table.measured(argparse.Namespace(parts=["models"], seeds="0", given=True), KNOWN)
+    table.measured(argparse.Namespace(parts=["models"], seeds="0", given=True, kinds=()), KNOWN)
     assert {run.part for run in asked} == {"models"}
     rates = {"BDH": 8e-3, "BDH with μ": 1e-3, "write-back": 1e-3, "gated DeltaNet": 4e-3, "GPT": 4e-3}
     assert {run.name: run.rate for run in asked} == rates
     assert {run.fast for run in asked if run.name == "write-back"} == {(("rule", "delta"),)}
     asked.clear()
-    found = table.measured(argparse.Namespace(parts=["sweep"], seeds="0", given=True), KNOWN)
+    found = table.measured(argparse.Namespace(parts=["sweep"], seeds="0", given=True, kinds=()), KNOWN)
     assert {(run.part, run.rate) for run in asked} == {("sweep", 1e-3)}
     assert found["sweep"]["best"] == "as it is"
+    asked.clear()
+    table.measured(argparse.Namespace(parts=["sweep"], seeds="0", given=True, kinds=["λ .9"]), KNOWN)
+    assert "delta" not in {run.name for run in asked}
 
 
 @pytest.mark.parametrize(
