@@ -31,8 +31,8 @@ pytest = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
 help:
 	@echo "make nback      train the n-back benchmark and print its table (1 to 2 minutes on two CPU cores)"
-	@echo "make test       the tests (under 6 minutes on two idle cores, of which most is compilation; 9 with JAX 0.12)"
-	@echo "make test-slow  whole commands, and runs that are ended and gone on with (7 minutes)"
+	@echo "make test       the tests (6 to 15 minutes on two cores, by how fast they are; what is compiled is kept for the next run)"
+	@echo "make test-slow  whole commands, and runs that are ended and gone on with (6 to 13 minutes); needs Chromium, see .ci/browser"
 	@echo "make test-quick unit tests and the reference contract (under a minute)"
 	@echo "make test-oldest the tests with the oldest version that pyproject.toml allows of every library (PYTHON=python3.11)"
 	@echo "make test-faults kill, starve and damage runs 50 times, and compare them with undisturbed ones (10 minutes)"
