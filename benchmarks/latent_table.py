@@ -89,9 +89,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process and on a core of its own")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes and a few steps: does it run?")
     parser.add_argument("--finished", action="store_true", help="report what is there, and train nothing")
-    parser.add_argument(
-        "--json", type=Path, help="write all numbers there; rows of other ladders and models that are there stay"
-    )
+    parser.add_argument("--json", type=Path, help="write all numbers there; other rows and seeds that are there stay")
     parser.add_argument("--write", type=Path, help="put the tables into this page, each between its marks")
     parser.add_argument("--one", nargs=3, metavar=("LADDER", "MODEL", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -118,13 +116,10 @@ def main() -> None:
     found = {run: scores for run in runs if (scores := scored(run, options)) is not None}
     command = " ".join(["python", "benchmarks/latent_table.py", *map(shlex.quote, sys.argv[1:])])
     known = json.loads(options.json.read_text(encoding="utf-8"))["ladders"] if options.json and options.json.exists() else {}
-    ladders = {
-        ladder: in_order(
-            known.get(ladder, {})
-            | {model: {**row, "command": command} for model, row in described(ladder, found, options.smoke).items()}
-        )
-        for ladder in LADDERS
-    }
+    ladders = {}
+    for ladder in LADDERS:
+        rows = {model: {**row, "command": command} for model, row in described(ladder, found, options.smoke).items()}
+        ladders[ladder] = in_order(measure.added(known.get(ladder, {}), rows))
     for name, table in tables(ladders).items():
         print(f"\n{name}\n\n{table}")
         if options.write:

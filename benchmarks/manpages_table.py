@@ -81,6 +81,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "as it is": {},
     "η .001": {"learning_rate": 0.001},
     "η .3": {"learning_rate": 0.3},
+    "η 1": {"learning_rate": 1.0},
     "λ .9": {"decay": 0.9},
     "λ .999": {"decay": 0.999},
     "delta": {"rule": "delta"},
@@ -154,6 +155,13 @@ def main() -> None:
     parser.add_argument(
         "--parts", nargs="+", choices=(*PARTS, MORE), default=PARTS, help="what is trained, and what it is chosen by"
     )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=MODELS,
+        default=tuple(MODELS),
+        help="of models and carried: train these, the others are those of --json",
+    )
     parser.add_argument("--seeds", default="0,1,2", help="seeds of what is reported")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process of its own")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes and a few steps: does it run?")
@@ -186,6 +194,11 @@ def main() -> None:
         lacking := [part for part in ("rates", "sweep") if part not in options.parts and part not in known]
     ):
         parser.error(f"--given needs {', '.join(lacking)} in the file of --json; run without it first")
+    lacking = [name for name in MODELS if name not in (*options.models, *known.get("models", {}))]
+    if lacking and "carried" in options.parts:
+        parser.error(
+            f"carried is for the best two of all models, and neither --models nor a file of --json has {', '.join(lacking)}"
+        )
     if options.kinds and "as it is" not in (known.get("sweep") or {"rows": {}})["rows"]:
         parser.error("--kinds adds to a sweep, and the file of --json has none; run --parts sweep without it first")
     command = " ".join(["python", "benchmarks/manpages_table.py", *map(shlex.quote, sys.argv[1:])])
@@ -271,10 +284,12 @@ def measured(options: argparse.Namespace, known: dict[str, Any]) -> dict[str, An
         for seed in seeds
         for name in names
     }
-    bits = {}
+    bits = {name: list(of(row, "whole").values()) for name, row in known.get("models", {}).items()}
     if {"models", "carried"} & set(options.parts):
-        bits = scored(rows, options)
-        found["models"] = described(rows, options)
+        ours = {row: run for row, run in rows.items() if row[0] in options.models}
+        now = scored(ours, options)
+        bits |= {name: [now[name, seed] for seed in seeds] for name in options.models}
+        found["models"] = beside(known.get("models", {}), described(ours, options))
     if MORE in options.parts:
         twice = {
             (name, seed): rows[name, seed]._replace(part="twice", twice=True) for seed in seeds for name in TWICE_MODELS
@@ -286,15 +301,23 @@ def measured(options: argparse.Namespace, known: dict[str, Any]) -> dict[str, An
         found["twice"] = described(twice, options)
     if "carried" in options.parts:
         stateful = [name for name in MODELS if name not in ("BDH", "GPT")]
-        two = sorted(stateful, key=lambda name: statistics.fmean(bits[name, seed] for seed in seeds))[:2]
+        two = sorted(stateful, key=lambda name: statistics.fmean(bits[name]))[:2]
         carried = {
             (name, seed): rows[name, seed]._replace(part="carried", variant=f"{MODELS[name]},tbptt")
             for seed in seeds
             for name in two
+            if name in options.models
         }
         scored(carried, options)
-        found["carried"] = described(carried, options)
+        kept = {name: row for name, row in known.get("carried", {}).items() if name in two}
+        found["carried"] = beside(kept, described(carried, options))
     return found
+
+
+def beside(known: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
+    """Rows of models that are known and others, in order; of two of one model that of ``rows``."""
+    both = known | rows
+    return {name: both[name] for name in MODELS if name in both}
 
 
 def best_rates(found: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:

@@ -160,6 +160,26 @@ def kept(path: pathlib.Path, make: Callable[[], Any]) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def added(known: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
+    """Rows that are known, and others, or other seeds of the same.
+
+    Args:
+      known: label → what a file of numbers says of a row: among others its "rate", its "runs" by seed and the "command" that measured it.
+      rows: what is measured now. Its runs come to those that are known if they were trained at the same rate; otherwise they take their place.
+
+    Returns:
+      ``known`` with ``rows``.
+    """
+    both = dict(known)
+    for label, row in rows.items():
+        before = known.get(label)
+        if row and before and "runs" in row and before["rate"] == row["rate"]:
+            commands = dict.fromkeys([*before["command"].split("; "), row["command"]])
+            row = {**row, "runs": dict(sorted((before["runs"] | row["runs"]).items())), "command": "; ".join(commands)}
+        both[label] = row
+    return both
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))

@@ -206,7 +206,7 @@ def main() -> None:
         part: {label: row and {**row, "command": command} for label, row in rows.items()} for part, rows in found.items()
     }
     if options.rows:
-        found = {part: added(known["parts"].get(part, {}), rows) for part, rows in found.items()}
+        found = {part: measure.added(known["parts"].get(part, {}), rows) for part, rows in found.items()}
     tables = {part: of_long(rows) if part == "long" else of_part(rows) for part, rows in found.items()}
     tables |= {"rates": of_rates(tried)} if tried and not options.rows else {}
     for name, table in tables.items():
@@ -235,19 +235,6 @@ def given_rates(parser: argparse.ArgumentParser, known: dict[str, Any], options:
         for family, of_family in known["rates"].items()
         if family in {rows[label].family for label in options.rows}
     }
-
-
-def added(known: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
-    """The rows of a part that are known, and others, or other seeds of the same, which must have been trained at the same rate."""
-    both = dict(known)
-    for label, row in rows.items():
-        before = known.get(label)
-        if row and before and "runs" in row and before["rate"] == row["rate"]:
-            runs = dict(sorted((before["runs"] | row["runs"]).items()))
-            commands = dict.fromkeys([*before["command"].split("; "), row["command"]])
-            row = {**row, "runs": runs, "command": "; ".join(commands)}
-        both[label] = row
-    return both
 
 
 def joined(known: dict[str, Any], rates: dict[str, Any], parts: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -122,14 +122,14 @@ def test_a_part_without_a_run_takes_the_place_of_nothing(table):
 def test_a_part_is_trained_with_what_it_is_chosen_by_and_nothing_else(monkeypatch, table, parts, trained):
     asked = scored_by(monkeypatch, table, lambda run: 3.0)
     monkeypatch.setattr(table, "described", lambda rows, options: {})
-    table.measured(argparse.Namespace(parts=parts, seeds="0,1", given=False, kinds=()), {})
+    table.measured(argparse.Namespace(parts=parts, seeds="0,1", given=False, kinds=(), models=tuple(table.MODELS)), {})
     assert {run.part for run in asked} == trained
 
 
 def test_passages_that_stand_twice_have_the_write_back_of_recall_beside_models_without(monkeypatch, table):
     asked = scored_by(monkeypatch, table, lambda run: 3.0)
     monkeypatch.setattr(table, "described", lambda rows, options: {})
-    table.measured(argparse.Namespace(parts=["twice"], seeds="0,1,2", given=False, kinds=()), {})
+    table.measured(argparse.Namespace(parts=["twice"], seeds="0,1,2", given=False, kinds=(), models=tuple(table.MODELS)), {})
     runs = [run for run in asked if run.part == "twice"]
     assert sorted((run.name, run.seed) for run in runs) == sorted(
         (name, seed) for name in table.TWICE_MODELS for seed in range(3)
@@ -168,18 +168,37 @@ KNOWN = {
 def test_what_is_given_is_not_measured_again_unless_it_is_named(monkeypatch, table):
     asked = scored_by(monkeypatch, table, lambda run: 3.0 + len(run.fast))
     monkeypatch.setattr(table, "described", lambda rows, options: {})
-    table.measured(argparse.Namespace(parts=["models"], seeds="0", given=True, kinds=()), KNOWN)
+    table.measured(argparse.Namespace(parts=["models"], seeds="0", given=True, kinds=(), models=tuple(table.MODELS)), KNOWN)
     assert {run.part for run in asked} == {"models"}
     rates = {"BDH": 8e-3, "BDH with μ": 1e-3, "write-back": 1e-3, "gated DeltaNet": 4e-3, "GPT": 4e-3}
     assert {run.name: run.rate for run in asked} == rates
     assert {run.fast for run in asked if run.name == "write-back"} == {(("rule", "delta"),)}
     asked.clear()
-    found = table.measured(argparse.Namespace(parts=["sweep"], seeds="0", given=True, kinds=()), KNOWN)
+    found = table.measured(
+        argparse.Namespace(parts=["sweep"], seeds="0", given=True, kinds=(), models=tuple(table.MODELS)), KNOWN
+    )
     assert {(run.part, run.rate) for run in asked} == {("sweep", 1e-3)}
     assert found["sweep"]["best"] == "as it is"
     asked.clear()
-    table.measured(argparse.Namespace(parts=["sweep"], seeds="0", given=True, kinds=["λ .9"]), KNOWN)
+    table.measured(argparse.Namespace(parts=["sweep"], seeds="0", given=True, kinds=["λ .9"], models=()), KNOWN)
     assert "delta" not in {run.name for run in asked}
+
+
+def test_models_that_are_known_are_not_trained_and_count(monkeypatch, table):
+    asked = scored_by(monkeypatch, table, lambda run: 2.5)
+    monkeypatch.setattr(table, "described", lambda rows, options: {name: {"new": True} for name, _ in rows})
+    known = KNOWN | {
+        "models": {
+            name: {"runs": {"0": scores(2.0 if name == "gated DeltaNet" else 3.0)}} for name in table.MODELS if name != "GPT"
+        },
+        "carried": {"gated DeltaNet": {"known": True}, "BDH with μ": {"known": True}},
+    }
+    options = argparse.Namespace(parts=["models", "carried"], seeds="0,1", given=True, kinds=(), models=["write-back"])
+    found = table.measured(options, known)
+    assert {(run.part, run.name) for run in asked} == {("models", "write-back"), ("carried", "write-back")}
+    assert found["models"] == known["models"] | {"write-back": {"new": True}}
+    # By their bits the best two are now others.
+    assert found["carried"] == {"write-back": {"new": True}, "gated DeltaNet": {"known": True}}
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,19 @@ def test_tables_go_between_their_marks_and_nowhere_else(tmp_path):
         assert page.read_text(encoding="utf-8") == lacking
 
 
+def test_seeds_are_added_to_a_row_of_the_same_rate_alone():
+    def row(rate, command, **runs):
+        return {"rate": rate, "command": command, "runs": {seed[1:]: of_seed for seed, of_seed in runs.items()}}
+
+    known = {"GLA": row(0.1, "one", _0="a", _2="c"), "BDH": row(0.1, "one", _0="d")}
+    assert measure.added(known, {"GLA": row(0.1, "two", _1="b")}) == {
+        "GLA": row(0.1, "one; two", _0="a", _1="b", _2="c"),
+        "BDH": known["BDH"],
+    }
+    assert measure.added(known, {"GLA": row(0.2, "two", _1="b")})["GLA"] == row(0.2, "two", _1="b")
+    assert list(measure.added(known, {"Mamba-2": None})) == ["GLA", "BDH", "Mamba-2"]
+
+
 def test_what_is_kept_is_made_once_and_whole(tmp_path):
     file = tmp_path / "run" / "scores.json"
 

@@ -88,19 +88,6 @@ def test_a_file_of_numbers_keeps_the_parts_that_were_not_asked_for():
     }
 
 
-def test_seeds_are_added_to_a_row_of_the_same_rate_alone():
-    def row(rate, command, **runs):
-        return {"rate": rate, "command": command, "runs": {seed[1:]: of_seed for seed, of_seed in runs.items()}}
-
-    known = {"GLA": row(0.1, "one", _0="a", _2="c"), "BDH": row(0.1, "one", _0="d")}
-    assert mqar_table.added(known, {"GLA": row(0.1, "two", _1="b")}) == {
-        "GLA": row(0.1, "one; two", _0="a", _1="b", _2="c"),
-        "BDH": known["BDH"],
-    }
-    assert mqar_table.added(known, {"GLA": row(0.2, "two", _1="b")})["GLA"] == row(0.2, "two", _1="b")
-    assert list(mqar_table.added(known, {"Mamba-2": None})) == ["GLA", "BDH", "Mamba-2"]
-
-
 def test_a_row_by_its_name_has_the_rate_that_is_known(capsys):
     parser, known = argparse.ArgumentParser(), {"rates": {"GLA": {"0.01": 0.5, "0.003": 0.75}, "BDH": {"0.01": 1.0}}}
     options = argparse.Namespace(parts=["grid"], rows=["GLA, N 208"])
