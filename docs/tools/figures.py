@@ -436,15 +436,21 @@ def mixture_routes() -> Any:
 def latent() -> Any:
     """Share of questions that are answered right by rung, a line for each R, and that of four layers."""
     found = json.loads((ROOT / "benchmarks" / "results" / "latent_cpu.json").read_text(encoding="utf-8"))["ladders"]
-    panels_of = (("binding", "fixed"), ("binding", "fixed, half"), ("ordering", "fixed"))
+    layers, longer = "four layers", "four layers, 3 × the steps"
+    panels_of = (
+        ("binding", "fixed", {layers: "deep", longer: "deep, longer"}),
+        ("binding", "fixed, half", {layers: "deep, half"}),
+        ("ordering", "fixed", {layers: "deep"}),
+    )
     figure, panels = figures.make(len(panels_of), width=3.3, height=3.1, sharey=True)
-    names = [f"R = {passes}" for passes in (1, 2, 4, 8, 16)]
-    looks = figures.lines([*names, "four layers"])
-    looks["four layers"] |= {"color": "black", "linestyle": "--"}
+    looks = figures.lines([*(f"R = {passes}" for passes in (1, 2, 4, 8, 16)), layers, longer])
+    looks[layers] |= {"color": "black", "linestyle": "--"}
+    looks[longer] |= {"color": "black", "linestyle": ":"}
     panels[0].set_ylim(-0.03, 1.06)
-    for axes, (ladder, model), title in zip(panels, panels_of, _LATENT, strict=True):
+    for axes, (ladder, model, deep), title in zip(panels, panels_of, _LATENT, strict=True):
         lines = {f"R = {passes}": (model, passes) for passes in found[ladder][model]["runs"]["0"]["accuracy"]}
-        for name, (row, passes) in {**lines, "four layers": ("deep", "0")}.items():
+        lines |= {name: (row, "0") for name, row in deep.items()}
+        for name, (row, passes) in lines.items():
             shares = np.array([run["accuracy"][passes] for run in found[ladder][row]["runs"].values()])
             deviation = shares.std(axis=0, ddof=1) if len(shares) > 1 else np.zeros(shares.shape[1])
             _band(axes, range(1, shares.shape[1] + 1), shares.mean(axis=0), deviation, looks[name])
