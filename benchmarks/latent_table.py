@@ -15,10 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import json
-import shlex
 import statistics
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,8 +111,8 @@ def main() -> None:
             options.jobs,
         )
     found = {run: scores for run in runs if (scores := scored(run, options)) is not None}
-    command = " ".join(["python", "benchmarks/latent_table.py", *map(shlex.quote, sys.argv[1:])])
-    known = json.loads(options.json.read_text(encoding="utf-8"))["ladders"] if options.json and options.json.exists() else {}
+    command = measure.command()
+    known = measure.numbers(options.json).get("ladders", {})
     ladders = {}
     for ladder in LADDERS:
         rows = {model: {**row, "command": command} for model, row in described(ladder, found, options.smoke).items()}

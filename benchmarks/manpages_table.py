@@ -20,9 +20,7 @@ import contextlib
 import importlib
 import json
 import math
-import shlex
 import statistics
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -183,7 +181,7 @@ def main() -> None:
     if options.one:
         train_one(Run.of_json(options.one), options)
         return
-    known = (options.json and options.json.exists() and json.loads(options.json.read_text(encoding="utf-8"))) or {}
+    known = measure.numbers(options.json)
     lacking = [part for part in PARTS if part not in options.parts and part not in known]
     if options.write and lacking:
         # The page has one block, which some parts alone would empty of the others.
@@ -201,7 +199,7 @@ def main() -> None:
         )
     if options.kinds and "as it is" not in (known.get("sweep") or {"rows": {}})["rows"]:
         parser.error("--kinds adds to a sweep, and the file of --json has none; run --parts sweep without it first")
-    command = " ".join(["python", "benchmarks/manpages_table.py", *map(shlex.quote, sys.argv[1:])])
+    command = measure.command()
     pages = prepare(options.data, options.workdir / PAGES)
     if options.given and known["pages"] != pages:
         parser.error(f"--given: the file of --json was measured on other pages ({known['pages']}) than --data has ({pages})")

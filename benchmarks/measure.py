@@ -9,6 +9,7 @@ import os
 import pathlib
 import platform
 import queue
+import shlex
 import statistics
 import subprocess
 import sys
@@ -158,6 +159,16 @@ def kept(path: pathlib.Path, make: Callable[[], Any]) -> Any:
     if not path.exists():
         write_whole(path, json.dumps(make()) + "\n")
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def numbers(path: pathlib.Path | None) -> dict[str, Any]:
+    """What a file of numbers has; nothing where there is none, or no path."""
+    return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else {}
+
+
+def command() -> str:
+    """The command that runs, as it is kept beside numbers."""
+    return shlex.join(["python", f"benchmarks/{pathlib.Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 def added(known: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:

@@ -24,10 +24,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import shlex
 import statistics
-import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -194,13 +191,13 @@ def main() -> None:
     seeds, rates = (
         [kind(cell) for cell in cells.split(",")] for kind, cells in ((int, options.seeds), (float, options.rates))
     )
-    known = (options.json and options.json.exists() and json.loads(options.json.read_text(encoding="utf-8"))) or {}
+    known = measure.numbers(options.json)
     if options.rows:
         tried = given_rates(parser, known, options)
     else:
         tried = {} if set(options.parts) <= {"smallest"} else tried_rates(rates, options)
     chosen = {family: best(of_family) for family, of_family in tried.items()}
-    command = " ".join(["python", "benchmarks/mqar_table.py", *map(shlex.quote, sys.argv[1:])])
+    command = measure.command()
     found = {part: measured(part, seeds, chosen, options) for part in options.parts}
     found = {
         part: {label: row and {**row, "command": command} for label, row in rows.items()} for part, rows in found.items()
